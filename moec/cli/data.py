@@ -20,22 +20,28 @@ if TYPE_CHECKING:
 
 Data = Annotated[
     list[Path],
-    typer.Option("--data", help="An .npz file of inputs, a folder of them, or a text; may be given several times."),
+    typer.Option(
+        "--data", help="Use this data: an .npz file of inputs, a folder of such files, or a text. Repeatable."
+    ),
 ]
 Tokenizer = Annotated[
-    Path | None, typer.Option(help="The tokenizer.json that makes tokens of text; default: the model's own.")
+    Path | None, typer.Option(help="Tokenize texts by this tokenizer.json. Default: the model's own.")
 ]
-Length = Annotated[int, typer.Option(min=2, help="Tokens in a row of text.")]
-Batch = Annotated[int, typer.Option(min=1, help="Rows of text in a batch.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Use so many rows of each text alone.")]
+Length = Annotated[int, typer.Option(min=2, help="Cut texts into rows of this many tokens.")]
+Batch = Annotated[int, typer.Option(min=1, help="Run this many rows of text together.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Use only this many rows of each text.")]
 Metric = Annotated[
     list[str] | None,
-    typer.Option(help="loss, perplexity, top1 (need labels), kl or cosine (against the first); may be repeated."),
+    typer.Option(
+        help="Compute loss, perplexity or top1 (from labels), kl or cosine (against the first model). Repeatable."
+    ),
 ]
 Labels = Annotated[
-    Path | None, typer.Option(help="An .npz file of labels; default: labels in the data, or the next tokens.")
+    Path | None, typer.Option(help="Read labels from this .npz file. Default: labels in the data, or the next tokens.")
 ]
-OutputName = Annotated[str | None, typer.Option(help="The output that is judged, where several may be.")]
+OutputName = Annotated[
+    str | None, typer.Option(help="Judge this output. Required where several outputs could be meant.")
+]
 
 
 def asked_pipeline(level: Level | None, passes: str | None) -> str | None:
@@ -54,7 +60,7 @@ def pipeline_of(level: Level | None, passes: str | None) -> str:
 def profile(
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .moeprof file to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this .moeprof file.")],
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="Measure the model after this pipeline.")] = None,
     tokenizer: Tokenizer = None,
@@ -62,25 +68,29 @@ def profile(
     batch: Batch = 8,
     rows: Rows = None,
     formats: Annotated[
-        str | None, typer.Option(help="Formats whose errors are measured; default: int8,int4/32,int3/32,int2/32.")
+        str | None, typer.Option(help="Measure the errors of these formats. Default: int8,int4/32,int3/32,int2/32.")
     ] = None,
     moments: Annotated[
-        bool, typer.Option(help="Keep second moments, which gptq and awq need: most of the time and of the file.")
+        bool,
+        typer.Option(help="Keep second moments, which gptq and awq need. They take most of the time and of the file."),
     ] = True,
     minimum: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Elements that a dense product's weight has at least to be measured; default: as of quantize-linears.",
+            help="Measure dense products whose weight has at least this many elements. Default: as quantize-linears.",
         ),
     ] = None,
     merge: Annotated[
-        list[Path] | None, typer.Option(metavar="P", help="Add what this profile of the same model says.")
+        list[Path] | None, typer.Option(metavar="P", help="Add this profile of the same model. Repeatable.")
     ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Run MODEL on data and write what its experts do there: what passes need that specialise experts."""
+    """Profile the experts of MODEL on data.
+
+    Passes that specialise experts read the profile.
+    """
     from moec.inspect.profiles import measured_tables
     from moec.passes.weights.linears import MINIMUM
     from moec.tools.data import TextOptions
@@ -105,29 +115,38 @@ def profile(
 
 def plan(
     model: Model,
-    profile: Annotated[Path, typer.Option(help="The .moeprof file that moec profile made of MODEL.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The JSON file to write.")],
+    profile: Annotated[Path, typer.Option(help="Read this .moeprof file, made by moec profile from MODEL.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write the plan to this JSON file.")],
     avg: Annotated[
-        float | None, typer.Option(min=1, max=32, help="Bits per weight, of all together, without scales.")
+        float | None, typer.Option(min=1, max=32, help="Keep to this average of bits per weight, without scales.")
     ] = None,
-    megabytes: Annotated[float | None, typer.Option(min=0, help="Instead: of these weights, scales and all.")] = None,
+    megabytes: Annotated[
+        float | None, typer.Option(min=0, help="Keep to this size of the weights instead, scales included.")
+    ] = None,
     microseconds: Annotated[
         float | None,
-        typer.Option(min=0, help="Instead: predicted time that decoding a token waits for these weights."),
+        typer.Option(min=0, help="Keep to this predicted time of reading the weights per decoded token instead."),
     ] = None,
     gigabytes_per_second: Annotated[
-        float | None, typer.Option(min=0, help="What memory is read at; default: as measured on this processor.")
+        float | None,
+        typer.Option(min=0, help="Predict times with this memory bandwidth. Default: measured on this processor."),
     ] = None,
     level: OptimisationLevel = None,
-    passes: Annotated[str | None, typer.Option(help="The pipeline that MODEL was profiled after.")] = None,
-    formats: Annotated[str | None, typer.Option(help="Those to choose from: int8+int4/32+int2/32.")] = None,
-    linears: Annotated[bool, typer.Option(help="Plan the weights of dense products, too.")] = False,
+    passes: Annotated[str | None, typer.Option(help="Run the pipeline after which MODEL was profiled.")] = None,
+    formats: Annotated[
+        str | None, typer.Option(help="Choose from these formats, such as int8+int4/32+int2/32.")
+    ] = None,
+    linears: Annotated[bool, typer.Option(help="Also plan the weights of dense products.")] = False,
     sensitivities: Annotated[
-        Path | None, typer.Option(help="How much errors of each layer count, as moec.tools.sensitivities wrote it.")
+        Path | None,
+        typer.Option(help="Weight the errors of each layer by this file, written by moec.tools.sensitivities."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose a format for every expert and write it as a plan, to be edited and given to assign-bits{plan=...}."""
+    """Plan a format for every expert.
+
+    Edit the plan if you like, and apply it with assign-bits{plan=...}.
+    """
     from moec.inspect.profiles import plan_table
     from moec.tools.planning import budget_of, plan
 
@@ -156,7 +175,11 @@ def plan(
 
 def evaluate(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL|ART...", help="Artifacts, or models to compile: ONNX, GGUF, folders.")
+        list[Path],
+        typer.Argument(
+            metavar="MODEL|ART...",
+            help="Artifacts, or models to compile: ONNX files, GGUF files, Hugging Face folders.",
+        ),
     ],
     data: Data,
     metric: Metric = None,
@@ -170,7 +193,10 @@ def evaluate(
     emulate: Emulate = False,
     as_json: Json = False,
 ) -> None:
-    """Run models on the same data side by side: how good each is, how large, and how sure the differences are."""
+    """Evaluate models on the same data.
+
+    Shows the quality and size of each, and how certain the differences are.
+    """
     from moec.inspect.evaluation import evaluation_tables, nan_notes
     from moec.tools.data import TextOptions
     from moec.tools.evaluate import evaluate as evaluate_models
@@ -195,14 +221,19 @@ def evaluate(
 def sweep(
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder that gets sweep.json.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Write sweep.json to this folder.")],
     profile: Annotated[
-        Path | None, typer.Option(help="The .moeprof file that moec profile made of MODEL, which gptq and avg need.")
+        Path | None,
+        typer.Option(help="Read this .moeprof file, made by moec profile from MODEL. gptq and --avg need it."),
     ] = None,
-    formats: Annotated[str | None, typer.Option(help="Formats of experts' weights: int8,int4/32,int2.")] = None,
-    methods: Annotated[str | None, typer.Option(help="How weights are rounded: rtn,gptq,awq.")] = None,
-    avg: Annotated[str | None, typer.Option(help="Averages of bits that assign-bits keeps to: 2,2.5,4.")] = None,
-    passes: Annotated[list[str] | None, typer.Option(help="One more pipeline; may be repeated.")] = None,
+    formats: Annotated[
+        str | None, typer.Option(help="Try these formats of experts' weights, such as int8,int4/32,int2.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Try these methods of rounding: rtn,gptq,awq.")] = None,
+    avg: Annotated[
+        str | None, typer.Option(help="Try assign-bits with these averages of bits, such as 2,2.5,4.")
+    ] = None,
+    passes: Annotated[list[str] | None, typer.Option(help="Try this pipeline, too. Repeatable.")] = None,
     metric: Metric = None,
     labels: Labels = None,
     output_name: OutputName = None,
@@ -211,11 +242,14 @@ def sweep(
     batch: Batch = 8,
     rows: Rows = None,
     threads: Threads = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the artifacts in DIR.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the artifacts in DIR.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compile MODEL by many pipelines, judge and time each, and mark those that no other beats. What DIR/sweep.json
-    knows already is not run again."""
+    """Compile MODEL by many pipelines, and judge and time each.
+
+    Marks those that no other beats.
+    Results that DIR/sweep.json has already are not computed again.
+    """
     from moec.tools.data import TextOptions
     from moec.tools.sweeping import sweep as sweep_models
     from moec.tools.sweeping import variants

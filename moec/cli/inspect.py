@@ -24,28 +24,31 @@ def inspect(
     artifact: Artifact,
     as_json: Json = False,
     kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
-    emit: Annotated[Form, typer.Option(help="The form of that source.")] = TIR,
+    emit: Annotated[Form, typer.Option(help="Show the source of --kernel in this form.")] = TIR,
     expert: Annotated[
-        str | None, typer.Option(metavar="LAYER:EXPERT", help="Show what became of this expert instead, and why.")
+        str | None, typer.Option(metavar="LAYER:EXPERT", help="Show the history of this expert instead, with reasons.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where a standalone program goes.")
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write a standalone program to this folder.")
     ] = None,
     architecture: Architecture = None,
     launches: Annotated[
-        bool, typer.Option("--launches", help="Show launches for a GPU and the least time that each can take instead.")
+        bool,
+        typer.Option("--launches", help="Show the launches on a GPU instead, with the least time that each can take."),
     ] = False,
     gpu: Annotated[
-        str | None, typer.Option(help="Of --launches: a100, h100 or rtx4090; default: by the architecture.")
+        str | None,
+        typer.Option(help="Estimate --launches for this GPU: a100, h100 or rtx4090. Default: by the architecture."),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="T,T,...", help=f"Of --launches: numbers of tokens. [default: {TOKENS}]")
+        str | None,
+        typer.Option(metavar="T,T,...", help=f"Estimate --launches for these numbers of tokens. [default: {TOKENS}]"),
     ] = None,
     past: Annotated[
-        int | None, typer.Option(min=0, help="Of --launches: tokens that a session has had before. [default: 0]")
+        int | None, typer.Option(min=0, help="Estimate --launches after this many tokens of a session. [default: 0]")
     ] = None,
 ) -> None:
-    """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
+    """Show the contents of an artifact: MoE blocks, kernels and why they were chosen, weights, passes and remarks."""
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import find_kernel
 

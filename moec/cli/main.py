@@ -54,8 +54,8 @@ DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 
 app = typer.Typer(
     name="moec",
-    help="Compile Mixture-of-Experts models: an ONNX file, a GGUF file or a Hugging Face folder in, a small, checked "
-    "artifact with readable kernels out.",
+    help="Compile Mixture-of-Experts models. Input: an ONNX file, a GGUF file or a Hugging Face folder. Output: a "
+    "small, checked artifact with readable kernels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -105,31 +105,40 @@ def _top(
 @with_target_options
 def compile_model(
     model: Source,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the artifact; .zip makes one file.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Write the artifact to this folder, or to one file if it ends in .zip."),
+    ],
     target: Target = targets.DEFAULT,
     level: OptimisationLevel = None,
-    passes: Annotated[str | None, typer.Option(help="A pipeline instead of a level; see: moec pipeline -O2")] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="Run this pipeline instead of a level. moec pipeline -O2 shows one.")
+    ] = None,
     experts: Experts = None,
     linears: Linears = None,
     arithmetic: Arithmetic = None,
     threads: Threads = None,
     cache: Annotated[
         bool | None,
-        typer.Option(help="Keep what the tokens before left; default: of a GGUF file or folder, if it can."),
+        typer.Option(help="Keep keys and values of earlier tokens. Default: for GGUF files and folders, if possible."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer.json to keep for moec generate; default: that of a folder.")
+        Path | None,
+        typer.Option(help="Store this tokenizer.json for moec generate. Default: the one in the model's folder."),
     ] = None,
     resident: Resident = None,
     profile: Profile = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Print the passes' notes and the time of each step, too.")
+        bool, typer.Option("-v", "--verbose", help="Also print the passes' notes and the time of each step.")
     ] = False,
     options: Options | None = None,
 ) -> None:
-    """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
+    """Compile a model into an artifact.
+
+    Warnings go to stderr. moec inspect shows them again, with all notes.
+    """
     from moec.compiling import compiler
     from moec.compiling.compile_options import CompileOptions
 
@@ -158,12 +167,17 @@ def compile_model(
 def import_model(
     model: Model,
     report: Annotated[
-        bool, typer.Option("--report", help="List every block: what was established, and why it was not raised.")
+        bool,
+        typer.Option(
+            "--report", help="List every block with the properties that were established, and why it was not raised."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Look for MoE blocks in a model without compiling it: how many are raised to one operator, and how many look like
-    one and stay ordinary operators."""
+    """Find the MoE blocks of a model without compiling it.
+
+    Counts the blocks that are raised to one operator, and those that only look like one and stay ordinary operators.
+    """
     from moec.compiling import compiler
     from moec.inspect import tables
 
@@ -182,8 +196,8 @@ def import_model(
 @app.command()
 def run(
     artifact: Artifact,
-    inputs: Annotated[Path, typer.Option(help="An .npz file of inputs by name.")],
-    outputs: Annotated[Path, typer.Option(help="The .npz file to write the outputs to.")],
+    inputs: Annotated[Path, typer.Option(help="Read inputs by name from this .npz file.")],
+    outputs: Annotated[Path, typer.Option(help="Write outputs by name to this .npz file.")],
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
@@ -191,8 +205,11 @@ def run(
     emulate: Emulate = False,
     architecture: Architecture = None,
 ) -> None:
-    """Run an artifact on the inputs in a file. An artifact holds machine code, which nothing confines: run those of
-    people whose programs you would run."""
+    """Run an artifact on the inputs in a file.
+
+    An artifact holds machine code, which nothing confines.
+    Run only those of people whose programs you would run.
+    """
     from moec.artifacts.loading import load
     from moec.common import array_files
 
@@ -212,17 +229,22 @@ def run(
 @app.command()
 def verify(
     model: Source,
-    artifact: Annotated[Path | None, typer.Argument(metavar="[ART]", help="Default: compile MODEL first.")] = None,
+    artifact: Annotated[
+        Path | None, typer.Argument(metavar="[ART]", help="The artifact. Default: compile MODEL first.")
+    ] = None,
     inputs: Inputs = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Default: by the model's floats and arithmetic.")
+        float | None, typer.Option(min=0, help="Allow this difference. Default: by the model's floats and arithmetic.")
     ] = None,
     emulate: Emulate = False,
     architecture: Architecture = None,
     as_json: Json = False,
 ) -> None:
-    """Compare an artifact with onnxruntime on the original model, or on a folder's with the reference interpreter. Exit
-    code 1 when an output differs."""
+    """Compare an artifact with the original model in onnxruntime.
+
+    Models that onnxruntime cannot run, such as GGUF files, run in the reference interpreter.
+    The exit code is 1 if an output differs.
+    """
     from rich.text import Text
 
     from moec.common import array_files
@@ -252,15 +274,19 @@ app.command()(inspect.inspect)
 @app.command()
 def opt(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or IR text (.onnxtxt).")],
-    passes: Annotated[str | None, typer.Option(help="The pipeline to run.")] = None,
+    passes: Annotated[str | None, typer.Option(help="Run this pipeline.")] = None,
     level: OptimisationLevel = None,
     profile: Profile = None,
     print_ir_after: Annotated[
-        list[str] | None, typer.Option(metavar="all|P", help="Also print the IR after this pass, or after all.")
+        list[str] | None,
+        typer.Option(metavar="all|P", help="Also print the IR after this pass, or after all. Repeatable."),
     ] = None,
     verify_each: VerifyEach = False,
 ) -> None:
-    """Run passes on a model and print the IR; remarks go to stderr."""
+    """Run passes on a model and print the IR.
+
+    Remarks go to stderr.
+    """
     from moec.compiling import compiler
 
     text, remarks = compiler.optimize(
@@ -277,7 +303,10 @@ def pipeline(
     linears: Linears = None,
     arithmetic: Arithmetic = None,
 ) -> None:
-    """Print the pipeline that a level and formats stand for; --passes takes such a text."""
+    """Print the pipeline of a level and formats.
+
+    --passes takes such a text.
+    """
     from moec.passes import pipeline as pipelines
     from moec.passes.framework.shorthand import with_arithmetic, with_formats
 
@@ -300,11 +329,13 @@ for _command in target_commands(DIFFERS):
 def doctor(
     as_json: Json = False,
     clear_cache: Annotated[
-        bool, typer.Option("--clear-cache", help="Remove the kernels and programs that moec has kept; look afterwards.")
+        bool, typer.Option("--clear-cache", help="First remove the kernels and programs in the user's cache.")
     ] = False,
 ) -> None:
-    """Show versions, the CPU and its instruction sets, cores, compilers found, and what is kept in the user's cache.
-    Exit code 2 on a problem."""
+    """Show versions, the CPU with its instruction sets, compilers, and the contents of the user's cache.
+
+    The exit code is 2 if there is a problem.
+    """
     from moec.inspect import tables
     from moec.targets.build_cache import clear
     from moec.tools.doctor import examine

@@ -36,26 +36,37 @@ Source = Annotated[
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[
     Level | None,
-    typer.Option("-O", help="Optimisation level; -O2, the default, is exact, -O3 (GGUF's) rounds activations, too."),
+    typer.Option(
+        "-O",
+        help="Optimise at this level. -O2, the default, is exact. -O3, compile's for GGUF, also rounds activations.",
+    ),
 ]
 Experts = Annotated[
     str | None,
     typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, mxfp4, fp4 or fp8."),
 ]
-Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
-Arithmetic = Annotated[
-    str | None, typer.Option(help="fp8: round activations to fp8, too, where weights are stored so.")
+Linears = Annotated[
+    str | None, typer.Option(help="Round weights of dense products to these formats; int4/32z has groups of 32.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
-Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
+Arithmetic = Annotated[
+    str | None,
+    typer.Option(help="Compute in this arithmetic. fp8 rounds activations to fp8 where weights are stored in it."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Run with this many threads. Default and limit: the number of cores.")
+]
+Inputs = Annotated[Path | None, typer.Option(help="Read inputs by name from this .npz file. Default: random inputs.")]
 Profile = Annotated[
     Path | None,
-    typer.Option(help="A profile by moec profile, for every pass that takes one and for the experts of --resident."),
+    typer.Option(help="Give this profile, made by moec profile, to all passes that take one and to --resident."),
 ]
-PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped, copied into huge pages, or streamed.")]
+PagesOption = Annotated[PageKind, typer.Option(help="Map weights, copy them into huge pages, or stream them.")]
 Resident = Annotated[
     str | None,
-    typer.Option(metavar="BYTES", help="The most memory that weights take (8GiB); more experts are read when chosen."),
+    typer.Option(
+        metavar="BYTES",
+        help="Keep weights of at most this size in memory, such as 8GiB. Read other experts when chosen.",
+    ),
 ]
 PreferResident = Annotated[
     float,
@@ -63,13 +74,15 @@ PreferResident = Annotated[
         min=0,
         max=1,
         metavar="LOSS",
-        help="Experts in memory replace others where at most this share of their weight is lost.",
+        help="Replace chosen experts by those in memory if at most this share of their weight is lost.",
     ),
 ]
-Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
-Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
+Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor. Needs g++.")]
+Architecture = Annotated[
+    str | None, typer.Option(help="Run the program for this architecture, such as sm_80, if ART has several.")
+]
 VerifyEach = Annotated[
     bool,
-    typer.Option("--verify-each", help="Check after every pass that the IR keeps its rules and computes the same."),
+    typer.Option("--verify-each", help="Check after every pass that the IR is valid and computes the same."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -22,7 +22,7 @@ else:  # what kinds of targets declare is not known before
     Form = enum.Enum("Form", {name.upper(): name for name in (*targets.forms(), STANDALONE)}, type=str)
 TIR: Form = Form["TIR"]  # type: ignore[index]
 _EXAMPLES = ", ".join(example for kind in targets.kinds() for example in kind.examples)
-Target = Annotated[str, typer.Option(help=f"What to compile for: {_EXAMPLES}, ...")]
+Target = Annotated[str, typer.Option(help=f"Compile for this target: {_EXAMPLES}, ...")]
 
 
 def with_target_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -36,24 +36,33 @@ _LARGEST_PROMPT = 256 << 20
 def generate(
     artifact: Artifact,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="The text to go on from; - reads it from stdin; repeatable.")
+        list[str] | None, typer.Option("--prompt", help="Continue this text; - reads it from stdin. Repeatable.")
     ] = None,
     prompt_file: Annotated[
-        list[Path] | None, typer.Option("--prompt-file", help="A file that is a prompt; repeatable.")
+        list[Path] | None, typer.Option("--prompt-file", help="Read a prompt from this file. Repeatable.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="What the system says in front of a chat.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most of prompt and text together.")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text; repeatable.")] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the most likely that add up to this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from those this share as likely as the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make tokens that were there less likely.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn; the same seed gives the same text.")] = 0,
+    system: Annotated[str | None, typer.Option(help="Begin chats with this system message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop when prompt and text together have this many tokens.")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End the text at this string. Repeatable.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Draw tokens with this temperature; 0 always takes the most likely one.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from this many most likely tokens; 0 draws from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the most likely tokens that add up to this probability.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw from tokens at least this share as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Make earlier tokens less likely; 1 has no effect.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed the random draws. The same seed gives the same text.")] = 0,
     batch: Annotated[
-        int, typer.Option(min=1, help="Prompts that run side by side: faster, and texts of all but the first wait.")
+        int,
+        typer.Option(min=1, help="Run this many prompts side by side. Faster, but only the first text is streamed."),
     ] = 1,
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
@@ -63,8 +72,10 @@ def generate(
     architecture: Architecture = None,
     as_json: Json = False,
 ) -> None:
-    """Go on writing from prompts. Text goes to standard output as it comes; on a terminal, tokens per second to
-    stderr."""
+    """Generate text from prompts and stream it to standard output.
+
+    On a terminal, stderr gets the tokens per second.
+    """
     from moec.artifacts.loading import load
     from moec.runtime.generation import generate as generated
 

@@ -15,21 +15,30 @@ from moec.common.errors import MoecError
 
 def bench(
     artifact: Artifact,
-    against: Annotated[str | None, typer.Option(help="Also time this: onnxruntime.")] = None,
-    model: Annotated[Path | None, typer.Option(help="The original model, for --against.")] = None,
+    against: Annotated[str | None, typer.Option(help="Also time this runtime: onnxruntime.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Run this original model for --against.")] = None,
     inputs: Inputs = None,
-    prefill: Annotated[int | None, typer.Option(help="Time sessions instead: a prompt of so many tokens.")] = None,
-    decode: Annotated[int | None, typer.Option(help="Of sessions: so many tokens one by one.")] = None,
-    depth: Annotated[str | None, typer.Option(help="Of sessions: behind so many tokens; several with commas.")] = None,
-    repetitions: Annotated[int, typer.Option(help="Of sessions.")] = 5,
+    prefill: Annotated[
+        int | None, typer.Option(help="Time sessions instead, with a prompt of this many tokens.")
+    ] = None,
+    decode: Annotated[
+        int | None, typer.Option(help="Time sessions instead, with this many tokens generated one by one.")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="Time sessions after this many tokens, or several numbers: 0,1024.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(help="Repeat each session this many times.")] = 5,
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
     prefer_resident: PreferResident = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
-    model, in tokens per second."""
+    """Time an artifact and each of its kernels, or sessions of a language model.
+
+    Runs of --against are interleaved with those of the artifact.
+    Sessions are in tokens per second.
+    """
     from moec.artifacts.loading import load
     from moec.common import array_files
     from moec.common.arguments import token_counts
@@ -67,7 +76,10 @@ def bench(
 def tune(
     artifact: Artifact, threads: Threads = None, pages: PagesOption = PageKind.AUTO, as_json: Json = False
 ) -> None:
-    """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
+    """Measure from how many rows on kernels should take their second way on this machine.
+
+    Every load uses the result.
+    """
     from moec.artifacts.loading import load
     from moec.inspect import tables
     from moec.tools.tune import measure

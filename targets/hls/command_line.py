@@ -25,23 +25,34 @@ class PipelineStyle(str, enum.Enum):
 
 
 def read_options(
-    calibrate: Annotated[Path | None, _option(help="An .npz file of inputs by name: scales and test vectors.")] = None,
-    max_tokens: Annotated[int | None, _option(min=1, help="Tokens in one call, at most.")] = None,
-    max_length: Annotated[
-        int | None, _option(min=1, help="Tokens of a sequence in several calls: a cache holds its keys and values.")
+    calibrate: Annotated[
+        Path | None, _option(help="Take scales and test vectors from the inputs in this .npz file.")
     ] = None,
-    weight_bits: Annotated[int | None, _option(help="Of experts: 8 (the default) or 4.")] = None,
-    max_dsp: Annotated[int | None, _option(min=1, help="Default: 80% of the part.")] = None,
-    max_bram: Annotated[int | None, _option(min=1, help="Of 18 Kbit. Default: 80%.")] = None,
-    max_lut: Annotated[int | None, _option(min=1, help="Default: 70%.")] = None,
-    uram: Annotated[bool, _option("--uram", help="Large arrays may be in UltraRAM.")] = False,
-    clock: Annotated[float | None, _option(min=1, help="MHz. Default: the part's.")] = None,
-    memory_share: Annotated[float | None, _option(min=0.01, max=1, help="Of the peak bandwidth. Default: 1.")] = None,
+    max_tokens: Annotated[int | None, _option(min=1, help="Take at most this many tokens in one call.")] = None,
+    max_length: Annotated[
+        int | None,
+        _option(
+            min=1, help="Take sequences of at most this many tokens in several calls, with a cache of keys and values."
+        ),
+    ] = None,
+    weight_bits: Annotated[int | None, _option(help="Store experts' weights in 8 or 4 bits. Default: 8.")] = None,
+    max_dsp: Annotated[int | None, _option(min=1, help="Use at most this many DSPs. Default: 80% of the part.")] = None,
+    max_bram: Annotated[
+        int | None, _option(min=1, help="Use at most this many block RAMs of 18 Kbit. Default: 80% of the part.")
+    ] = None,
+    max_lut: Annotated[int | None, _option(min=1, help="Use at most this many LUTs. Default: 70% of the part.")] = None,
+    uram: Annotated[bool, _option("--uram", help="Allow large arrays in UltraRAM.")] = False,
+    clock: Annotated[float | None, _option(min=1, help="Run at this clock in MHz. Default: the part's.")] = None,
+    memory_share: Annotated[
+        float | None, _option(min=0.01, max=1, help="Count on this share of the memory's peak bandwidth. Default: 1.")
+    ] = None,
     calibrated: Annotated[
-        list[Path] | None, _option(help="From compare_report.py --save: corrects estimates. May be repeated.")
+        list[Path] | None,
+        _option(help="Correct estimates by this file, written by compare_report.py --save. Repeatable."),
     ] = None,
     by_block: Annotated[
-        bool, _option("--by-block", help="A project per block, also where one design computes the whole model.")
+        bool,
+        _option("--by-block", help="Make a project for each block, even if one design can compute the whole model."),
     ] = False,
 ) -> Options | None:
     """The FPGA options as one object; None where the user gave none. Raises MoecError for a file that cannot be read,
@@ -73,21 +84,29 @@ def read_options(
 
 def simulate(
     artifact: Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")],
-    project: Annotated[str | None, typer.Option(help="Which of several projects; default: all.")] = None,
+    project: Annotated[str | None, typer.Option(help="Simulate this project. Default: all.")] = None,
     memory_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Beats per cycle and port; default: the part's memory.")
+        float | None,
+        typer.Option(min=0.01, max=1, help="Move this many beats per cycle and port. Default: by the part's memory."),
     ] = None,
-    fifo_depth: Annotated[int | None, typer.Option(min=1, help="Of all channels; default: as declared.")] = None,
+    fifo_depth: Annotated[
+        int | None, typer.Option(min=1, help="Give all channels this depth. Default: as declared.")
+    ] = None,
     pipeline_depth: Annotated[
-        int | None, typer.Option(min=0, help="Stages of all pipelines; default: 20 for cycles, 60 for deadlocks.")
+        int | None,
+        typer.Option(min=0, help="Give all pipelines this many stages. Default: 20 for cycles, 60 for deadlocks."),
     ] = None,
     pipeline_style: Annotated[
-        PipelineStyle | None, typer.Option(help="Of all pipelines; default: as declared.", show_choices=True)
+        PipelineStyle | None,
+        typer.Option(help="Give all pipelines this style. Default: as declared.", show_choices=True),
     ] = None,
     *,
     progress: Callable[[str], None],
 ) -> CommandResult:
-    """Run an FPGA project's testbench, cycle by cycle, with bounded channels. Exit code 1 where a result differs."""
+    """Simulate the testbench of an FPGA project cycle by cycle, with bounded channels.
+
+    The exit code is 1 if a result differs.
+    """
     from moec.runtime.artifact import open_artifact
     from moec.simulators.hls.simulate import simulate as simulate_projects
     from moec.targets.hls.tables import simulation_tables

@@ -16,7 +16,7 @@ from moec.passes.raising.block import Block, experts_of
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NoRouterError, NotUnderstoodError, left_out
-from moec.passes.raising.given_choices import SpreadChoice, choices, spread
+from moec.passes.raising.given_choices import ScatteredSelection, choices, scattered
 from moec.passes.raising.given_columns import Beside, columns, side_by_side
 from moec.passes.raising.given_weights import blocks_weighed_by, given_routing, weighed_blocks
 from moec.passes.raising.matching.blocks import MOST_CANDIDATES, KnownBlocks, match_block, understand
@@ -167,7 +167,7 @@ class _Raising:
             selections = choice.selections(self.dataflow)
             if self.understood.issuperset(choice.readers) or not refused.isdisjoint(selections):
                 continue
-            rewrite = spread(self.graph, self.dataflow, choice)
+            rewrite = scattered(self.graph, self.dataflow, choice)
             if rewrite is None:
                 continue
             self.dataflow = DataFlow(self.graph)
@@ -207,7 +207,7 @@ class _Raising:
                 self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.scores, reason, ROUTING) is None, makers)
 
     def _keep_or_undo(
-        self, rewrite: SpreadChoice | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]
+        self, rewrite: ScatteredSelection | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]
     ) -> None:
         """Keep the rewrite of ``makers`` if the block after it is raised, else undo it."""
         if is_raised:

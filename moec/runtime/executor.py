@@ -23,7 +23,7 @@ from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.pages import FileMaps
 from moec.runtime.program import Instrument, LoadedProgram
 from moec.runtime.streamed_experts import StreamedExperts
-from moec.runtime.workers import Ways
+from moec.runtime.workers import Launcher
 
 _REQUIREMENT = "; expected "
 """Mark of messages by kernels' checks of sizes."""
@@ -71,7 +71,7 @@ class Executor:
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, interface.guards)
         self._held = HeldStates(held_states, self.inputs, self.outputs) if held_states else None
-        reduced = self._held.told if self._held is not None else self.inputs
+        reduced = self._held.size_inputs if self._held is not None else self.inputs
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
         self._check_told = InputCheck(reduced, self._device.number, interface.guards)
         self._weight_arrays = list(weights)
@@ -86,7 +86,7 @@ class Executor:
                 f"{where}: its program cannot be loaded: {_one_line(error)}; it was altered: compile the model again"
             ) from error
         # A device computes without threads of ours, and its current stream is the calling thread's.
-        self._ways = Ways(self.threads if device is None else 1, has_team=self._program.has_team)
+        self._launcher = Launcher(self.threads if device is None else 1, has_team=self._program.has_team)
         tensors = [weight for weight in self._weights if not isinstance(weight, int)]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in tensors)
         self._captured = self._device.captured_runs(self._program, self._weights) if cuda_graphs else None
@@ -103,7 +103,7 @@ class Executor:
         MoecError for limits of the device, and DefectError when it fails for any other reason.
         """
         arrays = self._check(values)
-        return self._ways.run(lambda: self._call(arrays, last=last))
+        return self._launcher.run(lambda: self._call(arrays, last=last))
 
     @property
     def held(self) -> Sequence[HeldState]:
@@ -125,13 +125,13 @@ class Executor:
         growths = self._held.growths(reduced)
         with self._working(reduced, {}):
             pages = memory.pages(growths)
-        outputs = self._ways.run(lambda: self._call(reduced, pages=pages, last=last))
+        outputs = self._launcher.run(lambda: self._call(reduced, pages=pages, last=last))
         memory.grow(growths)
         return outputs
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again after the caller has changed their arrays. Captured runs are dropped."""
-        with self._ways.turns:
+        with self._launcher.turns:
             for position, array in enumerate(self._weight_arrays):
                 if not array.ndim:
                     self._weights[position] = int(array)
@@ -141,7 +141,7 @@ class Executor:
     def time_run(self, values: Mapping[str, Any]) -> float:
         """Run once, kernel by kernel, and return the seconds from the placed inputs to the finished results."""
         arrays = self._check(values)
-        return self._ways.run(lambda: self._timed_call(arrays))
+        return self._launcher.run(lambda: self._timed_call(arrays))
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
@@ -164,7 +164,7 @@ class Executor:
     def run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
         """Run once, kernel by kernel, with ``instrument`` called before and after each call."""
         arrays = self._check(values)
-        self._ways.run(lambda: self._instrumented_call(arrays, instrument))
+        self._launcher.run(lambda: self._instrumented_call(arrays, instrument))
 
     def _instrumented_call(self, arrays: Sequence[np.ndarray | OnDevice], instrument: Instrument) -> None:
         with self._program.instrumented(instrument):
@@ -262,7 +262,7 @@ class Executor:
         """Translate an error of the program. Only the program can relate some sizes, for example a size that must be
         the sum of two others; any other failure is not the caller's fault."""
         reason = _one_line(error)
-        specs = self.inputs if self._held is None or pages is None else self._held.told
+        specs = self.inputs if self._held is None or pages is None else self._held.size_inputs
         sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(specs, arrays, strict=True))
         if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
             return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")

@@ -28,7 +28,7 @@ Convert = Callable[[str, Sequence[Any]], None]
 
 class HeldStates:
     """Held states of one program. States with equal shapes and growth have the same length, so one of them represents
-    all where sizes are read. ``told``: the inputs that determine all sizes, which include all other inputs."""
+    all where sizes are read. ``size_inputs``: the inputs that determine all sizes, which include all other inputs."""
 
     def __init__(
         self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -42,18 +42,18 @@ class HeldStates:
         places = list(zip(self.inputs, states, strict=True))
         alike = {(inputs[at].shape, inputs[at].dtype, state.axis, state.growth): at for at, state in reversed(places)}
         first = set(alike.values())
-        self._told = [at for at in range(len(inputs)) if at not in self.inputs or at in first]
-        self.told = [inputs[at] for at in self._told]
+        self._size_indices = [at for at in range(len(inputs)) if at not in self.inputs or at in first]
+        self.size_inputs = [inputs[at] for at in self._size_indices]
         self._nothing = {inputs[at].name: np.zeros(1, dtype_of(inputs[at].dtype)) for at in sorted(first)}
         self._growth: dict[str, Expression[int]] = {state.growth: parse_size(state.growth) for state in states}
         self._computed = computed_sizes(spec.shape for spec in inputs)
-        growing = [(self._told.index(at), inputs[at], state.axis) for at, state in places if at in first]
+        growing = [(self._size_indices.index(at), inputs[at], state.axis) for at, state in places if at in first]
         lengths = {spec.shape[axis]: (at, axis) for at, spec, axis in growing}
         self._lengths = list(lengths.values())
 
     def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
-        """Make placeholder arrays for the states among :attr:`told`, with their current shapes and types. They take no
-        memory and their elements have no meaning."""
+        """Make placeholder arrays for the states among :attr:`size_inputs`, with their current shapes and types. They
+        take no memory and their elements have no meaning."""
         shapes = [(name, memory.shape(name), element) for name, element in self._nothing.items()]
         return {
             name: np.ndarray(shape, element.dtype, element, 0, (0,) * len(shape)) for name, shape, element in shapes
@@ -65,16 +65,16 @@ class HeldStates:
         Each state gets one page, just large enough, that begins with its contents. Also returns the used lengths of the
         states, one for each name of a size, as the program takes them.
         """
-        extended, reduced = list(arrays), [arrays[at] for at in self._told]
+        extended, reduced = list(arrays), [arrays[at] for at in self._size_indices]
         growths = self.growths(reduced)
         for state, at in zip(self.states, self.inputs, strict=True):
             extended[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
         return extended, self._lengths_of(reduced)
 
     def in_place(self, arrays: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
-        """Do the same for the arrays of :attr:`told` and ``pages`` by the names of the states. Returns tensors and
-        lengths."""
-        by_name = {spec.name: array for spec, array in zip(self.told, arrays, strict=True)}
+        """Do the same for the arrays of :attr:`size_inputs` and ``pages`` by the names of the states. Returns tensors
+        and lengths."""
+        by_name = {spec.name: array for spec, array in zip(self.size_inputs, arrays, strict=True)}
         tensors = [pages[name] if name in pages else device.place(by_name[name]) for name in self._names]
         return tensors, self._lengths_of(arrays)
 
@@ -82,8 +82,8 @@ class HeldStates:
         return load_ffi().Shape([arrays[at].shape[axis] for at, axis in self._lengths])
 
     def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
-        """Compute by how much a run grows each state. ``arrays``: the arrays of :attr:`told`."""
-        shapes = [(spec.shape, array.shape) for spec, array in zip(self.told, arrays, strict=True)]
+        """Compute by how much a run grows each state. ``arrays``: the arrays of :attr:`size_inputs`."""
+        shapes = [(spec.shape, array.shape) for spec, array in zip(self.size_inputs, arrays, strict=True)]
         sizes: dict[Any, int] = {size: value for spec, shape in shapes for size, value in zip(spec, shape, strict=True)}
         for size in self._computed:
             solve(size, sizes)

@@ -41,7 +41,7 @@ _all_turns: weakref.WeakSet[FairLock] = weakref.WeakSet()
 def run_with(count: int, work: Callable[[], Result]) -> Result:
     """Run ``work`` with ``count`` threads for its kernels. Raises the errors of ``work``, and MoecError where the
     system allows no more threads."""
-    return Ways(count, has_team=False).run(work)
+    return Launcher(count, has_team=False).run(work)
 
 
 class FairLock:
@@ -100,8 +100,8 @@ class FairLock:
         return self._owner == threading.get_ident()
 
 
-class Ways:
-    """Launcher of work with ``count`` threads; ``turns`` says whose turn it is.
+class Launcher:
+    """Start work with ``count`` threads; ``turns`` says whose turn it is.
 
     The calling thread launches short runs itself, with the team: handing a run to the pool's thread and back takes 10
     microseconds at best, and longer where workers spin on the other cores. The pool's thread launches work without a

@@ -90,7 +90,7 @@ def _compared(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpreadChoice:
+class ScatteredSelection:
     """A given selection, rewritten as a selection among weights of all experts: ``mixture`` [T,E], and the
     ``selection`` that takes k of them."""
 
@@ -107,7 +107,7 @@ class SpreadChoice:
         graph.remove(self.nodes)
 
 
-def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> SpreadChoice | None:
+def scattered(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> ScatteredSelection | None:
     """Rewrite the graph to select experts by a mixture. None, without a change, if ids are read before weights are
     computed."""
     ids, weights = choice.ids, choice.weights
@@ -144,7 +144,7 @@ def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> SpreadChoice 
     for uses, value in zip(choice.uses, reversed(selection.outputs), strict=True):
         for node, index in uses:
             node.replace_input_with(index, value)
-    return SpreadChoice(choice, mixture, selection, tuple(nodes))
+    return ScatteredSelection(choice, mixture, selection, tuple(nodes))
 
 
 def is_stack(dataflow: DataFlow, value: ir.Value | None) -> bool:

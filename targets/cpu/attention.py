@@ -13,7 +13,7 @@ from moec.targets.cpu.kernels.attention import ATTENTION
 from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import KernelCall, select
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import HeldTensor
+from moec.targets.tvm.lowering.held_tensors import PagedTensor
 from moec.targets.tvm.lowering.nodes import call
 
 
@@ -28,7 +28,7 @@ def attend(
     """The result. At run time, the number of rows decides how the work is divided among threads."""
     dtype = str(output.dtype)
     chosen = select((ATTENTION,), (problem, dtype), machine)
-    keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]
+    keys = [tensor.pages if isinstance(tensor, PagedTensor) else tensor for tensor in (inputs.key, inputs.value)]
     candidates = [inputs.query, *keys, inputs.mask, inputs.lengths]
     called = KernelCall(
         chosen,

@@ -23,7 +23,7 @@ from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import HeldTensor
+from moec.targets.tvm.lowering.held_tensors import PagedTensor
 from moec.targets.tvm.lowering.nodes import record_of
 from moec.targets.tvm.sizes.shapes import static_size
 
@@ -126,5 +126,5 @@ def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.
         lengths = lowering.add_weight("no_lengths", (1,), "int64", lambda: np.zeros(1, np.int64))
     if sinks is None:
         sinks = lowering.add_weight("no_sinks", (1,), "float32", lambda: np.zeros(1, np.float32))
-    keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]
+    keys = [tensor.pages if isinstance(tensor, PagedTensor) else tensor for tensor in (inputs.key, inputs.value)]
     return [inputs.query, *keys, mask, lengths, sinks]

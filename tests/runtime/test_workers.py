@@ -16,7 +16,7 @@ from moec.common.cores import available_cores
 from moec.common.errors import MoecError
 from moec.runtime import workers
 from moec.runtime.library import load_ffi
-from moec.runtime.workers import FairLock, Ways, run_with
+from moec.runtime.workers import FairLock, Launcher, run_with
 
 several_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="one core: no pool")
 
@@ -142,15 +142,15 @@ def test_sixteen_threads_at_once_are_right_and_each_gets_its_share(pristine_arti
 @several_cores
 def test_callers_of_the_pool_and_others_are_served_alike():
     """A caller of the pool waits for its turn itself, so that all callers of the pool do not count as one."""
-    ways, runs, end = Ways(2, has_team=False), [0] * 8, time.monotonic() + 0.5
+    launcher, runs, end = Launcher(2, has_team=False), [0] * 8, time.monotonic() + 0.5
 
     def call(caller: int) -> None:
         while time.monotonic() < end:
             if caller % 2:
-                with ways.turns:
+                with launcher.turns:
                     time.sleep(0.001)
             else:
-                ways.run(lambda: time.sleep(0.001))
+                launcher.run(lambda: time.sleep(0.001))
             runs[caller] += 1
 
     callers = [threading.Thread(target=call, args=(caller,)) for caller in range(8)]
@@ -163,7 +163,7 @@ def test_callers_of_the_pool_and_others_are_served_alike():
 
 @pytest.mark.parametrize(("count", "has_team"), [(1, True), (2, True), (2, False)])
 def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_team(count, has_team, monkeypatch):
-    ways, seen, clock = Ways(count, has_team=has_team), [], [0.0]
+    launcher, seen, clock = Launcher(count, has_team=has_team), [], [0.0]
     monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
 
     def work(seconds: float) -> None:
@@ -171,15 +171,15 @@ def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_t
         seen.append(threading.current_thread() is threading.main_thread())
 
     for seconds in (0, 0, 0.11, 0, 0):
-        ways.run(lambda seconds=seconds: work(seconds))
+        launcher.run(lambda seconds=seconds: work(seconds))
     here = has_team and count > 1
     assert seen == [count == 1, count == 1 or here, count == 1 or here, count == 1, count == 1 or here]
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_interruption_after_the_turn_has_come_gives_it_back(count, monkeypatch):
-    ways = Ways(count, has_team=True)
-    ways.run(lambda: None)
+    launcher = Launcher(count, has_team=True)
+    launcher.run(lambda: None)
     take = FairLock.take
 
     def interrupted(turns: FairLock) -> None:
@@ -188,14 +188,14 @@ def test_an_interruption_after_the_turn_has_come_gives_it_back(count, monkeypatc
 
     monkeypatch.setattr(FairLock, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ways.run(lambda: None)
+        launcher.run(lambda: None)
     monkeypatch.undo()
-    in_a_thread(lambda: ways.run(lambda: None))
+    in_a_thread(lambda: launcher.run(lambda: None))
 
 
 def test_a_run_that_is_handed_over_when_an_interruption_comes_is_done_once_or_not_at_all(monkeypatch):
     """In both cases the next caller gets its turn afterwards."""
-    ways, done = Ways(2, has_team=False), []
+    launcher, done = Launcher(2, has_team=False), []
     submit = workers._Pool.submit
 
     def interrupted(pool, job) -> None:
@@ -205,14 +205,14 @@ def test_a_run_that_is_handed_over_when_an_interruption_comes_is_done_once_or_no
     monkeypatch.setattr(workers._Pool, "submit", interrupted)
     for number in range(20):
         with pytest.raises(KeyboardInterrupt):
-            ways.run(lambda number=number: done.append(number))
+            launcher.run(lambda number=number: done.append(number))
     monkeypatch.undo()
-    in_a_thread(lambda: ways.run(lambda: done.append(20)))
+    in_a_thread(lambda: launcher.run(lambda: done.append(20)))
     assert done == sorted(set(done)) and done[-1] == 20
 
 
 def test_a_run_in_a_run_keeps_its_threads():
-    one, three = Ways(1, has_team=False), Ways(3, has_team=False)
+    one, three = Launcher(1, has_team=False), Launcher(3, has_team=False)
     seen = []
 
     def outer() -> None:
@@ -226,7 +226,7 @@ def test_a_run_in_a_run_keeps_its_threads():
 
 
 def test_runs_with_as_many_threads_take_turns_and_those_inside_a_run_are_a_part_of_it():
-    one, other, order = Ways(2, has_team=True), Ways(2, has_team=True), []
+    one, other, order = Launcher(2, has_team=True), Launcher(2, has_team=True), []
     in_turn = threading.Event()
 
     def outer() -> None:

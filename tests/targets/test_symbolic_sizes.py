@@ -8,7 +8,7 @@ from tvm import tirx
 
 import moec
 from moec.common.budgets import SIZE_OPERATORS
-from moec.targets.tvm.sizes.symbolic import Known, Sizes, combined, operators_in
+from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue, combined, operators_in
 
 from .conftest import parse
 
@@ -72,16 +72,16 @@ def test_names_are_unique(sizes):
 
 
 def test_known_values_have_numbers_unless_one_is_symbolic(sizes):
-    assert Known.of([1, 2]).numbers.tolist() == [1, 2]
-    assert Known.of([1, sizes.variable("T")]).numbers is None
+    assert StaticValue.of([1, 2]).numbers.tolist() == [1, 2]
+    assert StaticValue.of([1, sizes.variable("T")]).numbers is None
 
 
 def test_known_elements_are_numbers_of_python(sizes):
     """A number of numpy's has a type of its own, which TVM would take for the element's."""
     for elements in (np.int8(-7), np.array(-7), [np.int64(-7)], np.array([np.int64(-7)], object), np.bool_(True)):
-        assert {type(element) for element in Known.of(elements).elements.flat} <= {int, bool}
+        assert {type(element) for element in StaticValue.of(elements).elements.flat} <= {int, bool}
     mixed = np.array([sizes.variable("T"), np.int16(3)], object)
-    assert Known.of(mixed).elements[0] is mixed[0]
+    assert StaticValue.of(mixed).elements[0] is mixed[0]
 
 
 def nested(sizes: Sizes, depth: int):

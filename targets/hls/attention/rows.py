@@ -77,7 +77,7 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
 
     Raises UnsupportedError, naming the node, where something else lies in between.
     """
-    dominators = narrows_between(tokens, rows)
+    dominators = dominators_between(tokens, rows)
     place, norm = _norm_of_rows(dominators)
     starts = [dominators[place + 1]] if norm else [rows, *(value for value in dominators[1:] if _rank(value) == 4)]
     try:
@@ -136,7 +136,7 @@ def norms_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
     return norms
 
 
-def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
+def dominators_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
     """The dominators of ``result`` on its paths from ``source``: the values that all these paths lead through, from the
     result to the source, both included."""
     order: dict[ir.Value, int] = {}

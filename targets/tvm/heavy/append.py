@@ -12,7 +12,7 @@ from tvm import relax
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, KernelCall, select
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.held_states import Holding
-from moec.targets.tvm.lowering.held_tensors import AppendProblem, HeldTensor, Places
+from moec.targets.tvm.lowering.held_tensors import AppendProblem, PagedTensor, Places
 from moec.targets.tvm.lowering.nodes import record_of
 
 
@@ -33,7 +33,7 @@ def holding(
         lowering: LoweringContext,
         node: ir.Node,
         problem: AppendProblem,
-        past: HeldTensor,
+        past: PagedTensor,
         new: relax.Expr,
         places: Places | None,
     ) -> relax.Var:

@@ -15,12 +15,12 @@ from moec.common.errors import UnsupportedError
 from moec.targets.tvm.heavy.attention_sinks import split_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import HeldTensor
+from moec.targets.tvm.lowering.held_tensors import PagedTensor
 from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
 from moec.targets.tvm.sizes.shapes import static_size
 
 Causal = Literal["", "first", "last", "lengths"]
-Keys = relax.Expr | HeldTensor
+Keys = relax.Expr | PagedTensor
 """Keys or values, in ordinary memory or in pages."""
 
 
@@ -100,7 +100,7 @@ def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[Attenti
         raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
     present = [_with_past(lowering, node, *source) for source in ((1, past_key), (2, past_value))]
     key, value = present
-    if isinstance(key, HeldTensor) and isinstance(value, HeldTensor) and key.lies_as(value):
+    if isinstance(key, PagedTensor) and isinstance(value, PagedTensor) and key.lies_as(value):
         lengths = lowering.filled(key, used)
     else:
         key, value = (_gathered(lowering, tensor) for tensor in present)
@@ -135,10 +135,10 @@ def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) 
 
 def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir.Value | None) -> Keys:
     """Keys or values [B, G, P, D]: those of an input, appended to the past ones if there are any."""
-    cached = lowering.held(required_input(node, position))
+    cached = lowering.paged(required_input(node, position))
     if past is None and cached is not None and len(cached.ty.shape) == 4:
         return cached
-    new, before = _heads(lowering, node, position, "kv_num_heads"), lowering.held(past)
+    new, before = _heads(lowering, node, position, "kv_num_heads"), lowering.paged(past)
     if past is None:
         return new
     if before is not None and before.continued in node.outputs:
@@ -148,7 +148,7 @@ def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir
 
 def _gathered(lowering: LoweringContext, tensor: Keys) -> relax.Expr:
     """The tensor in ordinary memory."""
-    if not isinstance(tensor, HeldTensor):
+    if not isinstance(tensor, PagedTensor):
         return tensor
     return lowering.compute(tensor.gathered(), [tensor.pages], "gathered")[0]
 
@@ -199,7 +199,7 @@ def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProbl
         heads_per_group=_heads_per_group(inputs.query.ty.shape[1], inputs.key.ty.shape[1]),
         causal=_causal(node, inputs),
         softcap=float(attribute(node, "softcap", 0.0)),
-        paged=inputs.key.stored if isinstance(inputs.key, HeldTensor) else "",
+        paged=inputs.key.stored if isinstance(inputs.key, PagedTensor) else "",
         mask="" if inputs.mask is None else str(inputs.mask.ty.dtype),
         mask_broadcast=broadcast,
         has_lengths=inputs.lengths is not None,

@@ -83,7 +83,7 @@ def _padded(lowering: LoweringContext, value: ir.Value, axis: int, *, front: boo
     node = value.producer()
     if node is None or operator_name(node) != "Pad" or attribute(node, "mode", "constant") != "constant":
         return None
-    fill, axes, pads = optional_input(node, 2), optional_input(node, 3), lowering.known(required_input(node, 1))
+    fill, axes, pads = optional_input(node, 2), optional_input(node, 3), lowering.static(required_input(node, 1))
     numbers = None if axes is None else lowering.constant(axes)
     if numbers is None or pads is None or numbers.tolist() not in ([axis], [axis + len(lowering.shape(value))]):
         return None

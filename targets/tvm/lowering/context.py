@@ -29,8 +29,8 @@ from moec.targets.base import KernelRecord, Loader
 if TYPE_CHECKING:
     from tvm import relax, tirx
 
-    from moec.targets.tvm.lowering.held_tensors import HeldTensor, Places
-    from moec.targets.tvm.sizes.symbolic import Known, Sizes
+    from moec.targets.tvm.lowering.held_tensors import PagedTensor, Places
+    from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue
 
 HEAVY_OPERATORS = frozenset(
     {
@@ -84,7 +84,7 @@ class LoweringContext(Protocol):
         this again instead of keeping the array alive."""
         ...
 
-    def known(self, value: ir.Value) -> Known | None:
+    def static(self, value: ir.Value) -> StaticValue | None:
         """The value at compile time, possibly symbolic, if it is a small integer or bool tensor."""
         ...
 
@@ -187,15 +187,15 @@ class LoweringContext(Protocol):
         is known to have that shape."""
         ...
 
-    def held(self, value: ir.Value | None) -> HeldTensor | None:
+    def paged(self, value: ir.Value | None) -> PagedTensor | None:
         """The value in pages; None where it is an ordinary tensor."""
         ...
 
-    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, places: Places | None = None) -> HeldTensor:
+    def appended(self, node: ir.Node, past: PagedTensor, new: relax.Expr, places: Places | None = None) -> PagedTensor:
         """The state after ``new`` was written after the part in use, which stays as it is, or at ``places``."""
         ...
 
-    def filled(self, cached: HeldTensor, used: ir.Value | None = None) -> relax.Var:
+    def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
         """Length of a state in use, at most ``used``: int64, one number for each entry of the state's first axis."""
         ...
 

@@ -25,7 +25,7 @@ from moec.targets.tvm.phases.rename_kernels import EXPORTED
 from moec.targets.tvm.sizes.c_expressions import in_c
 from moec.targets.tvm.sizes.conditions import CheckedConditions
 from moec.targets.tvm.sizes.shapes import reshaped
-from moec.targets.tvm.sizes.symbolic import Known, Sizes
+from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue
 
 _BEYOND_MEMORY = 1 << 62
 
@@ -116,8 +116,8 @@ class FunctionBuilder:
         types = [relax.TensorType(sizes, dtype)]
         return self._call(symbol, [self.emit(tensor), *extra], types, "checked_shape")[0]
 
-    def materialise(self, static: Known, name: str = "known") -> relax.Var:
-        """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
+    def materialise(self, static: StaticValue, name: str = "known") -> relax.Var:
+        """A static value as a tensor: a constant, or a kernel that writes the symbolic elements."""
         if static.elements.size == 0:
             sizes = [self.sizes.expression(size) for size in static.elements.shape]
             nothing = tirx.const(0, static.dtype)
@@ -251,7 +251,7 @@ class FunctionBuilder:
         The given sizes themselves where nothing is required."""
         if not requirements:
             return list(sizes)
-        tensor = self.materialise(Known.of(list(sizes)), name)
+        tensor = self.materialise(StaticValue.of(list(sizes)), name)
         return self.sizes_from(self.checked(tensor, requirements), [f"{name}_{axis}" for axis in range(len(sizes))])
 
     def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
@@ -264,7 +264,7 @@ class FunctionBuilder:
         A size beyond 64 bits becomes a number of elements that no machine has memory for."""
         fits = as_float(size) < tirx.const(float(_BEYOND_MEMORY), "float64")
         bounded = tirx.Select(fits, size, tirx.IntImm("int64", _BEYOND_MEMORY))
-        tensor = self.materialise(Known.of([bounded]), "computed_size")
+        tensor = self.materialise(StaticValue.of([bounded]), "computed_size")
         if self._node is not None:
             self.beyond.setdefault(SIZE_OPERATORS, []).append(node_name(self._node))
         return self._read(tensor, [self.sizes.named_like(size)])[0]

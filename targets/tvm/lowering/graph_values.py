@@ -1,6 +1,6 @@
 """Values of a graph while it is lowered: Relax tensors, numbers known at compile time, or pages of states.
 
-A value is at least one of these. A known value becomes code only where an operator needs it as a tensor.
+A value is at least one of these. A static value becomes code only where an operator needs it as a tensor.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tvm import relax, te, tirx
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.function_builder import FunctionBuilder
-from moec.targets.tvm.lowering.held_tensors import HeldTensor
-from moec.targets.tvm.sizes.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
+from moec.targets.tvm.lowering.held_tensors import PagedTensor
+from moec.targets.tvm.sizes.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, StaticValue
 
 INLINE_ELEMENTS = 16
 """Constants up to this size stand in the function itself; larger ones are weights."""
@@ -29,17 +29,17 @@ class GraphValues(FunctionBuilder):
     def __init__(self) -> None:
         super().__init__()
         self._tensors: dict[ir.Value, relax.Expr] = {}
-        self._known: dict[ir.Value, Known] = {}
-        self._held: dict[ir.Value, HeldTensor] = {}
+        self._static: dict[ir.Value, StaticValue] = {}
+        self._paged: dict[ir.Value, PagedTensor] = {}
 
     def tensor(self, value: ir.Value) -> relax.Expr:
-        """The value as a Relax tensor. Known values become code here; large constants become weights."""
+        """The value as a Relax tensor. Static values become code here; large constants become weights."""
         if value not in self._tensors:
-            if value in self._held:
-                cached = self._held[value]
+            if value in self._paged:
+                cached = self._paged[value]
                 self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]
-            elif value in self._known:
-                self._tensors[value] = self.materialise(self._known[value], value.name or "known")
+            elif value in self._static:
+                self._tensors[value] = self.materialise(self._static[value], value.name or "known")
             else:
                 self._tensors[value] = self._constant_tensor(value)
         return self._tensors[value]
@@ -54,8 +54,8 @@ class GraphValues(FunctionBuilder):
         finally:
             self._tensors.update(own)
 
-    def held(self, value: ir.Value | None) -> HeldTensor | None:
-        return None if value is None else self._held.get(value)
+    def paged(self, value: ir.Value | None) -> PagedTensor | None:
+        return None if value is None else self._paged.get(value)
 
     def tensor_of_shape(self, value: ir.Value, sizes: Sequence[Any]) -> relax.Expr:
         """The value as a tensor of these sizes; where they may differ, that is checked when the program runs.
@@ -74,7 +74,7 @@ class GraphValues(FunctionBuilder):
         if data is None:
             raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
         if data.size == 0:  # TVM cannot read an empty constant back
-            return self.materialise(Known(np.empty(tuple(data.shape.numpy()), object), dtype_of(value)))
+            return self.materialise(StaticValue(np.empty(tuple(data.shape.numpy()), object), dtype_of(value)))
         if data.size <= INLINE_ELEMENTS:
             return relax.const(data.numpy(), dtype_of(value))
         return self.add_weight(value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), data.numpy)
@@ -82,59 +82,59 @@ class GraphValues(FunctionBuilder):
     def is_constant(self, value: ir.Value | None) -> bool:
         if value is None:
             return False
-        if value in self._known:
-            return self._known[value].numbers is not None
+        if value in self._static:
+            return self._static[value].numbers is not None
         return constant_of(value) is not None
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         if value is None:
             return None
-        if value in self._known:
-            return self._known[value].numbers
+        if value in self._static:
+            return self._static[value].numbers
         data = constant_of(value)
         return None if data is None else data.numpy()
 
-    def known(self, value: ir.Value) -> Known | None:
+    def static(self, value: ir.Value) -> StaticValue | None:
         """The value at compile time, possibly symbolic, if it is a small integer or bool tensor."""
-        if value in self._known:
-            return self._known[value]
+        if value in self._static:
+            return self._static[value]
         data = constant_of(value)
         if data is None or data.size > MAXIMUM_KNOWN_ELEMENTS:
             return None
         array = data.numpy()
         if array.dtype.kind not in "iub" or array.dtype == np.uint64:  # expressions are of int64
             return None
-        self._known[value] = Known.of(array, array.dtype.name)
-        return self._known[value]
+        self._static[value] = StaticValue.of(array, array.dtype.name)
+        return self._static[value]
 
     def shape(self, value: ir.Value) -> list[tirx.Expr]:
         return [self.sizes.expression(size) for size in self.dimensions(value)]
 
     def dimensions(self, value: ir.Value) -> list[Any]:
         """Like :meth:`shape`, with ints for the static dims."""
-        tensor = self._held.get(value) or self._tensors.get(value)
+        tensor = self._paged.get(value) or self._tensors.get(value)
         if tensor is not None:
             return [self.sizes.simplify(size) for size in tensor.ty.shape]
-        if value in self._known:
-            return list(self._known[value].elements.shape)
+        if value in self._static:
+            return list(self._static[value].elements.shape)
         data = constant_of(value)
         if data is None:
             raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
         return [int(size) for size in data.shape.numpy()]
 
     def dtype(self, value: ir.Value) -> str:
-        tensor = self._held.get(value) or self._tensors.get(value)
+        tensor = self._paged.get(value) or self._tensors.get(value)
         if tensor is not None:
             return str(tensor.ty.dtype)
-        if value in self._known:
-            return self._known[value].dtype
+        if value in self._static:
+            return self._static[value].dtype
         return dtype_of(value)
 
     def numbers(self, value: ir.Value | None, what: str) -> list[int] | None:
         """The elements of a constant integer tensor (axes, split sizes, k); None where the input is absent."""
         if value is None:
             return None
-        static = self.known(value)
+        static = self.static(value)
         array = None if static is None else static.numbers
         if array is None:
             raise UnsupportedError(
@@ -157,7 +157,7 @@ class GraphValues(FunctionBuilder):
     def runtime_integers(self, value: ir.Value) -> list[Any]:
         """The elements of a rank-0 or rank-1 integer tensor. Where they are computed at run time, each becomes a new
         symbolic integer, read from the tensor at run time and clamped to [-FAR, FAR] (:data:`FAR`)."""
-        static = self.known(value)
+        static = self.static(value)
         if static is not None:
             return [self.sizes.simplify(element) for element in static.elements.flat]
         dimensions = self.dimensions(value)

@@ -32,7 +32,7 @@ from moec.targets.tvm.kernels.kernel import STORAGE_TYPES
 from moec.targets.tvm.lowering.attributes import attribute, optional_input
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import AppendProblem, HeldTensor, Places, append_problem
+from moec.targets.tvm.lowering.held_tensors import AppendProblem, PagedTensor, Places, append_problem
 
 NO_GROWTH = 0
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -47,12 +47,12 @@ class Holding:
     given a state and return it; None where the runtime converts it. ``types``: element types that states can be stored
     in."""
 
-    append: Callable[[LoweringContext, ir.Node, AppendProblem, HeldTensor, relax.Expr, Places | None], relax.Expr]
+    append: Callable[[LoweringContext, ir.Node, AppendProblem, PagedTensor, relax.Expr, Places | None], relax.Expr]
     conversions: Callable[[LoweringContext, ir.Node, AppendProblem], tuple[str, str]] | None = None
     types: Collection[str] = STORAGE_TYPES
     has_places: bool = False
 
-    def converting(self, lowering: LoweringContext, state: HeldState, past: HeldTensor) -> HeldState:
+    def converting(self, lowering: LoweringContext, state: HeldState, past: PagedTensor) -> HeldState:
         """``state`` with the kernels that convert it, if it is stored in another type than ``past`` has."""
         node = None if past.continued is None else past.continued.producer()
         if past.stored == past.dtype or self.conversions is None or node is None:

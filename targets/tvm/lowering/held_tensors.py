@@ -40,7 +40,7 @@ class Places(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldTensor:
+class PagedTensor:
     """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``.
 
     ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written."""
@@ -65,7 +65,7 @@ class HeldTensor:
     def stored(self) -> str:
         return str(self.pages.ty.dtype)
 
-    def lies_as(self, other: HeldTensor) -> bool:
+    def lies_as(self, other: PagedTensor) -> bool:
         """Whether ``other`` has the same layout in its pages: element type, growing axis and length."""
         same = self.stored == other.stored and self.axis == other.axis
         return same and tvm_ffi.structural_equal(self.length, other.length)
@@ -104,6 +104,6 @@ class HeldTensor:
         return build
 
 
-def append_problem(state: HeldTensor, new: str, starts: str = "") -> AppendProblem:
+def append_problem(state: PagedTensor, new: str, starts: str = "") -> AppendProblem:
     sizes = [static_size(size) for size in state.ty.shape]
     return AppendProblem(tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :]), new, state.stored, starts)

@@ -28,10 +28,10 @@ from moec.targets.tvm.lowering.constants import dtype_of
 from moec.targets.tvm.lowering.function_builder import identifier
 from moec.targets.tvm.lowering.graph_values import GraphValues
 from moec.targets.tvm.lowering.held_states import Holding, held_states, rounded_by_writing
-from moec.targets.tvm.lowering.held_tensors import HeldTensor, Places, append_problem
+from moec.targets.tvm.lowering.held_tensors import PagedTensor, Places, append_problem
 from moec.targets.tvm.lowering.last_tokens import LENGTH_AXIS, Narrowing
 from moec.targets.tvm.lowering.unknown_operators import refuse_unknown_operators
-from moec.targets.tvm.sizes.symbolic import Known
+from moec.targets.tvm.sizes.symbolic import StaticValue
 
 
 @dataclasses.dataclass
@@ -123,18 +123,18 @@ class Lowering(GraphValues):
             self._builder.emit_func_output(output, params=parameters)
         states = [state.state for state in self._states.values()]
         if self._holding is not None:
-            tensors = [self._held[value] for value in self._states]
+            tensors = [self._paged[value] for value in self._states]
             states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
         module = self._builder.get()
         module["main"] = module["main"].with_attr("num_input", len(inputs) + len(in_use))
         return Lowered(
             module,
             [
-                self._specification(value, self._held.get(value, tensor))
+                self._specification(value, self._paged.get(value, tensor))
                 for value, tensor in zip(graph.inputs, inputs, strict=True)
             ],
             [
-                self._specification(value, self._held.get(value, tensor))
+                self._specification(value, self._paged.get(value, tensor))
                 for value, tensor in zip(graph.outputs, results, strict=True)
             ],
             [weight for _, weight in self._weights.values()],
@@ -159,10 +159,10 @@ class Lowering(GraphValues):
             raise UnsupportedError(f"node {node_name(node)!r} ({operator_name(node)}): {error}") from error
         results = list(result) if isinstance(result, (list, tuple)) else [result]
         for output, value in zip(node.outputs, results, strict=False):
-            if isinstance(value, Known):
-                self._known[output] = value
-            elif isinstance(value, HeldTensor):
-                self._held[output] = value
+            if isinstance(value, StaticValue):
+                self._static[output] = value
+            elif isinstance(value, PagedTensor):
+                self._paged[output] = value
             elif value is not None:
                 self._tensors[output] = self.emit(value, output.name or node.op_type)
 
@@ -210,9 +210,9 @@ class Lowering(GraphValues):
         one_page = {sizes[0]: 1, dimensions[state.axis]: grown}
         self._of_one_page |= {variable: self.sizes.expression(size) for variable, size in one_page.items()}
         pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
-        self._held[value] = HeldTensor(pages, state.axis, length, dtype, row, output)
+        self._paged[value] = PagedTensor(pages, state.axis, length, dtype, row, output)
         if roundings is not None:
-            self._held[roundings[0].value] = self._held[value]
+            self._paged[roundings[0].value] = self._paged[value]
         return pages
 
     def _leave_out(self, node: ir.Node) -> None:
@@ -223,7 +223,7 @@ class Lowering(GraphValues):
 
     def _declare_lengths(self) -> list[relax.Var]:
         """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell."""
-        lengths = dict.fromkeys(self._held[value].length for value in self._states)
+        lengths = dict.fromkeys(self._paged[value].length for value in self._states)
         return [relax.Var("lengths", relax.ShapeType([*map(self.sizes.expression, lengths)]))] if lengths else []
 
     def _declare_wanted(self) -> list[relax.Var]:
@@ -245,14 +245,14 @@ class Lowering(GraphValues):
     def _result(self, value: ir.Value) -> relax.Var:
         """The tensor of a graph output; a copy where it would otherwise share memory with an input or a constant."""
         self._node = value.producer()
-        if value in self._held:
-            return self.emit(self._held[value].pages)
+        if value in self._paged:
+            return self.emit(self._paged[value].pages)
         tensor = self.tensor(value)
         if tensor in self._computed:
             return tensor
         return self.compute(lambda source: te.compute(source.shape, lambda *i: source(*i)), [tensor], "copy")[0]
 
-    def _specification(self, value: ir.Value, tensor: relax.Expr | HeldTensor) -> TensorSpec:
+    def _specification(self, value: ir.Value, tensor: relax.Expr | PagedTensor) -> TensorSpec:
         sizes = [self._of_one_page.get(size, size) if isinstance(size, tirx.Var) else size for size in tensor.ty.shape]
         names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, sizes)]
         if value.shape is not None and len(value.shape) == len(names):  # exporters declare ranks that are not so
@@ -272,14 +272,14 @@ class Lowering(GraphValues):
     def broadcast_to(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
         return broadcast_to(self, tensor, shape)
 
-    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, places: Places | None = None) -> HeldTensor:
+    def appended(self, node: ir.Node, past: PagedTensor, new: relax.Expr, places: Places | None = None) -> PagedTensor:
         assert self._holding is not None, "a target that holds states can write behind them"
         length = self.sizes.simplify(past.length + new.ty.shape[past.axis]) if places is None else places.length
         problem = append_problem(past, str(new.ty.dtype), "" if places is None else str(places.starts.ty.dtype))
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
-    def filled(self, cached: HeldTensor, used: ir.Value | None = None) -> relax.Var:
+    def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
         count, length = cached.ty.shape[0], self.sizes.expression(cached.length)
         key = used, str(count), str(length)
         if key not in self._filled:

@@ -25,7 +25,7 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
     shape = lowering.dimensions(cache)
     axis = normalized_axis(attribute(node, "axis", -2), len(shape))
     source = without_appended_zeros(cache, axis)
-    cached = lowering.held(source)
+    cached = lowering.paged(source)
     if cached is not None and cached.continued is node.outputs[0] and starts is not None:
         return lowering.appended(node, cached, lowering.tensor(update), Places(lowering.tensor(starts), shape[axis]))
     filled, length = lowering.dimensions(source)[axis], lowering.dimensions(update)[axis]

@@ -34,18 +34,18 @@ from moec.targets.tvm.lowering.broadcasting import broadcast_elements, emit_elem
 from moec.targets.tvm.lowering.constants import dtype_name
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
 from moec.targets.tvm.onnx.shape import full
-from moec.targets.tvm.sizes.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known, combined
+from moec.targets.tvm.sizes.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, StaticValue, combined
 
 
 def _unary(name: str) -> Converter:
     def convert(lowering: Lowering, node: ir.Node) -> Any:
         value = required_input(node, 0)
-        static = lowering.known(value)
+        static = lowering.static(value)
         if static is not None and name == "Identity":
             return static
         if static is not None and name in ("Neg", "Not", "Abs") and static.numbers is not None:
             numbers = {"Neg": np.negative, "Not": np.logical_not, "Abs": np.abs}[name](static.numbers)
-            return Known.of(numbers, static.dtype)
+            return StaticValue.of(numbers, static.dtype)
         return emit_elementwise(lowering, [value], UNARY[name], name.lower())
 
     return convert
@@ -103,9 +103,9 @@ def _prelu(lowering: Lowering, node: ir.Node) -> Any:
     return broadcast_elements(lowering, [x, slope], scalar, "prelu", x.ty.shape)
 
 
-def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> Known | None:
+def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> StaticValue | None:
     """The result at compile time, if every operand is known and the operator can be decided on symbols."""
-    operands = [operand for value in values if (operand := lowering.known(value)) is not None]
+    operands = [operand for value in values if (operand := lowering.static(value)) is not None]
     if not operands or len(operands) < len(values):
         return None
     arrays = [operand.elements for operand in operands]
@@ -114,16 +114,16 @@ def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> Known | 
     if name in INTEGER_OPERATORS and operands[0].dtype != "bool":
         combine = functools.partial(combined, lowering.sizes, name, operands[0].dtype)
         results = _array(functools.reduce(np.frompyfunc(combine, 2, 1), arrays))
-        return None if any(result is None for result in results.flat) else Known.of(results, operands[0].dtype)
+        return None if any(result is None for result in results.flat) else StaticValue.of(results, operands[0].dtype)
     decide = _decisions(lowering).get(name)
     if decide is None or len(arrays) != 2:
         return None
     decided = _array(np.frompyfunc(decide, 2, 1)(*arrays))
-    return None if any(answer is None for answer in decided.flat) else Known.of(decided, "bool")
+    return None if any(answer is None for answer in decided.flat) else StaticValue.of(decided, "bool")
 
 
 def _array(elements: Any) -> np.ndarray:
-    return elements if isinstance(elements, np.ndarray) else Known.of(elements).elements
+    return elements if isinstance(elements, np.ndarray) else StaticValue.of(elements).elements
 
 
 def _decisions(lowering: Lowering) -> dict[str, Callable[[Any, Any], bool | None]]:
@@ -163,10 +163,10 @@ def _convert_mean(lowering: Lowering, node: ir.Node) -> Any:
 
 def _convert_where(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(3)]
-    operands = [operand for value in values if (operand := lowering.known(value)) is not None]
+    operands = [operand for value in values if (operand := lowering.static(value)) is not None]
     if len(operands) == len(values) and operands[0].numbers is not None:
         chosen = np.frompyfunc(lambda condition, left, right: left if condition else right, 3, 1)
-        return Known.of(_array(chosen(*(operand.elements for operand in operands))), operands[1].dtype)
+        return StaticValue.of(_array(chosen(*(operand.elements for operand in operands))), operands[1].dtype)
     return emit_elementwise(lowering, values, tirx.Select, "where")
 
 
@@ -189,11 +189,11 @@ def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
     else:
         target = dtype_name(ir.DataType(attribute(node, "to")))
     value = required_input(node, 0)
-    static = lowering.known(value)
+    static = lowering.static(value)
     if static is not None and "int" in target and (numbers := static.numbers) is not None:
-        return Known.of(numbers.astype(target), target)
+        return StaticValue.of(numbers.astype(target), target)
     if static is not None and target in ("int64", "int32"):  # which hold sizes
-        return Known(static.elements, target)
+        return StaticValue(static.elements, target)
     if lowering.dtype(value) == target:
         return lowering.tensor(value)
     if target == "bool":

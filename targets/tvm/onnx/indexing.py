@@ -22,7 +22,7 @@ from moec.targets.tvm.lowering.attributes import attribute, normalized_axis, opt
 from moec.targets.tvm.lowering.broadcasting import emit_elementwise
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
 from moec.targets.tvm.onnx.runtime_axes import rows_around
-from moec.targets.tvm.sizes.symbolic import Known
+from moec.targets.tvm.sizes.symbolic import StaticValue
 
 
 def _wrapped(index: tirx.Expr, size: Any) -> tirx.Expr:
@@ -78,13 +78,15 @@ def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
     data, indices = required_input(node, 0), required_input(node, 1)
     sizes = lowering.dimensions(data)
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
-    static, positions = lowering.known(data), lowering.known(indices)
+    static, positions = lowering.static(data), lowering.static(indices)
     if static is not None and positions is not None and positions.numbers is not None:
         places, size = positions.numbers.astype(np.int64), static.elements.shape[axis]
         if places.size and not (-size <= places.min() and places.max() < size):
             raise UnsupportedError(f"indices from {places.min()} to {places.max()} into an axis of size {size}")
         taken = static.elements.take(places, axis)
-        return Known(taken, static.dtype) if isinstance(taken, np.ndarray) else Known.of(taken, static.dtype)
+        return (
+            StaticValue(taken, static.dtype) if isinstance(taken, np.ndarray) else StaticValue.of(taken, static.dtype)
+        )
     rank = len(lowering.dimensions(indices))
     if positions is not None and positions.numbers is not None and rank == 0:
         return _gather_one(lowering, data, axis, int(positions.numbers))

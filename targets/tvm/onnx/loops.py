@@ -33,7 +33,7 @@ from moec.common.names import node_name
 from moec.ir.loop_bodies import LoopBody, body_of
 from moec.runtime.loops import LOOP, LOOP_RESULT
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
-from moec.targets.tvm.sizes.symbolic import Known
+from moec.targets.tvm.sizes.symbolic import StaticValue
 
 _ENDLESS = np.iinfo(np.int64).max
 
@@ -220,10 +220,10 @@ def _trips(lowering: Lowering, body: LoopBody) -> tuple[relax.Expr, Any]:
                 lowering.sizes.same(lengths[0], length), f"it scans axes of {lengths[0]} and {length}", "equal sizes"
             )
         ]
-        return lowering.checked(lowering.materialise(Known.of([lengths[0]])), needed), lengths[0]
+        return lowering.checked(lowering.materialise(StaticValue.of([lengths[0]])), needed), lengths[0]
     if body.trips is None:
-        return lowering.materialise(Known.of([_ENDLESS])), None
-    static = lowering.known(body.trips)
+        return lowering.materialise(StaticValue.of([_ENDLESS])), None
+    static = lowering.static(body.trips)
     steps = None if static is None or static.elements.size != 1 else lowering.sizes.at_least(static.elements.item(), 0)
     return _single(lowering, body.trips, "int64"), steps
 
@@ -232,7 +232,7 @@ def _going(lowering: Lowering, body: LoopBody) -> tuple[relax.Expr, bool]:
     """Whether the loop has a first step, bool [1] or of no axes, and whether it is known to have."""
     if body.going is None:
         return lowering.emit(relax.const(np.array(True), "bool")), True
-    static = lowering.known(body.going)
+    static = lowering.static(body.going)
     is_known = static is not None and static.numbers is not None and bool(static.numbers.all())
     return _single(lowering, body.going, "bool"), is_known
 

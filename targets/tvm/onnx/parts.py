@@ -13,7 +13,7 @@ from moec.common.errors import UnsupportedError
 from moec.targets.tvm.kernels.te_kernels import Requirement
 from moec.targets.tvm.lowering.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
-from moec.targets.tvm.sizes.symbolic import Known
+from moec.targets.tvm.sizes.symbolic import StaticValue
 
 INT64_MAXIMUM = (1 << 63) - 1
 
@@ -22,10 +22,10 @@ def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(len(node.inputs))]
     shapes = [lowering.dimensions(value) for value in values]
     axis = normalized_axis(attribute(node, "axis"), len(shapes[0]))
-    static = [part for value in values if (part := lowering.known(value)) is not None]
+    static = [part for value in values if (part := lowering.static(value)) is not None]
     if len(static) == len(values):
-        return Known(np.concatenate([part.elements for part in static], axis), static[0].dtype)
-    cached = lowering.held(values[0])
+        return StaticValue(np.concatenate([part.elements for part in static], axis), static[0].dtype)
+    cached = lowering.paged(values[0])
     if cached is not None and cached.continued is node.outputs[0]:
         return lowering.appended(node, cached, lowering.tensor(values[1]))
     common, needed = _common_sizes(lowering, shapes, axis)
@@ -84,10 +84,10 @@ def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
         axis = normalized_axis(axis, len(sizes))
         begins[axis], result[axis] = _slice_range(lowering, sizes[axis], start, end, step)
         strides[axis] = step
-    static = lowering.known(value)
+    static = lowering.static(value)
     if static is not None and all(isinstance(number, int) for number in (*begins, *result)):
         picks = [b + s * np.arange(n) for b, s, n in zip(begins, strides, result, strict=True)]
-        return Known(static.elements[np.ix_(*picks)] if picks else static.elements, static.dtype)
+        return StaticValue(static.elements[np.ix_(*picks)] if picks else static.elements, static.dtype)
     if strides == [1] * len(sizes) and all(map(lowering.sizes.equal, sizes, result)):
         return lowering.tensor(value)
     return take_range(lowering, lowering.tensor(value), begins, strides, result)
@@ -161,11 +161,11 @@ def _convert_split(lowering: Lowering, node: ir.Node) -> Any:
         f"parts of {lengths} of size {sizes[axis]} on axis {axis}",
         "parts that add up to it",
     )
-    static = lowering.known(value)
+    static = lowering.static(value)
     parts, start = [], 0
     for length in lengths:
         if static is not None and isinstance(start, int) and isinstance(length, int):
-            parts.append(Known(static.elements.take(range(start, start + length), axis), static.dtype))
+            parts.append(StaticValue(static.elements.take(range(start, start + length), axis), static.dtype))
         else:
             begins = [start if a == axis else 0 for a in range(len(sizes))]
             result = [length if a == axis else size for a, size in enumerate(sizes)]

@@ -14,7 +14,7 @@ from moec.common.errors import UnsupportedError
 from moec.targets.tvm.kernels.te_kernels import Requirement
 from moec.targets.tvm.lowering.attributes import required_input
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
-from moec.targets.tvm.sizes.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known
+from moec.targets.tvm.sizes.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, StaticValue
 
 _INT64_MAXIMUM = (1 << 63) - 1
 
@@ -24,7 +24,7 @@ def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
     dtype = lowering.dtype(values[0])
     if "float" in dtype and all(lowering.is_constant(value) for value in values):
         return _range_of_floats(lowering, values, dtype)
-    bounds = [static for value in values if (static := lowering.known(value)) is not None]
+    bounds = [static for value in values if (static := lowering.static(value)) is not None]
     if len(bounds) < len(values):
         return _range_at_run_time(lowering, values, dtype)
     start, limit, step = (bound.elements.flat[0] for bound in bounds)
@@ -42,7 +42,7 @@ def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
     if isinstance(count, int) and count > MAXIMUM_SIZE:
         raise UnsupportedError(f"Range makes {count} numbers; expected at most {MAXIMUM_SIZE}")
     if all(isinstance(number, int) for number in (start, count)) and count <= MAXIMUM_KNOWN_ELEMENTS:
-        return Known.of([start + step * i for i in range(count)], dtype)
+        return StaticValue.of([start + step * i for i in range(count)], dtype)
     size = lowering.sizes.expression(count)
     return lowering.compute(
         lambda: te.compute((size,), lambda i: (start + i * step).astype(dtype), name="range"), [], "range"

@@ -27,7 +27,7 @@ def with_runtime_axes(convert: Converter) -> Converter:
     @functools.wraps(convert)
     def converted(lowering: Lowering, node: ir.Node) -> Any:
         axes = optional_input(node, 1)
-        if axes is None or lowering.known(axes) is not None:
+        if axes is None or lowering.static(axes) is not None:
             return convert(lowering, node)
         if len(lowering.dimensions(axes)) != 1:
             raise UnsupportedError(
@@ -135,7 +135,7 @@ def _kept_sizes(lowering: Lowering, axes: ir.Value, sizes: list[Any], count: int
 
 def rows_around(lowering: Lowering, axis: ir.Value, sizes: list[Any]) -> list[Any]:
     """``[product before, size, product after]`` of an axis, which may be computed at run time."""
-    numbers = lowering.numbers(axis, "the axis") if lowering.known(axis) is not None else None
+    numbers = lowering.numbers(axis, "the axis") if lowering.static(axis) is not None else None
     product = lowering.sizes.product
     if numbers is not None:
         place = numbers[0] % max(len(sizes), 1)

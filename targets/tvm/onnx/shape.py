@@ -17,26 +17,26 @@ from moec.targets.tvm.lowering.attributes import attribute, normalized_axis, opt
 from moec.targets.tvm.lowering.broadcasting import broadcast_shape, broadcast_to, requirements_of
 from moec.targets.tvm.lowering.constants import dtype_name
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
-from moec.targets.tvm.sizes.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known, Sizes
+from moec.targets.tvm.sizes.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Sizes, StaticValue
 
 
 def _convert_shape(lowering: Lowering, node: ir.Node) -> Any:
     sizes = lowering.dimensions(required_input(node, 0))
     start, end = attribute(node, "start", 0), attribute(node, "end", len(sizes))
-    return Known.of(sizes[start:end])
+    return StaticValue.of(sizes[start:end])
 
 
 def _convert_size(lowering: Lowering, node: ir.Node) -> Any:
-    return Known.of(lowering.sizes.product(lowering.dimensions(required_input(node, 0))))
+    return StaticValue.of(lowering.sizes.product(lowering.dimensions(required_input(node, 0))))
 
 
 def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     source = lowering.dimensions(value)
     target = _target_sizes(lowering, source, required_input(node, 1), not attribute(node, "allowzero", 0))
-    static = lowering.known(value)
+    static = lowering.static(value)
     if static is not None and all(isinstance(size, int) for size in target):
-        return Known(static.elements.reshape(target), static.dtype)
+        return StaticValue(static.elements.reshape(target), static.dtype)
     target, same = _settled(lowering.sizes, source, target)
     needed = lowering.require(same, f"sizes {source} cannot become {target}", "as many elements")
     return lowering.reshape(lowering.checked(lowering.tensor(value), needed), target)
@@ -58,7 +58,7 @@ def _settled(sizes: Sizes, source: list[Any], target: list[Any]) -> tuple[list[A
 def _target_sizes(lowering: Lowering, source: list[Any], shape: ir.Value, zero_copies: bool) -> list[Any]:
     """Result sizes of a Reshape of ``source`` by the tensor ``shape``; 0 copies a size where ``zero_copies``."""
     target = lowering.runtime_integers(shape)
-    if lowering.known(shape) is None:
+    if lowering.static(shape) is None:
         return _read_target(lowering, source, target, shape.name or "shape", zero_copies)
     if zero_copies:
         target = [_copied(source, axis) if _is_number(size, 0) else size for axis, size in enumerate(target)]
@@ -136,9 +136,9 @@ def _convert_squeeze(lowering: Lowering, node: ir.Node) -> Any:
             raise UnsupportedError(f"Squeeze without axes on dynamic shape {sizes}; expected axes")
         axes = [axis for axis, size in enumerate(sizes) if size == 1]
     removed = {normalized_axis(axis, len(sizes)) for axis in axes}
-    static = lowering.known(value)
+    static = lowering.static(value)
     if static is not None:
-        return Known(static.elements.reshape([s for a, s in enumerate(sizes) if a not in removed]), static.dtype)
+        return StaticValue(static.elements.reshape([s for a, s in enumerate(sizes) if a not in removed]), static.dtype)
     tensor = lowering.tensor(value)
     if any(sizes[axis] != 1 for axis in removed):
         tensor = lowering.assume_shape(tensor, [1 if axis in removed else size for axis, size in enumerate(sizes)])
@@ -152,9 +152,9 @@ def _convert_unsqueeze(lowering: Lowering, node: ir.Node) -> Any:
     rank = len(sizes) + len(axes)
     for axis in sorted(normalized_axis(axis, rank) for axis in axes):
         sizes.insert(axis, 1)
-    static = lowering.known(value)
+    static = lowering.static(value)
     if static is not None:
-        return Known(static.elements.reshape(sizes), static.dtype)
+        return StaticValue(static.elements.reshape(sizes), static.dtype)
     return lowering.reshape(lowering.tensor(value), sizes)
 
 
@@ -164,9 +164,9 @@ def _convert_transpose(lowering: Lowering, node: ir.Node) -> Any:
     order = [int(axis) for axis in attribute(node, "perm", tuple(reversed(range(rank))))]
     if sorted(order) != list(range(rank)):
         raise UnsupportedError(f"perm is {order}; expected each of {rank} axes once")
-    static = lowering.known(value)
+    static = lowering.static(value)
     if static is not None:
-        return Known(static.elements.transpose(order), static.dtype)
+        return StaticValue(static.elements.transpose(order), static.dtype)
 
     def build(source: te.Tensor) -> te.Tensor:
         def element(*indices: tirx.Expr) -> tirx.Expr:
@@ -182,13 +182,13 @@ def _convert_expand(lowering: Lowering, node: ir.Node) -> Any:
     source = lowering.dimensions(value)
     target = lowering.runtime_sizes(required_input(node, 1))
     shape = broadcast_shape(lowering.sizes, [source, target])
-    static = lowering.known(value)
+    static = lowering.static(value)
     if (
         static is not None
         and all(isinstance(size, int) for size in shape)
         and math.prod(shape) <= MAXIMUM_KNOWN_ELEMENTS
     ):
-        return Known(np.broadcast_to(static.elements, shape), static.dtype)
+        return StaticValue(np.broadcast_to(static.elements, shape), static.dtype)
     needed = requirements_of(lowering, [target], shape)
     return lowering.checked(broadcast_to(lowering, lowering.tensor(value), shape), needed)
 
@@ -204,7 +204,7 @@ def _convert_constant_of_shape(lowering: Lowering, node: ir.Node) -> Any:
     number = 0.0 if fill is None else fill.numpy().reshape(-1)[0].item()
     static = all(isinstance(size, int) for size in sizes)
     if static and math.prod(sizes) <= MAXIMUM_KNOWN_ELEMENTS and isinstance(number, (int, bool)):
-        return Known.of(np.full(sizes, number), dtype)
+        return StaticValue.of(np.full(sizes, number), dtype)
     return full(lowering, sizes, number, dtype)
 
 

@@ -1,8 +1,8 @@
 """Integers known at compile time as expressions over the graph's symbolic sizes.
 
 Exported graphs compute shapes with ordinary operators (Shape, Gather, Concat, Where, ...). Lowering follows those
-chains on :class:`Known` values instead of emitting code for them, so that dynamic sizes keep their meaning. A symbolic
-size may be 0, so the analyzer knows sizes only as non-negative.
+chains on :class:`StaticValue` values instead of emitting code for them, so that dynamic sizes keep their meaning. A
+symbolic size may be 0, so the analyzer knows sizes only as non-negative.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAXIMUM_KNOWN_ELEMENTS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class StaticValue:
     """An integer or bool tensor whose elements are Python numbers or int64 expressions (``elements`` has dtype
     object)."""
 
@@ -36,9 +36,9 @@ class Known:
     dtype: str
 
     @staticmethod
-    def of(elements: Any, dtype: str = "int64") -> Known:
-        """A known tensor from nested sequences or an array of numbers and expressions."""
-        return Known(_object_array(elements), dtype)
+    def of(elements: Any, dtype: str = "int64") -> StaticValue:
+        """A static value from nested sequences or an array of numbers and expressions."""
+        return StaticValue(_object_array(elements), dtype)
 
     @property
     def numbers(self) -> np.ndarray | None:

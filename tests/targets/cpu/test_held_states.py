@@ -209,7 +209,7 @@ def test_one_of_the_states_that_are_alike_tells_all_sizes():
     states = [HeldState(name, f"n{name}", 1, "float32", growth) for name, growth in growths.items()]
     outputs = [TensorSpec(state.output, "float32", (1, "n")) for state in states]
     found = HeldStates(states, inputs, outputs)
-    assert [spec.name for spec in found.told] == ["x", "pk", "other", "faster"]
+    assert [spec.name for spec in found.size_inputs] == ["x", "pk", "other", "faster"]
     arrays = [np.zeros((1, size), np.float32) for size in (3, 5, 7, 5)]
     assert found.growths(arrays) == {"pk": 3, "pv": 3, "other": 3, "faster": 6}
     pages = dict.fromkeys(growths, "pages")

@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
 
 def build(builder: Builder) -> ir.Value:
     """Build the graph of the file's architecture and return its logits. Raises UnsupportedError for an unknown one."""
-    name = builder.given.architecture
+    name = builder.metadata.architecture
     if name not in ARCHITECTURES:
         raise UnsupportedError(
             f"{builder.file.path}: is a model of the architecture {name[:60]!r}; expected {', '.join(ARCHITECTURES)}"

@@ -13,9 +13,9 @@ from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    heads, inner, router = Heads.of(build), build.given.whole("feed_forward_length"), RouterOptions.of(build)
+    heads, inner, router = Heads.of(build), build.metadata.whole("feed_forward_length"), RouterOptions.of(build)
     rope = Rope(build, heads[0].size, interleaved=False)
-    form = AttentionForm(clamp=build.given.number("attention.clamp_kqv"))
+    form = AttentionForm(clamp=build.metadata.number("attention.clamp_kqv"))
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope, form)

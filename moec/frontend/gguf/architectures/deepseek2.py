@@ -41,7 +41,7 @@ class _LatentSizes:
 
 
 def build(build: Builder) -> ir.Value:
-    metadata, sizes, inner = build.given, _sizes(build), build.given.whole("feed_forward_length")
+    metadata, sizes, inner = build.metadata, _sizes(build), build.metadata.whole("feed_forward_length")
     rope = Rope(build, sizes.rotated, interleaved=True)
     normalize, scale = metadata.flag("expert_weights_norm", False), metadata.number("expert_weights_scale", 0.0)
     router = RouterOptions.of(build, score_of(build, _SOFTMAX), normalize, correction="allowed").scaled(scale)
@@ -61,7 +61,7 @@ def build(build: Builder) -> ir.Value:
 
 
 def _sizes(build: Builder) -> _LatentSizes:
-    metadata = build.given
+    metadata = build.metadata
     heads, rotated = metadata.whole("attention.head_count"), metadata.whole("rope.dimension_count")
     metadata.whole("attention.head_count_kv", heads)
     key, value = metadata.whole("attention.key_length"), metadata.whole("attention.value_length")

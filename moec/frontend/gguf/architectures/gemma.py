@@ -24,7 +24,7 @@ _AFTER = Norms(after_attention="post_attention_norm", after_feed_forward="post_f
 
 
 def build(build: Builder) -> ir.Value:
-    metadata, name, heads = build.given, build.given.architecture, Heads.of(build)
+    metadata, name, heads = build.metadata, build.metadata.architecture, Heads.of(build)
     inner = metadata.whole("feed_forward_length")
     windows = [0] * build.layers
     if name != "gemma":

@@ -22,8 +22,8 @@ def build(build: Builder) -> ir.Value:
         Rope(build, heads[0].size, interleaved=False),
         RouterOptions.of(build, "softmax_topk", normalize=False),
     )
-    build.given.whole("feed_forward_length", 0, least=0)  # converters write it, but there are no dense layers
-    inner = build.given.whole("expert_feed_forward_length")
+    build.metadata.whole("feed_forward_length", 0, least=0)  # converters write it, but there are no dense layers
+    inner = build.metadata.whole("expert_feed_forward_length")
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope, AttentionForm(window=windows[layer], sinks=True))

@@ -14,7 +14,7 @@ from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    metadata, heads = build.given, Heads.of(build)
+    metadata, heads = build.metadata, Heads.of(build)
     rope = Rope(build, heads[0].size, interleaved=True)
     is_rotated = metadata.flag("rope.scaling.finetuned", True) or metadata.architecture != "granite"
     router = RouterOptions.of(build) if metadata.whole("expert_count", 0, least=0) else None

@@ -19,7 +19,7 @@ _BEHIND_ALL = np.iinfo(np.int64).max
 
 
 def build(build: Builder) -> ir.Value:
-    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    metadata, heads, inner = build.metadata, Heads.of(build), build.metadata.whole("feed_forward_length")
     rope, taps = Rope(build, heads[0].size, interleaved=False), metadata.whole("shortconv.l_cache", least=2)
     is_moe = metadata.architecture == "lfm2moe"
     router = RouterOptions.of(build, score_of(build), correction="needed") if is_moe else None

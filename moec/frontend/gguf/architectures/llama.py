@@ -24,9 +24,9 @@ def build(build: Builder, interleaved: bool = False, norm: str = "", normalize: 
     whether routing weights sum to 1."""
     heads, form = Heads.of(build), AttentionForm(norm=norm)
     rope = Rope(build, heads[0].size, interleaved)
-    router = RouterOptions.of(build, normalize=normalize) if build.given.whole("expert_count", 0, least=0) else None
-    inner = build.given.by_layer("feed_forward_length", build.layers)
-    own = build.given.whole("expert_feed_forward_length", inner[0])
+    router = RouterOptions.of(build, normalize=normalize) if build.metadata.whole("expert_count", 0, least=0) else None
+    inner = build.metadata.by_layer("feed_forward_length", build.layers)
+    own = build.metadata.whole("expert_feed_forward_length", inner[0])
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope, form)

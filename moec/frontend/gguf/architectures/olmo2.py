@@ -17,7 +17,7 @@ from moec.frontend.gguf.parts.windows import windows_of
 
 
 def build(build: Builder) -> ir.Value:
-    heads, inner = Heads.of(build), build.given.whole("feed_forward_length")
+    heads, inner = Heads.of(build), build.metadata.whole("feed_forward_length")
     windows = windows_of(build, 4)
     rope = Rope(build, heads[0].size, interleaved=False)
     near = Rope(build, heads[0].size, interleaved=False, scaling=Scaling(), label="rope.near")

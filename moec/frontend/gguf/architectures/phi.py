@@ -16,7 +16,7 @@ from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    metadata, heads, inner = build.metadata, Heads.of(build), build.metadata.whole("feed_forward_length")
     metadata.whole("attention.sliding_window", 0, least=0)
     rope = Rope(build, heads[0].size, interleaved=False)
     router = RouterOptions.of(build) if metadata.whole("expert_count", 0, least=0) else None

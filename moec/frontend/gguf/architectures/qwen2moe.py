@@ -15,9 +15,9 @@ from moec.frontend.gguf.parts.rope import Rope
 def build(build: Builder) -> ir.Value:
     heads, router = Heads.of(build), RouterOptions.of(build, normalize=False)
     rope = Rope(build, heads[0].size, interleaved=False)
-    inner = build.given.whole("feed_forward_length")
-    own = build.given.whole("expert_feed_forward_length", inner // router.spec.k)
-    shared = build.given.whole("expert_shared_feed_forward_length", inner)
+    inner = build.metadata.whole("feed_forward_length")
+    own = build.metadata.whole("expert_feed_forward_length", inner // router.spec.k)
+    shared = build.metadata.whole("expert_shared_feed_forward_length", inner)
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope)

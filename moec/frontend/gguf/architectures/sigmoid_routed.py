@@ -22,7 +22,7 @@ def build(
 ) -> ir.Value:
     """Build GLM-4.5 or dots.llm1. ``gating``: the score function where metadata names none. Only some sizes of GLM-4.5
     have norms of queries and keys."""
-    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    metadata, heads, inner = build.metadata, Heads.of(build), build.metadata.whole("feed_forward_length")
     form = AttentionForm(norm=norm if build.has("blk.0.attn_q_norm.weight") else "")
     normalize, scale = metadata.flag("expert_weights_norm", False), metadata.number("expert_weights_scale", 0.0)
     router = RouterOptions.of(build, score_of(build, gating), normalize, correction="allowed").scaled(scale)
@@ -45,7 +45,7 @@ def build(
 def build_ernie(build: Builder) -> ir.Value:
     """Build ERNIE 4.5: softmax scores with a correction bias, and experts in every ``interleave_moe_layer_step``-th
     layer."""
-    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    metadata, heads, inner = build.metadata, Heads.of(build), build.metadata.whole("feed_forward_length")
     is_moe = metadata.architecture == "ernie4_5-moe"
     router = RouterOptions.of(build, correction="allowed") if is_moe else None
     own = metadata.whole("expert_feed_forward_length") if is_moe else 0

@@ -39,11 +39,11 @@ class Builder:
 
     def __init__(self, file: GgufFile, with_cache: bool) -> None:
         self.file, self.with_cache = file, with_cache
-        self.given = Hyperparameters(file)
-        self.write = GraphWriter(self.given.architecture)
-        self.layers = self.given.layers()
-        self.width = self.given.whole("embedding_length")
-        self.given.refuse("attention.causal", True)
+        self.metadata = Hyperparameters(file)
+        self.write = GraphWriter(self.metadata.architecture)
+        self.layers = self.metadata.layers()
+        self.width = self.metadata.whole("embedding_length")
+        self.metadata.refuse("attention.causal", True)
         self.ids = self.write.input("input_ids", INT64, SIZES)
         self._past_keys: ir.Value | None = None
         self.states: list[tuple[str, ir.Value]] = []
@@ -63,7 +63,7 @@ class Builder:
         tensor = self.file.tensors.get(name)
         if tensor is None:
             raise MoecError(
-                f"{self.file.path}: has no tensor {name!r}, which a model of {self.given.architecture} needs; "
+                f"{self.file.path}: has no tensor {name!r}, which a model of {self.metadata.architecture} needs; "
                 "convert or download it again"
             )
         if tensor.shape != shape:
@@ -143,14 +143,14 @@ class Builder:
     def rms_norm(self, x: ir.Value, name: str, width: int | None = None) -> ir.Value:
         """RMS normalisation along the last axis; ``name.bias`` is added where the file has one (Phi)."""
         width = self.width if width is None else width
-        epsilon = self.given.number("attention.layer_norm_rms_epsilon")
+        epsilon = self.metadata.number("attention.layer_norm_rms_epsilon")
         scale = self.vector(f"{name}.weight", width)
         y = self.write.op("RMSNormalization", x, scale, axis=-1, epsilon=epsilon, label=name)
         bias = self.optional_vector(f"{name}.bias", width)
         return y if bias is None else self.write.op("Add", y, bias, label=f"{name}.biased")
 
     def layer_norm(self, x: ir.Value, name: str) -> ir.Value:
-        epsilon = self.given.number("attention.layer_norm_epsilon")
+        epsilon = self.metadata.number("attention.layer_norm_epsilon")
         operands = [x, self.vector(f"{name}.weight", self.width), self.optional_vector(f"{name}.bias", self.width)]
         operands = operands[: 3 if operands[2] is not None else 2]
         return self.write.op("LayerNormalization", *operands, axis=-1, epsilon=epsilon, label=name)
@@ -166,7 +166,7 @@ class Builder:
     def head(self, x: ir.Value, softcap: float = 0.0, scale: float = 1.0, norm: str = "output_norm") -> ir.Value:
         """Compute logits [B,S,V] of the last layer's result. A file without an output matrix shares that of the
         embedding."""
-        is_layer_norm = "attention.layer_norm_epsilon" in self.given
+        is_layer_norm = "attention.layer_norm_epsilon" in self.metadata
         normal = self.layer_norm(x, norm) if is_layer_norm else self.rms_norm(x, norm)
         name = "output" if self.has("output.weight") else "token_embd"
         bias = self.optional_vector("output.bias", self.vocabulary)
@@ -218,15 +218,15 @@ class Builder:
         self.write.output(logits, "logits")
         for name, value in self.states:
             self.write.output(value, name)
-        self.given.check_all_asked()
-        further = tuple(f"blk.{layer}." for layer in range(self.layers, self.given.whole("block_count")))
+        self.metadata.check_all_asked()
+        further = tuple(f"blk.{layer}." for layer in range(self.layers, self.metadata.whole("block_count")))
         self.skipped = sorted(name for name in self._unused if further and name.startswith(further))
         left = sorted(self._unused - set(self.skipped))
         if left:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             raise UnsupportedError(
                 f"{self.file.tensors[left[0]].where}: moec does not know what this tensor does in a model of "
-                f"{self.given.architecture}{more}"
+                f"{self.metadata.architecture}{more}"
             )
         return ir.Model(self.write.graph, ir_version=_IR_VERSION, producer_name="moec")
 

@@ -41,7 +41,7 @@ def gated(
 def _activated(build: Builder, x: ir.Value, activation: Activation) -> ir.Value:
     if activation != "silu":
         raise UnsupportedError(
-            f"{build.given.where}: gate and up are one matrix and the activation is {activation}; expected silu"
+            f"{build.metadata.where}: gate and up are one matrix and the activation is {activation}; expected silu"
         )
     return build.write.op("Mul", x, build.write.op("Sigmoid", x))
 
@@ -59,7 +59,7 @@ class RouterOptions:
     def of(build: Builder, score: ScoreFunction = "softmax", normalize: bool = True, **options: Any) -> RouterOptions:
         """Router with ``score`` over ``expert_count`` experts, of which it selects ``expert_used_count``. Raises
         UnsupportedError for counts that do not fit."""
-        metadata = build.given
+        metadata = build.metadata
         experts, used = metadata.whole("expert_count"), metadata.whole("expert_used_count")
         if used > experts:
             raise UnsupportedError(
@@ -85,10 +85,10 @@ class RouterOptions:
 
 def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
     """Read the score function from metadata. Raises UnsupportedError for one that moec does not know."""
-    number = build.given.whole("expert_gating_func", default, least=0)
+    number = build.metadata.whole("expert_gating_func", default, least=0)
     number = number or default or 0
     if number not in _GATES:
-        raise UnsupportedError(f"{build.given.where}: expert_gating_func is {number}; expected {list(_GATES)}")
+        raise UnsupportedError(f"{build.metadata.where}: expert_gating_func is {number}; expected {list(_GATES)}")
     return _GATES[number]
 
 

@@ -67,7 +67,7 @@ def _magnitude(factor: float, weight: float) -> float:
 
 def scaling_of(build: Builder) -> Scaling:
     """Read the scaling from the metadata. Raises UnsupportedError for a kind that moec does not know."""
-    metadata = build.given
+    metadata = build.metadata
     kind = metadata.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(
@@ -119,7 +119,7 @@ class Rope:
         label: str = "rope",
     ) -> None:
         """Raises UnsupportedError for a scaling that moec does not know, MoecError for factors that do not fit."""
-        metadata = build.given
+        metadata = build.metadata
         self.size = metadata.whole("rope.dimension_count", size)
         if self.size % 2:
             raise UnsupportedError(f"{metadata.where}: rope.dimension_count is {self.size}; expected an even number")

@@ -14,7 +14,7 @@ def windows_of(build: Builder, pattern: int, default: int = 0) -> list[int]:
     Every ``pattern``-th layer sees all keys, unless metadata has another number, or a flag for each layer. Raises
     MoecError for other metadata.
     """
-    metadata, key = build.given, "attention.sliding_window_pattern"
+    metadata, key = build.metadata, "attention.sliding_window_pattern"
     size = metadata.whole("attention.sliding_window", default, least=0)
     listed = metadata.listed(key)
     if listed is None:

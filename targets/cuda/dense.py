@@ -55,7 +55,7 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
         pads = options["padding"][axis - 2] + options["padding"][axis - 2 + spatial]
         if size is not None and window is not None and size + pads < step * (window - 1) + 1:
             raise UnsupportedError(
-                f"a window of {window} on axis {axis} is larger than what it moves over; expected less"
+                f"a window of {window} on axis {axis} is larger than its padded input; expected less"
             )
     result = lowering.emit(convolve(x, weight, **options))
     bias = optional_input(node, 2)

@@ -39,11 +39,11 @@ def _torch_on_gpu() -> ModuleType:
     if not open_driver().gpus():
         raise MoecError("the limits of a GPU cannot be measured: the driver finds none")
     if importlib.util.find_spec("torch") is None:
-        raise MoecError("the limits of a GPU are measured with PyTorch: pip install torch")
+        raise MoecError("measuring the limits of a GPU needs PyTorch; install it with: pip install torch")
     import torch
 
     if not torch.cuda.is_available():
-        raise MoecError(f"PyTorch {torch.__version__} cannot use the GPU: install one that is built with CUDA")
+        raise MoecError(f"PyTorch {torch.__version__} cannot use the GPU; install one that is built with CUDA")
     return torch
 
 

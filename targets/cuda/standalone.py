@@ -151,8 +151,8 @@ def _refuse_unknown(kernel: str, launch: Mapping[str, Any], declared: set[str]) 
     names = {name for text in expressions for name in _NAME.findall(text)} - _FUNCTIONS.keys()
     if unknown := sorted(names - declared):
         raise UnsupportedError(
-            f"kernel {kernel!r} is launched with {unknown[0]!r}, which is none of its tensors and sizes; "
-            "a program of this kernel alone cannot make it: choose another kernel"
+            f"kernel {kernel!r} is launched with {unknown[0]!r}; expected only its tensors and sizes in a program "
+            "of this kernel alone; choose another kernel"
         )
 
 

@@ -43,9 +43,9 @@ def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
     count = None if block.tokens.shape is None else block.tokens.shape[1]
     tokens = count if isinstance(count, int) else options.max_tokens
     if tokens is None:
-        raise UnsupportedError("only the caller knows how long a sequence is; say it with --max-tokens")
+        raise UnsupportedError("the graph does not limit the length of a sequence; set it with --max-tokens")
     if block.past and not block.numbers.causal:
-        raise UnsupportedError("it takes keys of earlier tokens, and none of its tokens is behind another")
+        raise UnsupportedError("it takes keys of earlier tokens and is not causal; expected a causal mask")
     length = options.max_length or (tokens if block.past else 0)
     return attention_shape(block.numbers, min(tokens, length or tokens), length if block.numbers.causal else 0)
 
@@ -57,9 +57,9 @@ def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
     for name in (str(value.name) for value in block.past):
         if name in data and (count := data[name].shape[2]):
             raise InputError(
-                f"calibration data for {name!r} has the keys or values of {count} earlier tokens, in the floats of the "
-                "graph; a project makes its own, so leave all such inputs out, and give sequences from their first "
-                "token on, with masks and positions of these tokens alone"
+                f"calibration data for {name!r} has the keys or values of {count} earlier tokens; expected none; "
+                "leave all such inputs out, and give sequences from their first token on, with masks and positions "
+                "of these tokens alone"
             )
 
 

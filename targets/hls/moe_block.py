@@ -34,7 +34,7 @@ def _find(model: ir.Model, part: FpgaPart, options: HlsOptions) -> tuple[list[Gr
     a block that cannot be cut out."""
     blocks = find_blocks(model)
     if not blocks:
-        raise UnsupportedError("holds no MoE block; --target hls makes projects of MoE blocks")
+        raise UnsupportedError("has no MoE block; expected at least one for --target hls")
     return blocks, []
 
 
@@ -100,8 +100,7 @@ def _most_tokens(block: GraphBlock, options: HlsOptions) -> int:
     if options.max_tokens is None and not (sizes and fixed):
         shape = ", ".join(map(str, block.tokens.shape or ("?",)))
         raise MoecError(
-            f"{block.name}: takes [{shape}] tokens, a number that only the caller knows; "
-            "say what memories on the chip have to hold with --max-tokens"
+            f"{block.name}: takes [{shape}] tokens, a number that the graph does not limit; set it with --max-tokens"
         )
     return options.max_tokens or math.prod(int(size) for size in sizes if isinstance(size, int))
 

@@ -64,7 +64,7 @@ class HlsTarget:
         if inputs is None:
             names = ", ".join(str(spec) for spec in tensor_specs(model.graph.inputs))
             raise MoecError(
-                f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}"
+                f"an FPGA computes in integers, whose scales come from data; add --calibrate FILE.npz with {names}"
             )
         calibrate.feeds_of(model, inputs)
         inputs, padded = without_pads(inputs, {str(value.name) for value in inputs_of_masks(model)})
@@ -169,6 +169,6 @@ def _check_arithmetic(model: ir.Model) -> None:
     for node in model.graph:
         if is_moec(node) and (attribute := node.attributes.get("arithmetic")) and attribute.value == "fp8":
             raise UnsupportedError(
-                f"{node_name(node)}: rounds activations to fp8, and FPGA projects compute in integers; compile without "
-                "--arithmetic"
+                f"{node_name(node)}: rounds activations to fp8; expected integers, in which FPGAs compute; compile "
+                "without --arithmetic"
             )

@@ -77,7 +77,7 @@ def test_an_unknown_project_is_refused(artifact):
     ("options", "said"),
     [
         (("--calibrate", "nowhere.npz"), "nowhere.npz: cannot be read"),
-        (("--calibrate", DIGITS / "labels.npz"), "has 'y'; the model takes x"),
+        (("--calibrate", DIGITS / "labels.npz"), "has 'y'; expected inputs of the model: x"),
         (("--weight-bits", "5"), "--weight-bits 5: expected 4 or 8"),
         (("--clock", "100000"), "at most 891 MHz"),
         (("--calibrated", MODEL), "model.onnx: is no calibration"),

@@ -47,7 +47,7 @@ def test_the_newest_that_fits(architectures, capability, best):
         (["sm_120"], "9.0", "the GPU is sm_90; compile it with --target cuda:sm_90a"),
         (["sm_90a"], "12.1", "the GPU is sm_121; compile it with --target cuda:sm_120"),
         (["sm_80"], "7.5", "the GPU is sm_75; use a GPU of sm_80 or newer"),
-        ([], "8.0", "holds no code for a GPU, for no nvcc was found"),
+        ([], "8.0", "has no code for a GPU, because nvcc was not found"),
     ],
 )
 def test_no_code_that_fits(architectures, capability, message):
@@ -89,7 +89,7 @@ def test_without_a_driver_the_way_out_is_named(for_gpu, monkeypatch):
     ("driver", "message"),
     [
         (StandInDriver(None), r"the driver finds none \(see CUDA_VISIBLE_DEVICES\); .*moec run --emulate"),
-        (StandInDriver("8.0", (12, 8)), r"needs a driver for CUDA 13, and the one installed is for 12\.8"),
+        (StandInDriver("8.0", (12, 8)), r"the driver is for CUDA 12\.8; expected 13"),
         (StandInDriver("7.5"), "holds code for sm_80, and the GPU is sm_75"),
         (StandInDriver("8.6"), r"CUDA's runtime cannot be loaded .*pip install 'moec\[cuda\]'"),
     ],

@@ -120,7 +120,7 @@ def test_a_number_of_experts_that_offsets_do_not_have_is_refused() -> None:
 
 def test_projects_for_fpgas_refuse_them(tmp_path) -> None:
     model, given = model_of(FORMS["three layers"]), inputs(8, next(choices(8)))
-    with pytest.raises(UnsupportedError, match=r"moec\.Dispatch: .*experts of other forms"):
+    with pytest.raises(UnsupportedError, match=r"moec\.Dispatch: .*expected moec.Experts"):
         compiler.write(
             model,
             tmp_path / "never.moec",

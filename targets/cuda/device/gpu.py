@@ -84,12 +84,10 @@ def _check_gpu(driver: Driver, where: str) -> str:
     """The compute capability of the first GPU. Raises MoecError if there is none, or if the driver is too old."""
     gpus = driver.gpus()
     if not gpus:
-        raise MoecError(f"{where}: needs a GPU, and the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
+        raise MoecError(f"{where}: needs a GPU, but the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
     if driver.version[0] < CUDA_MAJOR:
         cuda = ".".join(map(str, driver.version))
-        raise MoecError(
-            f"{where}: needs a driver for CUDA {CUDA_MAJOR}, and the one installed is for {cuda}; install a newer one"
-        )
+        raise MoecError(f"{where}: the driver is for CUDA {cuda}; expected {CUDA_MAJOR}; install a newer one")
     return gpus[0].capability
 
 
@@ -127,7 +125,9 @@ def best_binary(architectures: list[str], capability: str, where: str) -> str:
     if best is not None:
         return best
     if not architectures:
-        raise ArtifactError(f"{where}: holds no code for a GPU, for no nvcc was found; compile it where nvcc is")
+        raise ArtifactError(
+            f"{where}: has no code for a GPU, because nvcc was not found; compile it where nvcc is installed"
+        )
     listed, gpu_architecture = ", ".join(architectures), f"sm_{capability.replace('.', '')}"
     target = newest_that_runs(LIMITS, capability)
     hint = f"compile it with --target cuda:{target}" if target else f"use a GPU of {next(iter(LIMITS))} or newer"

@@ -132,7 +132,7 @@ GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100"}
 def gpu_called(name: str) -> Gpu:
     """The GPU of that name. Raises MoecError for a name that is not in :data:`GPUS`."""
     if name not in GPUS:
-        raise MoecError(f"GPU {name[:40]!r} is not known to the model; use one of {', '.join(GPUS)}")
+        raise MoecError(f"GPU {name[:40]!r} is unknown; expected one of {', '.join(GPUS)}")
     return GPUS[name]
 
 

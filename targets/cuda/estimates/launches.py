@@ -102,8 +102,8 @@ def _best_known(architectures: Sequence[str], where: str) -> str:
     able = [name for name, gpu in GPUS.items() if newest_that_runs(architectures, gpu.capability)]
     if architectures and not able:
         raise MoecError(
-            f"{where}: holds code for {', '.join(architectures)}, which no GPU runs whose figures are known, "
-            f"{', '.join(GPUS)}; compile it for an older one too: --target cuda:sm_80+{architectures[-1]}"
+            f"{where}: has code for {', '.join(architectures)}; expected code for one of {', '.join(GPUS)}; "
+            f"compile it for an older one, too: --target cuda:sm_80+{architectures[-1]}"
         )
     return next(iter(able or GPUS))
 
@@ -124,8 +124,8 @@ class _Launches:
         counted += [(kernel, ROWS) for kernel in self._outside if ROWS in kernel["sizes"]]
         if not counted:
             raise MoecError(
-                f"{where}: has no layer of experts and no product with a constant matrix, by which launches could be "
-                "estimated"
+                f"{where}: has no layer of experts and no product with a constant matrix; expected one of them to "
+                "estimate launches"
             )
         self._counted = counted[0]
         """A kernel, and the name of its size that is the number of tokens."""

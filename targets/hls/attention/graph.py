@@ -74,7 +74,7 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
     if not isinstance(width, int):
         raise UnsupportedError(f"its tokens have the shape {tokens.shape}; expected [batch, tokens, channels]")
     if normalized.dtype != ir.DataType.FLOAT:
-        raise UnsupportedError(f"its tokens are {normalized.dtype}; expected FLOAT, which integers are compared with")
+        raise UnsupportedError(f"its tokens are {normalized.dtype}; expected FLOAT")
     count = tokens.shape[1] if tokens.shape is not None else None
     positions = count if isinstance(count, int) else positions
     mask = _mask_of(model, node, tokens, positions, has_sinks)
@@ -85,12 +85,12 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
         past = _caches_of(normalized, key, value)
     queries, keys, turns = _same_turns(queries, keys)
     if values.norm is not None or values.turns is not None:
-        raise UnsupportedError(f"values {value.name!r} are normalised or turned; expected a product of tokens")
+        raise UnsupportedError(f"values {value.name!r} are normalised or rotated; expected a product of tokens")
     channels = queries.weights.shape[1]
     if heads % key_heads or keys.weights.shape[1] != channels:
         raise UnsupportedError(
-            f"{heads} heads of queries and {key_heads} of keys, with {[channels, keys.weights.shape[1]]} channels; "
-            "expected as many channels of both, and keys that as many heads share each"
+            f"it has {heads} heads of queries and {key_heads} of keys, with {[channels, keys.weights.shape[1]]} "
+            "channels; expected equally many channels, and as many query heads for each key head"
         )
     of_values = values.weights.shape[1]
     ((output, output_bias),) = affine_maps(model, node.outputs[0], [before], heads * of_values, heads=heads)
@@ -144,12 +144,12 @@ def _rows(
 def _expect_plain(node: ir.Node) -> None:
     attribute = node.attributes.get("softcap")
     if attribute is not None and attribute.value:
-        raise UnsupportedError(f"softcap is {attribute.value}; the attention block of the templates has 0")
+        raise UnsupportedError(f"softcap is {attribute.value}; expected 0")
     if len(node.inputs) > 6 and node.inputs[6] is not None:
-        raise UnsupportedError("it takes lengths of sequences; the attention block of the templates knows one")
+        raise UnsupportedError("it takes lengths of sequences; expected none")
     scores = node.outputs[3:]
     if any(output is not None and (output.uses() or output.is_graph_output()) for output in scores):
-        raise UnsupportedError("its scores are used; they stay inside of the block")
+        raise UnsupportedError("its scores are used outside of the block; expected no use")
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Value, ...], bool]:
@@ -167,7 +167,7 @@ def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Val
     if any(not past.is_graph_input() for past in pasts) or len(pasts) not in (0, 2):
         raise UnsupportedError("keys or values of earlier tokens are computed; expected inputs of the graph")
     if not pasts and any(output is not None and output.uses() for output in node.outputs[1:3]):
-        raise UnsupportedError("its keys or values are used; they stay inside of the block")
+        raise UnsupportedError("its keys or values are used outside of the block; expected no use")
     return query, key, value, tuple(pasts), has_sinks
 
 
@@ -214,7 +214,7 @@ def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, h
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is None or masks_nothing(model, mask):
         if has_sinks:
-            raise UnsupportedError("zeros stand in front of its keys; expected a mask that says how they are scored")
+            raise UnsupportedError("zeros precede its keys; expected a mask with their scores")
         return CausalMask(0, None) if is_causal else None
     return causal_mask(model, mask, tokens, positions, has_sinks)
 
@@ -225,13 +225,15 @@ def _same_turns(queries: HeadRows, keys: HeadRows) -> tuple[HeadRows, HeadRows, 
     Raises UnsupportedError where only one of them has an embedding, or both have different ones.
     """
     if (queries.turns is None) != (keys.turns is None):
-        raise UnsupportedError("of its queries and keys one is turned by positions and the other is not")
+        raise UnsupportedError("only one of its queries and keys has a rotary embedding; expected both or neither")
     if queries.turns is None or keys.turns is None:
         return queries, keys, None
     pairs = [(queries.turns.cosines, keys.turns.cosines), (queries.turns.sines, keys.turns.sines)]
     is_same = queries.order == keys.order and all(np.allclose(*pair, atol=1e-6) for pair in pairs)
     if not is_same:
-        raise UnsupportedError("its queries and keys are turned differently; expected the same pairs and angles")
+        raise UnsupportedError(
+            "its queries and keys have different rotary embeddings; expected the same pairs and angles"
+        )
     return queries, keys, queries.turns
 
 
@@ -249,7 +251,7 @@ def _around(query: ir.Value, result: ir.Value) -> tuple[ir.Node, ir.Value, ir.No
     raise (
         reasons[-1]
         if reasons
-        else UnsupportedError("its queries are not made of a LayerNormalization or RMSNormalization")
+        else UnsupportedError("its queries come from no normalisation; expected LayerNormalization or RMSNormalization")
     )
 
 
@@ -276,7 +278,7 @@ def _addition_of(result: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Node]
         if user.op_type == "Add" and len(others) == 1 and origin(others[0]) is origin(tokens):
             return value, user
         value = user.outputs[0]
-    raise UnsupportedError("its result is not added to the tokens that it was made of")
+    raise UnsupportedError("its result is not added to its input tokens; expected a residual connection")
 
 
 def _heads(node: ir.Node, rows: ir.Value, name: str) -> int:
@@ -285,5 +287,8 @@ def _heads(node: ir.Node, rows: ir.Value, name: str) -> int:
         return count
     attribute = node.attributes.get(name)
     if attribute is None:
-        raise UnsupportedError(f"{rows.name!r} has the shape {rows.shape}, which does not say how many heads there are")
+        raise UnsupportedError(
+            f"{rows.name!r} has the shape {rows.shape}; expected [batch, heads, tokens, channels] or the attribute "
+            f"{name}"
+        )
     return int(attribute.value)

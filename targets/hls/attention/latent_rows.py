@@ -69,8 +69,8 @@ def find_latent_rows(
             ", ".join(str(item.name) for item in latents) or "none" for latents in (of_queries, of_keys, of_values)
         ]
         raise UnsupportedError(
-            f"queries are made of the latents {of_rows[0]}, keys of {of_rows[1]}, values of {of_rows[2]}; expected one "
-            "of keys and values, and at most another one of queries"
+            f"queries come from the latents {of_rows[0]}, keys from {of_rows[1]}, values from {of_rows[2]}; "
+            "expected one latent of keys and values, and at most another one of queries"
         )
     latents = [_latent(model, tokens, item, width) for item in (*of_keys, *of_queries)]
     latent, query_latent = latents[0], (latents[1:] or [None])[0]
@@ -108,7 +108,9 @@ def _keys(
     probes = np.pad(np.eye(width + rank, dtype=np.float32), ((1, 0), (0, 0)))
     turned, places = _probed(model, tokens, latent, key, probes, heads)
     if turned.shape[2] != len(order):
-        raise UnsupportedError(f"{key.name!r} has {turned.shape[2]} channels of a head, and queries {len(order)}")
+        raise UnsupportedError(
+            f"{key.name!r} has {turned.shape[2]} channels per head; expected {len(order)}, as queries have"
+        )
     unrotated = _turned_back(queries.turns, turned[..., order], places)
     bias, weights = unrotated[0], (unrotated[1:] - unrotated[0]).transpose(1, 2, 0)
     keys = HeadRows(weights[..., width:], bias, None, queries.turns, queries.order)
@@ -120,8 +122,8 @@ def _keys(
         expect_close(
             _keys_of(model, tokens, latent, key, random, heads)[..., order],
             expected,
-            f"{key.name!r} is more than a product of latents {latent.name!r}, beside one of {tokens.name!r}, and a "
-            f"turn as queries have it, in sequences of {count} tokens",
+            f"{key.name!r} is more than a product of latents {latent.name!r}, plus one of {tokens.name!r}, and the "
+            f"rotary embedding of queries, in sequences of {count} tokens",
         )
     return keys, weights[..., :width]
 

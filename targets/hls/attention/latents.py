@@ -148,8 +148,11 @@ def quantize_latents(name: str, latents: FloatLatents, tokens: Array, input_scal
 
 def _quantized(name: str, norm: FloatNorm, width: int, row_scale: float, scale: float) -> QuantizedNorm:
     if norm.kind != "rms" or norm.bias.any():
-        raise UnsupportedError(f"{name}: normalises latents otherwise than by their root mean squares, without a bias")
+        raise UnsupportedError(f"{name}: normalises latents in another way; expected RMS normalisation without a bias")
     quantized = quantize_norm(name, widened_norm(norm, width), row_scale, scale)
     if quantized.epsilon >= min(1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)), _MOST_EPSILON):
-        raise UnsupportedError(f"{name}: epsilon {norm.epsilon:.3g} of a latent's norm is above all rows of int8")
+        raise UnsupportedError(
+            f"{name}: epsilon {norm.epsilon:.3g} of a latent's normalisation is larger than the mean square of any "
+            "int8 row; expected less"
+        )
     return quantized

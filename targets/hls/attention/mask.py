@@ -61,13 +61,13 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
     Raises UnsupportedError where the mask is not causal, or windowed, for sequences of up to ``positions`` tokens,
     naming a query and a key for which it is not."""
     if positions > _MOST_POSITIONS:
-        raise UnsupportedError(
-            f"its mask is computed; it is looked at for up to {_MOST_POSITIONS} positions, and there are {positions}"
-        )
+        raise UnsupportedError(f"its mask is computed for {positions} positions; expected at most {_MOST_POSITIONS}")
     ones = inputs_behind(mask)
     shared = sorted(str(value.name) for value in ones & inputs_behind(tokens))
     if shared:
-        raise UnsupportedError(f"its mask {mask.name!r} depends on the numbers of {shared[0]!r}, as its tokens do")
+        raise UnsupportedError(
+            f"its mask {mask.name!r} depends on the numbers of {shared[0]!r}, as its tokens do; expected other inputs"
+        )
     last = None
     fixed = None if tokens.shape is None else tokens.shape[1]
     for count in [fixed] if isinstance(fixed, int) else sorted({1, positions}):
@@ -76,7 +76,9 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
         try:
             (values,) = evaluate(model, feeds, [mask])
         except (ValueError, EvaluationError) as error:
-            raise UnsupportedError(f"its mask {mask.name!r} needs more than sequences of tokens: {error}") from error
+            raise UnsupportedError(
+                f"its mask {mask.name!r} cannot be computed from sequences of tokens alone: {error}"
+            ) from error
         sinks = _sinks_in(mask, values) if has_sinks else None
         values = values[..., 1:] if has_sinks else values
         seen = values if values.dtype == bool else values == 0
@@ -92,8 +94,8 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
         if len(wrong):
             query, key = wrong[0][-2:]
             raise UnsupportedError(
-                f"its mask {mask.name!r} {'hides' if expected[query, key] else 'shows or weakens'} key {key} to query "
-                f"{query}; expected that every token sees those up to itself, as many as the last one does, or all"
+                f"its mask {mask.name!r} {'hides' if expected[query, key] else 'shows or weakens'} key {key} to "
+                f"query {query}; expected that each token sees those up to itself, a window of them, or all tokens"
             )
         last = CausalMask(window, sinks)
     assert last is not None
@@ -106,8 +108,8 @@ def _sinks_in(mask: ir.Value, scores: Array) -> Array:
     sinks = scores[:1, :, :1, 0] if scores.ndim == 4 and scores.dtype != bool else np.zeros((1, 1, 0))
     if not sinks.size or not (sinks < np.inf).all() or (scores[..., 0] != sinks).any():
         raise UnsupportedError(
-            f"its mask {mask.name!r} is {scores.shape}, {scores.dtype}; expected a score for each head in front of the "
-            "keys, the same for all tokens, and less than infinity"
+            f"its mask {mask.name!r} is {scores.shape}, {scores.dtype}; expected one score per head before the "
+            "keys, equal for all tokens and less than infinity"
         )
     return np.asarray(sinks[0, :, 0], np.float32)
 

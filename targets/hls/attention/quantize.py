@@ -230,8 +230,8 @@ def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> Attent
 def _expect_norm(norm: FloatNorm | None, channels: int) -> None:
     if norm is None or norm.kind != "rms" or norm.bias.any() or len(norm.weight) != channels:
         raise UnsupportedError(
-            "normalises its queries and keys otherwise than both by their root mean squares, each row of a head or all "
-            "heads together"
+            "normalises its queries and keys in another way; expected RMS normalisation of both, by head or over "
+            "all heads"
         )
 
 
@@ -262,7 +262,8 @@ def _turns(
     largest = max(int(np.abs(steps).max(initial=0)) for steps in (of_cosine, of_sine))
     if largest >= 1 << (RESULT_BITS - 1):
         raise UnsupportedError(
-            f"{block.name}: turns with numbers up to {largest / (1 << TURN_BITS):.3g}; expected less than 2"
+            f"{block.name}: its rotary embedding has numbers up to {largest / (1 << TURN_BITS):.3g}; expected less "
+            "than 2"
         )
     norms = [
         _head_norm(block, norm, *scales)
@@ -278,7 +279,10 @@ def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_
     width = block.heads * block.head_width if block.joint_norm else block.head_width
     quantized = quantize_norm(block.name, widened_norm(norm, width), row_scale, scale / (1 << FINE_BITS))
     if quantized.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)):
-        raise UnsupportedError(f"{block.name}: epsilon {norm.epsilon:.3g} of a normalisation is above all rows of int8")
+        raise UnsupportedError(
+            f"{block.name}: epsilon {norm.epsilon:.3g} of a normalisation is larger than the mean square of any "
+            "int8 row; expected less"
+        )
     return quantized
 
 

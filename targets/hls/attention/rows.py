@@ -58,7 +58,9 @@ class HeadRows:
         if self.weights.shape[1] == width:
             return self
         if self.norm is not None:
-            raise UnsupportedError(f"rows of {self.weights.shape[1]} channels are normalised, and values have others")
+            raise UnsupportedError(
+                f"rows of {self.weights.shape[1]} channels are normalised; expected as many channels as values have"
+            )
         weights = widened_rows(self.weights.swapaxes(1, 2), width).swapaxes(1, 2)
         return dataclasses.replace(self, weights=weights, bias=widened_rows(self.bias, width))
 
@@ -89,10 +91,10 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
         latent = latents[0].producer()
         assert latent is not None
         raise UnsupportedError(
-            f"{node_name(latent)}: normalises a part of what {rows.name!r} is made of; {_LATENT}"
+            f"{node_name(latent)}: normalises a part of the inputs of {rows.name!r}; {_LATENT}"
         ) from error
     if len(bias) % heads:
-        raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
+        raise UnsupportedError(f"{start.name!r} has {len(bias)} channels; expected a multiple of {heads} heads")
     steps = HeadRows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
     start = dominators[place] if norm else start
     if norm is not None:
@@ -153,7 +155,7 @@ def dominators_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
         return order[value]
 
     if depth(result) < 0:
-        raise UnsupportedError(f"{result.name!r} is not made of {source.name!r}")
+        raise UnsupportedError(f"{result.name!r} is not computed from {source.name!r}")
     dominators, open_values = [], {result}
     while open_values != {source}:
         last = max(open_values, key=depth)
@@ -184,8 +186,8 @@ def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, step
     assert node is not None
     if channels != width:
         raise UnsupportedError(
-            f"{node_name(node)}: normalises {len(norm.weight)} channels that a second product makes {heads} rows of "
-            f"{channels} of; {_LATENT}"
+            f"{node_name(node)}: normalises {len(norm.weight)} channels before a second product, which makes "
+            f"{heads} rows of {channels}; {_LATENT}"
         )
     if len(norm.weight) not in (width, heads * width):
         raise UnsupportedError(
@@ -209,8 +211,8 @@ def _with_turns(
     crowded = [place for place, line in enumerate(touched) if not 1 <= line.sum() <= 2]
     if crowded or width % 2:
         raise UnsupportedError(
-            f"{result.name!r}: of {width} channels of a row {crowded[:3]} are mixed with more than one other; expected "
-            "pairs, which positions turn"
+            f"{result.name!r}: channels {crowded[:3]} of a row of {width} are mixed with more than one other; "
+            "expected pairs, as in a rotary embedding"
         )
     taken, order = _side_by_side(mixed[:, 0], touched)
     ordered = rows.ordered(taken)
@@ -237,7 +239,7 @@ def _side_by_side(first: Array, touched: Array) -> tuple[Array, Array]:
     stays = all(touched[pair, pair].all() for pair in map(list, pairs))
     behind = {place: place if stays and place in mixed else int(np.abs(first[place]).argmax()) for place in taken}
     if sorted(taken) != [*places] or sorted(behind.values()) != [*places]:
-        raise UnsupportedError(f"channels of a row of {width} are not mixed in pairs, which positions turn")
+        raise UnsupportedError(f"channels of a row of {width} are not mixed in pairs; expected a rotary embedding")
     return np.array(taken), np.array([behind[place] for place in taken])
 
 
@@ -271,8 +273,8 @@ def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, ro
     expect_close(
         actual,
         expected,
-        f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, or "
-        f"of all, and a turn of pairs of channels by the position, in sequences of {count} tokens",
+        f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, "
+        f"or of all, and a rotary embedding, in sequences of {count} tokens",
     )
 
 
@@ -329,7 +331,9 @@ def run_to(model: ir.Model, feeds: dict[ir.Value, Array], result: ir.Value) -> l
     try:
         return evaluate(model, feeds, [result])
     except (ValueError, EvaluationError) as error:
-        raise UnsupportedError(f"{result.name!r} needs more than tokens and their positions: {error}") from error
+        raise UnsupportedError(
+            f"{result.name!r} cannot be computed from tokens and their positions alone: {error}"
+        ) from error
 
 
 def fixed_tokens(value: ir.Value, heads: int) -> int | None:

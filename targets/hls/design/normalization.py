@@ -91,7 +91,9 @@ def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: 
     """
     width = len(norm.weight)
     if not np.isfinite(norm.weight).all() or not np.isfinite(norm.bias).all():
-        raise UnsupportedError(f"{name}: weights or biases of its normalisation are not finite")
+        raise UnsupportedError(
+            f"{name}: weights or biases of its normalisation are not finite; expected finite numbers"
+        )
     scales = norm.weight.astype(np.float64) / input_scale / (1 << FRACTION_BITS)
     biases = norm.bias.astype(np.float64) / input_scale
     largest = max(
@@ -105,7 +107,9 @@ def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: 
             f"{np.abs(norm.bias).max():.3g} does not fit into 16 and 32 bits"
         )
     if epsilon >= 1 << (31 + 2 * bits_for(width)):
-        raise UnsupportedError(f"{name}: epsilon {norm.epsilon:.3g} of a normalisation is above all variances of int16")
+        raise UnsupportedError(
+            f"{name}: epsilon {norm.epsilon:.3g} of a normalisation is larger than any variance of int16; expected less"
+        )
     multipliers = np.round(scales * 2.0**shift).astype(np.int64)
     return QuantizedNorm(
         norm.kind, stream_scale, multipliers, np.round(biases * 2.0**shift).astype(np.int64), shift, epsilon

@@ -128,7 +128,7 @@ def project(
     not finite.
     """
     if not np.isfinite(weights).all() or not np.isfinite(biases).all():
-        raise UnsupportedError("weights or biases that are not finite")
+        raise UnsupportedError("weights or biases are not finite; expected finite numbers")
     weight_steps = _steps_of(weights, bits, group, _STEP_OF_NOTHING * float(result_scales.min()) / input_scale)
     if steps is not None:
         weight_steps = np.where(steps != 0, steps, weight_steps)
@@ -137,7 +137,7 @@ def project(
         weight_steps = np.maximum(weight_steps, np.abs(biases[..., None]) / (input_scale * _MOST_BIAS))
     integers = np.round(weights / _by_input(weight_steps, weights.shape[2], group))
     if np.abs(integers + 0.5).max() > (1 << (bits - 1)):
-        raise UnsupportedError(f"weights are multiples of their scales that {bits} bits do not hold")
+        raise UnsupportedError(f"weights in steps of their scales do not fit into {bits} bits")
     sums = input_scale * weight_steps
     if group:
         totals = result_scales * 2.0**-FRACTION_BITS

@@ -47,7 +47,9 @@ def affine_maps(
         try:
             parts.append([_by_token(result, batch.shape) for result in evaluate(model, feeds, results)])
         except (ValueError, EvaluationError) as error:
-            raise UnsupportedError(f"{results[0].name!r} is not made of {source.name!r} alone: {error}") from error
+            raise UnsupportedError(
+                f"{results[0].name!r} is not computed from {source.name!r} alone: {error}"
+            ) from error
     maps = []
     for part in zip(*parts, strict=True):
         rows = np.concatenate(part)

@@ -65,7 +65,7 @@ def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed
     """
     if not np.isfinite(compared.expected).all():
         raise UnsupportedError(
-            f"{node}: the graph makes numbers of calibration data that are not finite; expected data in its range"
+            f"{node}: the graph computes numbers that are not finite from calibration data; expected data in its range"
         )
     of_added = BOUND + roundings(computed_in)
     allowed = of_added * _largest(compared.added) + roundings(dtype) * _largest(compared.expected)

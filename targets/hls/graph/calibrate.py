@@ -87,7 +87,9 @@ def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Arr
     by_name = {str(value.name): value for value in expected}
     unknown = set(inputs) - set(by_name)
     if unknown:
-        raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(by_name)}")
+        raise InputError(
+            f"calibration data has {sorted(unknown)[0]!r}; expected inputs of the model: {', '.join(by_name)}"
+        )
     inputs = {**_empty_caches(model, inputs), **inputs}
     InputCheck(tensor_specs(expected))(inputs)
     for name, array in inputs.items():

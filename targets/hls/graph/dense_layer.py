@@ -65,16 +65,16 @@ def _matrix(node: ir.Node) -> tuple[Array, Array | None]:
         spec, inputs = spec_of(node, LinearSpec), inputs_of(node)
         weight, bias = inputs["weight"], inputs["bias"]
         if spec.activation != "identity" or weight is None:
-            raise UnsupportedError(f"a dense product with the activation {spec.activation!r}; expected none")
+            raise UnsupportedError(f"a dense product has the activation {spec.activation!r}; expected none")
         return StoredWeight.of(weight).decoded(0, spec.transposed).T, optional(bias)
     weights = constant(node.inputs[1])
     if weights.ndim != 2:
-        raise UnsupportedError(f"a product with weights of shape {list(weights.shape)}; expected a matrix")
+        raise UnsupportedError(f"a product has weights of shape {list(weights.shape)}; expected a matrix")
     if node.op_type == "MatMul":
         return weights.T, None
     attributes = {key: attribute.value for key, attribute in node.attributes.items()}
     if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
-        raise UnsupportedError("a Gemm with alpha, beta or transA; expected x @ weights + bias")
+        raise UnsupportedError("a Gemm has alpha, beta or transA; expected x @ weights + bias")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return weights if attributes.get("transB", 0) else weights.T, optional(bias)
 

@@ -55,8 +55,8 @@ def _expect_in_one_piece(name: str, kept: Array) -> None:
         if count != 2:
             what = "no token" if not count else "tokens with pads between them"
             raise InputError(
-                f"calibration data for {name!r} shows {what} in sequence {row}; expected some in one piece, with pads "
-                "in front of them or behind them"
+                f"calibration data for {name!r} shows {what} in sequence {row}; expected one run of tokens, with "
+                "pads before or after it"
             )
 
 

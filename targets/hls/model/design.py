@@ -115,7 +115,7 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
     """
     blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
     if not blocks:
-        raise UnsupportedError(f"{plan.name}: no layer of experts; a design of a whole model has one at least")
+        raise UnsupportedError(f"{plan.name}: has no layer of experts; expected at least one")
     shapes = [block.shape for block in blocks]
     routed = [shape for shape in shapes if shape.experts] or shapes
     for name in (*_SAME, *_SAME_OF_ROUTED):
@@ -125,7 +125,7 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
     downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
     _only("layers differ in the groups of their weights", (down.group for down in downs))
     if shapes[0].weight_bits != 8 and len(downs) > len(blocks):
-        raise UnsupportedError("linear layers have weights of int8, and layers of experts of int4")
+        raise UnsupportedError("linear layers have int8 weights and layers of experts int4; expected one width")
     if routed[0].groups > 1:
         _only("layers of experts in groups differ in their number", (shape.experts for shape in routed))
     widths = experts_widths(plan)
@@ -226,5 +226,7 @@ def _only(problem: str, values: Iterable[T]) -> T:
     """The common value of all. Raises UnsupportedError where they differ."""
     items: Sequence[T] = list(values)
     if any(value != items[0] for value in items):
-        raise UnsupportedError(f"{problem}: {', '.join(map(str, dict.fromkeys(items)))}; wires are the same for all")
+        raise UnsupportedError(
+            f"{problem}: {', '.join(map(str, dict.fromkeys(items)))}; expected the same in all layers"
+        )
     return items[0]

@@ -56,8 +56,8 @@ def _product_between(image: ir.Value, tokens: ir.Value) -> Any:
     if len(nodes) != 1:
         names = ", ".join(sorted(node_name(node) for node in nodes)[:3]) or "none"
         raise UnsupportedError(
-            f"between {image.name!r} and the first block's tokens {tokens.name!r} are {len(nodes)} products ({names}); "
-            "expected one, of patches"
+            f"between {image.name!r} and the first block's tokens {tokens.name!r} are {len(nodes)} products "
+            f"({names}); expected one product of patches"
         )
     return nodes[0]
 
@@ -74,7 +74,7 @@ def _unfolded(product: ir.Node, before: Moved) -> Moved:
     attributes = {name: attribute.value for name, attribute in product.attributes.items()}
     rank = len(kernel)
     if attributes.get("group", 1) != 1 or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise UnsupportedError(f"{node_name(product)}: groups or auto_pad; expected one group and pads that are said")
+        raise UnsupportedError(f"{node_name(product)}: has groups or auto_pad; expected one group and explicit pads")
     strides, dilations = (list(attributes.get(name, [1] * rank)) for name in ("strides", "dilations"))
     pads = list(attributes.get("pads", [0] * 2 * rank))
     reach = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]

@@ -85,7 +85,7 @@ def _last_product(normal: ir.Value, result: ir.Value) -> ir.Node:
         if node.op_type in _PRODUCTS or is_moec(node, "Linear"):
             return node
         pending += [operand for operand in node.inputs if operand is not None]
-    raise UnsupportedError(f"no product is between the normalisation {normal.name!r} and the sum")
+    raise UnsupportedError(f"there is no product between the normalisation {normal.name!r} and the sum")
 
 
 def _activation(

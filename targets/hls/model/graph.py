@@ -49,7 +49,7 @@ def find_model(
     blocks, last = _chain(model, stream, by_tokens, tokens)
     missing = [part for part in by_tokens.values() if not any(part is block for block in blocks)]
     if missing:
-        raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
+        raise UnsupportedError(f"{missing[0].name}: does not take the output of the block before it")
     head = find_head(model, last, model.graph.outputs[0], tokens, width)
     return GraphModel(inputs[0], last, model.graph.outputs[0], tokens, width, embedding, tuple(blocks), head)
 
@@ -77,7 +77,7 @@ def find_decoder(
     blocks, last = _chain(model, stream, by_tokens, tokens)
     missing = [part for part in by_tokens.values() if not any(part is block for block in blocks)]
     if missing:
-        raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
+        raise UnsupportedError(f"{missing[0].name}: does not take the output of the block before it")
     width = blocks[0].numbers.width
     table = find_token_table(model, stream)
     found_model = GraphModel(stream, last, last, tokens, width, None, tuple(blocks), None, cached, table)

@@ -45,8 +45,8 @@ def find_head(model: ir.Model, stream: ir.Value, result: ir.Value, tokens: int, 
         source = moved(model, stream, (tokens, width), taken)
         if not np.array_equal(source.places.reshape(-1), np.arange(width)) or not np.all(source.scales == 1):
             raise UnsupportedError(
-                f"{node_name(norm)}: normalises something else than all tokens or the first; a mean of tokens is taken "
-                "behind the last normalisation"
+                f"{node_name(norm)}: normalises neither all tokens nor the first; expected a mean of tokens only "
+                "after the last normalisation"
             )
         rows = 1
     pool, weights, bias = _matrix(model, normal, result, rows, width)
@@ -114,8 +114,8 @@ def _matrix(model: ir.Model, normal: ir.Value, result: ir.Value, tokens: int, wi
         if np.abs(computed - expected).max() <= _TOLERANCE * np.abs(expected).max():
             return pool, weights, bias
     raise UnsupportedError(
-        f"{result.name!r} is no product of the normalised tokens {normal.name!r}, of each, of the first, or of their "
-        "mean"
+        f"{result.name!r} is not a product of the normalised tokens {normal.name!r}; expected one of each, of the "
+        "first, or of their mean"
     )
 
 

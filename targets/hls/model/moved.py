@@ -84,5 +84,5 @@ def evaluated(model: ir.Model, feeds: Mapping[ir.Value, Array], result: ir.Value
         (array,) = evaluate(model, {**random_inputs(model, batch), **feeds}, [result])
     except ValueError as error:
         names = ", ".join(repr(value.name) for value in feeds)
-        raise UnsupportedError(f"{result.name!r} is not made of {names} alone: {error}") from error
+        raise UnsupportedError(f"{result.name!r} is not computed from {names} alone: {error}") from error
     return array

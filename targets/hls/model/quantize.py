@@ -42,10 +42,10 @@ def quantize_model(
     that the hardware cannot hold, and for layers that cannot share one array.
     """
     if weight_bits == 4 and (graph.embedding is not None or graph.head is not None):
-        raise UnsupportedError("weights rounded to int4 beside linear layers of int8: weights of a design are as wide")
+        raise UnsupportedError("experts have int4 weights and linear layers int8; expected one width")
     feeds = feeds_of(model, inputs)
     if graph.source in feeds and not len(feeds[graph.source]):
-        raise InputError(f"calibration data for {graph.source.name!r} has no image; give some")
+        raise InputError(f"calibration data for {graph.source.name!r} has no image; expected at least one")
     seen = evaluate_data(model, feeds, [graph.source, *(block.tokens for block in graph.blocks), graph.stream])
     images, streams = seen[0], [stream.astype(np.float32) for stream in seen[1:]]
     tokens = [block.as_tokens(stream) for block, stream in zip(graph.blocks, streams, strict=False)]
@@ -62,7 +62,9 @@ def quantize_model(
     _expect_one_array([block.numbers.name for block in graph.blocks], blocks)
     widths = [block.shape.weight_bits for block in blocks if isinstance(block, QuantizedBlock)]
     if graph.embedding is None and heads and max(widths, default=8) < 8:
-        raise UnsupportedError("a head of int8 beside experts of int4, which would take as much memory as int8")
+        raise UnsupportedError(
+            "the head has int8 weights and experts int4, which would take as much memory as int8; expected one width"
+        )
     plan = planned(name, graph.tokens, stream_scale, patches, embedding, blocks, heads)
     if graph.table is not None:
         plan = dataclasses.replace(plan, token_rows=stream_steps(graph.table.rows, stream_scale))
@@ -210,5 +212,5 @@ def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | Qu
             if value != values[0][1]:
                 raise UnsupportedError(
                     f"{name}: {what.replace('_', ' ')} is {value} and that of {values[0][0]} {values[0][1]}; "
-                    "layers of one design share its arrays"
+                    "expected the same, because layers of one design share its arrays"
                 )

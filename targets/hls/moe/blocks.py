@@ -52,8 +52,7 @@ def find_blocks(model: ir.Model) -> list[GraphBlock]:
     for node in model.graph.all_nodes():
         if is_moec(node, "Dispatch"):
             raise UnsupportedError(
-                f"{node_name(node)}: moec.Dispatch: its experts are a graph over dispatched rows; the templates "
-                "compute moec.Experts and no experts of other forms"
+                f"{node_name(node)}: moec.Dispatch: its experts are a graph over dispatched rows; expected moec.Experts"
             )
         if has_experts(node):
             try:
@@ -72,7 +71,7 @@ def _block(node: ir.Node) -> GraphBlock:
     computed_in = _coarser(router.input, tokens)
     if origin(router.input) is not origin(tokens):
         raise UnsupportedError(
-            f"its router takes {router.input.name!r} and its experts {tokens.name!r}; an HLS block reads one tensor"
+            f"its router takes {router.input.name!r} and its experts {tokens.name!r}; expected one tensor for both"
         )
     numbers = FloatBlock(
         name=node_name(node),
@@ -110,7 +109,7 @@ def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, .
     if route is None or not is_moec(route, "Route") or ids is None or ids.producer() is not route:
         raise UnsupportedError("its routing is no moec.Route; an HLS block computes its own")
     if inputs_of(route)["tolerance"] is not None:
-        raise UnsupportedError("its router has a tolerance; an HLS block has all experts in memory")
+        raise UnsupportedError("its router has a tolerance; expected none, because all experts are in memory")
     return route, table
 
 

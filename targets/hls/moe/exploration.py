@@ -74,9 +74,9 @@ class Constraints:
         is not above 0 and at most 1."""
         clock = self.clock_megahertz
         if clock is not None and not 0 < clock <= _MOST_MEGAHERTZ:
-            raise UnsupportedError(f"a clock of {clock:g} MHz: a DSP48E2 runs with at most {_MOST_MEGAHERTZ} MHz")
+            raise UnsupportedError(f"clock is {clock:g} MHz; expected at most {_MOST_MEGAHERTZ} MHz")
         if not 0 < self.memory_share <= 1:
-            raise UnsupportedError(f"a share of {self.memory_share:g} of the memory: expected more than 0, up to 1")
+            raise UnsupportedError(f"a share of {self.memory_share:g} of the memory; expected more than 0, up to 1")
 
     def clock(self, part: FpgaPart) -> float:
         """The clock in MHz: the user's, or else the part's, or the one that synthesis reached where that is slower."""

@@ -149,7 +149,7 @@ def _check_finite(block: FloatBlock, tokens: Array) -> None:
         raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
     choice = 0.0 if block.correction_bias is None else block.correction_bias
     if not all(np.isfinite(numbers).all() for numbers in (block.router, block.router_bias, choice)):
-        raise UnsupportedError(f"{block.name}: numbers of its router are not finite")
+        raise UnsupportedError(f"{block.name}: its router has numbers that are not finite; expected finite ones")
 
 
 def _choice_bias(block: FloatBlock) -> Array | None:

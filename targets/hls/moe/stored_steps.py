@@ -44,8 +44,8 @@ def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
         for expert, form in enumerate(of_experts):
             if not _is_taken(form):
                 raise UnsupportedError(
-                    f"the {part} weights of expert {expert} are {form}; FPGA projects take floats, int8 and int4, "
-                    "without zero points or minima, per channel or in groups of 32, 64 or 128"
+                    f"the {part} weights of expert {expert} are {form}; expected floats, int8 or int4, without "
+                    "zero points or minima, per channel or in groups of 32, 64 or 128"
                 )
     integers = [form for of_experts in formats.values() for form in of_experts if form.quantized]
     if not integers:

@@ -72,7 +72,7 @@ def test_limits_are_of_what_was_timed(monkeypatch):
     ("driver", "torch", "message"),
     [
         (StandInDriver(), None, "the driver finds none"),
-        (GPU, None, "measured with PyTorch: pip install torch"),
+        (GPU, None, "needs PyTorch; install it with: pip install torch"),
         (GPU, stand_in_torch(False), r"PyTorch 2\.0 cannot use the GPU"),
     ],
     ids=["no GPU", "no PyTorch", "PyTorch for the processor"],

@@ -106,7 +106,7 @@ def test_a_launch_with_something_else_is_refused(artifact):
     changed = {**record, "launches": [{**launch, "arguments": ["workspace_ptr"]}]}
     other = open_artifact(artifact.folder)
     other.program().kernels[0] = changed
-    with pytest.raises(MoecError, match="is launched with 'workspace_ptr', which is none of its tensors and sizes"):
+    with pytest.raises(MoecError, match="is launched with 'workspace_ptr'; expected only its tensors and sizes"):
         program_text(other, record["name"])
 
 

@@ -173,7 +173,7 @@ def test_turns_depend_on_the_distance_alone():
     ids=["one side", "all heads and each"],
 )
 def test_queries_and_keys_that_are_normalised_differently_are_refused(fields):
-    with pytest.raises(UnsupportedError, match="otherwise than both by their root mean squares"):
+    with pytest.raises(UnsupportedError, match="in another way; expected RMS normalisation of both"):
         quantized(decoder(**fields))
 
 

@@ -242,20 +242,26 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: with_mask(graph, window(graph, 3, of_blocks=True)), "shows or weakens key 0 to query 1"),
         (lambda graph: behind_sinks(graph, fill=1.0), "for 1 tokens; expected 1 keys"),
         (lambda graph: behind_sinks(graph, of_tokens=True), "depends on the numbers of 'x'"),
-        (lambda graph: behind_sinks(graph, sinks=np.inf), "expected a score for each head"),
-        (lambda graph: behind_sinks(graph, sinks=None), "expected a mask that says how they are scored"),
+        (lambda graph: behind_sinks(graph, sinks=np.inf), "expected one score per head"),
+        (lambda graph: behind_sinks(graph, sinks=None), "expected a mask with their scores"),
         (lambda graph: with_mask(graph, window(graph, -1)), "hides key 0 to query 0"),
-        (lambda graph: rotary(graph, other=1.1), "turned differently"),
+        (lambda graph: rotary(graph, other=1.1), "different rotary embeddings"),
         (lambda graph: rotary(graph, "long"), "in sequences of 8 tokens"),
-        (lambda graph: rotary(graph, of_keys=False), "one is turned by positions"),
+        (lambda graph: rotary(graph, of_keys=False), "only one of its queries and keys has a rotary embedding"),
         (lambda graph: rotary(graph, shape="latents"), "keys and values, and at most another one of queries"),
-        (lambda graph: rotary(graph, norm=True, shape="latents"), "9 channels that a second product makes 3 rows of 4"),
-        (lambda graph: rotary(graph, norm="beside", shape="latents"), "normalises a part of what"),
+        (
+            lambda graph: rotary(graph, norm=True, shape="latents"),
+            "9 channels before a second product, which makes 3 rows of 4",
+        ),
+        (lambda graph: rotary(graph, norm="beside", shape="latents"), "normalises a part of the inputs"),
         (lambda graph: rotary(graph, shape="pairs"), "normalises 6 channels; expected 4, those of a head, or those of"),
         (lambda graph: grouped(graph, 2), "3 heads of queries and 2 of keys"),
-        (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),
+        (lambda graph: flat_heads(graph, by_position(graph)), "is not computed from|more than a product per token"),
         (lambda graph: flat_heads(graph, graph.add("Tanh", normalized(graph))), "more than a product per token"),
-        (lambda graph: flat_heads(graph, graph.x), "not made of a LayerNormalization or RMSNormalization"),
+        (
+            lambda graph: flat_heads(graph, graph.x),
+            "come from no normalisation; expected LayerNormalization or RMSNormalization",
+        ),
         (lambda graph: graph.add("Tanh", flat_heads(graph, normalized(graph))), "more than a product per token"),
     ],
 )
@@ -294,7 +300,9 @@ def test_keys_of_earlier_tokens_are_those_of_a_cache():
     (expected,) = interpreter.run(model, {"x": x, "keys": nothing, "values": nothing}).values()
     np.testing.assert_allclose(block.numbers.run(x).output, expected, atol=5e-5)
     expect_whole_sequences(block, HlsOptions({"x": x, "keys": nothing, "values": nothing}))
-    with pytest.raises(InputError, match=r"of 3 earlier tokens, .* leave all such inputs out, and give sequences from"):
+    with pytest.raises(
+        InputError, match=r"of 3 earlier tokens; expected none; leave all such inputs out, and give sequences from"
+    ):
         expect_whole_sequences(block, HlsOptions({"x": x, "values": np.zeros((2, HEADS, 3, CHANNELS), np.float32)}))
     with pytest.raises(InputError, match="input 'keys' is missing"):
         feeds_of(model, {"x": x})
@@ -329,4 +337,4 @@ def test_a_result_that_is_not_added_to_its_tokens_is_refused():
     model = graph.model(graph.dense(flat_heads(graph, normalized(graph)), D))
     found, (message,) = find_attention(model)
     assert found == []
-    assert "not added to the tokens" in message
+    assert "not added to its input tokens" in message

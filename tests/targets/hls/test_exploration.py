@@ -100,7 +100,7 @@ def test_a_users_limit_never_makes_a_part_larger():
 
 @pytest.mark.parametrize("share", [-0.5, 0, 1.01])
 def test_a_share_of_the_memory_is_more_than_none_and_not_more_than_all(share):
-    with pytest.raises(UnsupportedError, match="of the memory: expected more than 0, up to 1"):
+    with pytest.raises(UnsupportedError, match="of the memory; expected more than 0, up to 1"):
         Constraints(memory_share=share)
     assert Constraints(memory_share=1).memory_share == 1
 

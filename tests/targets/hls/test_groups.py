@@ -156,5 +156,5 @@ def test_multiples_that_the_bits_do_not_hold_are_refused():
     block.up[0, 0, :32] = -8 * block.stored.of["up"][0, 0, 0]
     assert quantized(block).up.weights.min() == -8
     block.up[0, 0, :32] *= -1
-    with pytest.raises(UnsupportedError, match="that 4 bits do not hold"):
+    with pytest.raises(UnsupportedError, match="do not fit into 4 bits"):
         quantized(block)

@@ -127,7 +127,7 @@ def test_a_fixed_number_of_sequences_is_probed_together():
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"one_latent": False}, "expected one of keys and values, and at most another one of queries"),
+        ({"one_latent": False}, "expected one latent of keys and values, and at most another one of queries"),
         ({"layout": "long"}, "in sequences of 8 tokens"),
     ],
 )
@@ -141,7 +141,7 @@ def test_latents_are_normalised_by_their_root_mean_squares():
     graph = GraphBuilder()
     _, (block,), _ = found_in(graph, latent_heads(graph, norm="LayerNormalization"))
     tokens = np.ones((1, 4, D), np.float32)
-    with pytest.raises(UnsupportedError, match=f"{block.name}: normalises latents otherwise than by their root mean"):
+    with pytest.raises(UnsupportedError, match=f"{block.name}: normalises latents in another way; expected RMS"):
         quantize_attention(block.numbers, tokens, most_tokens=4)
 
 
@@ -206,7 +206,9 @@ def test_an_epsilon_above_all_latents_is_refused():
     block = with_latents()
     norm = dataclasses.replace(block.latents.keys.norm, epsilon=1e3)
     latents = dataclasses.replace(block.latents, keys=dataclasses.replace(block.latents.keys, norm=norm))
-    with pytest.raises(UnsupportedError, match=r"epsilon .* of a latent's norm is above all rows of int8"):
+    with pytest.raises(
+        UnsupportedError, match=r"epsilon .* of a latent's normalisation is larger than the mean square of any int8 row"
+    ):
         quantize_attention(dataclasses.replace(block, latents=latents), tokens_for(block, 1, 4), most_tokens=4)
 
 

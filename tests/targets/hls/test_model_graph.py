@@ -180,9 +180,9 @@ def not_normalised(graph, stream):
 @pytest.mark.parametrize(
     ("head", "reason"),
     [
-        (mean_first, "a mean of tokens is taken behind"),
+        (mean_first, "expected a mean of tokens only after"),
         (without_first, "of each, of the first, or of their mean"),
-        (probabilities, "is no product of the normalised tokens"),
+        (probabilities, "is not a product of the normalised tokens"),
         (not_normalised, "are 0 normalisations"),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_stream_that_is_added_to_itself_is_no_dense_layer():
     vision.images(graph)
     tokens = vision.attention(graph, embedded(graph, vision.convolution))
     twice = graph.add("Add", graph.add("Add", tokens, tokens), vision.normal(graph, tokens))
-    with pytest.raises(UnsupportedError, match="does not take the tokens that the block in front of it makes"):
+    with pytest.raises(UnsupportedError, match="does not take the output of the block before it"):
         vision.found(
             vision.finished(graph, vision.first_token(graph, vision.normal(graph, vision.experts(graph, twice))))
         )
@@ -248,7 +248,7 @@ def test_what_is_between_blocks_is_a_dense_layer_or_refused():
     graph = GraphBuilder()
     vision.images(graph)
     tokens = graph.add("Tanh", vision.attention(graph, embedded(graph, vision.convolution)))
-    with pytest.raises(UnsupportedError, match="does not take the tokens that the block in front of it makes"):
+    with pytest.raises(UnsupportedError, match="does not take the output of the block before it"):
         vision.found(
             vision.finished(graph, vision.first_token(graph, vision.normal(graph, vision.experts(graph, tokens))))
         )

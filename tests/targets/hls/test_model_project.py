@@ -214,7 +214,7 @@ def test_layers_that_differ_in_wires_are_refused():
         else one
         for one in plan.blocks
     )
-    with pytest.raises(UnsupportedError, match="linear layers have weights of int8"):
+    with pytest.raises(UnsupportedError, match="linear layers have int8 weights"):
         model_design(dataclasses.replace(plan, blocks=int4), 8, 16, 4)
     assert "pad tokens to 48 and 40 channels" in str(model_design(model_layers.plan(width=40), 16, 16, 4, 8).why_not())
     with pytest.raises(UnsupportedError, match="layers of experts differ in gated: False, True"):

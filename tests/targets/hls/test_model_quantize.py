@@ -226,9 +226,12 @@ def test_layers_that_need_another_array_are_refused():
     unnormalised = dataclasses.replace(experts.numbers.routing, score="sigmoid")
     sigmoid = dataclasses.replace(experts, numbers=dataclasses.replace(experts.numbers, routing=unnormalised))
     both = dataclasses.replace(found, blocks=(*others, experts, sigmoid))
-    with pytest.raises(UnsupportedError, match=r"scoring is sigmoid and that of .* softmax; layers of one design"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"scoring is sigmoid and that of .* softmax; expected the same, because layers of one design",
+    ):
         quantize_model(model, both, {"images": images(4)}, name="vision")
-    with pytest.raises(UnsupportedError, match="rounded to int4 beside linear layers"):
+    with pytest.raises(UnsupportedError, match="experts have int4 weights and linear layers int8"):
         quantize_model(model, found, {"images": images(4)}, name="vision", weight_bits=4)
 
 

@@ -91,7 +91,7 @@ def test_the_table_of_inverse_roots():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epsilon": 1e12}, "epsilon 1e.12 .* above all variances"),
+        ({"epsilon": 1e12}, "epsilon 1e.12 .* larger than any variance"),
         ({"bias": np.full(8, 1e9, np.float32)}, "does not fit"),
     ],
 )

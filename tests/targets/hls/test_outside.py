@@ -72,5 +72,5 @@ def test_a_model_that_was_not_raised_says_why(tmp_path: pathlib.Path):
             node.op_type = "Softmax"
             node.attribute.append(onnx.helper.make_attribute("axis", 0))
     options = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=8)
-    with pytest.raises(UnsupportedError, match=r"holds no MoE block; .*; raise-moe: .*: left as ordinary operators: "):
+    with pytest.raises(UnsupportedError, match=r"has no MoE block; .*; raise-moe: .*: left as ordinary operators: "):
         compiler.write(model, tmp_path / "never.moec", CompileOptions(target="hls:zcu102", target_options=options))

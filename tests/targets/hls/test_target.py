@@ -119,7 +119,7 @@ def elsewhere(tmp_path, monkeypatch):
         ({"max_tokens": None}, "--max-tokens"),
         (
             {"calibration": {"pixels": np.zeros((3, 64), np.float32)}},
-            "calibration data has 'pixels'; the model takes x",
+            "calibration data has 'pixels'; expected inputs of the model: x",
         ),
         ({"calibration": {"x": np.zeros((0, 64), np.float32)}}, "0 calibration tokens"),
         ({"calibration": {"x": np.full((3, 64), np.nan, np.float32)}}, "'x' has numbers that are not finite"),
@@ -180,7 +180,7 @@ def test_activations_in_fp8_are_refused():
       [product] y = moec.Linear <activation_group = 128, arithmetic = "fp8"> (x, decoded)
     }"""
     (target,) = get_all("hls:zcu102", HlsOptions())
-    with pytest.raises(UnsupportedError, match="product: rounds activations to fp8, and FPGA projects compute in int"):
+    with pytest.raises(UnsupportedError, match="product: rounds activations to fp8; expected int"):
         target.compile(parse_model(text))
 
 

@@ -41,12 +41,16 @@ def test_the_newest_that_fits(architectures, capability, best):
 @pytest.mark.parametrize(
     ("architectures", "capability", "message"),
     [
-        (["sm_86"], "8.0", "art: holds code for sm_86, and the GPU is sm_80; compile it with --target cuda:sm_80"),
-        (["sm_89"], "8.0", "holds code for sm_89, and the GPU is sm_80"),
-        (["sm_90a"], "10.0", "the GPU is sm_100; compile it with --target cuda:sm_100"),
-        (["sm_120"], "9.0", "the GPU is sm_90; compile it with --target cuda:sm_90a"),
-        (["sm_90a"], "12.1", "the GPU is sm_121; compile it with --target cuda:sm_120"),
-        (["sm_80"], "7.5", "the GPU is sm_75; use a GPU of sm_80 or newer"),
+        (
+            ["sm_86"],
+            "8.0",
+            "art: has code for sm_86; expected code for the GPU, sm_80; compile it with --target cuda:sm_80",
+        ),
+        (["sm_89"], "8.0", "has code for sm_89; expected code for the GPU, sm_80"),
+        (["sm_90a"], "10.0", "the GPU, sm_100; compile it with --target cuda:sm_100"),
+        (["sm_120"], "9.0", "the GPU, sm_90; compile it with --target cuda:sm_90a"),
+        (["sm_90a"], "12.1", "the GPU, sm_121; compile it with --target cuda:sm_120"),
+        (["sm_80"], "7.5", "the GPU, sm_75; use a GPU of sm_80 or newer"),
         ([], "8.0", "has no code for a GPU, because nvcc was not found"),
     ],
 )
@@ -90,7 +94,7 @@ def test_without_a_driver_the_way_out_is_named(for_gpu, monkeypatch):
     [
         (StandInDriver(None), r"the driver finds none \(see CUDA_VISIBLE_DEVICES\); .*moec run --emulate"),
         (StandInDriver("8.0", (12, 8)), r"the driver is for CUDA 12\.8; expected 13"),
-        (StandInDriver("7.5"), "holds code for sm_80, and the GPU is sm_75"),
+        (StandInDriver("7.5"), "has code for sm_80; expected code for the GPU, sm_75"),
         (StandInDriver("8.6"), r"CUDA's runtime cannot be loaded .*pip install 'moec\[cuda\]'"),
     ],
     ids=["no GPU", "old driver", "old GPU", "no runtime"],

@@ -131,4 +131,4 @@ def best_binary(architectures: list[str], capability: str, where: str) -> str:
     listed, gpu_architecture = ", ".join(architectures), f"sm_{capability.replace('.', '')}"
     target = newest_that_runs(LIMITS, capability)
     hint = f"compile it with --target cuda:{target}" if target else f"use a GPU of {next(iter(LIMITS))} or newer"
-    raise ArtifactError(f"{where}: holds code for {listed}, and the GPU is {gpu_architecture}; {hint}")
+    raise ArtifactError(f"{where}: has code for {listed}; expected code for the GPU, {gpu_architecture}; {hint}")

@@ -118,8 +118,8 @@ class FloatAttention:
         batch, count, width = tokens.shape
         if self.turns is not None and count > len(self.turns.cosines):
             raise UnsupportedError(
-                f"{self.name}: calibration sequences of {count} tokens, and room for {len(self.turns.cosines)}; give "
-                "shorter ones, or a larger --max-tokens or --max-length"
+                f"{self.name}: calibration sequences have {count} tokens; expected at most "
+                f"{len(self.turns.cosines)}; give shorter ones, or a larger --max-tokens or --max-length"
             )
         inputs = self.norm.run(tokens.reshape(-1, width)).reshape(tokens.shape)
         row_inputs = inputs if self.latents is None else self.latents.run(inputs)

@@ -139,7 +139,9 @@ def quantize_attention(
     represent.
     """
     if not tokens.size or not np.isfinite(tokens).all():
-        raise UnsupportedError(f"{block.name}: {tokens.size} calibration numbers, all of which must be finite")
+        raise UnsupportedError(
+            f"{block.name}: calibration data has {tokens.size} numbers; expected at least one, and all finite"
+        )
     shape = shape_of(block, most_tokens, cached)
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
@@ -171,7 +173,8 @@ def quantize_attention(
         score_scale = min(score_scale, _SCORE_OF_NOTHING)
     if score_scale <= 0 or not 1 <= mixed_shift <= 40:
         raise UnsupportedError(
-            f"{block.name}: scores times {block.scale:.3g}, values in steps of {value_scale:.3g}; expected more than 0"
+            f"{block.name}: the scale of scores is {block.scale:.3g} and that of values {value_scale:.3g}; "
+            "expected more than 0"
         )
     return QuantizedAttention(
         shape=shape,
@@ -253,8 +256,8 @@ def _turns(
         cosines, sines = block.turns.cosines[:positions], block.turns.sines[:positions]
     if len(cosines) < positions:
         raise UnsupportedError(
-            f"{block.name}: the graph fixes sequences of {len(cosines)} tokens, and turns rows at no other positions; "
-            f"expected {positions}: give a --max-length of {len(cosines)} at most, or export it for any length"
+            f"{block.name}: its rotary embedding has {len(cosines)} positions; expected {positions}; give a "
+            f"--max-length of {len(cosines)} at most, or export the graph for any length"
         )
     of_cosine, of_sine = (
         np.round(array.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for array in (cosines, sines)

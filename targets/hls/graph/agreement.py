@@ -78,10 +78,9 @@ def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed
         channel = int(np.argmax(errors[token]))
         computed, expected = compared.actual[token][channel], compared.expected[token][channel]
         raise UnsupportedError(
-            f"{node}: the float form that integers are made from does not compute what the graph does: of channel "
-            f"{channel} of calibration token {', '.join(map(str, token))} it makes {computed:.6g} and the graph "
-            f"{expected:.6g}; expected a difference of up to {allowed[token]:.2g}. Calibrate with whole sequences, "
-            "without pads; where they are, this is a fault of moec"
+            f"{node}: the float form of the block differs from the graph: channel {channel} of calibration token "
+            f"{', '.join(map(str, token))} is {computed:.6g}; expected {expected:.6g} within {allowed[token]:.2g}; "
+            "calibrate with whole sequences without pads, and if they are, report a defect of moec"
         )
     return Agreement(node, largest * BOUND, BOUND, compared.undecided.size, compared.unseen)
 

@@ -146,7 +146,9 @@ def quantize(
 
 def _check_finite(block: FloatBlock, tokens: Array) -> None:
     if not len(tokens) or not np.isfinite(tokens).all():
-        raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
+        raise UnsupportedError(
+            f"{block.name}: calibration data has {len(tokens)} tokens; expected at least one, and all finite"
+        )
     choice = 0.0 if block.correction_bias is None else block.correction_bias
     if not all(np.isfinite(numbers).all() for numbers in (block.router, block.router_bias, choice)):
         raise UnsupportedError(f"{block.name}: its router has numbers that are not finite; expected finite ones")

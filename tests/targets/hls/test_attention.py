@@ -310,5 +310,5 @@ def test_designs_that_cannot_be_built(design, widest_sum, reason):
 
 @pytest.mark.parametrize("tokens", [np.zeros((1, 0, 24), np.float32), np.full((1, 2, 24), np.nan, np.float32)])
 def test_calibration_data_must_be_numbers(tokens):
-    with pytest.raises(UnsupportedError, match=r"attention: .* calibration numbers"):
+    with pytest.raises(UnsupportedError, match=r"attention: calibration data has .* numbers"):
         quantize_attention(float_attention(), tokens, most_tokens=9)

@@ -111,7 +111,9 @@ def test_a_block_is_a_project_where_that_is_asked_for(model):
 
 
 def test_calibration_sequences_are_no_longer_than_those_of_the_design(model):
-    with pytest.raises(UnsupportedError, match="calibration sequences of 97 tokens, and room for 64; give shorter"):
+    with pytest.raises(
+        UnsupportedError, match="calibration sequences have 97 tokens; expected at most 64; give shorter"
+    ):
         compiled(model, max_tokens=64)
 
 
@@ -141,5 +143,5 @@ def test_a_graph_of_fixed_sequences_turns_no_longer_ones():
     model = import_model(EXAMPLE / "model.onnx")
     model.graph.inputs[0].shape = ir.Shape([1, 9])
     pipeline.run(model, pipeline.parse("O2"))
-    with pytest.raises(UnsupportedError, match=r"fixes sequences of 9 tokens, .* give a --max-length of 9 at most"):
+    with pytest.raises(UnsupportedError, match=r"has 9 positions; .* give a --max-length of 9 at most"):
         compiled(model, IDS[:1, :9], max_length=14)

@@ -57,7 +57,8 @@ def artifact_tables(description: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(_passes_line(description["stages"]))
     if description["losses"]:
         yield losses_table(description["losses"])
-    yield remarks_table(description["remarks"])
+    if description["remarks"]:
+        yield remarks_table(description["remarks"])
     yield from kind.tables(description)
 
 

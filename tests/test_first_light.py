@@ -50,7 +50,7 @@ def light(tool):
 
 
 def python(light, name: str, text: str, **options):
-    return light.Step(name, [sys.executable, "-c", text], **options)
+    return light.FirstLightStep(name, [sys.executable, "-c", text], **options)
 
 
 def test_outcomes_of_steps(light):
@@ -58,7 +58,7 @@ def test_outcomes_of_steps(light):
     assert (fine["outcome"], fine["output"]) == ("passed", "said\n")
     wrong = light.take(python(light, "wrong", "import sys; sys.exit('why')"))
     assert (wrong["outcome"], wrong["code"], wrong["output"]) == ("failed", 1, "why\n")
-    assert light.take(light.Step("none", ["nothing"], absent="no GPU"))["outcome"] == "absent"
+    assert light.take(light.FirstLightStep("none", ["nothing"], absent="no GPU"))["outcome"] == "absent"
     missing = light.take(python(light, "unmade", "", folder=pathlib.Path("nowhere")))
     assert (missing["outcome"], missing["output"]) == ("failed", "nowhere: its program was not made")
 

@@ -51,7 +51,7 @@ _MARK = "moec_first_light"
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class FirstLightStep:
     """A step. ``absent``: reason why it cannot be taken here; None where it can."""
 
     name: str
@@ -61,7 +61,7 @@ class Step:
     absent: str | None = None
 
 
-class Report:
+class FirstLightReport:
     """Results by step, in a file that is always complete. Raises ValueError for a file that is no report, or that of
     other code or another machine."""
 
@@ -84,7 +84,7 @@ class Report:
         os.replace(file.name, self._path)
 
 
-def take(step: Step) -> dict[str, Any]:
+def take(step: FirstLightStep) -> dict[str, Any]:
     """Take a step. Returns its outcome, the end of its output, and its seconds."""
     if step.absent is not None:
         return {"outcome": ABSENT, "output": step.absent, "seconds": 0.0}
@@ -109,27 +109,27 @@ def take(step: Step) -> dict[str, Any]:
     return {"outcome": outcome, "code": code, "output": output, "seconds": round(time.monotonic() - start, 1)}
 
 
-def steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
+def steps(work: pathlib.Path, emulate: bool) -> Iterator[FirstLightStep]:
     """Iterate over all steps. Those of kernels become known when their artifacts exist."""
     moec = [sys.executable, "-c", "from moec.cli.main import main; main()"]
     yield tool_step("nvidia-smi", ["nvidia-smi"])
     yield tool_step("nvcc", ["nvcc", "--version"])
     yield tool_step("compute-sanitizer", ["compute-sanitizer", "--version"])
-    yield Step("doctor", [*moec, "doctor"])
+    yield FirstLightStep("doctor", [*moec, "doctor"])
     target, emulated = ("cuda:sm_90a", ["--emulate"]) if emulate else (f"cuda:{architecture()}", [])
     for name, (_dtype, passes) in FORMATS.items():
         model, artifact = str(make_layer(name, work)), str(work / f"{name}.moec")
         compiling = [*moec, "compile", model, "-o", artifact, "--target", target, "--passes", passes]
-        yield Step(f"compile {name}", compiling, LONG)
-        yield Step(f"verify {name}", [*moec, "verify", model, artifact, *emulated])
+        yield FirstLightStep(f"compile {name}", compiling, LONG)
+        yield FirstLightStep(f"verify {name}", [*moec, "verify", model, artifact, *emulated])
     yield from kernel_steps(work, emulate)
     needs_gpu = "an emulator is no GPU" if emulate else None
-    yield Step("tests", [sys.executable, "-m", "pytest", "tests/gpu"], LONG, absent=needs_gpu)
+    yield FirstLightStep("tests", [sys.executable, "-m", "pytest", "tests/gpu"], LONG, absent=needs_gpu)
     benchmark = [sys.executable, "benchmarks/gpu_moe.py", "--json", str(work / "gpu_moe.json")]
-    yield Step("benchmark", benchmark, LONG, absent=needs_gpu)
+    yield FirstLightStep("benchmark", benchmark, LONG, absent=needs_gpu)
 
 
-def kernel_steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
+def kernel_steps(work: pathlib.Path, emulate: bool) -> Iterator[FirstLightStep]:
     """Iterate over the steps of each kernel in the existing artifacts; kernels of equal text come once."""
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import find_kernel
@@ -149,22 +149,22 @@ def kernel_steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
             seen.add(digest)
             folder, what = work / "kernels" / name / kernel, f"{name}/{kernel}"
             arguments = [str(work / f"{name}.moec"), kernel, str(folder), *emulated]
-            yield Step(f"kernel {what}", [*itself, "--run-kernel", *arguments])
+            yield FirstLightStep(f"kernel {what}", [*itself, "--run-kernel", *arguments])
             built = [str(folder / kernel)]
             for check in ("memcheck", "racecheck"):
                 command = ["compute-sanitizer", "--tool", check, "--error-exitcode", "9", *built]
                 yield tool_step(f"{check} {what}", command, folder)
             if "wgmma" in text:
-                yield Step(f"phases {what}", [*itself, "--clock-kernel", *arguments])
+                yield FirstLightStep(f"phases {what}", [*itself, "--clock-kernel", *arguments])
 
 
-def tool_step(name: str, command: Sequence[str], folder: pathlib.Path = ROOT) -> Step:
+def tool_step(name: str, command: Sequence[str], folder: pathlib.Path = ROOT) -> FirstLightStep:
     """Make a step that one of NVIDIA's tools takes."""
     from moec.targets.cuda.nvcc import find_tool
 
     tool = find_tool(command[0])
     absent = None if tool else f"{command[0]} was not found"
-    return Step(name, [str(tool), *command[1:]], folder=folder, absent=absent)
+    return FirstLightStep(name, [str(tool), *command[1:]], folder=folder, absent=absent)
 
 
 def run_kernel(artifact: str, kernel: str, folder: pathlib.Path, *, emulate: bool, clocked: bool) -> int:
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def tour(asked: argparse.Namespace) -> int:
     """Take the requested steps that were not passed before. Returns 1 where one failed."""
-    report = Report(asked.report, about(asked.emulate))
+    report = FirstLightReport(asked.report, about(asked.emulate))
     work = (asked.work or asked.report.with_suffix("")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     outcomes = []

@@ -13,8 +13,8 @@ from moec.targets.cpu.kernels.attention import ATTENTION
 from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import KernelCall, select
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import PagedTensor
 from moec.targets.tvm.lowering.nodes import call
+from moec.targets.tvm.lowering.paged_tensors import PagedTensor
 
 
 def attend(

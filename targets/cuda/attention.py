@@ -23,8 +23,8 @@ from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import PagedTensor
 from moec.targets.tvm.lowering.nodes import record_of
+from moec.targets.tvm.lowering.paged_tensors import PagedTensor
 from moec.targets.tvm.sizes.shapes import static_size
 
 KERNELS = (ATTENTION_FEW, ATTENTION_WGMMA, ATTENTION_MMA, ATTENTION_TILED)

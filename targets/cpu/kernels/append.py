@@ -24,7 +24,7 @@ from moec.targets.tvm.kernels.int8_rows import (
 )
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 from moec.targets.tvm.kernels.te_kernels import Requirement, checked
-from moec.targets.tvm.lowering.held_tensors import AppendProblem
+from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, blocks_for
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 from moec.targets.tvm.kernels.te_kernels import Requirement, checked
-from moec.targets.tvm.lowering.held_tensors import AppendProblem
+from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 THREADS = 256
 _TOGETHER = 4

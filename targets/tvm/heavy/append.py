@@ -12,8 +12,8 @@ from tvm import relax
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, KernelCall, select
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.held_states import Holding
-from moec.targets.tvm.lowering.held_tensors import AppendProblem, PagedTensor, Places
 from moec.targets.tvm.lowering.nodes import record_of
+from moec.targets.tvm.lowering.paged_tensors import AppendProblem, PagedTensor, Places
 
 
 def holding(

@@ -15,8 +15,8 @@ from moec.common.errors import UnsupportedError
 from moec.targets.tvm.heavy.attention_sinks import split_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import PagedTensor
 from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
+from moec.targets.tvm.lowering.paged_tensors import PagedTensor
 from moec.targets.tvm.sizes.shapes import static_size
 
 Causal = Literal["", "first", "last", "lengths"]

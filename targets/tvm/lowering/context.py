@@ -29,7 +29,7 @@ from moec.targets.base import KernelRecord, Loader
 if TYPE_CHECKING:
     from tvm import relax, tirx
 
-    from moec.targets.tvm.lowering.held_tensors import PagedTensor, Places
+    from moec.targets.tvm.lowering.paged_tensors import PagedTensor, Places
     from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue
 
 HEAVY_OPERATORS = frozenset(

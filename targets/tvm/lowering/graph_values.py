@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.function_builder import FunctionBuilder
-from moec.targets.tvm.lowering.held_tensors import PagedTensor
+from moec.targets.tvm.lowering.paged_tensors import PagedTensor
 from moec.targets.tvm.sizes.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, StaticValue
 
 INLINE_ELEMENTS = 16

@@ -32,7 +32,7 @@ from moec.targets.tvm.kernels.kernel import STORAGE_TYPES
 from moec.targets.tvm.lowering.attributes import attribute, optional_input
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.context import LoweringContext
-from moec.targets.tvm.lowering.held_tensors import AppendProblem, PagedTensor, Places, append_problem
+from moec.targets.tvm.lowering.paged_tensors import AppendProblem, PagedTensor, Places, append_problem
 
 NO_GROWTH = 0
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

@@ -28,8 +28,8 @@ from moec.targets.tvm.lowering.constants import dtype_of
 from moec.targets.tvm.lowering.function_builder import identifier
 from moec.targets.tvm.lowering.graph_values import GraphValues
 from moec.targets.tvm.lowering.held_states import Holding, held_states, rounded_by_writing
-from moec.targets.tvm.lowering.held_tensors import PagedTensor, Places, append_problem
 from moec.targets.tvm.lowering.last_tokens import LENGTH_AXIS, Narrowing
+from moec.targets.tvm.lowering.paged_tensors import PagedTensor, Places, append_problem
 from moec.targets.tvm.lowering.unknown_operators import refuse_unknown_operators
 from moec.targets.tvm.sizes.symbolic import StaticValue
 

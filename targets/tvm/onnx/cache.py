@@ -10,8 +10,8 @@ from tvm import te, tirx
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.lowering.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.lowering.held_states import without_appended_zeros
-from moec.targets.tvm.lowering.held_tensors import Places
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
+from moec.targets.tvm.lowering.paged_tensors import Places
 
 
 def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:

@@ -12,8 +12,8 @@ import sympy
 from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import FreshNames, constant, is_op, replace_by_tensors, replace_value
-from moec.passes.shapes.inference import Names, allows_zero, annotate
-from moec.passes.shapes.symbolic import COMPARING, SymbolicValues, shape_of
+from moec.passes.shapes.inference import allows_zero, annotate
+from moec.passes.shapes.symbolic import COMPARING, Names, SymbolicValues, shape_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moec.passes.control_flow.bodies import Inliner
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_node, value_names
 from moec.passes.graph.writer import NotDecomposableError
-from moec.passes.shapes.inference import Names
+from moec.passes.shapes.symbolic import Names
 
 _INLINED: dict[str, Callable[[Inliner], list[ir.Value]]] = {
     "If": branches.inline_branch,
@@ -34,7 +34,8 @@ class InlineControlFlow:
 
     1. An If whose condition is known becomes the branch that is taken.
     2. Any other If becomes both branches and a selection of each result, if results have equal shapes. Requirements of
-       both branches on their inputs then always hold.
+       both branches on their inputs then always hold. A Loop without scan outputs that is not unrolled takes no step in
+       a branch that is not chosen, where it might not end.
     3. A Loop whose trip count is known, or whose condition becomes false in a step known now, becomes its steps. So
        does one whose condition is known only when the model runs, within its trip count, if it has no scan outputs: a
        step after the last one passes its states on unchanged.

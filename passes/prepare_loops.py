@@ -15,6 +15,9 @@ from moec.ir.graphs import is_op, lift_constants, nested_graphs, outer_values, r
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_node
+from moec.passes.shapes.bodies import BodyShapes
+from moec.passes.shapes.inference import annotate
+from moec.passes.shapes.symbolic import Names
 
 _BODY = (
     "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
@@ -121,7 +124,7 @@ def _clean_up(node: ir.Node, model: ir.Model, report: Report) -> None:
     from moec.passes import pipeline
 
     body = node.attributes["body"].as_graph()
-    _declare(node, body)
+    BodyShapes(Names(model.graph), annotate).declare_inputs(node)
     inside = set(_values(body))
     outside = {value.name for value in _values(model.graph) if value not in inside}
     body.opset_imports.update(model.graph.opset_imports)
@@ -152,23 +155,6 @@ def _own_constants(body: ir.Graph, taken: set[str | None]) -> Iterator[None]:
     replace_inside(body, left)
     for inner in left:
         del body.initializers[str(inner.name)]
-
-
-def _declare(node: ir.Node, body: ir.Graph) -> None:
-    """Give inputs of a Scan's body the types and shapes that follow from the node's inputs, where they have none."""
-    if not is_op(node, "Scan") or len(node.inputs) != len(body.inputs):
-        return
-    first = len(node.inputs) - node.attributes.get_int("num_scan_inputs", 0)
-    axes = node.attributes.get_ints("scan_input_axes", ())
-    for place, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
-        if outer is None:
-            continue
-        inner.type = inner.type or outer.type
-        if inner.shape is None and outer.shape is not None:
-            sizes = list(outer.shape)
-            if place >= first and sizes:
-                del sizes[(axes[place - first] if place - first < len(axes) else 0) % len(sizes)]
-            inner.shape = ir.Shape(sizes)
 
 
 def _like(value: ir.Value, where: str, taken: set[str | None]) -> ir.Value:

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from moec.common.names import node_name
 from moec.ir.graphs import nested_graphs
 from moec.passes.graph.writer import NotDecomposableError, Writer
-from moec.passes.shapes.inference import Names, annotate
-from moec.passes.shapes.symbolic import SymbolicValues, is_named
+from moec.passes.shapes.inference import annotate
+from moec.passes.shapes.symbolic import Names, SymbolicValues, is_named
 
 
 class Inliner(Writer):
@@ -25,12 +25,12 @@ class Inliner(Writer):
     def __init__(self, node: ir.Node, taken: set[str], names: Names, most: int) -> None:
         super().__init__(node, taken)
         self.values = SymbolicValues()
-        self._inserted: list[ir.Node] = []
+        self.inserted: list[ir.Node] = []
         self._names, self._most = names, most
 
     def insert(self, node: ir.Node, *labels: str) -> ir.Value:
         output = super().insert(node, *labels)
-        self._inserted.append(node)
+        self.inserted.append(node)
         annotate(node, self.values, self._names)
         return output
 
@@ -71,7 +71,7 @@ class Inliner(Writer):
 
     def undo(self) -> None:
         """Remove the inserted nodes; constants stay, unused."""
-        self.graph.remove(self._inserted, safe=True)
+        self.graph.remove(self.inserted, safe=True)
 
     def move(self, op_type: str, data: ir.Value, *others: ir.Value, **attributes: Any) -> ir.Value:
         """Add a node whose output has the element type of ``data``."""
@@ -88,6 +88,12 @@ class Inliner(Writer):
         item = array.ravel()[0] if array is not None and array.size == 1 else None
         return int(item) if isinstance(item, int | np.bool_ | np.integer) else None
 
+    def scalar(self, condition: ir.Value) -> ir.Value:
+        """A condition of one element, without axes."""
+        flat = self.add("Reshape", condition, self.constant(np.array([], np.int64), "no_axes"), label="condition")
+        flat.type = condition.type
+        return flat
+
     def choose(self, condition: ir.Value, yes: ir.Value, no: ir.Value, what: str) -> ir.Value:
         """Select ``yes`` or ``no`` by a condition of one element.
 
@@ -102,8 +108,7 @@ class Inliner(Writer):
                 f"{what} is computed or not at run time, and has {first} in one case and "
                 f"{second} in the other; expected equal shapes"
             )
-        scalar = self.add("Reshape", condition, self.constant(np.array([], np.int64), "no_axes"), label="condition")
-        chosen = self.add("Where", scalar, yes, no, label=what)
+        chosen = self.add("Where", self.scalar(condition), yes, no, label=what)
         chosen.type = yes.type
         return chosen
 
@@ -118,7 +123,7 @@ class Inliner(Writer):
         return self.weight(ir.tensor(tensor.numpy(), dtype=tensor.dtype), label)
 
     def _reserve(self, nodes: int) -> None:
-        if len(self._inserted) + nodes > self._most:
+        if len(self.inserted) + nodes > self._most:
             raise NotDecomposableError(
                 f"its bodies, one after the other, make more than {self._most} nodes; expected fewer steps or a "
                 "smaller body"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.graphs import is_op
 from moec.passes.control_flow.bodies import Inliner
 from moec.passes.graph.writer import NotDecomposableError, dtype_of
+from moec.passes.shapes.bodies import never_asks
 
 _TRUE = np.array(True)
 _UNCOUNTED = 256
@@ -25,7 +25,7 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
     body, carried = write.body("body"), [write.required(i, "v_initial") for i in range(2, len(write.node.inputs))]
     scanned: list[list[ir.Value]] = [[] for _ in write.node.outputs[len(carried) :]]
     going = write.input(1) or write.constant(_TRUE, "going")
-    if (trips := write.element(write.input(0))) is not None and _never_asks(body):
+    if (trips := write.element(write.input(0))) is not None and never_asks(body):
         write.expect_room(body, trips)
     is_certain = True
     for step in _steps(write):
@@ -52,12 +52,6 @@ def _numbered(write: Inliner, body: ir.Graph, step: int) -> ir.Value:
     """The number of a step, with one axis where the body takes it so."""
     has_axis = len(body.inputs) > 0 and body.inputs[0].shape is not None and len(body.inputs[0].shape) == 1
     return write.numbers(step) if has_axis else write.number(step)
-
-
-def _never_asks(body: ir.Graph) -> bool:
-    """Whether each step goes on if the one before did."""
-    condition = body.outputs[0].producer() if body.outputs else None
-    return len(body.inputs) > 1 and is_op(condition, "Identity") and condition.inputs[0] is body.inputs[1]
 
 
 def _steps(write: Inliner) -> Iterator[int]:

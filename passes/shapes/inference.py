@@ -15,16 +15,16 @@ import onnx_ir as ir
 import sympy
 
 from moec.passes.graph.edits import constant
-from moec.passes.shapes.symbolic import SymbolicValues, is_named, shape_of, size, text_of
-
-Dims = list[Any]
-"""One sympy expression for each dimension."""
+from moec.passes.shapes import bodies
+from moec.passes.shapes.symbolic import Dims, Names, SymbolicValues, is_named, shape_of, to_shape
 
 
 def annotate(node: ir.Node, values: SymbolicValues, names: Names) -> bool:
     """Give the outputs shapes with named sizes where they lack one; return whether any got one."""
     if node.domain != "" or all(is_named(output) for output in node.outputs):
         return False
+    if node.op_type in bodies.OPERATORS:
+        return bodies.set_shapes(node, bodies.BodyShapes(names, annotate).outputs_of(node, values))
     output = node.outputs[0]
     rule = _RULES.get(node.op_type)
     dims = rule(node, values) if rule is not None and not is_named(output) else None
@@ -37,25 +37,6 @@ def annotate(node: ir.Node, values: SymbolicValues, names: Names) -> bool:
     else:
         return _ask_onnx(node)
     return True
-
-
-class Names:
-    """New names for sizes that depend on data, such as how many elements are not zero."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-        self._taken = {str(dim) for value in values if value.shape is not None for dim in value.shape}
-        self._count = 0
-
-    def new(self) -> sympy.Symbol:
-        while f"count_{self._count}" in self._taken:
-            self._count += 1
-        self._count += 1
-        return size(f"count_{self._count - 1}")
-
-
-def to_shape(dims: list[Any]) -> ir.Shape:
-    return ir.Shape([int(dim) if isinstance(dim, int | sympy.Integer) else text_of(dim) for dim in dims])
 
 
 def broadcast(*shapes: list[Any]) -> Dims | None:
@@ -250,7 +231,7 @@ _REFUSED = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.che
 
 
 def _ask_onnx(node: ir.Node) -> bool:
-    """ONNX's own rule for this one node; shapes with sizes it does not know are left as they were."""
+    """Ask ONNX's own rule for this one node; a shape with sizes that it does not know replaces only an unknown rank."""
     inputs = [value for value in node.inputs if value is not None]
     if any(value.shape is None or value.type is None for value in inputs) or any(not o.name for o in node.outputs):
         return False
@@ -276,6 +257,6 @@ def _ask_onnx(node: ir.Node) -> bool:
         before, output.shape = output.shape, shape
         if is_named(output):
             changed = True
-        else:
+        elif before is not None:
             output.shape = before
     return changed

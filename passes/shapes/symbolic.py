@@ -20,6 +20,8 @@ from moec.common.names import node_name
 from moec.ir.facts import MOST_SIZES
 from moec.passes.graph.edits import constant
 
+Dims = list[Any]
+"""One sympy expression for each dimension."""
 ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
 LONGEST = MOST_SIZES[4]
@@ -74,6 +76,27 @@ def text_of(size: sympy.Expr) -> str:
     return str(_GuardPrinter().doprint(size))
 
 
+def to_shape(dims: Dims) -> ir.Shape:
+    return ir.Shape([int(dim) if isinstance(dim, int | sympy.Integer) else text_of(dim) for dim in dims])
+
+
+class Names:
+    """New names for sizes that depend on data, such as how many elements are not zero."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        self._taken = {str(dim) for value in values if value.shape is not None for dim in value.shape}
+        self._count = 0
+        self.made: list[sympy.Symbol] = []
+
+    def new(self) -> sympy.Symbol:
+        while f"count_{self._count}" in self._taken:
+            self._count += 1
+        self.made.append(size(f"count_{self._count}"))
+        self._count += 1
+        return self.made[-1]
+
+
 def shape_of(value: ir.Value) -> list[sympy.Expr] | None:
     """All dimensions of a value as expressions; None when one or the rank is unknown."""
     if value.shape is None:
@@ -86,7 +109,12 @@ def is_named(value: ir.Value) -> bool:
     """Whether every dimension is a number or has a name that is not just made up by ONNX's inference."""
     if value.shape is None:
         return False
-    return all(isinstance(dim, int) or (dim.value is not None and "unk__" not in dim.value) for dim in value.shape)
+    return all(map(is_named_size, value.shape))
+
+
+def is_named_size(dim: int | ir.SymbolicDim) -> bool:
+    """Whether a dimension is a number or has a name that is not just made up by ONNX's inference."""
+    return isinstance(dim, int) or (dim.value is not None and "unk__" not in dim.value)
 
 
 class SymbolicValues:

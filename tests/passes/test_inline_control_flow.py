@@ -93,6 +93,23 @@ def test_of_a_condition_at_run_time_both_branches_are_computed(rewrite, conditio
         assert "both branches are computed" in report.remarks[0].message
 
 
+@pytest.mark.parametrize(
+    ("trips", "results", "is_bound"),
+    [("count", "w", True), ("", "w", True), ("count", "w, z", False), ("two", "w", False)],
+)
+def test_loops_of_a_branch_depend_on_its_condition(rewrite, operators, trips, results, is_bound):
+    """Except those that end anyway, and those with slices, of which there would be none."""
+    made = ", ".join(f"float[] {name}" for name in results.split(", "))
+    text = f"""(float[N] x, bool c, int64 count, float most) => (float[N] y) <bool yes = {{1}}, int64 two = {{2}}> {{
+        y = If (c) <
+            then_branch = a () => (float[] p) {{ {results.replace("w", "p")} = Loop ({trips}, yes, x) <
+                body = step (int64 i, bool g, float[] v) => (bool d, {made}) {{
+                    w = Neg (v)  z = Relu (v)  s = ReduceMax <keepdims = 0> (w)  d = Less (s, most) }}> }},
+            else_branch = b () => (float[] q) {{ q = Neg (x) }}> }}"""
+    found = operators(rewrite(text, PASSES + "{limit=40}"))
+    assert ("Not" in found, "Where" in found) == (is_bound, True)
+
+
 def test_branches_of_other_shapes_stay(rewrite):
     """A Where would broadcast [1,3] to [N,3]."""
     text = """(float[N,3] x, bool c) => (float[M,3] y) <int64[1] zero = {0}> { y = If (c) <

@@ -145,6 +145,22 @@ def test_loops_that_do_not_end_are_an_error(monkeypatch):
         assert model.run({**case, "limit": np.array(-1e9, np.float32)})["y"].size in (4, 8)
 
 
+def test_loops_of_a_branch_that_is_not_chosen_take_no_step():
+    """On the data of the other branch, they would not end."""
+    text = """g (float[N] x, bool c, bool e) => (float[N] y) <bool yes = {1}, float most = {9}, float least = {-9}> {
+        y = If (c) <
+            then_branch = up () => (float[] p) { p = Loop (, yes, x) <
+                body = more (int64 i, bool g, float[] v) => (bool d, float[] w) {
+                    w = Add (v, x)  s = ReduceSum <keepdims = 0> (w)  d = Less (s, most) }> },
+            else_branch = other () => (float[] q) { q = If (e) <
+                then_branch = no () => (float[] t) { t = Exp (x) },
+                else_branch = down () => (float[] u) { u = Loop (, , x) <
+                    body = less (int64 j, bool h, float[] a) => (bool f, float[] b) {
+                        b = Add (a, x)  r = ReduceSum <keepdims = 0> (b)  f = Greater (r, least) }> }> }> }"""
+    cases = [(1, True, False), (-1, False, False), (1, False, True), (-1, False, True), (0, False, True)]
+    check(text, *({"x": np.full(3, x, np.float32), "c": np.array(c), "e": np.array(e)} for x, c, e in cases))
+
+
 def test_a_condition_is_a_truth_value():
     text = """g (float[N] x, int64 n) => (float[N] y) <bool yes = {1}> {
         y = Loop (n, yes, x) <body = step (int64 i, bool c, float[N] v) => (COND d, float[N] w) {

@@ -73,7 +73,7 @@ def _as_computed(block: dict[str, Any], types: Mapping[str, str]) -> dict[str, A
 
 def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
     if not blocks:
-        return Text("MoE blocks: no MoE block was recognised; the remarks below say what came nearest")
+        return Text("MoE blocks: none")
     cells = [["?" if block[key] is None else str(block[key]) for key in _BLOCK_COLUMNS] for block in blocks]
     rows = [(ranges(places), names([blocks[place]["name"] for place in places]), *row) for places, row in merged(cells)]
     title = "MoE blocks" if len(rows) == len(blocks) else f"MoE blocks ({len(blocks)}, equal ones once)"

@@ -6,6 +6,7 @@ Every message answers four questions: where (file, node), what was found, what w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -17,6 +18,14 @@ REPORT = "this is a defect of moec: report it with the model and the traceback, 
 
 
 _LONG_WORD = re.compile(r"\S{401,}")
+_REFUSALS = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
+    }
+)
+"""Reasons of an OSError that lie in the system or in a path of the user: no rights, no such name possible, no room, no
+further files or processes. Any other one, such as a file that is not there, is unexpected."""
 _LONGEST = 4000
 """Characters of a message: names in a model's file may have any length."""
 
@@ -72,8 +81,9 @@ def reporting(step: str, source: Any = None) -> Iterator[None]:
     """Context for every step that works on a user's input: any error in it becomes one MoecError.
 
     A MoecError gets the name of the model's file as a prefix, where ``source`` is one, because code below the frontend
-    only knows nodes. Lack of memory becomes a MoecError, too. Any other error is unexpected: it becomes a DefectError
-    that names file, step and node, with the cause chained.
+    only knows nodes. Lack of memory, and what the system refuses (no rights, a full disk, a name that is too long),
+    become MoecErrors, too. Any other error is unexpected: it becomes a DefectError that names file, step and node, with
+    the cause chained.
     """
     try:
         yield
@@ -83,8 +93,9 @@ def reporting(step: str, source: Any = None) -> Iterator[None]:
         reason = one_line(error) or "an allocation failed"
         raise _named(MoecError(f"{step}: there is not enough memory ({reason})"), source) from error
     except Exception as error:
-        own = _moec_error_behind(error)
-        if own is not None:  # libraries wrap errors of our own callbacks and lazy tensors in their own
+        # libraries wrap errors of our own callbacks and lazy tensors in their own
+        own = _moec_error_behind(error) or _refusal_of_system(step, error)
+        if own is not None:
             raise _named(own, source) from error
         node = _node_at(error.__traceback__)
         place = f"{step}: {node}" if node else step
@@ -104,6 +115,13 @@ def _moec_error_behind(error: BaseException) -> MoecError | None:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return cause if isinstance(cause, MoecError) else None
+
+
+def _refusal_of_system(step: str, error: Exception) -> MoecError | None:
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS:
+        return None
+    place = step if error.filename is None else f"{step}: {error.filename}"
+    return MoecError(f"{place}: cannot be used: {error.strerror}")
 
 
 def _node_at(traceback: TracebackType | None) -> str | None:

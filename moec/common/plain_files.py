@@ -10,6 +10,8 @@ from typing import Any
 
 from moec.common.errors import MoecError, one_line
 
+_MOST_LEVELS = 100
+"""Levels of JSON, deeper than any file that moec reads has: what walks the data then needs no limit of its own."""
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -48,17 +50,28 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
 def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Parse JSON in UTF-8; ``object_hook`` replaces objects, as in the module ``json``.
 
-    Raises ValueError, whose text is the reason, for text that is no JSON, nests deeper than Python can follow, has
-    numbers of thousands of digits, or holds halves of characters (lone surrogates), which no file and no library
-    accepts.
+    Raises ValueError, whose text is the reason, for text that is no JSON, has more than 100 levels or numbers of
+    thousands of digits, or holds halves of characters (lone surrogates), which no file and no library accepts.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         content = json.loads(text, object_hook=object_hook)
+        if _is_deep(content):
+            raise RecursionError
         if "\\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
-        raise ValueError("it nests too deeply") from None
+        raise ValueError(f"it has more than {_MOST_LEVELS} levels") from None
     except ValueError as error:  # of json, of int, of UTF-8
         raise ValueError(one_line(error)) from None
     return content
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether lists and objects have more than ``_MOST_LEVELS`` levels. Looks at one level after the other, without
+    recursion."""
+    level = [content]
+    for _ in range(_MOST_LEVELS):
+        groups = [outer for outer in level if isinstance(outer, (dict, list))]
+        level = [inner for group in groups for inner in (group.values() if isinstance(group, dict) else group)]
+    return any(isinstance(inner, (dict, list)) for inner in level)

@@ -189,13 +189,7 @@ class _Printer:
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if node.overload:
             operator += f":{node.overload}"
-        for attribute in node.attributes.values():
-            if not attribute.is_ref() and attribute.type not in _PRINTABLE:
-                kind = attribute.type.name.lower()
-                raise UnsupportedError(
-                    f"node {node_name(node)!r} ({operator_name(node)}): attribute {attribute.name} is of type {kind}; "
-                    "expected a number, a text, a tensor, a graph, or a list of numbers or texts"
-                )
+        check_attributes(node, f"node {node_name(node)!r}")
         attributes = [self._attribute(node.attributes[key], indent) for key in sorted(node.attributes)]
         written = f" <{', '.join(attributes)}>" if attributes else ""
         return f"{name}{outputs}{operator}{written} ({_name_list(node.inputs)})"
@@ -218,6 +212,17 @@ class _Printer:
             text = f"[{', '.join(write(item) for item in attribute.value)}]"
         is_clear = text != "[]" and (write is not _float or bool(np.isfinite(attribute.value).all()))
         return f"{attribute.name} = {text}" if is_clear else f"{attribute.name}: {kind} = {text}"
+
+
+def check_attributes(node: ir.Node, place: str) -> None:
+    """Raise UnsupportedError for an attribute of a type that no operator takes which moec knows, and no text has."""
+    for attribute in node.attributes.values():
+        if not attribute.is_ref() and attribute.type not in _PRINTABLE:
+            kind = attribute.type.name.lower()
+            raise UnsupportedError(
+                f"{place} ({operator_name(node)}): attribute {attribute.name} is of type {kind}; expected a number, a "
+                "text, a tensor, a graph, or a list of numbers or texts"
+            )
 
 
 _WRITERS: dict[ir.AttributeType, Callable[[Any], str]] = {

@@ -28,7 +28,7 @@ import zipfile
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.common.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError, MoecError, one_line
 from moec.common.scratch import ScratchFolder
 from moec.runtime.machine import missing_features
 from moec.runtime.manifest import (
@@ -226,10 +226,10 @@ def _read_manifest(folder: pathlib.Path, where: str) -> Manifest:
 
 
 def _check_files(artifact: Artifact, check_weights: bool) -> None:
-    root = artifact.folder.resolve()
+    root = os.path.realpath(artifact.folder)
     for name, expected in artifact.manifest.files.items():
         path = artifact.folder / name
-        if not path.resolve().is_relative_to(root):
+        if not pathlib.Path(os.path.realpath(path)).is_relative_to(root):  # Path.resolve fails for links in a circle
             raise ArtifactError(f"{artifact.where}: {name} is a link that leaves the folder")
         if not path.is_file():
             raise ArtifactError(f"{artifact.where}: {name} is missing; compile the model again")
@@ -257,7 +257,8 @@ def _unpack(path: pathlib.Path) -> Artifact:
                 _unpack_entry(archive, name, folder, where)
     except _DAMAGED as error:
         temporary.cleanup()
-        raise ArtifactError(f"{where}: is neither an artifact's folder nor an intact zip of one ({error})") from error
+        reason = one_line(error) or "it ends early"
+        raise ArtifactError(f"{where}: is neither an artifact's folder nor an intact zip of one ({reason})") from error
     except BaseException:
         temporary.cleanup()
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections import Counter
 from moec.common.dtypes import dtype_of
 from moec.common.errors import ArtifactError
 from moec.common.guards import Expression, bound_names, parse_guard, parse_size
+from moec.common.plain_files import parse_json
 from moec.common.records import read_record
 from moec.common.specs import HeldState, StreamedExpertsSpec
 from moec.runtime.manifest import (
@@ -29,10 +29,10 @@ _NAME = re.compile(r"[\w.+-]+(?:/[\w.+-]+)*")
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
     """Read and check a manifest; ``where`` names the artifact in messages. Raises ArtifactError."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text)
+    except ValueError as reason:
         raise ArtifactError(
-            f"{where}: {MANIFEST} is not JSON (truncated or altered); compile the model again"
+            f"{where}: {MANIFEST} was truncated or altered, because it is not JSON: {reason}; compile the model again"
         ) from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
@@ -58,12 +58,12 @@ def listed_files(text: bytes) -> dict[str, FileEntry] | None:
     """List the files of a manifest of any format version. Returns None where moec did not write it, or it was
     altered."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         digest, files = content.pop("digest"), content["files"]
         if digest != digest_of_content(content):
             return None
         return {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
+    except (ValueError, AttributeError, TypeError, LookupError):
         return None
 
 

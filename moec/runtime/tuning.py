@@ -19,12 +19,14 @@ from collections.abc import Mapping
 from typing import Annotated, TypedDict
 
 from moec.common.errors import MoecError
+from moec.common.plain_files import read_bytes
 from moec.common.records import FieldRule, read_json
 from moec.common.user_cache import user_cache
 from moec.runtime.machine import cpu_features, cpu_name
 
 ALWAYS, NEVER = 1, 2**31 - 1
 """Crossovers at which every number of rows, and none, takes the second way."""
+_LARGEST = 16 << 20
 
 
 _Rows = Annotated[int, FieldRule(lambda rows: ALWAYS <= rows <= NEVER, f"a number of rows from {ALWAYS} to {NEVER}")]
@@ -46,12 +48,9 @@ def read_tuned(gpu: str | None = None) -> dict[str, int]:
         path = tuning_file(gpu)
     except OSError:
         return {}  # there is no home folder
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoecError(f"{path}: cannot be read: {error}; remove it") from error
+    text = read_bytes(path, _LARGEST)
     return read_json(_TuningFile, text, str(path), "remove it, and run moec tune again")["crossovers"]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 from onnx import TensorProto, helper
 
@@ -32,6 +34,17 @@ def test_what_nobody_expected_is_a_defect_with_its_cause():
 
 def test_memory_that_cannot_be_had_is_no_defect():
     assert message_of(MoecError, MemoryError("Unable to allocate 8 EiB")).startswith("step: there is not enough memory")
+
+
+def test_a_refusal_of_the_system_is_no_defect():
+    error = OSError(errno.ENAMETOOLONG, "File name too long", "a.onnx")
+    assert message_of(MoecError, error) == "step: a.onnx: cannot be used: File name too long"
+    assert message_of(MoecError, OSError(errno.ENOSPC, "No space left")) == "step: cannot be used: No space left"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "a.onnx"), OSError("no number")])
+def test_any_other_error_of_the_system_is_a_defect(error):
+    assert f"step: {type(error).__name__}: " in message_of(DefectError, error)
 
 
 def test_our_own_error_is_found_behind_that_of_a_library():

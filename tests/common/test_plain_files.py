@@ -35,10 +35,22 @@ def test_what_is_no_plain_file(tmp_path):
 def test_json():
     assert parse_json(b'{"a": [1, "\\u00e9", "\\ud83d\\ude00"]}') == {"a": [1, "é", "\N{GRINNING FACE}"]}
     assert parse_json("[{}]", lambda found: 7) == [7]
+    assert parse_json('[{"a":' * 50 + "0" + "}]" * 50)[0]["a"]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", b"\xff", "9" * 5000, "[" * 100_000, '"\\ud800"', '{"\\uDFFF": 1}', b"\xff\xfe{\0"]
+    "text",
+    [
+        "",
+        "{",
+        b"\xff",
+        "9" * 5000,
+        "[" * 100_000,
+        '[{"a":' * 50 + "[]" + "}]" * 50,
+        '"\\ud800"',
+        '{"\\uDFFF": 1}',
+        b"\xff\xfe{\0",
+    ],
 )
 def test_what_is_no_json(text):
     with pytest.raises(ValueError) as caught:

@@ -117,7 +117,7 @@ def test_not_an_artifact(tmp_path):
         load(tmp_path / "file")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[" * 200 + b"]" * 200])
 def test_manifest_that_is_not_json(artifact_path, content):
     (artifact_path / MANIFEST).write_bytes(content)
     with pytest.raises(ArtifactError, match="not JSON"):
@@ -199,6 +199,10 @@ def test_links_that_leave_the_folder(artifact_path, tmp_path):
     (artifact_path / WEIGHTS).rename(outside)
     (artifact_path / WEIGHTS).symlink_to(outside)
     with pytest.raises(ArtifactError, match="is a link that leaves the folder"):
+        load(artifact_path)
+    (artifact_path / WEIGHTS).unlink()
+    (artifact_path / WEIGHTS).symlink_to(WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"weights\.bin is missing"):
         load(artifact_path)
 
 
@@ -368,9 +372,12 @@ def test_zip_that_is_compressed_or_incomplete_or_truncated(artifact_path, tmp_pa
     with pytest.raises(ArtifactError, match=r"weights\.bin is missing"):
         load(path)
     zip_of(artifact_path, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="nor an intact zip"):
-        load(path)
+    data = path.read_bytes()
+    first_length = data.index(b"PK\1\2") + 20
+    for damaged in (data[:-100], data[:first_length] + b"\xfe\xff\xff\xff" * 2 + data[first_length + 8 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"nor an intact zip of one \(\w"):
+            load(path)
 
 
 def _with_weight(path: pathlib.Path, change: dict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -52,6 +53,14 @@ def test_a_damaged_file_is_refused(text):
     store_tuned({"crossover.a": 4})
     tuning_file().write_text(text)
     with pytest.raises(MoecError, match="remove it, and run moec tune again"):
+        read_tuned()
+
+
+def test_a_pipe_is_not_waited_for():
+    store_tuned({"crossover.a": 4})
+    tuning_file().unlink()
+    os.mkfifo(tuning_file())
+    with pytest.raises(MoecError, match="is a pipe; expected a plain file"):
         read_tuned()
 
 

@@ -13,6 +13,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.common.names import node_name
 from moec.frontend.onnx import opset
 from moec.ir import dialect
+from moec.ir.printer import check_attributes
 from moec.ir.verifier import dialect_violations
 from moec.ir.weights.stored import WIDTH
 
@@ -61,6 +62,7 @@ def check_operators(model: ir.Model, where: str) -> None:
     for node in model.graph.all_nodes():
         place = f"{where}: node {node_name(node)!r}"
         _check_references(node, place)
+        check_attributes(node, place)
         _check_inputs(node, place)
         if node.domain == "" and not opset.is_known_early(node, version):
             _check_standard(node, place, version)

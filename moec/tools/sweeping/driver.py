@@ -106,7 +106,7 @@ def sweep(
     runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
     results, failures, reused = [], {}, 0
     for at, (chain, key) in enumerate(zip(pipelines, keys, strict=True)):
-        old = next((old_variant for old_variant in earlier if old_variant.key == key), None)
+        old = next((other for other in earlier if other.key == key and other.compares_with(results[:1])), None)
         if old is not None and (not keep or _is_kept(place, old)):
             results, reused = [*results, old], reused + 1
             continue

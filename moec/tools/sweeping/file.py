@@ -18,26 +18,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from moec.common.errors import MoecError
-from moec.common.records import read_record
+from moec.common.plain_files import parse_json
+from moec.common.records import FieldRule, read_record
 from moec.common.replacing import replacing
 from moec.tools.evaluate import MetricValue, finite
+from moec.tools.metrics import METRICS
 
 VERSION = 1
 NAME = "sweep.json"
 _LARGEST = 256 << 20
+_Milliseconds = Annotated[float, FieldRule(lambda number: 0 < number < math.inf, "a positive number")]
+_Qualities = Annotated[
+    dict[str, MetricValue],
+    FieldRule(lambda values: bool(values) and values.keys() <= METRICS.keys(), f"values of {', '.join(METRICS)}"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
     """Median milliseconds of a variant and of the first one, which was timed in turns with it."""
 
-    milliseconds: float
-    first: float
+    milliseconds: _Milliseconds
+    first: _Milliseconds
 
     @property
     def share(self) -> float:
@@ -55,9 +63,14 @@ class Variant:
     weight_bytes: int
     expert_bits: float | None
     nan_outputs: int
-    qualities: dict[str, MetricValue]
+    qualities: _Qualities
     times: dict[str, Times]
     artifact: str | None = None
+
+    def compares_with(self, others: Sequence[Variant]) -> bool:
+        """Whether the others were judged by the same metrics, and timed in the same cases."""
+        mine = (self.qualities.keys(), self.times.keys())
+        return all((other.qualities.keys(), other.times.keys()) == mine for other in others)
 
 
 def read_variants(folder: pathlib.Path) -> list[Variant]:
@@ -69,7 +82,7 @@ def read_variants(folder: pathlib.Path) -> list[Variant]:
     why = foreign(path)
     if why is not None:
         raise MoecError(f"{path}: {why}; remove it or choose another folder")
-    variants = json.loads(path.read_bytes()).get("variants")
+    variants = parse_json(path.read_bytes()).get("variants")
     return read_record(list[Variant], _with_floats(variants), f"{path}: variants", "remove it")
 
 
@@ -88,9 +101,9 @@ def foreign(path: pathlib.Path) -> str | None:
     if path.stat().st_size > _LARGEST:
         return f"is larger than {_LARGEST} bytes, not a file of a sweep"
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         digest = content.pop("digest")
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return "is a file that moec did not write"
     if digest != _digest(content):
         return "is a file that was changed since moec wrote it"

@@ -58,6 +58,19 @@ def test_a_constant_may_be_any_number_of_64_bits(number):
     assert import_model(model_of(*nodes)).graph.initializers["c"].const_value.numpy() == number
 
 
+def test_attributes_are_of_types_that_an_operator_can_take():
+    """No schema is known of operators of com.microsoft, and no pass can compare types."""
+    node = helper.make_node("SkipLayerNormalization", ["x", "x", "x"], ["y"], "n", domain="com.microsoft", epsilon=0.5)
+    model = model_of(node)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert next(iter(import_model(model).graph)).attributes["epsilon"].as_float() == 0.5
+    model.graph.node[0].attribute[0].CopyFrom(
+        helper.make_attribute("epsilon", helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    )
+    with pytest.raises(MoecError, match=r"^model: node 'n' .*: attribute epsilon is of type type_proto; expected"):
+        import_model(model)
+
+
 def test_nodes_of_the_dialect_keep_its_rules():
     """The saved graph was edited: the gates' weights are in the place of the correction bias."""
     model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from moec.tools.data import TextOptions
 from moec.tools.evaluate import MetricValue, evaluate
 from moec.tools.sweeping import driver, sweep, variants
 from moec.tools.sweeping.driver import Keys, Sweep
-from moec.tools.sweeping.file import Times, Variant, read_variants
+from moec.tools.sweeping.file import Times, Variant, read_variants, write_variants
 from moec.tools.sweeping.front import on_front
 
 from ...language_model import language_model, some_tokens
 
 PIPELINES = ["O2", "O2,quantize-experts{format=int4}"]
+VARIANT = Variant(
+    {"a": [None]}, "O2", 1, None, 3, {"loss": MetricValue(float("inf"), 0.5, None)}, {"x[1]": Times(1.0, 2.0)}
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +152,28 @@ def test_files_of_others_are_refused(model, data, tmp_path, swept):
 
 
 def test_numbers_that_json_lacks_come_back(tmp_path):
-    from moec.tools.sweeping.file import write_variants
+    write_variants(tmp_path, [VARIANT])
+    assert read_variants(tmp_path) == [VARIANT]
 
-    quality = {"loss": MetricValue(float("inf"), 0.5, None)}
-    variant = Variant({"a": [None]}, "O2", 1, None, 3, quality, {"x[1]": Times(1.0, 2.0)})
-    write_variants(tmp_path, [variant])
-    assert read_variants(tmp_path) == [variant]
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": {"x[1]": Times(1.0, 0.0)}}, r"times.x\[1\].first is 0.0; expected a positive number; remove it"),
+        ({"qualities": {}}, "qualities is an object; expected values of loss"),
+        ({"qualities": {"colour": MetricValue(1.0, None, None)}}, "qualities is an object; expected values of loss"),
+    ],
+)
+def test_numbers_that_no_sweep_finds_are_refused(tmp_path, changes, message):
+    write_variants(tmp_path, [dataclasses.replace(VARIANT, **changes)])
+    with pytest.raises(MoecError, match=message):
+        read_variants(tmp_path)
+
+
+def test_variants_of_other_cases_do_not_compare():
+    assert VARIANT.compares_with([]) and VARIANT.compares_with([VARIANT])
+    assert not VARIANT.compares_with([dataclasses.replace(VARIANT, times={})])
+    assert not VARIANT.compares_with([dataclasses.replace(VARIANT, qualities={})])
 
 
 def test_the_front_is_what_no_other_beats():

@@ -64,13 +64,13 @@ def _linears_pass(text: str | None) -> str | None:
 
 
 def parse_format(what: str, text: str) -> WeightFormat:
-    """Parse a quantised format; without a group, formats of fewer than 8 bits have groups of 32. Raises MoecError,
-    which names ``what``, for one that does not exist."""
+    """Parse a quantised format; without a group, those of fewer than 8 bits, or with given groups, have groups of 32.
+    Raises MoecError, which names ``what``, for one that does not exist."""
     match = _match(what, text, f"{_QUANTIZED}; {_FOLLOWING}")
     (name,) = (name for name in _NAMES if name == match["name"])
     digits = match["group"]
     try:
-        usual = 32 if ELEMENTS[name].bits < 8 else 0
+        usual = 32 if ELEMENTS[name].usually_grouped else 0
         return WeightFormat(name, usual if digits is None else int(digits), match["zero_points"] is not None)
     except ValueError as error:
         raise MoecError(f"{what}: no format {text!r}: {error}") from error

@@ -49,7 +49,7 @@ def resolve_format(
     """The format, with a group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups of its other
     weights, because a kernel is made for one size of groups."""
     elements = ELEMENTS[name]
-    if group is None and elements.bits < 8:
+    if group is None and elements.usually_grouped:
         group = _usual_group(elements.groups, sizes, others)
     group = group or 0
     return WeightFormat(name, 0 if group >= max(sizes) and not elements.groups else group, zero_points)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moec.ir.weights.encode import (
-    FP8_BLOCK,
     Encoded,
     group_count,
     numbers_within,
@@ -114,8 +113,8 @@ class _Search:
         difference -= self._weight
         difference *= self._factor
         error = np.square(difference, out=difference).sum(axis=0)
-        if self._form.name == "fp8" and self._form.group == FP8_BLOCK:
-            error = _sums_of_blocks(error)
+        if self._form.shared_outputs > 1:
+            error = _sums_of_blocks(error, self._form.shared_outputs)
         better = error < self._least
         np.copyto(self._least, error, where=better)
         np.copyto(best.scale, candidate.scale, where=better)
@@ -143,7 +142,7 @@ def _candidates(first: Scales, form: WeightFormat) -> Iterator[Scales]:
 
 
 def _shares(form: WeightFormat) -> tuple[float, ...]:
-    if form.name == "mxfp4":
+    if form.elements.has_exponents:
         return _SHARES_OF_EXPONENTS
     if form.elements.bits == 8:
         return _SHARES_OF_BYTES
@@ -151,7 +150,7 @@ def _shares(form: WeightFormat) -> tuple[float, ...]:
     return (*_SHARES, *(-share for share in _SHARES)) if signed else _SHARES
 
 
-def _sums_of_blocks(error: Array) -> Array:
-    """Return for each output the sum over all outputs that share its scales."""
-    starts = np.arange(0, len(error), FP8_BLOCK)
-    return np.repeat(np.add.reduceat(error, starts), FP8_BLOCK)[: len(error)]
+def _sums_of_blocks(error: Array, outputs: int) -> Array:
+    """The sum, for each output, over all of the consecutive ``outputs`` that share its scales."""
+    starts = np.arange(0, len(error), outputs)
+    return np.repeat(np.add.reduceat(error, starts), outputs)[: len(error)]

@@ -4,34 +4,25 @@ A group is ``group`` consecutive inputs of one output; they share a scale. Where
 last group is shorter, as ONNX's blocked DequantizeLinear says. Scales are rounded to the type they are stored in before
 anything is divided by them.
 
-============  ==============================  ===================================  ====================================
-format        stored                          scale                                largest error of an element, as a
-                                                                                   share of its group's largest one
-============  ==============================  ===================================  ====================================
-``bfloat16``  bfloat16                        none                                 1/256 (of itself)
-``float16``   float16                         none                                 1/2048 (of itself)
-``int8``      int8, -127 to 127               largest / 127                        1/254
-``int8`` z    uint8 and zero points           (maximum - minimum) / 255            2/255
-``int6``      int8, -32 to 31                 largest, with its sign, / -32        1/32
-``int6`` z    uint8 to 63, and zero points    (maximum - minimum) / 63             2/63
-``int5``      int8, -16 to 15                 largest, with its sign, / -16        1/16
-``int5`` z    uint8 to 31, and zero points    (maximum - minimum) / 31             2/31
-``int4``      int4, -8 to 7                   largest element, with its sign, / -8  1/8
-``int4`` z    uint4 and zero points           (maximum - minimum) / 15             2/15
-``int3``      int4, -4 to 3                   largest element, with its sign, / -4  1/4
-``int3`` z    uint4, 0 to 7, and zero points  (maximum - minimum) / 7              2/7
-``int2``      int2, -2 to 1                   largest element, with its sign, / -2  1/2
-``int2`` z    uint2 and zero points           (maximum - minimum) / 3              2/3
-``mxfp4``     float4 e2m1 (OCP MX)            2 ** (floor(log2(largest)) - 2)      1/4
-``fp4``       float4 e2m1 (OCP)               largest / 6                          1/6
-``fp8``       float8 e4m3 (OCP)               largest / 448                        1/28
-============  ==============================  ===================================  ====================================
+=====================  ==============================  ====================================
+elements               stored                          scale
+=====================  ==============================  ====================================
+16-bit floats          themselves                      none
+integers of 8 bits     -127 to 127                     largest / 127
+integers of b bits     -2**(b-1) to 2**(b-1) - 1       largest, with its sign, / -2**(b-1)
+with zero points       0 to 2**b - 1                   (maximum - minimum) / (2**b - 1)
+narrow floats          to the largest of their type L  largest / L
+the same, of OCP MX    to the largest of their type L  2**(floor(log2(largest)) -
+                                                       floor(log2(L)))
+=====================  ==============================  ====================================
 
-z: with zero points; their range always contains 0. Imported int8 weights may hold -128 too. The errors hold where the
-scale is a normal number of its type; in groups whose scale is a subnormal float16 (largest element below 0.008 for
-int8, 0.0005 for int4), rounding the scale adds up to 4e-6. Letting the largest element of an int4 group be -8 makes the
-error of Gaussian weights 12% smaller than -7 to 7 does. The scale of an fp8 group of 128 inputs is that of 128 x 128
-weights: as many consecutive outputs have the same one (DeepSeek-V3's layout, arXiv 2412.19437, section 3.3).
+Largest and smallest are those of the group. A range with zero points always contains 0, and an element's error is up to
+2 / (2**b - 1) of the largest one; without them it is the format's :attr:`~moec.ir.weights.format.Elements.error`.
+Imported int8 weights may hold -128 too. The errors hold where the scale is a normal number of its type; in groups whose
+scale is a subnormal float16 (largest element below 0.008 for int8, 0.0005 for int4), rounding the scale adds up to
+4e-6. Letting the largest element of an int4 group be -8 makes the error of Gaussian weights 12% smaller than -7 to 7
+does. The scale of an fp8 group of 128 inputs is that of 128 x 128 weights: as many consecutive outputs have the same
+one (DeepSeek-V3's layout, arXiv 2412.19437, section 3.3).
 """
 
 from __future__ import annotations
@@ -47,10 +38,6 @@ from moec.ir.weights.format import WeightFormat
 
 Array = np.ndarray[Any, Any]
 
-_LARGEST = {"mxfp4": 6.0, "fp4": 6.0, "fp8": 448.0}
-"""The largest number of the elements."""
-FP8_BLOCK = 128
-"""Outputs that share the scale of a group of as many inputs."""
 _ELEMENTS_AT_ONCE = 1 << 16
 _SHORT = 64
 """Elements of a group up to which numpy finds extremes faster side by side."""
@@ -172,10 +159,10 @@ def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int,
     together."""
     outputs, size = (1, *shape)[-2:]
     count = math.prod(shape[:-1])
-    if form.name == "fp8" and form.group == FP8_BLOCK:
+    if form.shared_outputs > 1:
         for first in range(0, count, max(outputs, 1)):
-            for start in range(first, first + outputs, FP8_BLOCK):
-                yield start, min(start + FP8_BLOCK, first + outputs)
+            for start in range(first, first + outputs, form.shared_outputs):
+                yield start, min(start + form.shared_outputs, first + outputs)
         if count:
             return
     step = max(1, _ELEMENTS_AT_ONCE // max(size, 1))
@@ -199,15 +186,15 @@ def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"it holds an infinity or a NaN, which {form.name} cannot")
     largest = np.abs(np.maximum(-low, high))  # no -0
-    if form.name == "mxfp4":
-        return _shared_exponents(largest), None
-    if form.name in _LARGEST:
+    if form.elements.has_exponents:
+        return _shared_exponents(largest, form), None
+    if not form.elements.whole:
         return _float_scales(largest, form), None
     lowest, levels = _range(form)[0], (1 << form.elements.bits) - 1
     if form.zero_points:
         exact = (high - low) / np.float32(levels)
-    elif form.name == "int8":
-        exact = largest / np.float32(127)
+    elif lowest == -_range(form)[1]:
+        exact = largest / np.float32(-lowest)
     else:
         exact = np.where(-low >= high, low, high) / np.float32(lowest)
     scale = _as_scales(exact, largest, form)
@@ -236,7 +223,7 @@ def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: 
     format, and rounded if its elements are integers. Scales and zero points (float32) broadcast to the weight."""
     numbers = _quotient(weight, scale)
     if not form.elements.whole:
-        return np.clip(numbers, -_LARGEST[form.name], _LARGEST[form.name], out=numbers)
+        return np.clip(numbers, -form.elements.largest, form.elements.largest, out=numbers)
     np.rint(numbers, out=numbers)
     if zero_point is not None:
         numbers += zero_point
@@ -260,18 +247,20 @@ def _quotient(numbers: Array, scale: Array) -> Array:
     return np.divide(numbers, wide, out=np.zeros_like(numbers), where=wide != 0)
 
 
-def _shared_exponents(largest: Array) -> Array:
-    """The scales of OCP MX: the power of two that brings the largest element of a group to [4, 8)."""
+def _shared_exponents(largest: Array, form: WeightFormat) -> Array:
+    """The scales of OCP MX: the power of two that gives the largest element of a group the exponent of the format's
+    largest number."""
     _, exponents = np.frexp(largest)  # largest = fraction in [1/2, 1) times 2 ** exponent
-    return (np.clip(exponents - 3, -127, 127) + 127).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    exponents = exponents - np.frexp(form.elements.largest)[1]
+    return (np.clip(exponents, -127, 127) + 127).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
 
 
 def _float_scales(largest: Array, form: WeightFormat) -> Array:
     """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to the format's
     largest number. Raises ValueError for a scale beyond the range of its type."""
-    if form.name == "fp8" and form.group == FP8_BLOCK:
+    if form.shared_outputs > 1:
         largest = np.broadcast_to(largest.max(0, keepdims=True, initial=0), largest.shape)
-    return _as_scales(largest / np.float32(_LARGEST[form.name]), largest, form)
+    return _as_scales(largest / np.float32(form.elements.largest), largest, form)
 
 
 def _as_scales(exact: Array, largest: Array, form: WeightFormat) -> Array:
@@ -287,7 +276,7 @@ def _range(form: WeightFormat) -> tuple[int, int]:
     bits = form.elements.bits
     if form.zero_points:
         return 0, (1 << bits) - 1
-    return (-127, 127) if form.name == "int8" else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    return (-127, 127) if bits == 8 else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
 def per_element(per_group: Array, form: WeightFormat, size: int, axis: int) -> Array:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import ml_dtypes
 import onnx_ir as ir
 
 QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "fp4", "fp8"]
 FormatName = Literal["float64", "float32", "float16", "bfloat16", QuantizedName]
 
 MX_GROUP = 32
+_EXPONENT = ir.DataType.FLOAT8E8M0
 
 
 @dataclasses.dataclass(frozen=True)
 class Elements:
-    """The elements of a format, and the scales and groups that it allows.
+    """The elements of a format, and the scales and groups that it allows: all that tells formats apart.
 
     ``signed``: the type of an element; ``unsigned``: its type with zero points or minima. ``error``: the largest error
     of an element without zero points, as a share of its group's largest one (of a float, of itself). ``scales``: the
     types of a scale for all inputs and of one for a group; empty for floats. ``groups``: the sizes of groups (0 for all
     inputs) that a pass may choose, if they are limited; ``imported``: further sizes, which only imported files have.
-    ``width``: bits in use, if the type has more.
+    ``width``: bits in use, if the type has more. ``square``: the size of groups whose scale as many consecutive outputs
+    share; 0 if outputs never share one.
     """
 
     signed: ir.DataType
@@ -31,6 +34,7 @@ class Elements:
     groups: tuple[int, ...] = ()
     imported: tuple[int, ...] = ()
     width: int | None = None
+    square: int = 0
 
     @property
     def bits(self) -> int:
@@ -43,19 +47,33 @@ class Elements:
         return self.unsigned is not None
 
     @property
+    def largest(self) -> float:
+        """The largest number that an element holds, where elements are floats."""
+        return float(ml_dtypes.finfo(self.signed.numpy()).max)
+
+    @property
+    def has_exponents(self) -> bool:
+        """Whether scales are powers of two, of which the exponents are stored."""
+        return _EXPONENT in self.scales
+
+    @property
+    def usually_grouped(self) -> bool:
+        """Whether inputs share scales in groups unless asked otherwise."""
+        return bool(self.groups) or self.bits < 8
+
+    @property
     def fits_bytes(self) -> bool:
         """Whether its numbers, or twice these, are integers of 8 bits, which integer products take."""
         return self.whole or self.bits < 8
 
     def takes_scales(self, dtype: ir.DataType) -> bool:
         """Whether scales may have this type: exponents if the format uses these, any other type if it does not."""
-        exponents = ir.DataType.FLOAT8E8M0
-        return bool(self.scales) and (dtype == exponents) == (exponents in self.scales)
+        return bool(self.scales) and (dtype == _EXPONENT) == self.has_exponents
 
 
 _BY_GROUP = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT)
-_EXPONENTS = (ir.DataType.FLOAT8E8M0, ir.DataType.FLOAT8E8M0)
+_EXPONENTS = (_EXPONENT, _EXPONENT)
 ELEMENTS: dict[FormatName, Elements] = {
     "float64": Elements(ir.DataType.DOUBLE),
     "float32": Elements(ir.DataType.FLOAT),
@@ -69,7 +87,7 @@ ELEMENTS: dict[FormatName, Elements] = {
     "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32), (16,)),
     "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, (MX_GROUP,)),
     "fp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 6, None, _BY_GROUP, (32, 16)),
-    "fp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 28, None, _FLOATS),
+    "fp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 28, None, _FLOATS, square=128),
 }
 
 
@@ -111,6 +129,11 @@ class WeightFormat:
     def quantized(self) -> bool:
         """Whether the format has scales."""
         return bool(self.elements.scales)
+
+    @property
+    def shared_outputs(self) -> int:
+        """Consecutive outputs that share the scale of a group."""
+        return self.group if self.group and self.group == self.elements.square else 1
 
     @property
     def data_type(self) -> ir.DataType:

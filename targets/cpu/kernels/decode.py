@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tvm.script import tirx as T
@@ -11,7 +13,7 @@ from moec.targets.cpu.kernels.dot import byte_words, pair_floats, pair_words
 from moec.targets.cpu.kernels.emit import named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import prefetch
-from moec.targets.cpu.kernels.tiled_format import E2M1_HALVES, ZERO_POINTS
+from moec.targets.cpu.kernels.tiled_format import E2M1_HALVES, TiledFormat
 
 PREFETCH_BYTES = 4096
 """How far ahead of their use weights are prefetched."""
@@ -41,23 +43,26 @@ def quads(
     if stored.bits == 8:
         yield [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.vectors)]
         return
-    low_bits, together = stored.low_bits, 4 // stored.low_bits
-    high_bits, upper = stored.bits - low_bits, None
-    if high_bits:
-        upper = named("upper", T.bind(byte_words(data, [start + size - 4 * lanes], lanes)))
-    lower = None
+    words: dict[int, Any] = {}
     for position in range(stored.quads):
-        if position % together == 0:
-            lower = named("lower", T.bind(byte_words(data, [start + position // together * (4 * lanes)], lanes)))
-        first = position % together * 2 * low_bits
-        numbers = [_bits(lower, first + v * low_bits, low_bits, lanes) for v in range(product.vectors)]
-        if upper is not None:
-            first = position * 2 * high_bits
-            rest = [_bits(upper, first + v * high_bits, high_bits, lanes) for v in range(product.vectors)]
-            numbers = [low | (more << _all_lanes(low_bits, lanes)) for low, more in zip(numbers, rest, strict=True)]
+        for low, bits in reversed(stored.planes):
+            number, place = divmod(position, 4 // bits)
+            if place == 0:
+                at = start + (low * stored.quads + 4 * number) * lanes
+                words[low] = named("upper" if low else "lower", T.bind(byte_words(data, [at], lanes)))
+        numbers = [_number(stored, words, position, v, lanes) for v in range(product.vectors)]
         if stored.is_e2m1:
             numbers = [_e2m1(product, number) for number in numbers]
         yield [T.bind(number) for number in numbers]
+
+
+def _number(stored: TiledFormat, words: Mapping[int, Any], position: int, v: int, lanes: int) -> Any:
+    """The numbers of a quad in the ``v``-th vector of columns, from the ``words`` of the planes by their first bit."""
+    parts = []
+    for low, bits in stored.planes:
+        part = _bits(words[low], (position % (4 // bits) * 2 + v) * bits, bits, lanes)
+        parts.append(part << _all_lanes(low, lanes) if low else part)
+    return functools.reduce(operator.or_, parts)
 
 
 def _bits(words: Any, first: int, count: int, lanes: int) -> Any:
@@ -67,9 +72,9 @@ def _bits(words: Any, first: int, count: int, lanes: int) -> Any:
 
 
 def _e2m1(product: Multiplication, codes: Any) -> Any:
-    """Codes as unsigned bytes, ``12 + 2 * number``, by a table lookup within a register."""
+    """Codes as unsigned bytes, ``zero + 2 * number``, by a table lookup within a register."""
     lanes = product.machine.lanes
-    table = bytes(number + 12 for number in E2M1_HALVES)
+    table = bytes(number + product.stored.zero for number in E2M1_HALVES)
     entries = [int.from_bytes(table[i : i + 4], "little") for i in range(0, 16, 4)]
     bytes_type = f"int8x{4 * lanes}"
     repeated = T.Shuffle([T.int32(entry) for entry in entries * (lanes // 4)], list(range(lanes)))
@@ -105,19 +110,23 @@ def _floats(product: Multiplication, table: Any, factors: Any, start: Any, v: in
 
 
 def scale(product: Multiplication, weights: Weights, start: Any, v: int) -> Any:
-    """The scales of the ``v``-th vector of columns, whose group's scales begin at ``start``, as float32."""
-    lanes = product.machine.lanes
-    if product.stored.scale != "float8_e8m0fnu":
-        floats = _floats(product, weights.scales, weights.scale_factors, start, v)
-        return floats * T.broadcast(T.float32(0.5), lanes) if product.stored.is_e2m1 else floats
-    stored = weights.scales[T.ramp(start + v * lanes, 1, lanes)]
-    # 2**(e - 127), halved like floats because the numbers are in halves; e = 0 is denormal, e = 255 is not a number.
-    exponent = T.cast(stored, f"int32x{lanes}")
+    """The scales of the ``v``-th vector of columns, whose group's scales begin at ``start``, as float32; halved where
+    the numbers are in halves."""
+    if product.stored.scale == "float8_e8m0fnu":
+        scales = _powers(weights.scales, start, v, product.machine.lanes)
+    else:
+        scales = _floats(product, weights.scales, weights.scale_factors, start, v)
+    return scales * T.broadcast(T.float32(0.5), product.machine.lanes) if product.stored.is_e2m1 else scales
+
+
+def _powers(exponents: Any, start: Any, v: int, lanes: int) -> Any:
+    """The powers of two 2**(e - 127); e = 0 is denormal, e = 255 is not a number."""
+    exponent = T.cast(exponents[T.ramp(start + v * lanes, 1, lanes)], f"int32x{lanes}")
     power = T.reinterpret(f"float32x{lanes}", exponent << _all_lanes(23, lanes))
     lowest = T.broadcast(T.float32(2.0**-127), lanes)
     power = T.Select(exponent == _all_lanes(0, lanes), lowest, power)
     nan = T.broadcast(T.float32(float("nan")), lanes)
-    return T.Select(exponent == _all_lanes(255, lanes), nan, power) * T.broadcast(T.float32(0.5), lanes)
+    return T.Select(exponent == _all_lanes(255, lanes), nan, power)
 
 
 def prefetch_scales(product: Multiplication, scales: Any, start: Any) -> None:
@@ -133,7 +142,7 @@ def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:
     if product.stored.minima:
         return _all_lanes(0, lanes)
     if not product.stored.zero_points:
-        return _all_lanes(ZERO_POINTS[product.stored.element], lanes)
+        return _all_lanes(product.stored.zero, lanes)
     return T.cast(zeros[T.ramp(start + v * lanes, 1, lanes)], f"int32x{lanes}")
 
 
@@ -151,7 +160,7 @@ def store_quads(product: Multiplication, weights: Weights, tile: WeightTile, ind
         for v, vector in enumerate(quad):
             for position in range(4):
                 number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
-                is_e4m3 = stored.element == "fp8"
-                value = _e4m3(number, lanes) if is_e4m3 else T.cast(number - offsets[v], f"float32x{lanes}")
+                integer = not stored.is_e4m3
+                value = T.cast(number - offsets[v], f"float32x{lanes}") if integer else _e4m3(number, lanes)
                 value = value * factors[v] - minima[v] if minima else value * factors[v]
                 T.buffer_store(panel, value, [row + 4 * first + position, T.ramp(v * lanes, 1, lanes)])

@@ -16,15 +16,14 @@ from moec.common.dtypes import dtype_of
 from moec.ir.weights.encode import StoredMatrix, Table
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.multiplication import Multiplication
-from moec.targets.cpu.kernels.tiled_format import ZERO_POINTS, TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 
 
 def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The tiles of one expert, flat. ``parts``: gate and up, or a single matrix, [in, out] each."""
     product, inner, width = _of(problem, expert)
     codes = [_codes(product, part.data[:inner, :width]) for part in parts]
-    fill = 0 if product.stored.is_float else ZERO_POINTS[product.stored.element]
-    tiles = _tiled(problem, codes, product.padded(inner), width, fill)
+    tiles = _tiled(problem, codes, product.padded(inner), width, product.stored.zero)
     step = product.stored.step
     if step > 1:
         tiles = tiles.reshape(len(tiles), tiles.shape[1] // step, step, problem.columns).swapaxes(2, 3)
@@ -36,14 +35,12 @@ def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]
 
 def _packed(first: np.ndarray, second: np.ndarray, stored: TiledFormat) -> np.ndarray:
     """Pack the numbers of the first and the second vector of a tile, [tile, quads, columns, 4] each, into bytes."""
-    low_bits, high_bits = stored.low_bits, stored.bits - stored.low_bits
-    mask = (1 << low_bits) - 1
-    low = _side_by_side((first & mask) | ((second & mask) << low_bits), 2 * low_bits)
-    if not high_bits:
-        return low
-    high = _side_by_side((first >> low_bits) | ((second >> low_bits) << high_bits), 2 * high_bits)
-    planes = low.shape[1] // high.shape[1]
-    return np.stack([*(low[:, plane::planes] for plane in range(planes)), high], axis=2)
+    units, words = first.shape[1] // stored.quads, []
+    for low, bits in stored.planes:
+        left, right = ((part >> low) & ((1 << bits) - 1) for part in (first, second))
+        plane = _side_by_side(left | (right << bits), 2 * bits)
+        words.append(plane.reshape(len(plane), units, -1, *plane.shape[2:]))
+    return np.concatenate(words, axis=2)
 
 
 def _side_by_side(quads: np.ndarray, bits: int) -> np.ndarray:
@@ -78,16 +75,15 @@ def _of(problem: PackedProduct, expert: int) -> tuple[Multiplication, int, int]:
 
 def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
     """The numbers in stored form: floats unchanged, integers and codes as unsigned bytes."""
-    element = product.stored.element
     if product.stored.is_float:
         return data
     if product.stored.is_e2m1:
         return np.ascontiguousarray(data).view(np.uint8) & 15
-    if element == "fp8":
+    if product.stored.is_e4m3:
         return np.ascontiguousarray(data).view(np.uint8)
     if product.stored.zero_points or product.stored.minima:
         return data.astype(np.uint8)
-    return (data.astype(np.int16) + ZERO_POINTS[element]).astype(np.uint8)
+    return (data.astype(np.int16) + product.stored.zero).astype(np.uint8)
 
 
 def _tiled(problem: PackedProduct, parts: Sequence[np.ndarray], rows: int, width: int, fill: int) -> np.ndarray:

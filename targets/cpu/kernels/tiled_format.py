@@ -10,7 +10,7 @@ float32, float16    [K, columns]                      itself
 bfloat16            [K / 2, columns, 2]               itself; pairs of K as dot instructions and matrix tiles take them
 int8                [K / 4, columns, 4]               (byte - zero point) * scale, quads of K
 int4                [K / 4, columns / 2, 4]           as int8;  low halves are the first vector, high halves the second
-mxfp4, fp4          [K / 4, columns / 2, 4]           as int4:  the 4 bits are the OCP code e2m1 of the number
+floats of 4 bits    [K / 4, columns / 2, 4]           as int4:  the 4 bits are the OCP code e2m1 of the number
 int6                [K / 8, 3, columns / 2, 4]        as int8;  the lower four bits of 8 inputs as int4, then the upper
                                                       two: from the lowest on those of the first and second vector of
                                                       a quad of K, then those of the next
@@ -20,8 +20,11 @@ int2                [K / 8, columns / 2, 4]           as int8;  from the lowest 
                                                       a quad of K, then those of the next
 int3                [K / 16, 3, columns / 2, 4]       as int8;  the lower two bits of 16 inputs as int2, then the third
                                                       bits: from the lowest on, quad by quad, as there
-fp8                 [K / 4, columns, 4]               the OCP code e4m3 of the byte, times scale
+floats of 8 bits    [K / 4, columns, 4]               the OCP code e4m3 of the byte, times scale
 ==================  ================================  ==================================================================
+
+Integers of another width follow the same rule (:attr:`TiledFormat.planes`): their lowest bits by fours or twos, then
+what is left, plane by plane.
 
 Integers are stored unsigned because the dot instructions of x86 and Arm multiply unsigned by signed bytes, and the
 activations are the signed ones. Symmetric weights have the middle of the range as their zero point, known to the code;
@@ -41,8 +44,6 @@ from moec.common.errors import UnsupportedError
 from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.kernels.stored_format import SCALE_TYPES, StoredFormat
 
-ZERO_POINTS = {"int8": 128, "int6": 32, "int5": 16, "int4": 8, "int3": 4, "int2": 2, "mxfp4": 12, "fp4": 12, "fp8": 0}
-"""The stored number that means zero where no table says otherwise; see :data:`E2M1_HALVES` for those of 12."""
 E2M1_HALVES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """The numbers of the 16 codes of float4 e2m1, in halves: whole numbers, which integer products compute exactly."""
 
@@ -81,14 +82,23 @@ class TiledFormat(StoredFormat):
         return 4
 
     @property
-    def quads(self) -> int:
-        """Quads of inputs in a unit of packing."""
-        return {2: 2, 3: 4, 5: 4, 6: 2}.get(self.bits, 1)
+    def planes(self) -> tuple[tuple[int, int], ...]:
+        """The first bit of a number that each plane holds, and how many: those of a plane are packed next to those of
+        the number's neighbours, and the planes of a unit of packing follow one another."""
+        counts = [bits for bits in (8, 4, 2, 1) if bits & self.bits]
+        return tuple((sum(counts[:place]), bits) for place, bits in enumerate(counts))
 
     @property
-    def low_bits(self) -> int:
-        """Bits of a number that are packed next to those of its neighbours; the others are in a plane after these."""
-        return next(bits for bits in (8, 4, 2) if bits <= self.bits)
+    def quads(self) -> int:
+        """Quads of inputs in a unit of packing: as many as fill a word of the narrowest plane."""
+        return max(4 // self.planes[-1][1], 1)
+
+    @property
+    def zero(self) -> int:
+        """The stored number that means zero where no table says otherwise."""
+        if self.is_e2m1:
+            return max(E2M1_HALVES)
+        return 1 << (self.bits - 1) if self.is_whole else 0
 
     @property
     def scale_storage(self) -> str:

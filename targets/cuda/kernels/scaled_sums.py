@@ -39,7 +39,7 @@ def why_not_scaled(problem: GroupedProblem, architecture: str) -> str | None:
     stored = problem.stored
     if not multiplies_fp8(architecture):
         return f"the code is for {architecture}; products in fp8 need sm_89 or newer"
-    if stored is None or stored.element != "fp8" or stored.group not in (0, GROUP):
+    if stored is None or not stored.is_e4m3 or stored.group not in (0, GROUP):
         actual = problem.matrix_dtype if stored is None else stored.name
         return f"a matrix in {actual}; expected fp8 with scales per column, or for groups of {GROUP} inputs"
     if problem.columns % LANE_COLUMNS:

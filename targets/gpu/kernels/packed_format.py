@@ -8,14 +8,15 @@ element     row                                        one number
 ``int8``    inner bytes                                (byte - zero point) * scale
 ``int4``    bytes of two, the even input in the lower  (4 bits - zero point) * scale
             half
-``mxfp4``,  as int4                                    the OCP code e2m1 of the 4 bits, times scale
-``fp4``
+4-bit       as int4                                    the OCP code e2m1 of the 4 bits, times scale
+floats
 ``int2``    bytes of four, the first input in the      (2 bits - zero point) * scale
             lowest bits
 ``int3``    three bytes for eight: the lower two bits  (3 bits - zero point) * scale
             as int2, then the third ones, the first
             input's lowest
-``fp8``     inner bytes                                the OCP code e4m3 of the byte, times scale
+8-bit       inner bytes                                the OCP code e4m3 of the byte, times scale
+floats
 ==========  =========================================  ================================================================
 
 Integers are stored unsigned. The zero point of symmetric ones is the middle of their range, a constant in the code;
@@ -38,18 +39,20 @@ from moec.targets.gpu.kernels.instructions import set_and_or
 from moec.targets.tvm.kernels import e4m3
 from moec.targets.tvm.kernels.stored_format import StoredFormat
 
-_ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
+_PACKED_BITS = (2, 3, 4)
+"""The numbers of bits that are packed; other integers take a byte."""
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedFormat(StoredFormat):
-    """A quantised format with rows of bytes, see the module. Numbers of five and six bits are stored in eight bits."""
+    """A quantised format with rows of bytes, see the module. Integers without a row there are stored as int8."""
 
     @classmethod
     def of(cls, run: WeightRun) -> PackedFormat:
         stored = super().of(run)
-        return dataclasses.replace(stored, element="int8") if stored.element in ("int5", "int6") else stored
+        in_bytes = stored.is_whole and stored.bits not in _PACKED_BITS
+        return dataclasses.replace(stored, element="int8") if in_bytes else stored
 
     def row_bytes(self, inner: int) -> int:
         return -(-inner // 8) * 3 if self.bits == 3 else -(-inner * self.bits // 8)
@@ -75,7 +78,7 @@ class PackedFormat(StoredFormat):
     def number(self, code: Any, zero: Any) -> Any:
         """The number of a code, float32, without scale; ``zero``: its zero point. All such numbers are exact in float16
         and bfloat16."""
-        if self.element == "fp8":
+        if self.is_e4m3:
             return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
         if not self.is_e2m1:
             return T.cast(code - zero, "float32")
@@ -86,7 +89,7 @@ class PackedFormat(StoredFormat):
     @property
     def has_words(self) -> bool:
         """Whether :func:`decode_word` can decode this format."""
-        return self.element == "int4" or self.is_e2m1
+        return self.bits == 4
 
     @property
     def word_factor(self) -> float:
@@ -97,7 +100,12 @@ class PackedFormat(StoredFormat):
         """The zero point of a group, int32."""
         if self.zero_points:
             return T.cast(zero_points[tuple(position)], "int32")
-        return T.int32(_ZERO_POINTS.get(self.element, 0))
+        return T.int32(self.middle)
+
+    @property
+    def middle(self) -> int:
+        """The code that means zero where no table says otherwise."""
+        return 1 << (self.bits - 1) if self.is_whole else 0
 
     def scale_value(self, stored: Any) -> Any:
         """A scale as float32, from its stored value."""
@@ -174,11 +182,11 @@ def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
     """The codes of all numbers, [columns, inner], one unsigned byte each."""
     if stored.is_e2m1:
         return np.ascontiguousarray(data).view(np.uint8) & 15
-    if stored.element == "fp8":
+    if stored.is_e4m3:
         return np.ascontiguousarray(data).view(np.uint8)
     if stored.zero_points:
         return data.astype(np.uint8)
-    return (data.astype(np.int16) + _ZERO_POINTS[stored.element]).astype(np.uint8)
+    return (data.astype(np.int16) + stored.middle).astype(np.uint8)
 
 
 def _bytes(stored: PackedFormat, codes: np.ndarray) -> np.ndarray:

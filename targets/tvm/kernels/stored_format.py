@@ -61,6 +61,16 @@ class StoredFormat:
         return ELEMENTS[self.element].signed == ir.DataType.FLOAT4E2M1
 
     @property
+    def is_e4m3(self) -> bool:
+        """Whether its numbers are floats of 8 bits."""
+        return ELEMENTS[self.element].signed == ir.DataType.FLOAT8E4M3FN
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its numbers are integers."""
+        return ELEMENTS[self.element].whole
+
+    @property
     def bits(self) -> int:
         """Bits of one weight, without scales."""
         return ELEMENTS[self.element].bits

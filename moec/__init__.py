@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from moec.compiling.compiler import compile, import_model
+    from moec.exporting.driver import export
     from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel
     from moec.runtime.projects import CompiledProjects
@@ -60,6 +61,7 @@ __all__ = [
     "bench",
     "compile",
     "evaluate",
+    "export",
     "generate",
     "import_model",
     "load",
@@ -79,6 +81,7 @@ _HOMES = {
     "Session": "moec.runtime.session",
     "bench": "moec.tools.bench",
     "evaluate": "moec.tools.evaluate",
+    "export": "moec.exporting.driver",
     "plan": "moec.tools.planning",
     "profile": "moec.tools.profiling.driver",
     "sweep": "moec.tools.sweeping.driver",

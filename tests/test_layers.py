@@ -77,6 +77,7 @@ def test_what_commands_print_is_imported_by_the_command_line_alone():
     assert importers("moec.inspect") == {
         "moec.cli.main",
         "moec.cli.data",
+        "moec.cli.export",
         "moec.cli.inspect",
         "moec.cli.printing",
         "moec.cli.times",

@@ -21,6 +21,7 @@ from moec import targets
 from moec.cli import data, inspect, text, times
 from moec.cli.data import asked_pipeline, pipeline_of
 from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
+from moec.cli.export import export
 from moec.cli.options import (
     Architecture,
     Arithmetic,
@@ -161,6 +162,9 @@ def compile_model(
         )
         compiler.write(model, output, compile_options)
     report_compilation(output, verbose)
+
+
+app.command()(export)
 
 
 @app.command("import")

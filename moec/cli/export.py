@@ -1,0 +1,60 @@
+"""The command ``moec export``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moec.cli.data import asked_pipeline
+from moec.cli.options import Experts, Json, Linears, OptimisationLevel, Profile, Source
+from moec.cli.printing import print_remarks, print_result, shown_progress
+
+
+def export(
+    model: Source,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write to this file or folder.")],
+    form: Annotated[
+        str | None,
+        typer.Option("--for", metavar="FORM", help="Write for this reader. Default: by the suffix of the output."),
+    ] = None,
+    level: OptimisationLevel = None,
+    passes: Annotated[
+        str | None, typer.Option(help="Run this pipeline instead of a level. moec pipeline -O2 shows one.")
+    ] = None,
+    experts: Experts = None,
+    linears: Linears = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option(help="Keep keys and values of earlier tokens. Default: for GGUF files and folders, if possible."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Write this tokenizer.json, too. Default: the one in the model's folder.")
+    ] = None,
+    profile: Profile = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also print the passes' notes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as files that another program runs.
+
+    Prints how each MoE block was written, and why a block stayed a graph.
+    """
+    from moec.exporting.driver import export_with
+    from moec.exporting.export_options import ExportOptions
+    from moec.inspect import exports
+
+    with shown_progress() as progress:
+        options = ExportOptions(
+            passes=asked_pipeline(level, passes),
+            experts=experts,
+            linears=linears,
+            cache=cache,
+            tokenizer=tokenizer,
+            profile=profile,
+            progress=progress,
+        )
+        result = export_with(model, output, form, options)
+    print_remarks(dataclasses.asdict(remark) for remark in result.remarks if verbose or remark.severity == "warning")
+    print_result(exports.as_data(result), as_json, exports.tables(result))

@@ -1,0 +1,104 @@
+"""The export of a model: from a source, through passes, to files of a form."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from moec.common.arguments import check_optional_text, check_path, known_options
+from moec.common.once import one_at_a_time
+from moec.common.progress import Progress, silent
+from moec.common.replacing import check_replaceable, replacing
+from moec.exporting.export_options import ExportOptions
+from moec.exporting.form import ExportedPart
+from moec.exporting.forms import form_for
+
+if TYPE_CHECKING:
+    from moec.passes.framework.base import Remark
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The result of an export. ``parts``: how each MoE block, and what else the form may write in several ways, was
+    written. ``remarks``: those of the passes."""
+
+    path: pathlib.Path
+    form: str
+    parts: list[ExportedPart]
+    remarks: list[Remark]
+
+    @property
+    def unwritten(self) -> list[ExportedPart]:
+        """The parts that stayed graphs of standard operators, with their reasons."""
+        return [part for part in self.parts if not part.written_as]
+
+
+@known_options
+def export(
+    model: Any,
+    output: str | os.PathLike[str],
+    *,
+    form: str | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    passes: str | None = None,
+    experts: str | None = None,
+    linears: str | None = None,
+    cache: bool | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Export:
+    """Write a model as files that another program runs. Returns what was written.
+
+    Raises UnsupportedError, with the nearest form that can, for what a form cannot express; MoecError for a model that
+    cannot be read, a wrong option, or an output that cannot be written. Nothing that moec did not write is replaced.
+
+    model, example_inputs, dynamic_shapes, cache, tokenizer
+        As for :func:`moec.compile`.
+    output
+        The file or folder to write.
+    form
+        The reader: ``onnxruntime``, ... (:data:`moec.exporting.forms.FORMS`). None: by the suffix of ``output``.
+    passes
+        A level or a pipeline text. None: ``O2``, which is exact.
+    experts, linears
+        Formats to round the weights of experts and of dense products to, such as ``int4/32z``.
+    profile
+        Measurements by ``moec profile``, for every pass that takes a profile and names none.
+    progress
+        Called with the name of each step as it begins.
+    """
+    check_path("output", output)
+    check_optional_text(form=form)
+    options = ExportOptions(
+        passes=passes,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        cache=cache,
+        experts=experts,
+        linears=linears,
+        tokenizer=tokenizer,
+        profile=profile,
+        progress=progress,
+    )
+    return export_with(model, output, form, options)
+
+
+@one_at_a_time
+def export_with(model: Any, output: str | os.PathLike[str], form: str | None, options: ExportOptions) -> Export:
+    """Do the work of :func:`export`."""
+    from moec.frontend import sources
+
+    sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
+    chosen = form_for(model, output, form)
+    check_replaceable(output, chosen.foreign_because)
+
+    from moec.passes.framework.base import Report
+
+    report = Report(progress=options.progress or silent)
+    with replacing(output, chosen.foreign_because) as aside:
+        parts = chosen.write(model, aside, options, report)
+    return Export(pathlib.Path(output), chosen.name, parts, report.remarks)

@@ -3,7 +3,7 @@
 A new pass is one file here with a frozen dataclass (see :mod:`moec.passes.framework.base`) and one line in
 ``_CLASSES``; :mod:`moec.passes.pipeline` runs passes in order. Folders hold what passes share: ``framework`` (what a
 pass is), ``graph`` (edits), ``shapes``, ``weights``, and the parts of single passes (``raising``, ``contrib``,
-``control_flow``, ``recurrent``).
+``control_flow``, ``recurrent``). ``export`` holds the passes for files that other programs run.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _CLASSES = {
     "drop-zero-neurons": "moec.passes.drop_zero_neurons:DropZeroNeurons",
     "eliminate-common-subexpressions": ("moec.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"),
     "expand-functions": "moec.passes.expand_functions:ExpandFunctions",
+    "expand-route": "moec.passes.export.expand_route:ExpandRoute",
     "fold-constants": "moec.passes.fold_constants:FoldConstants",
     "fold-shapes": "moec.passes.fold_shapes:FoldShapes",
     "fold-trivial-experts": "moec.passes.fold_trivial_experts:FoldTrivialExperts",
@@ -36,6 +37,7 @@ _CLASSES = {
     "hold-cache": "moec.passes.hold_cache:HoldCache",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
+    "keep-rows": "moec.passes.export.keep_rows:KeepRows",
     "last-logits": "moec.passes.last_logits:LastLogits",
     "low-rank-experts": "moec.passes.low_rank_experts:LowRankExperts",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
@@ -54,6 +56,7 @@ _CLASSES = {
     "skip-experts": "moec.passes.skip_experts:SkipExperts",
     "stream-experts": "moec.passes.stream_experts:StreamExperts",
     "tune-router": "moec.passes.tune_router:TuneRouter",
+    "use-moe": "moec.passes.export.use_moe:UseMoE",
 }
 
 

@@ -25,13 +25,14 @@ _START = (
     "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
     f"prepare-loops,{CLEAN_UP},fuse-stored-weights,check-export,hold-cache"
 )
+_RAISED = (
+    f"{_START},raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,drop-zero-neurons,"
+    "fold-trivial-experts,merge-equal-experts"
+)
 LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
-    "O2": (
-        f"{_START},raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,drop-zero-neurons,"
-        f"fold-trivial-experts,merge-equal-experts,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"
-    ),
+    "O2": f"{_RAISED},fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}",
 }
 LEVELS["O3"] = f"{LEVELS['O2']},round-activations{{format=int8,optional=true}},cast-states{{dtype=fp16,optional=true}}"
 """The passes of each level.
@@ -49,6 +50,13 @@ routing is fused with dispatch, normalisation and attention become one operator 
 O3, which is not exact: products round activations to 8 bits if weights have 8 or fewer, which do not change, and caches
 hold 16 bits.
 """
+
+BEFORE_EXPORT = f"{_RAISED},{CLEAN_UP}"
+"""The exact passes before those that write a model for another program: O2 without operators that join others."""
+FOR_ONNXRUNTIME = (
+    "keep-rows,use-moe,expand-route,infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
+)
+"""Passes that leave no operator of moec's: onnxruntime's where those pay, ONNX's elsewhere."""
 
 AfterPass = Callable[[Pass, float, bool], None]
 """Callback after each pass: the pass, the seconds it took, and whether it changed the model."""

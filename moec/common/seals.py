@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import zipfile
+from collections.abc import Callable
 
 from moec.common.replacing import replacing
 
@@ -39,10 +40,23 @@ def unsealed(data: bytes, comment: str) -> bytes | None:
     return above[: len(above) - len(comment.encode())]
 
 
+def append_seal(path: pathlib.Path, before: Callable[[int], bytes]) -> None:
+    """Append ``before(length)`` and a seal of ``length`` bytes to a complete file, whose format takes both at its
+    end."""
+    with path.open("ab") as file:
+        file.write(before(_LENGTH) + bytes(_LENGTH))
+    _fill_seal(path)
+
+
 def seal_zip(path: pathlib.Path) -> None:
     """Give a complete zip a seal."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = bytes(_LENGTH)  # the archive's end holds the length of its comment
+    _fill_seal(path)
+
+
+def _fill_seal(path: pathlib.Path) -> None:
+    """Overwrite the end of a file by the seal of what is above."""
     digest = _digest_above(path)
     with path.open("r+b") as file:
         file.seek(-_LENGTH, os.SEEK_END)
@@ -67,7 +81,12 @@ def _seal(digest: hashlib._Hash) -> bytes:
 
 
 def _digest_above(path: pathlib.Path) -> hashlib._Hash:
-    digest, left = hashlib.sha256(), path.stat().st_size - _LENGTH
+    return digest_of(path, path.stat().st_size - _LENGTH)
+
+
+def digest_of(path: pathlib.Path, length: int) -> hashlib._Hash:
+    """The SHA-256 of the first ``length`` bytes of a file. Raises OSError."""
+    digest, left = hashlib.sha256(), length
     with path.open("rb") as file:
         while chunk := file.read(min(_CHUNK, left)):
             digest.update(chunk)

@@ -100,5 +100,5 @@ def export_with(model: Any, output: str | os.PathLike[str], form: str | None, op
 
     report = Report(progress=options.progress or silent)
     with replacing(output, chosen.foreign_because) as aside:
-        parts = chosen.write(model, aside, options, report)
+        parts = chosen.write(model, aside, pathlib.Path(output), options, report)
     return Export(pathlib.Path(output), chosen.name, parts, report.remarks)

@@ -24,10 +24,10 @@ class ExportedPart:
     reason: str = ""
 
 
-Write = Callable[[Any, pathlib.Path, ExportOptions, "Report"], list[ExportedPart]]
-"""Function that writes a source (as for :func:`moec.compile`) to a path that does not exist yet. The path is in a
-folder of the export's own: it becomes the output only if the function returns. Raises UnsupportedError, naming the
-nearest form that can, for what the form cannot express."""
+Write = Callable[[Any, pathlib.Path, pathlib.Path, ExportOptions, "Report"], list[ExportedPart]]
+"""Function that writes a source (as for :func:`moec.compile`) to a path that does not exist yet. That path is in a
+folder of the export's own, and becomes the second path, the output, only if the function returns. Raises
+UnsupportedError, naming the nearest form that can, for what the form cannot express."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,6 +163,26 @@ def experts_spec(
     return ExpertsSpec("silu", layout, alpha=activation_alpha, up_offset=activation_beta, limit=swiglu_limit or 0.0)
 
 
+def moe_attributes(spec: ExpertsSpec) -> dict[str, Any]:
+    """The attributes by which onnxruntime's kernels for CPUs compute such experts: the opposite of
+    :func:`experts_spec`. A gate and its up projection stand in turns in fc1.
+
+    Raises ValueError, which says why, for experts that these kernels do not compute.
+    """
+    if spec.gated:
+        if spec.activation != "silu":
+            raise ValueError(f"experts with a gate have the activation {spec.activation!r}, not silu")
+        limit = {"swiglu_limit": spec.limit} if spec.limit > 0 else {}
+        ends = {"activation_alpha": spec.alpha, "activation_beta": spec.up_offset}
+        return {"activation_type": "swiglu", "swiglu_fusion": 1, **ends, **limit}
+    names = [name for name, activation in _MOE_ACTIVATIONS.items() if activation == spec.activation]
+    if not names:
+        raise ValueError(f"experts without a gate have the activation {spec.activation!r}")
+    if spec.activation == "silu" and spec.alpha != 1:
+        raise ValueError(f"experts without a gate have silu with alpha {spec.alpha:g}, not 1")
+    return {"activation_type": names[0]}
+
+
 def moe(
     x: Array,
     logits: Array,

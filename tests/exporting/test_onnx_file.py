@@ -1,0 +1,62 @@
+"""ONNX files that moec writes, as onnx reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from moec.common.errors import MoecError
+from moec.common.seals import foreign_file
+from moec.exporting import onnx_file
+from moec.ir.weights.stacks import ExpertStack
+
+from ..passes.before_after import model_of
+
+
+def model(dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
+    """A product with weights that are made one expert at a time, and small constants."""
+    made = model_of("(float[T,1,8] x) => (float[3,T,9] y) <float[3,8,90] w, int64[2] s> { y = MatMul (x, w) }")
+    stack = ExpertStack("w", dtype, (3, 8, 90), lambda expert: np.full((8, 90), expert + 1, dtype.numpy()))
+    made.graph.initializers["w"].const_value = stack
+    made.graph.initializers["w"].type = ir.TensorType(dtype)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.INT4, ir.DataType.BFLOAT16])
+@pytest.mark.parametrize("write", [onnx_file.write_file, onnx_file.write_file_and_data])
+def test_weights_are_read_back(tmp_path, write, dtype):
+    path = tmp_path / "model.onnx"
+    write(model(dtype), path)
+    (weight,) = onnx.load(path).graph.initializer
+    numbers = onnx.numpy_helper.to_array(weight).astype(np.float32)
+    np.testing.assert_array_equal(numbers, np.broadcast_to(np.arange(1, 4)[:, None, None], (3, 8, 90)))
+    assert foreign_file(path) is None
+    path.write_bytes(path.read_bytes().replace(b"MatMul", b"MulMat"))
+    assert foreign_file(path) == "is a file that was changed since moec wrote it"
+
+
+def test_more_than_two_gigabytes_need_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "_LARGEST", 1000)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(MoecError, match="an ONNX file holds 2 GB; name a folder"):
+        onnx_file.write_file(model(), path)
+    assert not path.exists()
+    onnx_file.write_file_and_data(model(), path)
+
+
+def test_an_operator_of_moec_is_refused_by_name():
+    left = model_of("(float[T,2] x) => (float[T,2] y) { y = moec.RoundRows (x) }")
+    with pytest.raises(
+        MoecError, match=r"node y: moec\.RoundRows cannot be written in ONNX; compile the model instead"
+    ):
+        onnx_file.finish(left)
+
+
+def test_equal_names_of_nodes_become_different():
+    named = model_of("(float[T,2] x) => (float[T,2] y) { a = Relu (x) b = Exp (a) y = Neg (b) }")
+    for node in named.graph:
+        node.name = "node"
+    onnx_file.finish(named)
+    assert [node.name for node in named.graph] == ["node", "node_2", "node_3"]

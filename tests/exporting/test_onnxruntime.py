@@ -1,0 +1,84 @@
+"""Exports for onnxruntime, which loads and runs them."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import onnx
+import pytest
+
+import moec
+from moec.common.errors import MoecError
+from moec.compiling.compiler import find_blocks
+from moec.tools.verify import open_session, run_session
+
+from .conftest import D
+
+
+def assert_equal(original: pathlib.Path, exported: pathlib.Path) -> None:
+    sessions = [open_session(path, 1) for path in (original, exported)]
+    for tokens in (5, 1, 0):
+        x = np.random.default_rng(tokens).normal(size=(tokens, D)).astype(np.float32)
+        wanted, found = (run_session(session, {"x": x})["y"] for session in sessions)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_file_has_the_operator_of_onnxruntime_and_the_same_results(model_path, tmp_path):
+    output = tmp_path / "out.onnx"
+    result = moec.export(model_path, output)
+    assert [part.written_as for part in result.parts] == ["com.microsoft.MoE"] and not result.unwritten
+    assert_equal(model_path, output)
+    written = onnx.load(output)
+    onnx.checker.check_model(written)
+    assert {opset.domain for opset in written.opset_import} == {"", "com.microsoft"}
+    weights = sum(array.nbytes for array in map(onnx.numpy_helper.to_array, onnx.load(model_path).graph.initializer))
+    assert output.stat().st_size < weights + 5000
+
+
+def test_a_folder_has_the_weights_beside_the_model(model_path, tmp_path):
+    output = tmp_path / "out"
+    moec.export(model_path, output, form="onnxruntime")
+    assert sorted(path.name for path in output.iterdir()) == ["model.onnx", "model.onnx.data", "moec-files.txt"]
+    assert (output / "model.onnx").stat().st_size < 8000
+    assert_equal(model_path, output / "model.onnx")
+
+
+def test_the_same_model_makes_the_same_bytes_and_replaces_only_itself(model_path, tmp_path):
+    file, folder = tmp_path / "out.onnx", tmp_path / "out"
+    moec.export(model_path, file)
+    before = file.read_bytes()
+    moec.export(model_path, file)
+    assert file.read_bytes() == before
+    file.write_bytes(before + b"\0")
+    with pytest.raises(MoecError, match="did not write"):
+        moec.export(model_path, file)
+    for _ in range(2):
+        moec.export(model_path, folder, form="onnxruntime")
+    (folder / "mine.txt").write_text("")
+    with pytest.raises(MoecError, match="changed since moec wrote it"):
+        moec.export(model_path, folder, form="onnxruntime")
+    assert (folder / "mine.txt").exists()
+
+
+def test_an_export_is_a_model_again(model_path, tmp_path):
+    output = tmp_path / "out.onnx"
+    moec.export(model_path, output)
+    blocks, _ = find_blocks(output)
+    assert [(block["num_experts"], block["top_k"]) for block in blocks] == [(4, 2)]
+
+
+def test_experts_in_another_format_take_less_space(model_path, tmp_path):
+    sizes = []
+    for number, experts in enumerate((None, "bf16")):
+        output = tmp_path / f"{number}.onnx"
+        moec.export(model_path, output, experts=experts)
+        sizes.append(output.stat().st_size)
+        open_session(output, 1)
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_a_tokenizer_is_refused(model_path, tmp_path):
+    with pytest.raises(MoecError, match="onnxruntime reads no tokenizer"):
+        moec.export(model_path, tmp_path / "out.onnx", tokenizer=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -27,11 +27,17 @@ def import_file(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
     architectures, types of tensors, tensors and hyperparameters that moec does not know. Formats that take more bits
     than in the file, and tensors that no part of the model uses, become remarks.
     """
-    builder = Builder(read_file(path), cache)
-    model = builder.finish(architectures.build(builder))
+    model, builder = build_model(read_file(path), cache)
     notes = (*_wider(builder.file, builder.float_tables), *_without_text(builder.file))
     Conditions(unused=tuple(builder.skipped), notes=notes).attach(model)
     return model
+
+
+def build_model(file: GgufFile, with_cache: bool) -> tuple[ir.Model, Builder]:
+    """Build the graph of a file that was read. Returns it with its builder, which knows the tensors of its parts.
+    Raises as :func:`import_file`."""
+    builder = Builder(file, with_cache)
+    return builder.finish(architectures.build(builder)), builder
 
 
 def text_files_of(path: str | os.PathLike[str]) -> TextFiles | None:

@@ -32,7 +32,7 @@ _LONGEST_NAME = 65_535
 _DEFAULT_ALIGNMENT = 32
 _PART = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 _STRING, _ARRAY = 8, 9
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Codes of ``struct`` for types of metadata of a fixed size, by their number."""
 _SMALLEST_ENTRY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 """Bytes of an entry, and of a tensor's description, with an empty name."""
@@ -94,11 +94,18 @@ class GgufTensor:
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
     """Contents of a file. ``metadata``: values by key; numbers and text are Python's, arrays of numbers numpy's, arrays
-    of text lists. ``tensors``: by name."""
+    of text lists. ``tensors``: by name. ``entries``: views of the mapped metadata entries by key, each with its key and
+    type."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    entries: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+    @property
+    def alignment(self) -> int:
+        """Multiple of bytes at which the data of every tensor begins."""
+        return self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
 
 
 def is_file(source: Any) -> bool:
@@ -170,7 +177,7 @@ def _joined(first: GgufFile, count: int) -> GgufFile:
             "belong "
             "together, download them again"
         )
-    return GgufFile(first.path, first.metadata, tensors)
+    return dataclasses.replace(first, tensors=tensors)
 
 
 def _part(first: Path, named: re.Match[str], number: int) -> Path:
@@ -185,11 +192,14 @@ def _read_one(path: Path) -> GgufFile:
     cursor = _Cursor(path, stored)
     tensor_count, entry_count = _counts(cursor)
     metadata: dict[str, Any] = {}
+    entries: dict[str, Array] = {}
     for _ in range(entry_count):
+        start = cursor.position
         key = cursor.text("the key of a metadata entry", _LONGEST_NAME)
         if key in metadata:
             raise MoecError(f"{path}: has the metadata key {key!r} twice; the file is damaged, download it again")
         metadata[key] = cursor.value(f"metadata {key!r}")
+        entries[key] = stored[start : cursor.position]
     described: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name, description = _description(cursor)
@@ -201,7 +211,7 @@ def _read_one(path: Path) -> GgufFile:
         raise MoecError(f"{path}: general.alignment is {str(alignment)[:40]}; expected a multiple of 8")
     data = stored[-(-cursor.position // alignment) * alignment :]
     tensors = {name: _tensor(path, name, *about, alignment, data) for name, about in described.items()}
-    return GgufFile(path, metadata, tensors)
+    return GgufFile(path, metadata, tensors, entries)
 
 
 class _Cursor:
@@ -264,9 +274,9 @@ class _Cursor:
         return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
 
     def _code(self, kind: int, what: str) -> str:
-        if kind not in _NUMBERS:
+        if kind not in NUMBERS:
             raise MoecError(f"{self.path}: {what} is of the type {kind}, which GGUF does not have; download it again")
-        return _NUMBERS[kind]
+        return NUMBERS[kind]
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:

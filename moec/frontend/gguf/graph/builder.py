@@ -5,7 +5,9 @@ Sizes: B batch, S new tokens (``length``), P past tokens, D the width of the res
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,18 @@ FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 BATCH, PAST_LENGTH = CACHE_SIZES[0], CACHE_SIZES[2]
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerTensors:
+    """The tensors of a layer's ``moec.Experts`` node that have an entry for each expert along their first axis.
+
+    ``names``: names in the file, by the operand of the node that they are (``up``, ``down_bias``, ...), and by
+    ``router``, ``router_bias`` and ``correction_bias``.
+    """
+
+    node: ir.Node
+    names: Mapping[str, str]
+
+
 class Builder:
     """A file and the graph that is made of it. ``with_cache``: past keys and values are inputs, present ones outputs.
 
@@ -50,6 +64,9 @@ class Builder:
         self.windows: dict[int, ir.Value] = {}
         self.float_tables: list[str] = []
         """Tensors that are stored with more bits than in the file, because no kernel multiplies by their format."""
+        self.expert_layers: list[LayerTensors] = []
+        self.matrices: dict[ir.Value, str] = {}
+        """Tensors of the file that are weights of products, by their values in the graph."""
         self._unused = set(file.tensors)
         self._stored: dict[str, ir.Value] = {}
 
@@ -91,6 +108,7 @@ class Builder:
         """Store a weight of a product in its own format, [out,in] or [experts,out,in]."""
         if name not in self._stored:
             self._stored[name] = self._store(name, self.tensor(name, *shape))
+            self.matrices[self._stored[name]] = name
         return self._stored[name]
 
     def float_table(self, name: str, *shape: int, order: tuple[int, ...] | None = None) -> ir.Value:

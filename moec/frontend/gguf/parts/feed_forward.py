@@ -8,7 +8,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.frontend.gguf.graph.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder, LayerTensors
 from moec.ir.dialect import FORMULATION_KEY, Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
 
 _SMALLEST_SUM = 6.103515625e-5
@@ -118,7 +118,17 @@ def experts(
     node = y.producer()
     assert node is not None
     node.metadata_props[FORMULATION_KEY] = "gguf"
+    build.expert_layers.append(LayerTensors(node, _names(build, name, parts)))
     return write.op("Reshape", y, write.op("Shape", x), label=f"{name}.experts.tokens")
+
+
+def _names(build: Builder, name: str, parts: dict[str, str]) -> dict[str, str]:
+    """The tensors of a layer that have an entry for each expert (:class:`LayerTensors`)."""
+    names = {part: f"{name}.{label}.weight" for part, label in parts.items()}
+    names |= {f"{part}_bias": f"{name}.{label}.bias" for part, label in parts.items()}
+    names |= {"router": f"{name}.ffn_gate_inp.weight", "router_bias": f"{name}.ffn_gate_inp.bias"}
+    names["correction_bias"] = f"{name}.exp_probs_b.bias"
+    return {operand: tensor for operand, tensor in names.items() if build.has(tensor)}
 
 
 def _correction(build: Builder, name: str, router: RouterOptions) -> ir.Value | None:

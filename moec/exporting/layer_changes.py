@@ -1,0 +1,203 @@
+"""Changes that passes made to a layer of experts, in terms of the layer that its source has.
+
+A file stores one entry for each expert of every weight, bias and row of the router. After passes an entry is either
+that of one of the source's experts, bit for bit, so that it can be copied, or a new one. Both are found by comparing
+the layer with its state before the passes; the origins of its experts (:mod:`moec.ir.origins`) say what to compare.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.common.errors import UnsupportedError
+from moec.common.mapped_files import release_pages
+from moec.common.names import node_name
+from moec.ir import dialect
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
+from moec.ir.expert_ids import routing_of
+from moec.ir.origins import origins_of
+from moec.ir.weight_operands import stored_weights, weight_inputs
+from moec.ir.weights.encode import Table
+from moec.ir.weights.levels import LEVELS
+from moec.ir.weights.stored import StoredWeight, constant
+from moec.passes.graph.router_product import RouterProduct, router_product
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerState:
+    """A layer of experts at one moment. ``values``: the operands of the node that are stored weights. ``router``: the
+    product that its logits are; None where they are something else."""
+
+    node: ir.Node
+    routing: RouteSpec
+    experts: ExpertsSpec
+    count: int
+    values: Mapping[str, ir.Value]
+    weights: Mapping[str, StoredWeight]
+    biases: Mapping[str, Array]
+    router: RouterProduct | None
+    correction_bias: Array | None
+
+    @staticmethod
+    def of(node: ir.Node) -> LayerState:
+        """Read the present state. Raises UnsupportedError, naming the node, for weights or a routing that are computed
+        in a way that no pass may change."""
+        where = f"node {node_name(node)}"
+        try:
+            route, weights = routing_of(node).route, stored_weights(node)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{where}: {error}") from error
+        inputs, routing = dialect.inputs_of(node), dialect.inputs_of(route)
+        biases = {name: inputs[name] for name in EXPERT_WEIGHTS if name not in weights and inputs[name] is not None}
+        assert routing["logits"] is not None and inputs["x"] is not None
+        correction = routing["correction_bias"]
+        return LayerState(
+            node,
+            dialect.spec_of(route, RouteSpec),
+            dialect.spec_of(node, ExpertsSpec),
+            weights["down"].experts,
+            weight_inputs(node),
+            weights,
+            {name: _numbers(value, where) for name, value in biases.items()},
+            router_product(routing["logits"], inputs["x"]),
+            None if correction is None else _numbers(correction, where),
+        )
+
+
+def _numbers(value: ir.Value | None, where: str) -> Array:
+    tensor = constant(value)
+    if tensor is None:
+        raise UnsupportedError(f"{where}: {'' if value is None else value.name} is computed when the model runs")
+    return np.asarray(tensor.numpy())
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """An operand with one entry for each expert, after the passes. ``copied[e]``: the source's expert whose entry it
+    is, bit for bit; None for a new one. ``numbers``: all entries, an array [E,...] or a stored weight; None where they
+    are not known, and all are copies."""
+
+    copied: tuple[int | None, ...]
+    numbers: Array | StoredWeight | None
+
+    @property
+    def copies(self) -> list[int] | None:
+        """The source's experts, if all entries are copies."""
+        copies = [expert for expert in self.copied if expert is not None]
+        return copies if len(copies) == len(self.copied) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChange:
+    """A layer after the passes: ``count`` experts, ``k`` of which are chosen, in ``groups`` groups. ``operands``: the
+    change of each operand of the node, and of ``router`` (rows [E,d]), ``router_bias`` and ``correction_bias``, where
+    the layer has it."""
+
+    count: int
+    k: int
+    groups: int
+    operands: Mapping[str, Change]
+
+
+def change_of(before: LayerState) -> LayerChange:
+    """Compare a layer with its state before the passes.
+
+    Raises UnsupportedError, naming the node, for a change that is none of entries of experts: a layer that has become
+    other operators, thresholds, experts with fewer hidden units.
+    """
+    where = f"node {node_name(before.node)}"
+    if before.node.graph is None:
+        raise UnsupportedError(f"{where}: is no layer of experts any more; leave out the pass that rewrites it")
+    after = LayerState.of(before.node)
+    _check_specs(before, after, where)
+    groups = origins_of(before.node, after.count).experts
+    operands = {name: _weight_change(before, after, name, groups) for name in after.weights}
+    operands |= {name: _rows_change(before.biases[name], after.biases[name], groups) for name in after.biases}
+    return LayerChange(after.count, after.routing.k, after.routing.groups, operands | _router(before, after, groups))
+
+
+def _check_specs(before: LayerState, after: LayerState, where: str) -> None:
+    if after.routing.relative_threshold != before.routing.relative_threshold:
+        raise UnsupportedError(
+            f"{where}: pairs below {after.routing.relative_threshold:g} of the largest weight are left out, which no "
+            "file of weights can say; skip by a smaller number: skip-experts{method=count}"
+        )
+    counts = {"k": after.routing.k, "groups": after.routing.groups}
+    same_route = dataclasses.replace(before.routing, **counts) == after.routing
+    arithmetic = {"arithmetic": after.experts.arithmetic, "activation_group": after.experts.activation_group}
+    same_experts = dataclasses.replace(before.experts, **arithmetic) == after.experts
+    shapes = [{name: weight.shape for name, weight in state.weights.items()} for state in (before, after)]
+    if not same_route or not same_experts or shapes[0] != shapes[1] or before.biases.keys() != after.biases.keys():
+        raise UnsupportedError(
+            f"{where}: a pass changed the form of its experts or its routing, not only which experts there are and "
+            "their numbers; leave that pass out (moec compile takes it)"
+        )
+
+
+def _weight_change(before: LayerState, after: LayerState, name: str, groups: Sequence[Sequence[int]]) -> Change:
+    old, new = before.weights[name], after.weights[name]
+    if before.values[name] is after.values[name]:
+        return Change(tuple(range(after.count)), new)
+    copied = [group[0] if len(group) == 1 and _same(old, group[0], new, e) else None for e, group in enumerate(groups)]
+    release_pages()
+    return Change(tuple(copied), new)
+
+
+def _same(old: StoredWeight, first: int, new: StoredWeight, expert: int) -> bool:
+    """Whether an expert is stored as it was, bit for bit."""
+    forms = [old.run_of(first).format, new.run_of(expert).format]
+    if forms[0] != forms[1]:
+        return False
+    matrices = [old.run_of(first).encoded(first), new.run_of(expert).encoded(expert)]
+    return all(_equal(matrices[0].read(table), matrices[1].read(table)) for table in tables_of(old, first))
+
+
+def tables_of(weight: StoredWeight, expert: int) -> list[Table]:
+    """The tables in which an expert's matrix is stored: codes and factors instead of scales that have two levels."""
+    run = weight.run_of(expert)
+    tables: list[Table] = ["data"]
+    present = {"scale": run.scale, "minimum": run.minimum}
+    for table, levels in LEVELS.items():
+        if present[table] is not None:
+            tables.extend([table] if run.levels(table) is None else levels)
+    return tables if run.zero_point is None else [*tables, "zero_point"]
+
+
+def _equal(old: Array | None, new: Array | None) -> bool:
+    """Whether both have the same bits, so that NaNs are equal and zeros of other signs are not."""
+    if old is None or new is None:
+        return old is new
+    same_kind = old.dtype == new.dtype and old.shape == new.shape
+    return same_kind and np.ascontiguousarray(old).tobytes() == np.ascontiguousarray(new).tobytes()
+
+
+def _rows_change(old: Array, new: Array, groups: Sequence[Sequence[int]]) -> Change:
+    """The change of an array with an entry for each expert. An average of several experts has the row of the router
+    of one of them."""
+    copied = [next((first for first in group if _equal(old[first], new[e])), None) for e, group in enumerate(groups)]
+    return Change(tuple(copied), new)
+
+
+def _router(before: LayerState, after: LayerState, groups: Sequence[Sequence[int]]) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
+    if before.router is not None and after.router is not None:
+        changes["router"] = _rows_change(before.router.weight.T, after.router.weight.T, groups)
+        if before.router.bias is not None and after.router.bias is not None:
+            changes["router_bias"] = _rows_change(before.router.bias, after.router.bias, groups)
+    elif all(len(group) == 1 for group in groups):  # passes that make averages or new rows need the product
+        changes |= dict.fromkeys(("router", "router_bias"), Change(tuple(first for (first,) in groups), None))
+    else:
+        raise UnsupportedError(
+            f"node {node_name(before.node)}: its logits are no product of its rows with a constant matrix, so the row "
+            "of an average of experts is not known; prune experts instead of merging them"
+        )
+    if before.correction_bias is not None and after.correction_bias is not None:
+        changes["correction_bias"] = _rows_change(before.correction_bias, after.correction_bias, groups)
+    return changes

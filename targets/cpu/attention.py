@@ -14,7 +14,6 @@ from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import KernelCall, select
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import call
-from moec.targets.tvm.lowering.paged_tensors import PagedTensor
 
 
 def attend(
@@ -28,12 +27,10 @@ def attend(
     """The result. At run time, the number of rows decides how the work is divided among threads."""
     dtype = str(output.dtype)
     chosen = select((ATTENTION,), (problem, dtype), machine)
-    keys = [tensor.pages if isinstance(tensor, PagedTensor) else tensor for tensor in (inputs.key, inputs.value)]
-    candidates = [inputs.query, *keys, inputs.mask, inputs.lengths]
     called = KernelCall(
         chosen,
         ATTENTION.build(problem, machine, dtype),
-        [operand for operand in candidates if operand is not None],
+        [operand for operand in inputs.operands if operand is not None],
         dataclasses.asdict(problem),
         work=AttentionWork(problem.causal, problem.has_lengths, bool(problem.paged)),
     )

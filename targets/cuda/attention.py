@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
@@ -16,7 +15,7 @@ from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
 from moec.targets.gpu.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together
 from moec.targets.gpu.kernels.attention_join import ATTENTION_JOIN, parts_for
-from moec.targets.gpu.kernels.attention_operands import AttentionLaunch, slices_of
+from moec.targets.gpu.kernels.attention_operands import AttentionLaunch, kernel_operands, slices_of
 from moec.targets.gpu.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.gpu.lowering.launch_conditions import launch_if
 from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
@@ -24,7 +23,6 @@ from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import record_of
-from moec.targets.tvm.lowering.paged_tensors import PagedTensor
 from moec.targets.tvm.sizes.shapes import static_size
 
 KERNELS = (ATTENTION_FEW, ATTENTION_WGMMA, ATTENTION_MMA, ATTENTION_TILED)
@@ -40,7 +38,7 @@ def attend(
     output: relax.TensorType,
 ) -> relax.Expr:
     """The result of the attention, by the kernel that is best for its number of queries."""
-    queries, operands = static_size(inputs.query.ty.shape[2]), _operands(lowering, inputs)
+    queries, operands = static_size(inputs.query.ty.shape[2]), kernel_operands(lowering, inputs)
     results: list[relax.Var] = []
     for numbers in (_FEW, _MANY):
         launch = AttentionLaunch(problem, str(output.dtype), numbers)
@@ -114,17 +112,3 @@ def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
     rows = rows_together(problem, launch.dtype)
     tiles = (queries * problem.heads_per_group + (rows - 1)) // rows
     return parts_for(batch * (heads // problem.heads_per_group) * tiles * slices_of(problem), keys)
-
-
-def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:
-    """The operands of the kernels. Mask, lengths and sinks that are missing are replaced by tensors that no kernel
-    reads."""
-    mask, lengths, sinks = inputs.mask, inputs.lengths, inputs.sinks
-    if mask is None:
-        mask = lowering.add_weight("no_mask", (1, 1, 1, 1), "bool", lambda: np.zeros((1, 1, 1, 1), bool))
-    if lengths is None:
-        lengths = lowering.add_weight("no_lengths", (1,), "int64", lambda: np.zeros(1, np.int64))
-    if sinks is None:
-        sinks = lowering.add_weight("no_sinks", (1,), "float32", lambda: np.zeros(1, np.float32))
-    keys = [tensor.pages if isinstance(tensor, PagedTensor) else tensor for tensor in (inputs.key, inputs.value)]
-    return [inputs.query, *keys, mask, lengths, sinks]

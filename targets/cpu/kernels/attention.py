@@ -21,10 +21,9 @@ from tvm.script import tirx as T
 from moec.targets.cpu.hardware.machine import Machine, tile_of
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_rows
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
-from moec.targets.cpu.kernels.attention_problem import AttentionBuffers
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
+from moec.targets.cpu.kernels.attention_problem import AttentionBuffers, attention_parameters
+from moec.targets.cpu.kernels.emit import emit_kernel
 from moec.targets.tvm.heavy.attention import AttentionProblem
-from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
 
 
@@ -39,21 +38,6 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
     all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.
     """
-    before, stored = (("pages", "B", "G"), problem.paged) if problem.paged else (("B", "G"), dtype)
-    inner = [("page" if problem.paged else "P", size) for size in (problem.head_size, problem.value_size)]
-    if problem.paged == INT8_ROWS:
-        inner = [("key_page",), ("value_page",)]
-    parameters = [
-        Parameter("query", ("B", "H", "S", problem.head_size), dtype),
-        Parameter("key", (*before, *inner[0]), stored),
-        Parameter("value", (*before, *inner[1]), stored),
-    ]
-    if problem.mask:
-        sizes = [1 if is_broadcast else size for is_broadcast, size in zip(problem.mask_broadcast, "BHS", strict=True)]
-        parameters.append(Parameter("mask", (*sizes, "L"), problem.mask))
-    if problem.has_lengths:
-        parameters.append(Parameter("lengths", ("B",), "int64"))
-    parameters.append(Parameter("result", ("B", "H", "S", problem.value_size), dtype))
 
     def body(**buffers: Any) -> None:
         operands = AttentionBuffers(problem, **buffers)
@@ -63,7 +47,7 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
             with T.Else():
                 attend_with_many_rows(operands, machine)
 
-    return emit_kernel(parameters, body)
+    return emit_kernel(attention_parameters(problem, dtype), body)
 
 
 def _how(problem: AttentionProblem, dtype: str, machine: Machine) -> str:

@@ -145,12 +145,12 @@ class _KeyBlock:
             T.buffer_store(self._scores, T.float32(float("-inf")), [row, self._count + rest])
 
     def _mask_score(self, row: Any, head: Any, query: Any, frontier: Any, key: Any) -> None:
-        problem, score = self._operands.problem, self._scores[row, key]
-        if problem.softcap > 0.0:
-            score = T.tanh(score / T.float32(problem.softcap)) * T.float32(problem.softcap)
-        if problem.mask:
-            score = score + self._operands.mask_at(self._batch, head, query, self._first_key + key)
-        if problem.causal:
+        operands, score = self._operands, self._scores[row, key]
+        if operands.caps:
+            score = operands.capped(score)
+        if operands.adds:
+            score = score + operands.added_at(self._batch, head, query, self._first_key + key)
+        if operands.problem.causal:
             hidden = self._first_key + key >= frontier
             score = score + T.Select(hidden, T.float32(float("-inf")), T.float32(0))
         T.buffer_store(self._scores, score, [row, key])

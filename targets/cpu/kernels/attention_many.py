@@ -131,7 +131,7 @@ class _RowBlock:
         """Emit the maximum, and the sum of absolute values, of the numbers that the mask adds to a block's scores."""
         highest, size = T.float32(0), T.float32(0)
         hidden = first_key >= self._frontier[self._rows - 1]
-        if self._operands.problem.mask:
+        if self._operands.adds:
             self._scan_mask(first_key, count)
             highest, size = self._numbers[_HIGHEST_MASK], self._numbers[_MASK_SIZE]
         lowest = T.float32(float("-inf"))
@@ -142,7 +142,7 @@ class _RowBlock:
     def _scan_mask(self, first_key: Any, count: Any) -> None:
         """Over the queries that the block has rows of, and over all heads of the group if they differ."""
         operands, lanes = self._operands, self._lanes
-        one_head, one_query = operands.problem.mask_broadcast[1:]
+        one_head, one_query = operands.adds_alike
         first, last = self._query(T.int64(0)), self._query(self._rows - 1)
         highest, size = (named(name, T.alloc_buffer((lanes,), "float32")) for name in ("highest", "size"))
         with loop("lane", T.vectorized(lanes)) as lane:
@@ -150,7 +150,7 @@ class _RowBlock:
             T.buffer_store(size, T.float32(0), [lane])
 
         def measure(head: Any, query: Any, key: Any, lane: Any) -> None:
-            added = operands.mask_at(self._batch, head, query, first_key + key)
+            added = operands.added_at(self._batch, head, query, first_key + key)
             T.buffer_store(highest, T.max(highest[lane], added), [lane])
             T.buffer_store(size, size[lane] + T.abs(added), [lane])
 
@@ -202,23 +202,22 @@ class _RowBlock:
                     T.buffer_store(self._scores, total[j], [first + i, start + j])
 
     def _cap_scores(self, tile: Any) -> None:
-        cap = self._operands.problem.softcap
-        if cap == 0.0:
+        if not self._operands.caps:
             return
         with loop("key", T.serial(KEYS_PER_BLOCK)) as key, loop("lane", T.vectorized(self._columns)) as lane:
             place = [key, tile * self._columns + lane]
-            T.buffer_store(self._scores, T.tanh(self._scores[tuple(place)] / T.float32(cap)) * T.float32(cap), place)
+            T.buffer_store(self._scores, self._operands.capped(self._scores[tuple(place)]), place)
 
     def _add_mask(self, tile: Any, first_key: Any, count: Any) -> None:
         operands, columns = self._operands, self._columns
-        if operands.problem.mask:
-            one_head = operands.problem.mask_broadcast[1]
+        if operands.adds:
+            one_head, _ = operands.adds_alike
             with T.If(self._flags[_MASK_IS_ZERO] == 0), T.Then(), loop("lane", T.serial(columns)) as lane:
                 row = named("row", T.bind(T.min(tile * columns + lane, self._rows - 1)))
                 head = T.int64(0) if one_head else operands.head_of(self._group, self._first_row + row)
                 query = self._query(row)
                 with loop("key", T.serial(count)) as key:
-                    added = operands.mask_at(self._batch, head, query, first_key + key)
+                    added = operands.added_at(self._batch, head, query, first_key + key)
                     place = [key, tile * columns + lane]
                     T.buffer_store(self._scores, self._scores[tuple(place)] + added, place)
         some_hidden = first_key + KEYS_PER_BLOCK > self._frontier[0]

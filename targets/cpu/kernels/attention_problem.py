@@ -1,4 +1,7 @@
-"""The operands of an attention, and the keys that each query sees."""
+"""The operands of an attention, the keys that each query sees, and what is done to scores.
+
+A variant that adds numbers to scores, bounds them or hides keys is written here alone: both kernels ask this module.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import loop, named
+from moec.targets.cpu.kernels.emit import Parameter, loop, named
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
 
@@ -16,9 +19,29 @@ LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""
 
 
+def attention_parameters(problem: AttentionProblem, dtype: str) -> list[Parameter]:
+    """The parameters of :func:`moec.targets.cpu.kernels.attention.attention`, by the names of
+    :class:`AttentionBuffers`."""
+    before, stored = (("pages", "B", "G"), problem.paged) if problem.paged else (("B", "G"), dtype)
+    inner = [("page" if problem.paged else "P", size) for size in (problem.head_size, problem.value_size)]
+    if problem.paged == INT8_ROWS:
+        inner = [("key_page",), ("value_page",)]
+    parameters = [
+        Parameter("query", ("B", "H", "S", problem.head_size), dtype),
+        Parameter("key", (*before, *inner[0]), stored),
+        Parameter("value", (*before, *inner[1]), stored),
+    ]
+    if problem.mask:
+        sizes = [1 if is_broadcast else size for is_broadcast, size in zip(problem.mask_broadcast, "BHS", strict=True)]
+        parameters.append(Parameter("mask", (*sizes, "L"), problem.mask))
+    if problem.has_lengths:
+        parameters.append(Parameter("lengths", ("B",), "int64"))
+    return [*parameters, Parameter("result", ("B", "H", "S", problem.value_size), dtype)]
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionBuffers:
-    """The buffers of one call; see :func:`moec.targets.cpu.kernels.attention.attention`."""
+    """The buffers of one call, by the names of :func:`attention_parameters`."""
 
     problem: AttentionProblem
     query: Any
@@ -125,8 +148,28 @@ class AttentionBuffers:
             return T.min(query + 1 + self.keys - queries, self.used_keys(batch))
         return T.min(query + 1 + self.lengths[batch] - queries, self.used_keys(batch))
 
-    def mask_at(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        """Number that the mask adds to a score, as float32: for a bool mask 0 or minus infinity."""
+    @property
+    def caps(self) -> bool:
+        """Whether scores are bounded before anything is added to them."""
+        return self.problem.softcap > 0.0
+
+    def capped(self, score: Any) -> Any:
+        """The bounded score."""
+        cap = T.float32(self.problem.softcap)
+        return T.tanh(score / cap) * cap
+
+    @property
+    def adds(self) -> bool:
+        """Whether numbers are added to scores."""
+        return bool(self.problem.mask)
+
+    @property
+    def adds_alike(self) -> tuple[bool, bool]:
+        """Whether all heads, and all queries, get the same numbers."""
+        return self.problem.mask_broadcast[1:]
+
+    def added_at(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        """The number that is added to a score, as float32: of a bool mask 0 or minus infinity."""
         one_batch, one_head, one_query = self.problem.mask_broadcast
         entry = self.mask[
             T.int64(0) if one_batch else batch,

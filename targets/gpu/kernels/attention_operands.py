@@ -7,16 +7,19 @@ hidden by a mask is read, and has weight zero. The result of a query that sees n
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
+import numpy as np
+from tvm import relax, tirx
 from tvm.script import tirx as T
 
 from moec.targets.base import SizeRange
 from moec.targets.gpu.kernels.launch import ATTRIBUTES
-from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, why_not_stored
+from moec.targets.tvm.lowering.context import LoweringContext
 
 LOWEST = -3.4028234e38
 """The initial largest score, before any key: finite, so that differences from it are not NaN."""
@@ -152,6 +155,20 @@ class AttentionOperands:
         if self.problem.mask == "bool":
             return T.Select(entry, value, T.float32(float("-inf")))
         return value + T.cast(entry, "float32")
+
+
+_MISSING = {"mask": ((1, 1, 1, 1), "bool"), "lengths": ((1,), "int64"), "sinks": ((1,), "float32")}
+"""Shapes and types of the tensors in place of missing operands."""
+
+
+def kernel_operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:
+    """The operands of the kernels, with tensors that no kernel reads in place of missing ones."""
+    *needed, mask, lengths, sinks = inputs.operands
+    operands = [operand for operand in needed if operand is not None]
+    for (name, (shape, dtype)), operand in zip(_MISSING.items(), (mask, lengths, sinks), strict=True):
+        empty = functools.partial(np.zeros, shape, dtype)
+        operands.append(operand if operand is not None else lowering.add_weight(f"no_{name}", shape, dtype, empty))
+    return operands
 
 
 def slices_of(problem: AttentionProblem) -> int:

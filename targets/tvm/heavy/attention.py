@@ -64,6 +64,13 @@ class AttentionInputs:
     new_keys: Any
     sinks: relax.Expr | None = None
 
+    @property
+    def operands(self) -> list[relax.Expr | None]:
+        """Query, key, value, mask, lengths and sinks, in the order in which kernels take them; None for a missing
+        one."""
+        keys = [tensor.pages if isinstance(tensor, PagedTensor) else tensor for tensor in (self.key, self.value)]
+        return [self.query, *keys, self.mask, self.lengths, self.sinks]
+
 
 Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
 """A target's converter: it returns the result [B, H, S, Dv], of the given type."""

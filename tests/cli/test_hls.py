@@ -12,7 +12,8 @@ from ..command import moec
 
 DIGITS = pathlib.Path(__file__).parents[2] / "examples" / "digits"
 MODEL = DIGITS / "model.onnx"
-LIMITS = ("--calibrate", DIGITS / "calibration.npz", "--max-tokens", "8")
+LIMITS = ("--calibrate", DIGITS / "calibration.npz", "--max-tokens", "32", "--max-dsp", "200")
+"""Options with which the design is that of tests/targets/hls/test_target.py: its program is compiled once."""
 
 
 def assert_refused(done, *words):
@@ -48,7 +49,7 @@ def test_simulates(artifact):
     done = moec("simulate", artifact, "--json")
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
-    assert result["passed"] and result["tokens"] == 8 and result["cycles"] > 0
+    assert result["passed"] and result["tokens"] == 32 and result["cycles"] > 0
     assert result["pipeline_depths"] == [20, 60]
 
 

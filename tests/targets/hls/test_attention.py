@@ -27,6 +27,8 @@ from .lint.linter import lint
 
 SINKS = np.array([30, -200, 0.5, 3], np.float32)
 """The sinks of four heads; the first leaves hardly any weight to keys, the second has no weight."""
+CACHED = {"joint": True, "window": 5, "sinks": SINKS}
+"""The block with a cache whose design is compiled in every run."""
 SHAPE = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 
 
@@ -187,7 +189,8 @@ def test_extremes_of_int16_stay_in_range(value):
 
 @pytest.fixture(scope="module")
 def layer():
-    return quantized(float_attention())
+    """The block whose pipelines test_pipelines.py looks at, so that one program is compiled for both files."""
+    return quantized(float_attention(), most_tokens=70)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 9])
@@ -223,7 +226,7 @@ def test_a_decoder_equals_the_reference(count, fields, design):
         pytest.param({"normed": True}, [19], marks=pytest.mark.nightly),  # test_latents.py covers it with latents
         pytest.param({"sharing": 1, "turns": None, "head_width": 12}, [19], marks=pytest.mark.nightly),
         pytest.param({"head_width": 72}, [4], marks=pytest.mark.nightly),
-        ({"joint": True, "window": 5, "sinks": SINKS}, [0, 19]),
+        (CACHED, [0, 19]),
         pytest.param({"window": 8, "sinks": SINKS}, [19], marks=pytest.mark.nightly),
         *(pytest.param({"window": window}, [19], marks=pytest.mark.nightly) for window in (1, 2, 9, 10, 18, 40)),
     ],
@@ -245,19 +248,21 @@ def test_a_cache_holds_a_sequence_between_calls(fields, counts):
 
 
 def test_more_tokens_than_a_cache_has_room_for_are_an_error():
-    integers = quantized(decoder(), most_tokens=8, cached=12)
-    files = files_of(integers, integers.quantized(tokens_for(decoder(), 1, 12)[0]), lanes=8)
+    block = decoder(**CACHED)
+    integers = quantized(block, most_tokens=8, cached=19)
+    files = files_of(integers, integers.quantized(tokens_for(block, 1, 19)[0]), lanes=8)
     host: dict[str, Any] = {"__name__": "host"}
     exec(files["host.py"].decode(), host)
     sequence = host["Sequence"]()
-    for count, past in ((8, 0), (1, 8), (3, 9)):
+    for count, past in ((8, 0), (8, 8), (3, 16)):
         assert sequence.start_of(count) == past
         sequence.add(count)
-    with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
+    with pytest.raises(ValueError, match="1 tokens behind 19; expected up to 8, 19 in all"):
         sequence.start_of(1)
     records = np.frombuffer(files["data/layers.bin"], "<i4").reshape(-1, 32).copy()
-    records[1, 1] = 5
-    with pytest.raises(SimulationError, match="5 tokens behind 8; the cache holds up to 12"):
+    assert records[2, 1] == 1
+    records[2, 1] = 4
+    with pytest.raises(SimulationError, match="4 tokens behind 16; the cache holds up to 19"):
         simulate_timed({**files, "data/layers.bin": records.tobytes()})
 
 

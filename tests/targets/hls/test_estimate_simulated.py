@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.design.experts import Design
-from moec.targets.hls.design.normalization import FloatNorm
 from moec.targets.hls.design.numbers import USUAL_STAGES, Fifos
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
@@ -20,10 +18,12 @@ from moec.targets.hls.moe import reference
 
 from .layers import float_block, project, quantized, tokens_for
 from .lint.linter import lint
+from .test_normalization import norm_of
 
 TOKENS = 40
-GATED = float_block(RouteSpec(k=2), ExpertsSpec(gate_layout="separate"), 8, 96, 128)
-NORM = FloatNorm("layer", np.ones(96, np.float32), np.zeros(96, np.float32), epsilon=1e-5)
+GATED = float_block(RouteSpec(k=2), ExpertsSpec(gate_layout="separate"), 8, 90, 128)
+"""Tokens are padded; padding must not count in means and variances."""
+NORM = norm_of("layer", 90)
 SHARED = float_block(
     RouteSpec(k=3, score="sigmoid", normalize=True), ExpertsSpec(gate_layout="none"), 8, 96, 128, shared=1
 )

@@ -23,7 +23,9 @@ SWIGLU, GELU = ExpertsSpec("silu", "separate"), ExpertsSpec("gelu", "none")
 nightly = pytest.mark.nightly
 
 VARIANTS = [
-    pytest.param(SWIGLU, 4, 32, {"width": 100, "hidden": 70}, {"hidden_tile": 32}, id="sizes that are no groups"),
+    pytest.param(
+        SWIGLU, 4, 32, {"width": 100, "hidden": 70}, {"hidden_tile": 32}, id="sizes that are no groups", marks=nightly
+    ),
     pytest.param(GELU, 8, 32, {}, {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 32}, id="int8, a beat is four groups"),
     pytest.param(SWIGLU, 4, 32, {"shared": 2}, {"lanes_in": 32, "lanes_out": 32, "hidden_tile": 64}, id="two beats"),
     pytest.param(GELU, 4, 64, {"width": 130, "hidden": 130}, {"hidden_tile": 64}, id="groups of 64"),
@@ -33,7 +35,7 @@ VARIANTS = [
 ]
 
 
-@thinned("experts, bits, group, sizes, design", VARIANTS, 4)
+@pytest.mark.parametrize(("experts", "bits", "group", "sizes", "design"), VARIANTS)
 def test_c_simulation_equals_the_reference(experts, bits, group, sizes, design):
     block = in_groups(float_block(RouteSpec(2), experts, **sizes), bits, group)
     integers = quantized(block, weight_bits=bits)
@@ -118,7 +120,8 @@ def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
 
 
 def test_estimates_agree_with_the_simulation():
-    block = in_groups(float_block(RouteSpec(2), SWIGLU, 8, 96, 128), 4, 32)
+    """Sizes are no multiples of a group, and the testbench finds the results of the integer reference."""
+    block = in_groups(float_block(RouteSpec(2), SWIGLU, 8, 100, 118), 4, 32)
     integers = quantized(block, most_tokens=40)
     vectors = integers.quantized(tokens_for(block, 40))
     files = project(integers, vectors, hidden_tile=32)

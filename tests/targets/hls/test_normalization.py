@@ -102,18 +102,12 @@ def test_numbers_that_no_integer_can_say(change, message):
 
 
 NORMALIZED = [
-    pytest.param("layer", RouteSpec(2), ExpertsSpec("gelu", "none"), SMALL, id="layer"),
-    pytest.param(
-        "rms",
-        RouteSpec(2, "sigmoid", scale=2.5),
-        ExpertsSpec("silu", "separate"),
-        {"router_lanes": 8},
-        id="rms",
-        marks=pytest.mark.nightly,
-    ),
+    ("layer", RouteSpec(2), ExpertsSpec("gelu", "none"), SMALL),
+    ("rms", RouteSpec(2, "sigmoid", scale=2.5), ExpertsSpec("silu", "separate"), {"router_lanes": 8}),
 ]
 
 
+@pytest.mark.nightly  # test_estimate_simulated.py simulates a normalised block, and its padding, in every run
 @pytest.mark.parametrize(("kind", "routing", "experts", "design"), NORMALIZED)
 def test_a_block_with_a_residual_equals_the_reference(kind, routing, experts, design):
     """A width of 40 is padded; padding must not count in means and variances."""

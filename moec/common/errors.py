@@ -120,8 +120,8 @@ def _moec_error_behind(error: BaseException) -> MoecError | None:
 def _refusal_of_system(step: str, error: Exception) -> MoecError | None:
     if not isinstance(error, OSError) or error.errno not in _REFUSALS:
         return None
-    place = step if error.filename is None else f"{step}: {error.filename}"
-    return MoecError(f"{place}: cannot be used: {error.strerror}")
+    what = "the system refuses" if error.filename is None else f"{error.filename}: cannot be used"
+    return MoecError(f"{step}: {what}: {error.strerror}")
 
 
 def _node_at(traceback: TracebackType | None) -> str | None:

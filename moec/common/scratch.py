@@ -14,6 +14,8 @@ import shutil
 import tempfile
 import weakref
 
+from moec.common.errors import MoecError, one_line
+
 _PREFIX = "moec-scratch-"
 _NAME = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")
 _swept: set[str] = set()
@@ -21,10 +23,14 @@ _swept: set[str] = set()
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, removed when it is cleaned up, garbage-collected, or the process ends. Raises OSError."""
+    """A temporary folder, removed when it is cleaned up, garbage-collected, or the process ends.
+    Raises OSError, and MoecError where no folder takes temporary files."""
 
     def __init__(self) -> None:
-        parent = tempfile.gettempdir()
+        try:
+            parent = tempfile.gettempdir()
+        except FileNotFoundError as error:  # none of several folders takes a file: the disk is full, or read-only
+            raise MoecError(f"{one_line(error)}; make room for temporary files, or set TMPDIR") from error
         if os.name == "posix" and parent not in _swept:
             _swept.add(parent)
             sweep(pathlib.Path(parent))

@@ -259,6 +259,10 @@ def _unpack(path: pathlib.Path) -> Artifact:
         temporary.cleanup()
         reason = one_line(error) or "it ends early"
         raise ArtifactError(f"{where}: is neither an artifact's folder nor an intact zip of one ({reason})") from error
+    except OSError as error:
+        temporary.cleanup()
+        reason = f"cannot be unpacked into {folder.parent}: {error.strerror or error}"
+        raise ArtifactError(f"{where}: {reason}; make room there, set TMPDIR, or copy the zip again") from error
     except BaseException:
         temporary.cleanup()
         raise

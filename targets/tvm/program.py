@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
@@ -14,7 +12,6 @@ from tvm import relax
 
 from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS
 from moec.common.errors import UnsupportedError
-from moec.common.scratch import ScratchFolder
 from moec.runtime.loops import body_name
 from moec.targets.base import Program
 from moec.targets.tvm.lowering.context import HeavyConverter
@@ -22,10 +19,11 @@ from moec.targets.tvm.lowering.held_states import Holding, renamed
 from moec.targets.tvm.lowering.lowering import lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
+from moec.targets.tvm.phases.host_code import object_of
 from moec.targets.tvm.phases.records import kernel_records
 
 _INSTRUCTIONS = "devc.o"
-"""What TVM calls the object file of the instructions, the only one of an executable whose library has no code."""
+"""TVM's name of the object file of the instructions, the only one of an executable whose library has no code."""
 
 
 def compile_program(
@@ -63,7 +61,7 @@ def compile_program(
         target=target_name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
-        objects={_INSTRUCTIONS: object_files(executable)[_INSTRUCTIONS], **generated.objects},
+        objects={_INSTRUCTIONS: instructions_of(executable), **generated.objects},
         weights=lowered.weights,
         kernels=kernels,
         sources={
@@ -96,16 +94,8 @@ def _integers_in_range() -> Iterator[None]:
         ) from error
 
 
-def object_files(executable: relax.VMExecutable) -> dict[str, bytes]:
-    """The object files of an executable by name, made without a C compiler or linker: the runtime links them."""
-    with ScratchFolder() as folder:
-        collected = pathlib.Path(folder, "objects")
-
-        def collect(_output: str, files: Sequence[str], **_options: object) -> None:
-            collected.mkdir()
-            for file in files:
-                shutil.copy(file, collected)
-
-        vars(collect)["object_format"] = "o"  # asked for by export_library
-        executable.export_library(str(collected), fcompile=collect, workspace_dir=folder)
-        return {file.name: file.read_bytes() for file in sorted(collected.iterdir())}
+def instructions_of(executable: relax.VMExecutable) -> bytes:
+    """The object file of an executable's instructions, and of all that its library imports."""
+    (library,) = executable.mod.imports
+    target = library.get_function("_get_target_string")()
+    return object_of(tvm.get_global_func("runtime.ModulePackImportsToLLVM")(executable.mod, False, target, ""))

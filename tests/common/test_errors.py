@@ -39,7 +39,7 @@ def test_memory_that_cannot_be_had_is_no_defect():
 def test_a_refusal_of_the_system_is_no_defect():
     error = OSError(errno.ENAMETOOLONG, "File name too long", "a.onnx")
     assert message_of(MoecError, error) == "step: a.onnx: cannot be used: File name too long"
-    assert message_of(MoecError, OSError(errno.ENOSPC, "No space left")) == "step: cannot be used: No space left"
+    assert message_of(MoecError, OSError(errno.ENOSPC, "No space left")) == "step: the system refuses: No space left"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "a.onnx"), OSError("no number")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import signal
@@ -12,6 +13,7 @@ import tempfile
 import pytest
 
 from moec.common import scratch
+from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder, sweep
 
 HOLDING = "from moec.common.scratch import ScratchFolder; f = ScratchFolder(); print(f.name, flush=True); input()"
@@ -62,3 +64,12 @@ def test_what_only_looks_like_one_stays(parent):
     with ScratchFolder():
         pass
     assert len(os.listdir(parent)) == 4
+
+
+def test_a_system_without_room_for_temporary_files(monkeypatch):
+    def refuse():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    with pytest.raises(MoecError, match=r"No usable .*; make room for temporary files, or set TMPDIR"):
+        ScratchFolder()

@@ -8,7 +8,6 @@ import pathlib
 import platform
 import sys
 import types
-import zipfile
 
 import numpy as np
 import pytest
@@ -343,41 +342,6 @@ def test_an_artifact_that_is_replaced_while_it_is_opened(program, context, artif
 
 
 # --- zips ------------------------------------------------------------------------------------------------------------
-
-
-def zip_of(folder: pathlib.Path, path: pathlib.Path, *, leave_out: str = "", compression=zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for file in folder.rglob("*"):
-            name = file.relative_to(folder).as_posix()
-            if file.is_file() and name != leave_out:
-                archive.write(file, name)
-
-
-def test_zip_entries_outside_the_manifest_are_ignored(artifact_path, tmp_path, inputs):
-    path = tmp_path / "inner" / "a.zip"
-    path.parent.mkdir()
-    zip_of(artifact_path, path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("../escaped", "x")
-    assert load(path).run(inputs)["y"].shape == (3, 4)
-    assert not (tmp_path / "escaped").exists()
-
-
-def test_zip_that_is_compressed_or_incomplete_or_truncated(artifact_path, tmp_path):
-    path = tmp_path / "a.zip"
-    zip_of(artifact_path, path, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ArtifactError, match="is compressed; expected a zip without compression"):
-        load(path)
-    zip_of(artifact_path, path, leave_out=WEIGHTS)
-    with pytest.raises(ArtifactError, match=r"weights\.bin is missing"):
-        load(path)
-    zip_of(artifact_path, path)
-    data = path.read_bytes()
-    first_length = data.index(b"PK\1\2") + 20
-    for damaged in (data[:-100], data[:first_length] + b"\xfe\xff\xff\xff" * 2 + data[first_length + 8 :]):
-        path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=r"nor an intact zip of one \(\w"):
-            load(path)
 
 
 def _with_weight(path: pathlib.Path, change: dict) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import tvm
 from tvm import te, tirx
 
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.kernels.te_kernels import prim_func
-from moec.targets.tvm.phases.host_code import ASSEMBLY, compile_kernels, is_mapping
+from moec.targets.tvm.phases.host_code import ASSEMBLY, code_of, compile_kernels, is_mapping, object_of
 from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
 from moec.targets.tvm.phases.schedule import GENERIC, scheduled
 
@@ -40,6 +42,19 @@ def test_loops_that_map_elements_are_not_unrolled_completely(mapping, monkeypatc
     compiled = compile_kernels(module, tvm.target.Target(Machine.for_name("avx512").llvm), KERNEL_PIPELINE)
     divisions = {name: files[ASSEMBLY].count(b"vdivps") for name, files in compiled.items()}
     assert 0 < divisions["mapping"] < divisions["finished"]
+
+
+def test_no_file_that_cannot_be_written_ends_the_process():
+    """LLVM would end it; sizes of files are limited, as by ulimit -f."""
+    empty = code_of(tvm.IRModule({}), tvm.target.Target(Machine.for_name("avx2").llvm))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            object_of(empty)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert object_of(empty).startswith(b"\x7fELF")
 
 
 def test_rows_are_written_as_vectors_and_not_scattered(monkeypatch):

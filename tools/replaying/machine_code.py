@@ -6,7 +6,6 @@ an AttributeError.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ def texts_instead() -> Iterator[None]:
             (host_code, "compile_kernels", kernels),
             (host_code, "compile_host", lambda module, target: text_of(module)),
             (pipeline, "build", build_texts),
-            (program, "object_files", lambda executable: collections.defaultdict(bytes)),
+            (program, "instructions_of", lambda executable: b""),
             (team, "compiled_text", lambda text, llvm: text.encode()),
             (cuda, "compile_source", lambda source, architecture: None),
         ):

@@ -6,9 +6,12 @@ twentieth of the time that generating the code again would.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import tvm
@@ -25,6 +28,8 @@ MAPPING_LEVEL = 2
 """LLVM's level of optimisation for kernels that only move or map elements. Level 3 unrolls their loops of known length
 completely: of ``sigmoid(x) * x * y`` over rows of 24 numbers it makes four times the code in four times the time, which
 runs at half the speed. Maxima of rows of 64 numbers are twice as fast at level 3."""
+_LARGEST_OBJECT = 16 << 20
+"""Bytes that an object file may have: a hundred times those of large kernels."""
 _LAYOUT = re.compile(r"^target [^\n]*$", re.MULTILINE)
 _TARGET = re.compile(r'^!\d+ = (!\{i32 \d+, !"tvm_target", [^\n]*\})$', re.MULTILINE)
 _ESCAPED = str.maketrans({"\\": r"\5C", '"': r"\22", "\n": r"\0A"})
@@ -90,11 +95,23 @@ def compiled_text(text: str, llvm: str) -> bytes:
 
 
 def object_of(module: Any) -> bytes:
-    """The object file of one of TVM's modules."""
-    with ScratchFolder() as folder:
-        path = pathlib.Path(folder, "module.o")
-        module.write_to_file(str(path))
-        return path.read_bytes()
+    """The object file of one of TVM's modules. Raises OSError where the system allows no file of that size."""
+    with _file_for_llvm() as path:
+        module.write_to_file(path, OBJECT)
+        return pathlib.Path(path).read_bytes()
+
+
+@contextlib.contextmanager
+def _file_for_llvm() -> Iterator[str]:
+    """Context with the path of a file in memory, where the system has such files (Linux): LLVM ends the process when a
+    file cannot be written, as on a full disk."""
+    if not hasattr(os, "memfd_create"):
+        with ScratchFolder() as folder:
+            yield f"{folder}/module.o"
+        return
+    with open(os.memfd_create("object file"), "wb") as file:
+        file.truncate(_LARGEST_OBJECT)  # fails where a limit of sizes (ulimit -f) would end the process
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 @functools.cache

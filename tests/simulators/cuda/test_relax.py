@@ -13,7 +13,8 @@ from tvm.s_tir import dlight
 
 from moec.runtime.library import load_objects
 from moec.simulators.cuda.device import emulated_device
-from moec.targets.tvm.program import object_files
+from moec.targets.tvm.phases.host_code import object_of
+from moec.targets.tvm.program import instructions_of
 
 from ...products import thinned
 
@@ -58,8 +59,9 @@ def _run(module: tvm.IRModule, folder: Any, *arrays: np.ndarray) -> np.ndarray:
         passes = [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()]
         module = tvm.ir.transform.Sequential([*passes, relax.transform.FuseTIR()])(module)
         executable = relax.build(dlight.ApplyDefaultSchedule(*rules, dlight.gpu.Fallback())(module), target=target)
-    for name, data in object_files(executable).items():
-        (folder / name).write_bytes(data)
+    (library,) = executable.mod.imports
+    (folder / "library.o").write_bytes(object_of(library))
+    (folder / "instructions.o").write_bytes(instructions_of(executable))
     device = emulated_device()
     with device.loading():
         machine = load_objects(sorted(folder.iterdir()), "test").get_function("vm_load_executable")()

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from moec.cli.data import asked_pipeline
-from moec.cli.options import Experts, Json, Linears, OptimisationLevel, Profile, Source
+from moec.cli.options import Experts, Json, Level, Linears, Source
 from moec.cli.printing import print_remarks, print_result, shown_progress
+from moec.exporting.forms import FORMS
 
 
 def export(
@@ -18,9 +19,15 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="Write to this file or folder.")],
     form: Annotated[
         str | None,
-        typer.Option("--for", metavar="FORM", help="Write for this reader. Default: by the suffix of the output."),
+        typer.Option(
+            "--for",
+            metavar="FORM",
+            help=f"Write for {', '.join(form.name for form in FORMS)}. Default: by the suffix of the output.",
+        ),
     ] = None,
-    level: OptimisationLevel = None,
+    level: Annotated[
+        Level | None, typer.Option("-O", help="Run the passes of this level first. -O2, the default, is exact.")
+    ] = None,
     passes: Annotated[
         str | None, typer.Option(help="Run this pipeline instead of a level. moec pipeline -O2 shows one.")
     ] = None,
@@ -33,7 +40,9 @@ def export(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Write this tokenizer.json, too. Default: the one in the model's folder.")
     ] = None,
-    profile: Profile = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Give this profile, made by moec profile, to all passes that take one.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also print the passes' notes.")] = False,
     as_json: Json = False,
 ) -> None:

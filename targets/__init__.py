@@ -77,11 +77,23 @@ def check_options(name: str, options: Options) -> None:
 
 
 def default(*, on_device: bool, architecture: str | None = None) -> str:
-    """The default target: the CPU's, or that of a device if one is asked for or an ``architecture`` of one is named."""
+    """The default target: the CPU's; of the first kind with a device if one is asked for; of the kind that has an
+    ``architecture``, if one is named."""
     if not on_device and architecture is None:
         return DEFAULT
-    kind = next(kind for kind in kinds() if isinstance(kind, ProgramKind) and kind.has_device)
-    return kind.name if architecture is None else f"{kind.name}:{architecture}"
+    on_devices = [kind for kind in kinds() if isinstance(kind, ProgramKind) and kind.has_device]
+    if architecture is None:
+        return on_devices[0].name
+    names = [f"{kind.name}:{architecture}" for kind in on_devices]
+    return next(filter(_exists, names), names[0])
+
+
+def _exists(name: str) -> bool:
+    try:
+        get(name)
+    except UnsupportedError:
+        return False
+    return True
 
 
 def get(name: str, options: Options | None = None) -> Target:

@@ -11,6 +11,10 @@ import sys
 
 import pytest
 
+from moec import targets
+from moec.common.errors import UnsupportedError
+from moec.targets.kind import ProgramKind
+
 KIND = '''
 from typing import Annotated, ClassVar
 
@@ -69,7 +73,7 @@ REFUSED = {
     ("--target", "toy:car"): "toy:car of size None",
     ("--target", "cpu", "--toy-size", "3"): "target 'cpu': sizes are for toy:NAME",
     ("--target", "toy:car", "--max-tokens", "3"): "target 'toy:car': calibration data and limits of hardware are",
-    ("--target", "toys"): "use one of cpu, cuda, hls, toy, with a variant such as cpu:avx2, cuda:sm_80+sm_90a, ",
+    ("--target", "toys"): f"use one of {', '.join(targets.KINDS)}, toy, with a variant such as cpu:avx2, cuda:sm_80+",
     ("--target", "toy:car+bus"): "only cuda takes several architectures; choose one, toy:car",
 }
 
@@ -103,3 +107,23 @@ def test_its_command_ends_as_it_says(moec):
 def test_its_form_is_one_to_ask_for(moec):
     ((_, _, said),) = moec(("inspect", "nothing", "--kernel", "k", "--emit", "clay"))
     assert "wood" in said
+
+
+class OtherGpus(ProgramKind):
+    """GPUs of another vendor, of one architecture."""
+
+    name, examples, has_device = "other", ("other:gfx1",), True
+    measure_roofline = tune = None
+
+    def target(self, name, options=None):
+        if name != "other:gfx1":
+            raise UnsupportedError(name)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"), [("gfx1", "other:gfx1"), ("sm_90a", "cuda:sm_90a"), ("none", "cuda:none"), (None, "cuda")]
+)
+def test_an_architecture_belongs_to_the_kind_that_has_it(architecture, name, monkeypatch):
+    every = (*targets.kinds(), OtherGpus())
+    monkeypatch.setattr(targets, "kinds", lambda: every)
+    assert targets.default(on_device=True, architecture=architecture) == name

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
+import runpy
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_every_folder_with_code_is_a_package_that_is_installed() -> None:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r"^packages = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
-    assert listed is not None
+def test_every_folder_with_code_is_a_package_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    setuptools = pytest.importorskip("setuptools")
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: arguments.update(options))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
     tops = ("moec", "passes", "simulators", "targets")
     folders = {file.parent.relative_to(ROOT) for top in tops for file in (ROOT / top).rglob("*.py")}
-    names = {".".join(folder.parts if folder.parts[0] == "moec" else ("moec", *folder.parts)) for folder in folders}
-    assert set(re.findall(r'"([\w.]+)"', listed[1])) == names
+    names = [".".join(folder.parts if folder.parts[0] == "moec" else ("moec", *folder.parts)) for folder in folders]
+    assert sorted(arguments["packages"]) == sorted(names)
 
 
 def test_python_started_in_the_checkout_finds_all_packages() -> None:

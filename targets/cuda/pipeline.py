@@ -19,7 +19,7 @@ from moec.targets.cuda.text import finished
 from moec.targets.cuda.text.syntax import HELPER, KERNEL
 from moec.targets.gpu.kernels.lower_by_form import LowerByForm
 from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions
-from moec.targets.gpu.lowering.schedule import ScheduleForGpu, allocation_phases
+from moec.targets.gpu.lowering.schedule import ScheduleForGpu, scheduled_kernel_phases
 from moec.targets.tvm.phases import host_code
 from moec.targets.tvm.phases.pipeline import Backend, Generated
 
@@ -32,41 +32,6 @@ _DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")
 def _finish_text(source: str, _target: tvm.target.Target) -> str:
     """The final text of generated CUDA C. TVM calls this before it compiles or stores the text."""
     return finished(source)
-
-
-def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
-    """The phases that lower a scheduled kernel to one function, which still holds the parts of host and device."""
-    lower, loops = s_tir.transform, tirx.transform
-    return [
-        # Blocks, as schedules see them, become plain loops over flat buffers.
-        *allocation_phases(),
-        lower.UnifyThreadBinding(),
-        lower.LowerMatchBuffer(),
-        lower.StmtSimplify(),
-        lower.LowerOpaqueBlock(),
-        loops.FlattenBuffer(),
-        loops.BF16ComputeLegalize(),
-        loops.NarrowDataType(32),
-        # Other loops stay loops: the text remains readable, and nvcc unrolls where that pays.
-        loops.VectorizeLoop(True),
-        # Virtual threads of schedules: one thread does the work of several.
-        lower.InjectVirtualThread(),
-        loops.StorageRewrite(),
-        loops.UnrollLoop(),
-        lower.RenormalizeSplitPattern(),
-        loops.StmtSimplify(),
-        loops.RemoveNoOp(),
-        lower.RewriteUnsafeSelect(),
-        loops.FP8ComputeLegalize(),
-        loops.VerifyMemory(),
-        loops.AnnotateEntryFunc(),
-        # Barriers between threads that share memory.
-        lower.ThreadSync("shared"),
-        lower.ThreadSync("shared.dyn"),
-        lower.ThreadSync("warp"),
-        lower.LowerThreadAllreduce(),
-        lower.MergeSharedMemoryAllocations(),
-    ]
 
 
 def kernel_phases(architecture: str) -> list[tvm.transform.Pass]:

@@ -1,4 +1,4 @@
-"""Schedules for the kernels that the CUDA target does not write for threads itself.
+"""Schedules for the kernels that a GPU's target does not write for threads itself, and their lowering.
 
 Generic kernels get TVM's own schedules for GPUs (dlight). Kernels that run in a fixed order get one thread for each
 iteration of their outermost loop if that is parallel. Others, such as those that list nonzero elements, get a single
@@ -55,7 +55,7 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return checking(scheduled[_NAME].without_attr("global_symbol"), assertions)
 
 
-def allocation_phases() -> list[tvm.transform.Pass]:
+def _allocation_phases() -> list[tvm.transform.Pass]:
     """The first phases of lowering a scheduled kernel, up to allocating memory where it is used, no larger than
     needed."""
     lower = s_tir.transform
@@ -70,6 +70,41 @@ def allocation_phases() -> list[tvm.transform.Pass]:
     ]
 
 
+def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
+    """The phases that lower a scheduled kernel to one function, which still holds the parts of host and device."""
+    lower, loops = s_tir.transform, tirx.transform
+    return [
+        # Blocks, as schedules see them, become plain loops over flat buffers.
+        *_allocation_phases(),
+        lower.UnifyThreadBinding(),
+        lower.LowerMatchBuffer(),
+        lower.StmtSimplify(),
+        lower.LowerOpaqueBlock(),
+        loops.FlattenBuffer(),
+        loops.BF16ComputeLegalize(),
+        loops.NarrowDataType(32),
+        # Other loops stay loops: the text remains readable, and the vendor's compiler unrolls where that pays.
+        loops.VectorizeLoop(True),
+        # Virtual threads of schedules: one thread does the work of several.
+        lower.InjectVirtualThread(),
+        loops.StorageRewrite(),
+        loops.UnrollLoop(),
+        lower.RenormalizeSplitPattern(),
+        loops.StmtSimplify(),
+        loops.RemoveNoOp(),
+        lower.RewriteUnsafeSelect(),
+        loops.FP8ComputeLegalize(),
+        loops.VerifyMemory(),
+        loops.AnnotateEntryFunc(),
+        # Barriers between threads that share memory.
+        lower.ThreadSync("shared"),
+        lower.ThreadSync("shared.dyn"),
+        lower.ThreadSync("warp"),
+        lower.LowerThreadAllreduce(),
+        lower.MergeSharedMemoryAllocations(),
+    ]
+
+
 def _under(function: tirx.PrimFunc, rules: Sequence[Any]) -> tvm.IRModule:
     """A module with the function under the first of the schedules that accepts it."""
     module = tvm.IRModule({_NAME: function.with_attr("global_symbol", _NAME)})
@@ -80,7 +115,7 @@ def _can_be_lowered(module: tvm.IRModule) -> bool:
     """Whether TVM's phases can lower the scheduled kernel: whether, once compacted, all memory of blocks and threads
     has a static size, and reductions by several threads pass their checks."""
     try:
-        compact = tvm.ir.transform.Sequential(allocation_phases())(module)[_NAME]
+        compact = tvm.ir.transform.Sequential(_allocation_phases())(module)[_NAME]
     except ValueError:  # a failed check of LowerCrossThreadReduction
         return False
     dynamic: list[Any] = []

@@ -17,6 +17,8 @@ from moec.common.work import SizedWork, WorkModel
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.targets.host_program import HostProgram
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -215,6 +217,9 @@ class Program(Made):
     """Experts that the program asks for before it uses them."""
     last: LastTokens | None = None
     """The output that can be computed for its last positions only; the caller says for how many."""
+    host: Callable[[], HostProgram] | None = None
+    """Function that reads the host part as plain data. Raises UnsupportedError for one that other languages cannot
+    say."""
 
 
 class Target(Protocol):

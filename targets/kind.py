@@ -161,6 +161,11 @@ class ProgramKind(Kind):
     """Whether products of int8 arithmetic are computed in integers, which is faster. Otherwise rows are rounded to 8
     bits and multiplied as floats."""
 
+    def processor(self, name: str) -> str | None:
+        """The architecture (``x86_64``) of the processor that a target's programs run on, if C can call them; None for
+        kinds with a device. Raises UnsupportedError for an unknown variant."""
+        return None
+
     def device(self, artifact: Artifact, architecture: str | None) -> Device | None:
         """The device of this machine that runs the artifact's program; None for the processor. ``architecture``: of the
         program to run, by default the best for the device. Raises MoecError if the device is missing."""

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -69,6 +69,8 @@ class Context:
     provenance: dict[str, Any]
     text: TextFiles | None = None
     resident: int | None = None
+    c_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    """Files of the form C, by path."""
 
 
 def write_artifact(
@@ -93,12 +95,19 @@ def check_resident(resident: int, results: Sequence[Made], where: str) -> None:
     for program in (part for part in results if isinstance(part, Program)):
         if not program.streamed:
             raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
-        entries, end = [], 0
-        for weight in program.weights:
-            start = end + -end % WEIGHT_ALIGNMENT
-            entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, start, _bytes_of(weight)))
-            end = start + _bytes_of(weight)
+        entries, end = placed_weights(program)
         StreamPlan.of(program.streamed, entries, end).check(resident, where)
+
+
+def placed_weights(program: Program) -> tuple[list[WeightEntry], int]:
+    """The places of a program's weights in ``weights.bin``, and the size of that file, where no other program shares
+    it."""
+    entries, end = [], 0
+    for weight in program.weights:
+        start = end + -end % WEIGHT_ALIGNMENT
+        entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, start, _bytes_of(weight)))
+        end = start + _bytes_of(weight)
+    return entries, end
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:
@@ -125,6 +134,8 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
     files = _ArtifactFiles(folder)
     programs = [part for part in results if isinstance(part, Program)]
     weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs, progress)
+    for name, content in context.c_files.items():
+        files.write(name, content)
     first = results[0]
     manifest = Manifest(
         moec_version=context.moec_version,

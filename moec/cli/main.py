@@ -129,6 +129,10 @@ def compile_model(
     ] = None,
     resident: Resident = None,
     profile: Profile = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="c: also write a C library, named after the output, with moec.h. Needs a C compiler."),
+    ] = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     verbose: Annotated[
@@ -158,6 +162,7 @@ def compile_model(
             profile=profile,
             verify_each=verify_each,
             dump_to=dump_phases_to,
+            form=form,
             progress=progress,
         )
         compiler.write(model, output, compile_options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,16 @@ from moec.common.arguments import check_flags, check_optional_flag, check_option
 from moec.common.byte_counts import bytes_of
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.progress import Progress
+from moec.common.version import VERSION
 from moec.targets.kind import Options, ProgramKind
 
 if TYPE_CHECKING:
+    from moec.artifacts.c_form.form import CForm
     from moec.common.tokenizers import TextFiles
     from moec.passes.framework.base import Pass
+
+C = "c"
+"""The form of a result as a C library, next to what Python loads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,7 @@ class CompileOptions:
     target_options: Options | None = None
     verify_each: bool = False
     dump_to: str | os.PathLike[str] | None = None
+    form: str | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +52,8 @@ class CompileOptions:
 
         targets.check_name(self.target)
         check_optional_text(passes=self.passes, experts=self.experts, linears=self.linears, arithmetic=self.arithmetic)
+        if self.form not in (None, C):
+            raise MoecError(f"form is {shown(self.form)}; expected {C!r} for a C library, or None")
         check_flags(verify_each=self.verify_each)
         check_optional_flag("cache", self.cache)
         if self.progress is not None and not callable(self.progress):
@@ -64,6 +73,22 @@ class CompileOptions:
         if not (isinstance(kind, ProgramKind) and kind.streams_experts):
             raise UnsupportedError(f"target '{self.target}' holds all weights in memory; compile without resident")
         return bytes_of("resident", self.resident)
+
+    def c_form(self, path: str | os.PathLike[str]) -> CForm | None:
+        """The form C of an artifact at ``path``, after which its program is called; None where it is not asked for.
+        Raises UnsupportedError for targets whose programs C cannot call, MoecError without a C compiler."""
+        if self.form is None:
+            return None
+        from moec.artifacts.c_form.form import CForm, program_name
+        from moec.artifacts.c_form.toolchain import find_toolchain
+
+        kind = targets.kind_of(self.target)
+        processor = kind.processor(self.target) if isinstance(kind, ProgramKind) else None
+        if processor is None:
+            raise UnsupportedError(f"--form c is for processors, not for target '{self.target}'; use --target cpu")
+        if self.resident is not None:
+            raise UnsupportedError("--form c has all weights in memory; compile without --resident")
+        return CForm(program_name(pathlib.Path(path).stem), VERSION, find_toolchain(processor))
 
     def pipeline(self, model: Any) -> Sequence[Pass]:
         """Make the pipeline for a model.

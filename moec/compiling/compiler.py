@@ -56,6 +56,7 @@ def compile(
     target_options: Options | None = None,
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
+    form: str | None = None,
     progress: Progress | None = None,
 ) -> CompiledModel | Any:
     """Compile a model. Returns it loaded: a :class:`moec.CompiledModel`, or :class:`moec.CompiledProjects` of a target
@@ -103,6 +104,9 @@ def compile(
         Whether to compare the graph after every pass with the graph before it.
     dump_to
         A folder that gets the model's text after each pass, also when a later step fails.
+    form
+        ``c`` also writes a C library (``moec.h``, ``lib<name>.so``, ``lib<name>.a``) into the artifact, named after
+        ``output``; needs a C compiler.
     progress
         Called with the name of each step as it begins, and with its progress where it goes through many weights
         (:func:`moec.common.progress.told`).
@@ -123,6 +127,7 @@ def compile(
         target_options=target_options,
         verify_each=verify_each,
         dump_to=dump_to,
+        form=form,
         progress=progress,
     )
     check_flags(emulate=emulate)
@@ -173,12 +178,14 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_path("path", path)
     check_destination(path)
+    c_form = options.c_form(path)
     text = kept_text_files(model, options.tokenizer)
 
     from moec.ir.blocks import moe_blocks
     from moec.ir.rounding import arithmetics_of
     from moec.passes import pipeline
     from moec.passes.framework.base import Report
+    from moec.targets.base import Program
 
     report = Report(progress=options.progress or silent)
     limit, target = options.resident_bytes, options.target
@@ -206,6 +213,9 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
             text=text,
             resident=limit,
         )
+        if c_form is not None:
+            assert isinstance(programs[0], Program), "the target has a processor"
+            context = dataclasses.replace(context, c_files=c_form.files(programs[0], context))
         write_artifact(path, programs[0], context, *programs[1:], progress=report.progress)
 
 

@@ -50,6 +50,8 @@ class HeldStates:
         growing = [(self._size_indices.index(at), inputs[at], state.axis) for at, state in places if at in first]
         lengths = {spec.shape[axis]: (at, axis) for at, spec, axis in growing}
         self._lengths = list(lengths.values())
+        self.length_places = [(self._size_indices[at], axis) for at, axis in self._lengths]
+        """Inputs, by position, and axes with the lengths that the program takes."""
 
     def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
         """Make placeholder arrays for the states among :attr:`size_inputs`, with their current shapes and types. They

@@ -36,7 +36,12 @@ def missing_features(requirements: list[str]) -> list[str]:
     available = cpu_features()
     if not available:
         return []
-    return [feature for feature in requirements if _plain(_LINUX_NAMES.get(feature, feature)) not in available]
+    return [feature for feature in requirements if linux_feature(feature) not in available]
+
+
+def linux_feature(feature: str) -> str:
+    """Linux' name of a CPU feature, without punctuation. ``feature``: LLVM's name."""
+    return _plain(_LINUX_NAMES.get(feature, feature))
 
 
 @functools.cache

@@ -28,6 +28,11 @@ class CpuKind(ProgramKind):
 
         return CpuTarget.create(name)
 
+    def processor(self, name: str) -> str | None:
+        from moec.targets.cpu.target import CpuTarget
+
+        return CpuTarget.create(name).machine.triple.partition("-")[0]
+
     def measure_roofline(self, threads: int) -> Roofline:
         from moec.targets.cpu.roofline import measure_roofline
 

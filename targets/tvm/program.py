@@ -20,6 +20,7 @@ from moec.targets.tvm.lowering.lowering import lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
 from moec.targets.tvm.phases.host_code import object_of
+from moec.targets.tvm.phases.host_program import host_program
 from moec.targets.tvm.phases.records import kernel_records
 
 _INSTRUCTIONS = "devc.o"
@@ -49,7 +50,8 @@ def compile_program(
             used = [*parts, *(kernel for other in optimized.values() for kernel in other.names.values())]
             optimized[name] = pipeline.optimize(part.module, target, part.nodes, backend, used)
         modules = {name: part.module for name, part in optimized.items()}
-        executable, generated = pipeline.build(modules.pop("main"), target, backend, modules)
+        built = pipeline.build(modules.pop("main"), target, backend, modules)
+    generated = built.generated
     apart = [(name, budget) for part in optimized.values() for name, budget in part.apart.items()]
     fused = {limit: [name for name, budget in apart if budget == limit] for limit in (FUSED_LOADS, FUSED_REPEATS)}
     beyond = {**lowered.beyond, **fused}
@@ -61,7 +63,7 @@ def compile_program(
         target=target_name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
-        objects={_INSTRUCTIONS: instructions_of(executable), **generated.objects},
+        objects={_INSTRUCTIONS: instructions_of(built.executable), **generated.objects},
         weights=lowered.weights,
         kernels=kernels,
         sources={
@@ -74,6 +76,7 @@ def compile_program(
         held=[renamed(state, optimized["main"].names) for state in lowered.held],
         streamed=lowered.streamed,
         last=lowered.last,
+        host=lambda: host_program(built.with_memory),
     )
 
 

@@ -34,10 +34,11 @@ def texts_instead() -> Iterator[None]:
     build = pipeline.build
 
     def build_texts(module: tvm.IRModule, *others: Any) -> Any:
-        executable, generated = build(module, *others)
-        generated.files["instructions.txt"] = f"{executable.as_text()}\n{executable.stats()}\n"
-        generated.files["constants.txt"] = constants_of(module)
-        return executable, generated
+        built = build(module, *others)
+        executable, files = built.executable, built.generated.files
+        files["instructions.txt"] = f"{executable.as_text()}\n{executable.stats()}\n"
+        files["constants.txt"] = constants_of(module)
+        return built
 
     with contextlib.ExitStack() as patches:
         for module, name, instead in (

@@ -62,9 +62,9 @@ def fusion_phases() -> list[tvm.transform.Pass]:
     return [transform.FuseTIR(), transform.DeadCodeElimination(), OrderBindings()]
 
 
-def executable_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
-    """Relax to VM instructions: explicit memory, planned so that dead tensors are reused, and explicit shapes.
-    ``unplanned``: gets the sizes that planning has no budget for."""
+def memory_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
+    """Relax to Relax with explicit memory, planned so that dead tensors are reused. ``unplanned``: gets the sizes that
+    planning has no budget for."""
     transform = relax.transform
     return [
         transform.ToNonDataflow(),
@@ -74,6 +74,13 @@ def executable_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
         OwnMemory(unplanned),
         transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
+    ]
+
+
+def instruction_phases() -> list[tvm.transform.Pass]:
+    """Relax with explicit memory to VM instructions with explicit shapes."""
+    transform = relax.transform
+    return [
         BoundStorage(),
         transform.KillAfterLastUse(),
         # Reshape, shape reads and checks become calls of the runtime's builtins.
@@ -214,15 +221,29 @@ def optimize(
     return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, apart)
 
 
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """The VM's instructions, the code of kernels, and ``main`` with explicit memory, of which instructions were made."""
+
+    executable: relax.VMExecutable
+    generated: Generated
+    with_memory: tvm.IRModule
+
+
 def build(
     module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU, others: Mapping[str, tvm.IRModule] = {}
-) -> tuple[relax.VMExecutable, Generated]:
+) -> Built:
     """Generate the VM's instructions for an optimised module, and the code of the kernels that they call.
 
     ``others``: further modules by name; their ``main`` becomes a function of this name."""
     unplanned: list[str] = []
     with target:
-        parts = [_executable(part, name, unplanned) for name, part in {"main": module, **others}.items()]
+        planned = {
+            name: tvm.ir.transform.Sequential(memory_phases(unplanned))(part)
+            for name, part in {"main": module, **others}.items()
+        }
+        # Passes may change the module that they are given.
+        parts = [_executable(tvm.IRModule(part.functions, part.attrs), name) for name, part in planned.items()]
     builder = relax.ExecBuilder()
     whole = tvm.IRModule({symbol: function for part in parts for symbol, function in part.functions.items()})
     left = tvm.get_global_func("relax.VMCodeGen")(builder, whole)
@@ -235,15 +256,13 @@ def build(
     if unplanned:
         generated.warnings.append(PLANNED_SIZES.remark(unplanned))
     linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
-    return relax.VMExecutable(linked), generated
+    return Built(relax.VMExecutable(linked), generated, planned["main"])
 
 
-def _executable(module: tvm.IRModule, name: str, unplanned: list[str]) -> tvm.IRModule:
-    """Run the last phases on a module, and rename ``main`` and the functions that these phases add by ``name``.
-
-    ``unplanned``: see :func:`executable_phases`."""
+def _executable(module: tvm.IRModule, name: str) -> tvm.IRModule:
+    """Run the last phases on a module, and rename ``main`` and the functions that these phases add by ``name``."""
     before = {symbol.name_hint for symbol in module.functions} - {"main"}
-    module = tvm.ir.transform.Sequential(executable_phases(unplanned))(module)
+    module = tvm.ir.transform.Sequential(instruction_phases())(module)
     if name == "main":
         return module
     own = {

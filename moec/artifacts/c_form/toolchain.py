@@ -1,0 +1,144 @@
+"""C compilers: find one for a processor, and build libraries with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from moec.common.errors import DefectError, MoecError, UnsupportedError
+from moec.common.scratch import ScratchFolder
+from moec.targets.kernel_cache import through_cache
+
+_PREFIXES = {"x86_64": "x86_64-linux-gnu-", "aarch64": "aarch64-linux-gnu-"}
+_PACKAGES = {"x86_64": "gcc-x86-64-linux-gnu", "aarch64": "gcc-aarch64-linux-gnu"}
+_SAME = {"amd64": "x86_64", "arm64": "aarch64"}
+_OPTIONS = ("-std=gnu11", "-fPIC", "-fwrapv", "-fvisibility=hidden", "-Wall", "-Werror=implicit-function-declaration")
+_RUNTIME_LEVEL, _PROGRAM_LEVEL = "-O2", "-O1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Toolchain:
+    """A C compiler, with its options, and the tools that make static libraries."""
+
+    compiler: tuple[str, ...]
+    archiver: str
+    copier: str
+
+
+def find_toolchain(processor: str) -> Toolchain:
+    """Find the tools for a processor (``x86_64``, ``aarch64``): those in the environment variables CC, AR and OBJCOPY,
+    or those on PATH. Raises MoecError that says what to install, UnsupportedError for other processors."""
+    if processor not in _PREFIXES:
+        raise UnsupportedError(f"--form c makes libraries for {' and '.join(_PREFIXES)} with Linux, not for {processor}")
+    here = platform.machine().lower()
+    is_native = _SAME.get(here, here) == processor
+    prefixes = ("", _PREFIXES[processor]) if is_native else (_PREFIXES[processor],)
+    install = "gcc binutils" if is_native else _PACKAGES[processor]
+    hint = f"on Debian: apt-get install {install}"
+    compilers = [f"{prefix}{name}" for prefix in prefixes for name in ("cc", "gcc", "clang")]
+    return Toolchain(
+        tuple(shlex.split(os.environ.get("CC", ""))) or (_found(compilers, "C compiler", "CC", processor, hint),),
+        os.environ.get("AR") or _found([f"{prefix}ar" for prefix in prefixes], "ar", "AR", processor, hint),
+        os.environ.get("OBJCOPY")
+        or _found([f"{prefix}objcopy" for prefix in prefixes], "objcopy", "OBJCOPY", processor, hint),
+    )
+
+
+def _found(names: Sequence[str], what: str, variable: str, processor: str, hint: str) -> str:
+    path = next((path for path in map(shutil.which, names) if path), None)
+    if path is None:
+        raise MoecError(
+            f"--form c needs a {what} for {processor}, and none of {', '.join(names)} is on PATH; {hint}, or name one "
+            f"in the environment variable {variable}"
+        )
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Libraries:
+    """A shared library and a static one."""
+
+    shared: bytes
+    static: bytes
+
+
+def build(
+    tools: Toolchain, name: str, program: str, library: Mapping[str, bytes], objects: Mapping[str, bytes]
+) -> Libraries:
+    """Build the libraries of the program ``name``. ``program``: its generated text; ``library``: the sources of the
+    runtime, by file name; ``objects``: object files of kernels."""
+    sources = [file for file in sorted(library) if file.endswith(".c")]
+    made_of = f"{tools.compiler}\0{_version(tools)}\0{_OPTIONS}{_RUNTIME_LEVEL}\0{sorted(library.items())}"
+
+    def compile_runtime(_name: str) -> dict[str, bytes]:
+        with ScratchFolder() as scratch:
+            folder = pathlib.Path(scratch)
+            _write(folder, library)
+            for source in sources:
+                _compile(tools, folder, source, _RUNTIME_LEVEL)
+            return {f"{source}.o": (folder / f"{source}.o").read_bytes() for source in sources}
+
+    runtime = through_cache({"libmoec": made_of}, compile_runtime)["libmoec"]
+    with ScratchFolder() as scratch:
+        folder = pathlib.Path(scratch)
+        _write(folder, {**library, **runtime, f"{name}.c": program.encode()})
+        _write(folder / "kernels", objects)
+        _compile(tools, folder, f"{name}.c", _PROGRAM_LEVEL)
+        kernels = [f"kernels/{file}" for file in objects]
+        return Libraries(
+            _link(tools, folder, name, [f"{name}.c.o", *runtime, *kernels]),
+            _archive(tools, folder, name, list(runtime), kernels),
+        )
+
+
+def _version(tools: Toolchain) -> str:
+    done = subprocess.run([*tools.compiler, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(exist_ok=True)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+
+
+def _compile(tools: Toolchain, folder: pathlib.Path, source: str, level: str) -> None:
+    _run(folder, [*tools.compiler, *_OPTIONS, level, "-c", source, "-o", f"{source}.o"])
+
+
+def _link(tools: Toolchain, folder: pathlib.Path, name: str, files: Sequence[str]) -> bytes:
+    """Link a shared library that shows the functions of moec.h and the program alone, and that uses its own."""
+    (folder / "exports").write_text(f"{{ global: {name}; moec_*; local: *; }};\n")
+    shared = f"lib{name}.so"
+    options = ["-shared", f"-Wl,-soname,{shared}", "-Wl,--version-script,exports", "-Wl,-z,noexecstack,--no-undefined,-s"]
+    _run(folder, [*tools.compiler, *options, "-o", shared, *files, "-lm", "-lpthread"])
+    return (folder / shared).read_bytes()
+
+
+def _archive(
+    tools: Toolchain, folder: pathlib.Path, name: str, runtime: Sequence[str], kernels: Sequence[str]
+) -> bytes:
+    """Archive the runtime, and program and kernels as one object that shows the program alone: two programs may have
+    kernels of one name."""
+    static, whole = f"lib{name}.a", f"{name}.o"
+    _run(folder, [*tools.compiler, "-r", "-nostdlib", "-o", whole, f"{name}.c.o", *kernels])
+    _run(folder, [tools.copier, f"--keep-global-symbol={name}", whole])
+    _run(folder, [tools.archiver, "rcsD", static, whole, *runtime])
+    return (folder / static).read_bytes()
+
+
+def _run(folder: pathlib.Path, command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    except OSError as error:
+        raise MoecError(f"{command[0]} cannot be run: {error.strerror or error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
+        said = lines[0] if lines else done.stderr.strip()[-300:]
+        raise DefectError(f"the C library cannot be built: {' '.join(command[:3])} ...: {said}")

@@ -1,0 +1,219 @@
+"""The host part of a program, read from Relax before shapes become slots of the virtual machine's heap."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from moec.common.errors import UnsupportedError
+from moec.targets.host_program import (
+    Check,
+    Give,
+    HostProgram,
+    HostTensor,
+    KernelCall,
+    Parameter,
+    ReadSizes,
+    Step,
+    Take,
+)
+from moec.targets.tvm.phases.provenance import bindings_of
+from moec.targets.tvm.phases.share_views import is_call_of
+from moec.targets.tvm.sizes.c_expressions import in_exact_c, in_floating_c
+
+_STORAGE, _TENSOR = "relax.memory.alloc_storage", "relax.memory.alloc_tensor"
+_KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true "
+    "false call run max min floor_div floor_mod main errno stdin stdout stderr NULL".split()
+)
+
+
+def host_program(module: tvm.IRModule) -> HostProgram:
+    """Read ``main``, whose kernels are called on allocated memory. Raises UnsupportedError for calls of the runtime,
+    such as loops and streamed experts, and for sizes without a spelling in C."""
+    main = module["main"]
+    return _Reader(main, int(main.attrs["num_input"])).read()
+
+
+class _Names:
+    """Identifiers of C for variables, each used once."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+        self._names: dict[tvm.ir.Var, str] = {}
+
+    def of(self, variable: tvm.ir.Var) -> str:
+        if variable not in self._names:
+            self._names[variable] = self.new(variable.name)
+        return self._names[variable]
+
+    def new(self, wanted: str) -> str:
+        clean = re.sub(r"\W+", "_", wanted, flags=re.ASCII).strip("_") or "value"
+        clean = f"n{clean}" if clean[0].isdigit() else clean
+        candidates = (clean if count == 1 else f"{clean}_{count}" for count in itertools.count(1))
+        name = next(name for name in candidates if name not in self._used and name not in _KEYWORDS)
+        self._used.add(name)
+        return name
+
+
+class _Reader:
+    def __init__(self, main: relax.Function, inputs: int) -> None:
+        self._main, self._inputs, self._names = main, inputs, _Names()
+        self._analyzer = tvm.sym.Analyzer()
+        self._tensors: dict[tvm.ir.Var, HostTensor] = {}
+        self._tuples: dict[tvm.ir.Var, Sequence[Any]] = {}
+        self._read: dict[tvm.ir.Var, HostTensor] = {}
+        self._storage: dict[tvm.ir.Var, tuple[str, Any]] = {}
+        self._taken: set[str] = set()
+        self._constants: dict[str, np.ndarray] = {}
+        self._steps: list[Step] = []
+
+    def read(self) -> HostProgram:
+        parameters = [self._parameter(variable) for variable in self._main.params]
+        for binding in bindings_of(self._main):
+            if isinstance(binding, relax.MatchCast):
+                self._match(binding)
+            else:
+                self._bind(binding.var, binding.value)
+        results = self._results(self._main.body.body)
+        kept = {tensor.memory for tensor in results}
+        return HostProgram(parameters, self._inputs, self._constants, _with_gives(self._steps, kept), results)
+
+    def _parameter(self, variable: tvm.ir.Var) -> Parameter:
+        kind = variable.ty
+        if isinstance(kind, relax.ShapeType):
+            return Parameter("", None, self._sizes(kind.values))
+        name = self._names.of(variable)
+        if isinstance(kind, tvm.ir.PrimType):
+            return Parameter(name, str(kind.dtype), (), is_number=True)
+        shape = self._sizes(kind.shape)
+        self._tensors[variable] = HostTensor(name, 0, str(kind.dtype), shape)
+        return Parameter(name, str(kind.dtype), shape)
+
+    def _bind(self, variable: tvm.ir.Var, value: Any) -> None:
+        if isinstance(value, tvm.ir.GenericConst):
+            self._tensors[variable] = self._constant(value)
+        elif isinstance(value, tvm.ir.Var):
+            self._alias(variable, value)
+        elif isinstance(value, relax.Tuple):
+            self._tuples[variable] = list(value.fields)
+        elif isinstance(value, relax.TupleGetItem):
+            self._alias(variable, self._tuples[value.tuple_value][value.index])
+        elif is_call_of(value, _STORAGE):
+            self._storage[variable] = self._names.new(f"m{len(self._storage) + 1}"), value.args[0].values[0]
+        elif is_call_of(value, _TENSOR):
+            self._tensors[variable] = self._allocated(value)
+        elif is_call_of(value, "relax.reshape"):
+            self._tensors[variable] = self._view(variable, value)
+        elif is_call_of(value, "relax.tensor_to_shape"):
+            self._read[variable] = self._tensor(value.args[0])
+        elif isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            self._call(value.op.name_hint, value.args)
+        else:
+            raise UnsupportedError(f"{_described(value)} has no equivalent in C; compile without --form c")
+
+    def _alias(self, variable: tvm.ir.Var, other: Any) -> None:
+        for known in (self._tensors, self._tuples, self._read, self._storage):
+            if other in known:
+                known[variable] = known[other]
+                return
+        self._tensors[variable] = self._tensor(other)
+
+    def _tensor(self, value: Any) -> HostTensor:
+        return self._constant(value) if isinstance(value, tvm.ir.GenericConst) else self._tensors[value]
+
+    def _constant(self, value: tvm.ir.GenericConst) -> HostTensor:
+        array = value.value.numpy()
+        name = self._names.new("constant")
+        self._constants[name] = array
+        return HostTensor(name, 0, str(value.ty.dtype), tuple(str(size) for size in array.shape))
+
+    def _allocated(self, value: tvm.ir.Call) -> HostTensor:
+        storage, offset, shape, dtype, *_ = value.args
+        name, size = self._storage[storage]
+        tensor = HostTensor(name, _number(offset), str(dtype.value), self._sizes(shape.values))
+        if name not in self._taken:
+            self._taken.add(name)
+            holds = f"{tensor.dtype}[{', '.join(tensor.shape)}]"
+            self._steps.append(Take(name, in_floating_c(size, self._name_of), holds))
+        return tensor
+
+    def _view(self, variable: tvm.ir.Var, value: tvm.ir.Call) -> HostTensor:
+        source, before, after = self._tensor(value.args[0]), value.args[0].ty.shape, variable.ty.shape
+        counts = [_product(shape) for shape in (before, after)]
+        if not self._analyzer.can_prove_equal(*counts):
+            actual, expected = (in_exact_c(count, self._name_of) for count in counts)
+            self._steps.append(Check(actual, expected, f"elements of a reshaped tensor: {actual} == {expected}"))
+        return HostTensor(source.memory, source.offset, source.dtype, self._sizes(after))
+
+    def _match(self, binding: relax.MatchCast) -> None:
+        read = self._read.get(binding.value)
+        sizes = list(binding.ty.values) if isinstance(binding.ty, relax.ShapeType) else []
+        if read is None or not all(isinstance(size, tirx.Var) for size in sizes):
+            raise UnsupportedError("a size that is matched with others has no equivalent in C; compile without --form c")
+        self._steps.append(ReadSizes(tuple(map(self._name_of, sizes)), read))
+
+    def _call(self, kernel: str, arguments: Sequence[Any]) -> None:
+        self._steps.append(KernelCall(kernel, tuple(map(self._argument, arguments))))
+
+    def _argument(self, value: Any) -> HostTensor | str:
+        if value in self._tensors or isinstance(value, tvm.ir.GenericConst):
+            return self._tensor(value)
+        return in_exact_c(value, self._name_of)
+
+    def _results(self, body: Any) -> list[HostTensor]:
+        fields = self._tuples.get(body, [body])
+        return [self._tensor(field) for field in fields]
+
+    def _sizes(self, sizes: Sequence[Any]) -> tuple[str, ...]:
+        return tuple(in_exact_c(size, self._name_of) for size in sizes)
+
+    @property
+    def _name_of(self) -> Callable[[tirx.Var], str]:
+        return self._names.of
+
+
+def _with_gives(steps: Sequence[Step], kept: set[str]) -> list[Step]:
+    """The steps, and behind the last use of each memory that is not ``kept`` its return."""
+    backwards: list[Step] = []
+    seen = set(kept)
+    for step in reversed(steps):
+        for memory in _used(step):
+            if memory not in seen:
+                seen.add(memory)
+                backwards.append(Give(memory))
+        backwards.append(step)
+    taken = {step.memory for step in steps if isinstance(step, Take)}
+    return [step for step in reversed(backwards) if not isinstance(step, Give) or step.memory in taken]
+
+
+def _used(step: Step) -> list[str]:
+    if isinstance(step, KernelCall):
+        return list(dict.fromkeys(each.memory for each in step.arguments if isinstance(each, HostTensor)))
+    if isinstance(step, ReadSizes):
+        return [step.tensor.memory]
+    return [step.memory] if isinstance(step, Take) else []
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    product: Any = tirx.IntImm("int64", 1)
+    for size in sizes:
+        product = product * size
+    return product
+
+
+def _number(value: Any) -> int:
+    return int(getattr(value, "value", value))
+
+
+def _described(value: Any) -> str:
+    called = getattr(value, "op", None)
+    name = getattr(called, "global_symbol", None) or getattr(called, "name", None) or type(value).__name__
+    return f"the program's call of {name}"

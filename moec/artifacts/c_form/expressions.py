@@ -27,9 +27,7 @@ def _condition(node: ast.expr, places: Mapping[str, int]) -> str:
     assert isinstance(node, ast.Compare)
     numbers = [_number(operand, places) for operand in (node.left, *node.comparators)]
     tests = [_COMPARISONS[type(comparison)] for comparison in node.ops]
-    return " && ".join(
-        f"{left} {test} {right}" for left, test, right in zip(numbers, tests, numbers[1:], strict=False)
-    )
+    return " && ".join(f"{left} {test} {right}" for left, test, right in zip(numbers, tests, numbers[1:], strict=False))
 
 
 def _number(node: ast.expr, places: Mapping[str, int]) -> str:

@@ -81,7 +81,9 @@ class _Tables:
                 f"    {{{c_string(spec.name)}, MOEC_{spec.dtype.upper()}, {len(spec.shape)}, {kind}_{at}_sizes, "
                 f"{kind}_{at}_size_names}},"
             )
-        named = f"static const int32_t *const input_named[] = {{{_list(f'input_{at}_named' for at in range(len(specs)))}}};"
+        named = (
+            f"static const int32_t *const input_named[] = {{{_list(f'input_{at}_named' for at in range(len(specs)))}}};"
+        )
         lines += [f"static const moec_spec {kind}s[] = {{", *(rows or ["    {0},"]), "};"]
         return "\n".join([*lines, *([named] if kind == "input" else [])])
 
@@ -99,9 +101,7 @@ class _Tables:
 
     def _size_function(self, name: str, text: str) -> str:
         body = size_in_c(text, self._names)
-        return (
-            f"static int64_t {name}(const int64_t *s, bool *by_zero) {{ (void)s, (void)by_zero; return {body}; }}"
-        )
+        return f"static int64_t {name}(const int64_t *s, bool *by_zero) {{ (void)s, (void)by_zero; return {body}; }}"
 
     def _guards(self) -> str:
         functions, rows = [], []

@@ -35,7 +35,9 @@ def find_toolchain(processor: str) -> Toolchain:
     """Find the tools for a processor (``x86_64``, ``aarch64``): those in the environment variables CC, AR and OBJCOPY,
     or those on PATH. Raises MoecError that says what to install, UnsupportedError for other processors."""
     if processor not in _PREFIXES:
-        raise UnsupportedError(f"--form c makes libraries for {' and '.join(_PREFIXES)} with Linux, not for {processor}")
+        raise UnsupportedError(
+            f"--form c makes libraries for {' and '.join(_PREFIXES)} with Linux, not for {processor}"
+        )
     here = platform.machine().lower()
     is_native = _SAME.get(here, here) == processor
     prefixes = ("", _PREFIXES[processor]) if is_native else (_PREFIXES[processor],)
@@ -116,7 +118,12 @@ def _link(tools: Toolchain, folder: pathlib.Path, name: str, files: Sequence[str
     """Link a shared library that shows the functions of moec.h and the program alone, and that uses its own."""
     (folder / "exports").write_text(f"{{ global: {name}; moec_*; local: *; }};\n")
     shared = f"lib{name}.so"
-    options = ["-shared", f"-Wl,-soname,{shared}", "-Wl,--version-script,exports", "-Wl,-z,noexecstack,--no-undefined,-s"]
+    options = [
+        "-shared",
+        f"-Wl,-soname,{shared}",
+        "-Wl,--version-script,exports",
+        "-Wl,-z,noexecstack,--no-undefined,-s",
+    ]
     _run(folder, [*tools.compiler, *options, "-o", shared, *files, "-lm", "-lpthread"])
     return (folder / shared).read_bytes()
 

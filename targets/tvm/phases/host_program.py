@@ -28,11 +28,12 @@ from moec.targets.tvm.phases.share_views import is_call_of
 from moec.targets.tvm.sizes.c_expressions import in_exact_c, in_floating_c
 
 _STORAGE, _TENSOR = "relax.memory.alloc_storage", "relax.memory.alloc_tensor"
-_KEYWORDS = frozenset(
+_RESERVED = (
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
     "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true "
-    "false call run max min floor_div floor_mod main errno stdin stdout stderr NULL".split()
+    "false call run max min floor_div floor_mod main errno stdin stdout stderr NULL"
 )
+"""Words that mean something else in a generated program."""
 
 
 def host_program(module: tvm.IRModule) -> HostProgram:
@@ -46,7 +47,7 @@ class _Names:
     """Identifiers of C for variables, each used once."""
 
     def __init__(self) -> None:
-        self._used: set[str] = set()
+        self._used = set(_RESERVED.split())
         self._names: dict[tvm.ir.Var, str] = {}
 
     def of(self, variable: tvm.ir.Var) -> str:
@@ -58,7 +59,7 @@ class _Names:
         clean = re.sub(r"\W+", "_", wanted, flags=re.ASCII).strip("_") or "value"
         clean = f"n{clean}" if clean[0].isdigit() else clean
         candidates = (clean if count == 1 else f"{clean}_{count}" for count in itertools.count(1))
-        name = next(name for name in candidates if name not in self._used and name not in _KEYWORDS)
+        name = next(name for name in candidates if name not in self._used)
         self._used.add(name)
         return name
 
@@ -157,7 +158,7 @@ class _Reader:
         read = self._read.get(binding.value)
         sizes = list(binding.ty.values) if isinstance(binding.ty, relax.ShapeType) else []
         if read is None or not all(isinstance(size, tirx.Var) for size in sizes):
-            raise UnsupportedError("a size that is matched with others has no equivalent in C; compile without --form c")
+            raise UnsupportedError("a size that has to match others has no equivalent in C; compile without --form c")
         self._steps.append(ReadSizes(tuple(map(self._name_of, sizes)), read))
 
     def _call(self, kernel: str, arguments: Sequence[Any]) -> None:

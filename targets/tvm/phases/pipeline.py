@@ -223,7 +223,7 @@ def optimize(
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """The VM's instructions, the code of kernels, and ``main`` with explicit memory, of which instructions were made."""
+    """The VM's instructions, the code of kernels, and the module with explicit memory that the first were made of."""
 
     executable: relax.VMExecutable
     generated: Generated

@@ -1,0 +1,181 @@
+"""Sessions of C libraries: the bits of Python's sessions, prompts in parts, copies, and states of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.common.dtypes import dtype_of
+
+from .library import ARGUMENT, INPUT, UNSUPPORTED, CError, CLibrary, same_bits
+
+HEADER = '<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\ngraph '
+WORDS = 5
+TABLE = ",".join(str(round(np.sin(3 * n), 3)) for n in range(4 * WORDS))
+BODY = "e = Gather (table, ids) x = Unsqueeze (e, one) "
+CACHE = "{0}[B,1,P,4] k, {0}[B,1,P,4] v"
+GROWN = "{0}[B,1,R,4] pk, {0}[B,1,R,4] pv"
+MODELS = {
+    "attending": (
+        f"int64[B,S] ids, int64[B,M] attention_mask, {CACHE.format('float')}",
+        f"float[B,S,4] logits, {GROWN.format('float')}",
+        BODY + "seen = Cast <to = 9> (attention_mask) mask = Unsqueeze (seen, places) "
+        "y, pk, pv = Attention <is_causal = 1> (x, x, x, mask, k, v) logits = Squeeze (y, one)",
+    ),
+    "recurrent": (
+        "int64[B,S] ids, float[B,1,4] kept",
+        "float[B,S,4] logits, float[B,1,4] next",
+        "e = Gather (table, ids) sum = ReduceSum <keepdims = 1> (e, one) next = Add (kept, sum) "
+        "so_far = CumSum (e, axis) logits = Add (so_far, kept)",
+    ),
+    "stateless": (
+        "int64[B,S] ids, int64[B,S] position_ids",
+        "float[B,S,4] logits",
+        "e = Gather (table, ids) p = Cast <to = 1> (position_ids) q = Unsqueeze (p, two) "
+        "so_far = CumSum (e, axis) logits = Add (so_far, q)",
+    ),
+    "narrow": (
+        "int64[B,S] ids, bfloat16[B,P,4] past",
+        "float[B,S,4] logits, bfloat16[B,R,4] present",
+        "e = Gather (table, ids) narrow = Cast <to = 16> (e) present = Concat <axis = 1> (past, narrow) "
+        "wide = Cast <to = 1> (present) total = ReduceSum <keepdims = 1> (wide, one) logits = Add (e, total)",
+    ),
+    "room": (
+        "int64[B,S] ids, int64[B] write_indices, float[B,C,4] cache",
+        "float[B,S,4] logits, float[B,C,4] next",
+        "e = Gather (table, ids) next = TensorScatter <axis = 1> (cache, e, write_indices) "
+        "s = ReduceSum <keepdims = 1> (next, one) logits = Add (e, s)",
+    ),
+}
+STATES = [name for name in MODELS if name not in ("room",)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Callable[[str], tuple[CLibrary, moec.CompiledModel]]:
+    """``made(name)``: a model of :data:`MODELS` as a library and in Python, compiled when it is first asked for."""
+    folder, models = tmp_path_factory.mktemp("c"), {}
+
+    def make(name: str, passes: str | None = None) -> tuple[CLibrary, moec.CompiledModel]:
+        inputs, outputs, body = MODELS[name]
+        place = folder / (name if passes is None else f"{name}_{passes[-8:-1].strip('=')}")
+        if place not in models:
+            constants = f"float[{WORDS},4] table = {{{TABLE}}}, int64[1] one = {{1}}, int64[2] places = {{1, 2}}, "
+            text = f"{HEADER}({inputs}) => ({outputs}) <{constants}int64[1] two = {{2}}, int64 axis = {{1}}> {{{body}}}"
+            moec.compile(onnx.parser.parse_model(text), output=place, form="c", passes=passes)
+            models[place] = CLibrary(place), moec.load(place)
+        return models[place]
+
+    return make
+
+
+def ids_of(batch: int, count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, WORDS, (batch, count))
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_prompt_in_parts_and_tokens_one_by_one_have_the_bits_of_python(made, name):
+    library, python = made(name)
+    for batch, threads in ((1, 2), (2, 1)):
+        ids, expected = ids_of(batch, 600), python.session(batch=batch)
+        with library.loaded(threads) as model, model.session(batch=batch) as session:
+            for start, end in ((0, 300), (300, 301), (301, 302), (302, 600)):
+                part = ids[:, start:end]
+                assert same_bits(session.run(part, last=2), expected.run(part, last=2))
+            assert session.length == expected.length == 600
+            assert same_bits(session.run(part, last=0), expected.run(part, last=None))
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_copies_go_their_own_ways(made, name):
+    library, python = made(name)
+    with library.loaded() as model, model.session() as session:
+        session.run([1, 2])
+        with session.fork() as other:
+            first, second = session.run([3]), other.run([4])
+            assert session.length == other.length == 3
+        assert same_bits(first, session_of(python, [1, 2]).run([3]))
+        assert same_bits(second, session_of(python, [1, 2]).run([4]))
+
+
+def session_of(python: moec.CompiledModel, ids: list[int], **options: int) -> moec.Session:
+    session = python.session(**options)
+    session.run(ids)
+    return session
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_tokens_are_forgotten_where_they_can_be(made, name):
+    library, python = made(name)
+    with library.loaded() as model, model.session() as session:
+        session.run([1, 2, 3])
+        if name == "recurrent":
+            with pytest.raises(CError, match="cannot be truncated: each run replaces state 'kept'") as refused:
+                session.truncate(1)
+            assert refused.value.number == UNSUPPORTED and session.length == 3
+            return
+        session.truncate(1)
+        assert same_bits(session.run([4]), session_of(python, [1]).run([4]))
+        with pytest.raises(CError, match="truncate to 3 tokens; expected 0 to 2"):
+            session.truncate(3)
+        session.truncate(0)
+        assert same_bits(session.run([4, 0]), python.session().run([4, 0]))
+
+
+def test_states_with_room(made):
+    library, python = made("room")
+    with library.loaded() as model:
+        with pytest.raises(CError, match="as many tokens as it is told; give max_tokens") as refused:
+            model.session().__enter__()
+        assert refused.value.number == ARGUMENT
+        with model.session(max_tokens=3) as session:
+            session.run([1, 2])
+            with session.fork() as other:
+                other.truncate(1)
+                expected = session_of(python, [1], max_tokens=3)
+                assert same_bits(other.run([2, 3], last=0), expected.run([2, 3], last=None))
+            assert same_bits(session.run([3]), session_of(python, [1, 2], max_tokens=3).run([3]))
+            with pytest.raises(CError, match=r"hold 4 tokens \(3 and 1 new ones\), and its max_tokens is 3"):
+                session.run([1])
+
+
+def test_runs_that_are_given_states_return_them(made):
+    """States in pages, in other types than the pages have, and in int8 with a scale per row."""
+    for name, passes, stored in (
+        ("attending", None, "float32"),
+        ("narrow", None, "bfloat16"),
+        ("attending", "O2,cast-states{dtype=float16}", "float16"),
+        ("attending", "O2,cast-states{dtype=int8}", "int8"),
+    ):
+        library, python = made(name, passes)
+        assert {state.dtype for state in python._executor.held} == {stored}
+        values: dict[str, np.ndarray] = {}
+        for spec in python.inputs:
+            shape = [{"B": 2, "P": 7, "S": 3, "M": 10}.get(str(size), size) for size in spec.shape]
+            values[spec.name] = np.random.default_rng(1).normal(size=shape).astype(dtype_of(spec.dtype))
+        ordinary = {"ids": ids_of(2, 3), "attention_mask": np.ones((2, 10), np.int64)}
+        values |= {key: array for key, array in ordinary.items() if key in values}
+        with library.loaded() as model:
+            found, expected = model.run(values), python.run(values)
+        assert all(same_bits(found[output], expected[output]) for output in expected)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_cannot_be_run_leaves_the_session_as_it_was(made, name):
+    library, python = made(name)
+    with library.loaded() as model, model.session(max_tokens=4) as session:
+        session.run([1, 2])
+        for ids, message in (
+            ([1, 2, 3], "would hold 5 tokens"),
+            ([WORDS], f"token id {WORDS} is outside of the vocabulary; expected 0 to {WORDS - 1}"),
+            ([-1], "token id -1 is outside"),
+            ([], "0 token ids are given; expected 1 or more"),
+        ):
+            with pytest.raises(CError, match=message) as refused:
+                session.run(ids)
+            assert refused.value.number == INPUT
+        assert session.length == 2
+        assert same_bits(session.run([3]), session_of(python, [1, 2], max_tokens=4).run([3]))

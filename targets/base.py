@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from moec.targets.host_program import HostProgram
 
 
+INSTRUCTIONS = "devc.o"
+"""Object file of the virtual machine's instructions, as TVM calls it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One kernel that was considered for a node. Of a record's candidates, exactly one is chosen."""

@@ -13,7 +13,7 @@ from tvm import relax
 from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS
 from moec.common.errors import UnsupportedError
 from moec.runtime.loops import body_name
-from moec.targets.base import Program
+from moec.targets.base import INSTRUCTIONS, Program
 from moec.targets.tvm.lowering.context import HeavyConverter
 from moec.targets.tvm.lowering.held_states import Holding, renamed
 from moec.targets.tvm.lowering.lowering import lower
@@ -22,9 +22,6 @@ from moec.targets.tvm.phases import pipeline
 from moec.targets.tvm.phases.host_code import object_of
 from moec.targets.tvm.phases.host_program import host_program
 from moec.targets.tvm.phases.records import kernel_records
-
-_INSTRUCTIONS = "devc.o"
-"""TVM's name of the object file of the instructions, the only one of an executable whose library has no code."""
 
 
 def compile_program(
@@ -63,7 +60,7 @@ def compile_program(
         target=target_name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
-        objects={_INSTRUCTIONS: instructions_of(built.executable), **generated.objects},
+        objects={INSTRUCTIONS: instructions_of(built.executable), **generated.objects},
         weights=lowered.weights,
         kernels=kernels,
         sources={

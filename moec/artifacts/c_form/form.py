@@ -15,12 +15,11 @@ from moec.common.names import in_comment
 from moec.runtime.held import HeldStates
 from moec.runtime.interface import Interface
 from moec.runtime.team import TEAM_OBJECT
-from moec.targets.base import Program
+from moec.targets.base import INSTRUCTIONS, Program
 
 _LIBRARY = pathlib.Path(__file__).with_name("library")
 HEADER = "moec.h"
 _SOURCES = "src/c"
-_INSTRUCTIONS = "devc.o"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class CForm:
         library, interface = library_files(), _interface(program, context)
         text = self._text(program, interface, context.threads)
         objects = {
-            name: content for name, content in program.objects.items() if name not in (TEAM_OBJECT, _INSTRUCTIONS)
+            name: content for name, content in program.objects.items() if name not in (TEAM_OBJECT, INSTRUCTIONS)
         }
         built = build(self.tools, self.name, text, library, objects)
         sources = {f"{_SOURCES}/{file}": content for file, content in library.items() if file != HEADER}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class _Names:
     """Identifiers of C for variables, each used once."""
 
     def __init__(self) -> None:
-        self._used = set(_RESERVED.split())
+        self._used: set[str] = {*_RESERVED.split()}
         self._names: dict[tvm.ir.Var, str] = {}
 
     def of(self, variable: tvm.ir.Var) -> str:
@@ -64,14 +65,30 @@ class _Names:
         return name
 
 
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    memory: str
+    bytes: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _ToRead:
+    """A list of sizes that are the elements of a tensor."""
+
+    tensor: HostTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    values: Sequence[Any]
+
+
 class _Reader:
     def __init__(self, main: relax.Function, inputs: int) -> None:
         self._main, self._inputs, self._names = main, inputs, _Names()
         self._analyzer = tvm.sym.Analyzer()
-        self._tensors: dict[tvm.ir.Var, HostTensor] = {}
-        self._tuples: dict[tvm.ir.Var, Sequence[Any]] = {}
-        self._read: dict[tvm.ir.Var, HostTensor] = {}
-        self._storage: dict[tvm.ir.Var, tuple[str, Any]] = {}
+        self._values: dict[tvm.ir.Var, HostTensor | _Storage | _ToRead | _Fields] = {}
+        self._storages = 0
         self._taken: set[str] = set()
         self._constants: dict[str, np.ndarray] = {}
         self._steps: list[Step] = []
@@ -95,40 +112,41 @@ class _Reader:
         if isinstance(kind, tvm.ir.PrimType):
             return Parameter(name, str(kind.dtype), (), is_number=True)
         shape = self._sizes(kind.shape)
-        self._tensors[variable] = HostTensor(name, 0, str(kind.dtype), shape)
+        self._values[variable] = HostTensor(name, 0, str(kind.dtype), shape)
         return Parameter(name, str(kind.dtype), shape)
 
     def _bind(self, variable: tvm.ir.Var, value: Any) -> None:
-        if isinstance(value, tvm.ir.GenericConst):
-            self._tensors[variable] = self._constant(value)
-        elif isinstance(value, tvm.ir.Var):
-            self._alias(variable, value)
-        elif isinstance(value, relax.Tuple):
-            self._tuples[variable] = list(value.fields)
-        elif isinstance(value, relax.TupleGetItem):
-            self._alias(variable, self._tuples[value.tuple_value][value.index])
-        elif is_call_of(value, _STORAGE):
-            self._storage[variable] = self._names.new(f"m{len(self._storage) + 1}"), value.args[0].values[0]
-        elif is_call_of(value, _TENSOR):
-            self._tensors[variable] = self._allocated(value)
-        elif is_call_of(value, "relax.reshape"):
-            self._tensors[variable] = self._view(variable, value)
-        elif is_call_of(value, "relax.tensor_to_shape"):
-            self._read[variable] = self._tensor(value.args[0])
-        elif isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.GlobalVar):
-            self._call(value.op.name_hint, value.args)
+        if isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            self._steps.append(KernelCall(value.op.name_hint, tuple(map(self._argument, value.args))))
         else:
-            raise UnsupportedError(f"{_described(value)} has no equivalent in C; compile without --form c")
+            self._values[variable] = self._value(variable, value)
 
-    def _alias(self, variable: tvm.ir.Var, other: Any) -> None:
-        for known in (self._tensors, self._tuples, self._read, self._storage):
-            if other in known:
-                known[variable] = known[other]
-                return
-        self._tensors[variable] = self._tensor(other)
+    def _value(self, variable: tvm.ir.Var, value: Any) -> HostTensor | _Storage | _ToRead | _Fields:
+        if isinstance(value, tvm.ir.GenericConst):
+            return self._constant(value)
+        if isinstance(value, tvm.ir.Var):
+            return self._values[value]
+        if isinstance(value, relax.Tuple):
+            return _Fields(list(value.fields))
+        if isinstance(value, relax.TupleGetItem):
+            fields = self._values[value.tuple_value]
+            assert isinstance(fields, _Fields)
+            return self._value(variable, fields.values[value.index])
+        if is_call_of(value, _STORAGE):
+            self._storages += 1
+            return _Storage(self._names.new(f"m{self._storages}"), value.args[0].values[0])
+        if is_call_of(value, _TENSOR):
+            return self._allocated(value)
+        if is_call_of(value, "relax.reshape"):
+            return self._view(variable, value)
+        if is_call_of(value, "relax.tensor_to_shape"):
+            return _ToRead(self._tensor(value.args[0]))
+        raise UnsupportedError(f"{_described(value)} has no equivalent in C; compile without --form c")
 
     def _tensor(self, value: Any) -> HostTensor:
-        return self._constant(value) if isinstance(value, tvm.ir.GenericConst) else self._tensors[value]
+        tensor = self._constant(value) if isinstance(value, tvm.ir.GenericConst) else self._values[value]
+        assert isinstance(tensor, HostTensor)
+        return tensor
 
     def _constant(self, value: tvm.ir.GenericConst) -> HostTensor:
         array = value.value.numpy()
@@ -138,12 +156,13 @@ class _Reader:
 
     def _allocated(self, value: tvm.ir.Call) -> HostTensor:
         storage, offset, shape, dtype, *_ = value.args
-        name, size = self._storage[storage]
-        tensor = HostTensor(name, _number(offset), str(dtype.value), self._sizes(shape.values))
-        if name not in self._taken:
-            self._taken.add(name)
+        kept = self._values[storage]
+        assert isinstance(kept, _Storage)
+        tensor = HostTensor(kept.memory, _number(offset), str(dtype.value), self._sizes(shape.values))
+        if kept.memory not in self._taken:
+            self._taken.add(kept.memory)
             holds = f"{tensor.dtype}[{', '.join(tensor.shape)}]"
-            self._steps.append(Take(name, in_floating_c(size, self._name_of), holds))
+            self._steps.append(Take(kept.memory, in_floating_c(kept.bytes, self._name_of), holds))
         return tensor
 
     def _view(self, variable: tvm.ir.Var, value: tvm.ir.Call) -> HostTensor:
@@ -155,23 +174,20 @@ class _Reader:
         return HostTensor(source.memory, source.offset, source.dtype, self._sizes(after))
 
     def _match(self, binding: relax.MatchCast) -> None:
-        read = self._read.get(binding.value)
+        read = self._values[binding.value]
         sizes = list(binding.ty.values) if isinstance(binding.ty, relax.ShapeType) else []
-        if read is None or not all(isinstance(size, tirx.Var) for size in sizes):
+        if not isinstance(read, _ToRead) or not all(isinstance(size, tirx.Var) for size in sizes):
             raise UnsupportedError("a size that has to match others has no equivalent in C; compile without --form c")
-        self._steps.append(ReadSizes(tuple(map(self._name_of, sizes)), read))
-
-    def _call(self, kernel: str, arguments: Sequence[Any]) -> None:
-        self._steps.append(KernelCall(kernel, tuple(map(self._argument, arguments))))
+        self._steps.append(ReadSizes(tuple(map(self._name_of, sizes)), read.tensor))
 
     def _argument(self, value: Any) -> HostTensor | str:
-        if value in self._tensors or isinstance(value, tvm.ir.GenericConst):
+        if isinstance(value, tvm.ir.GenericConst) or value in self._values:
             return self._tensor(value)
         return in_exact_c(value, self._name_of)
 
     def _results(self, body: Any) -> list[HostTensor]:
-        fields = self._tuples.get(body, [body])
-        return [self._tensor(field) for field in fields]
+        value = self._values[body]
+        return [self._tensor(field) for field in value.values] if isinstance(value, _Fields) else [self._tensor(body)]
 
     def _sizes(self, sizes: Sequence[Any]) -> tuple[str, ...]:
         return tuple(in_exact_c(size, self._name_of) for size in sizes)

@@ -173,21 +173,21 @@ class _Tables:
     def _states(self, roles: Roles) -> list[str]:
         interface = self._facts.interface
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (interface.inputs, interface.outputs))
-        held = {state.input: at for at, state in enumerate(self._facts.held)}
-        if not held.keys() <= {state.input for state in interface.states}:
-            held = {}  # the program holds some that each run is given
-        known = {text for text, at in self._names.items() if at in self._batch_sizes(roles)}
+        places = {state.input: at for at, state in enumerate(self._facts.held)}
+        if not places.keys() <= {state.input for state in interface.states}:
+            places = {}  # the program holds some that each run is given
+        batch_names = {text for text, at in self._names.items() if at in self._batch_sizes(roles)}
         rows = []
         for state in interface.states:
             spec, axis = inputs[state.input], state.axis
             free = [size for place, size in enumerate(spec.shape) if place != axis and isinstance(size, str)]
             own = {spec.shape[0]} if axis != 0 and isinstance(spec.shape[0], str) else set()
-            unknown = [size for size in free if not set(size_names(size)) <= known | own]
+            unknown = [size for size in free if not set(size_names(size)) <= batch_names | own]
             if unknown:
                 raise InputError(f"state {spec}: nothing tells how large its size {unknown[0]!r} is")
             has_room = room_of(axis, spec, outputs[state.output]) is not None
             fields = [self._inputs.index(state.input), self._outputs.index(state.output), -1 if axis is None else axis]
-            rows.append(f"{{{_list([*fields, held.get(state.input, -1), _flag(has_room)])}}}")
+            rows.append(f"{{{_list([*fields, places.get(state.input, -1), _flag(has_room)])}}}")
         return rows
 
     def _batch_sizes(self, roles: Roles) -> list[int]:

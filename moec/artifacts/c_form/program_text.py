@@ -73,16 +73,16 @@ class _Writer:
 
     def _sizes(self) -> Iterator[str]:
         """Named sizes from the places where they stand alone, and checks of the others."""
-        known: set[str] = {parameter.name for parameter in self._host.parameters if parameter.is_number}
+        names: set[str] = {parameter.name for parameter in self._host.parameters if parameter.is_number}
         checks = []
         for place, size in _places(self._host.parameters[: self._host.inputs], self._holds):
-            if _NAME.fullmatch(size) and size not in known:
-                known.add(size)
+            if _NAME.fullmatch(size) and size not in names:
+                names.add(size)
                 yield f"    const int64_t {size} = {place};"
             elif not size.isdigit():
                 checks.append((place, size))
         for place, size in checks:
-            unknown = [name for name in _NAME.findall(size) if name not in known | _FUNCTIONS]
+            unknown = [name for name in _NAME.findall(size) if name not in names | _FUNCTIONS]
             if unknown:
                 raise UnsupportedError(f"no input tells {unknown[0]} of size {size}; compile without --form c")
             yield f'    CHECK_EQUAL({place}, {size}, "{size}");'

@@ -56,8 +56,8 @@ class _Names:
             self._names[variable] = self.new(variable.name)
         return self._names[variable]
 
-    def new(self, wanted: str) -> str:
-        clean = re.sub(r"\W+", "_", wanted, flags=re.ASCII).strip("_") or "value"
+    def new(self, suggestion: str) -> str:
+        clean = re.sub(r"\W+", "_", suggestion, flags=re.ASCII).strip("_") or "value"
         clean = f"n{clean}" if clean[0].isdigit() else clean
         candidates = (clean if count == 1 else f"{clean}_{count}" for count in itertools.count(1))
         name = next(name for name in candidates if name not in self._used)

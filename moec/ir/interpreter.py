@@ -26,7 +26,7 @@ from onnx.reference.op_run import OpRun
 
 from moec.common.errors import one_line
 from moec.common.names import node_name
-from moec.ir.graphs import read_values
+from moec.ir.graphs import is_op, read_values
 from moec.ir.movement import moving
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
@@ -168,7 +168,7 @@ class Evaluator:
     def _compute(self, step: _NodeStep, values: dict[str, Any], watch: Watcher | None, change: Change | None) -> None:
         """Add the outputs of a step to ``values``."""
         inputs = [values[name] for name in step.inputs]
-        kept = _taken_as_they_are(step.node, inputs)
+        kept = range(len(inputs)) if self._decodes_weight(step) else _taken_as_they_are(step.node, inputs)
         inputs = [value if index in kept else self._widen(value) for index, value in enumerate(inputs)]
         context = {"context": values} if step.needs_context else {}
         try:
@@ -191,6 +191,10 @@ class Evaluator:
         if watch is not None:
             watch(step.node, inputs, outputs)
         values.update(zip(step.outputs, outputs, strict=False))
+
+    def _decodes_weight(self, step: _NodeStep) -> bool:
+        """Whether a step makes a weight of its stored form: it has the numbers of its own type, in float64 too."""
+        return is_op(step.node, "DequantizeLinear") and all(not name or name in self._constants for name in step.inputs)
 
     def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array | ExpertStack]:
         """All values from outside that are not fed, by name; stacks from which experts are picked alone as they are."""

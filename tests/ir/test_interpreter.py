@@ -57,6 +57,16 @@ def test_float64_reaches_weights_constants_and_casts() -> None:
     assert run(model, {"x": x})["h"].dtype == np.float16
 
 
+def test_float64_leaves_weights_the_numbers_of_their_type() -> None:
+    """A weight is what its type holds; data is computed in float64, by the same operator, too."""
+    body = "w = DequantizeLinear (q, s)\n y = MatMul (one, w)\n z = DequantizeLinear (x, s)"
+    constants = "int8[1,1] q = {7}, float s = {0.1}, float[1,1] one = {1}"
+    model = model_of(body, "(int8[1,1] x) => (y, z)", constants)
+    outputs = run(model, {"x": np.array([[7]], np.int8)}, dtype=np.float64)
+    assert outputs["y"].item() == float(np.float32(0.1) * np.float32(7))
+    assert outputs["z"].item() == float(np.float32(0.1)) * 7 != outputs["y"].item()
+
+
 def test_float64_reaches_into_branches() -> None:
     body = """
         y = If <then_branch = a () => (float[] p) { c = Constant <value: tensor = float {0.1}> () p = Add (x, c) },

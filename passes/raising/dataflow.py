@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
+from moec.ir.intervals import Interval
 from moec.ir.movement import MOVEMENTS
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, weight_runs
@@ -34,6 +35,8 @@ class DataFlow:
         self._room: dict[ir.Node, float] = {}  # how far in front of a node there is no other; 1 where nothing is said
         self._arrays: dict[ir.Value, Array] = {}
         self.widened = WidenedConstants()
+        self.bounds: dict[ir.Value, Interval] = {}
+        """Bounds of values as far as they were asked for, whatever projections give."""
         self._stored: dict[ir.Value, WeightRun | None] = {}
         self._constant = set(filter(_is_initial, graph.initializers.values()))
         self._from_shapes: set[ir.Value] = set()
@@ -47,7 +50,7 @@ class DataFlow:
         """
         self._constant.update(value for node in nodes for value in node.inputs if value and _is_initial(value))
         end, room = self.order[before], self._room.get(before, 1.0)
-        self._dominators.forget(lambda node: self.order[node] >= end)
+        self._dominators.forget([value for node in (*nodes, before) for value in node.outputs])
         step = room / (len(nodes) + 1)
         self._room.update(dict.fromkeys((*nodes, before), step))
         self._learn({node: end - room + step * place for place, node in enumerate(nodes, 1)})
@@ -184,9 +187,12 @@ class DataFlow:
             determined.update(node.outputs)
         return frozenset(determined)
 
-    def readers(self, values: Iterable[ir.Value]) -> Iterator[ir.Node]:
-        """The nodes that compute from the data of ``values``, directly or not, in graph order."""
-        return self._downstream(values, lambda node: node.op_type != "Shape")
+    def readers(
+        self, values: Iterable[ir.Value], through: Callable[[ir.Node], bool] = lambda node: True
+    ) -> Iterator[ir.Node]:
+        """The nodes for which ``through`` holds that compute from the data of ``values``, directly or from results of
+        other such nodes, in graph order."""
+        return self._downstream(values, lambda node: node.op_type != "Shape" and through(node))
 
     def _downstream(self, values: Iterable[ir.Value], follows: Callable[[ir.Node], bool]) -> Iterator[ir.Node]:
         """The nodes after ``values`` that can be reached through nodes for which ``follows`` holds, in graph order."""
@@ -214,6 +220,8 @@ class DataFlow:
         others = sources.difference(self._on_the_way(sources), reached)
         alive_until = max((self._last_data_use(value, others) for value in reached), default=-1)
         for node in self.readers(reached):
+            if alive_until == float("inf"):  # a result or a body reads one of them, and nothing comes after that
+                return
             if not others.isdisjoint(node.outputs):
                 continue
             position = self.order[node]
@@ -248,15 +256,18 @@ class DataFlow:
         if not sources:
             yield from self._dominators.of(value)
             return
+        first = min(-1 if v.producer() is None else self.order[v.producer()] for v in sources)  # type: ignore[index]
         pending = {value}
         while pending:
+            inner = [v for v in pending if v.producer() is not None]
+            node = max((v.producer() for v in inner), key=lambda n: self.order[n], default=None)  # type: ignore[index]
+            if len(pending) - len(inner) > 1:
+                return
+            if node is None or self.order[node] < first:  # none of them is computed from sources
+                yield from self._dominators.of_all(pending)
+                return
             if len(pending) == 1:
                 yield next(iter(pending))
-            inner = [v for v in pending if v.producer() is not None]
-            if not inner or len(pending) - len(inner) > 1:
-                return
-            node = max((v.producer() for v in inner), key=lambda n: self.order[n])  # type: ignore[index]
-            assert node is not None
             pending.difference_update(node.outputs)
             pending.update(
                 v for v in node.inputs if v is not None and v not in sources and not self._is_free_of_data(v)

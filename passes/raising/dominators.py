@@ -8,7 +8,7 @@ the start of the graph would take the square of n.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -26,18 +26,29 @@ class Dominators:
 
     def of(self, value: ir.Value) -> Iterator[ir.Value]:
         """``value`` and its other dominators, nearest first."""
-        self._find(value)
-        dominator: ir.Value | None = value
+        return self.of_all([value])
+
+    def of_all(self, values: Collection[ir.Value]) -> Iterator[ir.Value]:
+        """The values that all data of all ``values`` comes through, nearest first."""
+        for value in values:
+            self._find(value)
+        ways = [value for value in values if self._depth[value]]
+        dominator = functools.reduce(self._common, ways) if ways else None  # type: ignore[arg-type]
         while dominator is not None:
             yield dominator
             dominator = self._nearest[dominator]
 
-    def forget(self, changed: Callable[[ir.Node], bool]) -> None:
-        """Forget the results of nodes whose inputs may have ``changed``."""
-        for value in list(self._depth):
-            node = value.producer()
-            if node is not None and changed(node):
+    def forget(self, values: Iterable[ir.Value]) -> None:
+        """Forget the results of ``values``, and of all that are computed from these."""
+        pending = list(values)
+        for value in pending:
+            self._depth.pop(value, None)
+            self._nearest.pop(value, None)
+        while pending:
+            after = {output for node in pending.pop().consumers() for output in node.outputs if output in self._depth}
+            for value in after:
                 del self._depth[value], self._nearest[value]
+            pending.extend(after)
 
     def _find(self, value: ir.Value) -> None:
         pending = [value]

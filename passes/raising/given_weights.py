@@ -126,8 +126,12 @@ def _never_negative(dataflow: DataFlow, value: ir.Value) -> bool:
     def constant(bound: ir.Value) -> Array | None:
         return dataflow.array(bound) if dataflow.constant(bound) and _elements(dataflow, bound) <= MOST_BOUNDS else None
 
-    nodes = dataflow.between([value], lambda v: dataflow.constant(v) or _is_projection(dataflow, v.producer()))
-    return bool(intervals(nodes, {}, constant)[value].whole.low >= 0) if nodes else False
+    def is_leaf(leaf: ir.Value) -> bool:
+        return leaf in dataflow.bounds or dataflow.constant(leaf) or _is_projection(dataflow, leaf.producer())
+
+    nodes = dataflow.between([value], is_leaf)
+    dataflow.bounds = intervals(nodes, dataflow.bounds, constant)
+    return value in dataflow.bounds and bool(dataflow.bounds[value].whole.low >= 0)
 
 
 def _is_projection(dataflow: DataFlow, node: ir.Node | None) -> bool:

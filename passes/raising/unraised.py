@@ -56,7 +56,7 @@ def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
     """The reason why no block is found around a selection that looks like one of experts; None if it does not."""
     scores = anchor.inputs[0]
     router = None if scores is None else router_of(dataflow, scores)
-    if scores is None or router is None or _products_met(dataflow, anchor, scores) < 2:
+    if scores is None or router is None or not _meets_products(dataflow, anchor, scores):
         return None
     if router not in find_logits(dataflow, anchor):
         return "other operators than scores stand between its router's product and it, so that no logits were found"
@@ -69,30 +69,31 @@ def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
 
 def _further_selection(dataflow: DataFlow, anchor: ir.Node) -> ir.Node | None:
     """A selection among the results of another one, without a product between the two."""
-    reached = set(anchor.outputs)
-    for node in dataflow.readers(anchor.outputs):
-        if reached.isdisjoint(node.inputs) or is_contraction(node):
-            continue
-        if is_op(node, *SELECTIONS):
-            return node
-        reached.update(node.outputs)
-    return None
+    nodes = dataflow.readers(anchor.outputs, through=lambda node: not is_contraction(node))
+    return next((node for node in nodes if is_op(node, *SELECTIONS)), None)
 
 
-def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> int:
-    """Number of products with constant weights that the selection chooses among: after it, or before the place where
-    its result meets other data."""
-    before = set(_upstream(scores))
-    behind = list(itertools.islice(dataflow.readers(anchor.outputs), MOST_NODES))
+def _meets_products(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> bool:
+    """Whether the selection chooses among two products with constant weights or more: after it, or before the place
+    where its result meets other data."""
+    return len(list(itertools.islice(_products_met(dataflow, anchor, scores), 2))) == 2
+
+
+def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> Iterator[ir.Node]:
+    """These products, each once."""
+    behind = []
+    for node in itertools.islice(dataflow.readers(anchor.outputs), MOST_NODES):
+        behind.append(node)
+        if has_weight(dataflow, node):
+            yield node
+    seen = {*_upstream(scores), *behind}
     reached = {value for node in behind for value in node.outputs}.union(anchor.outputs)
-    products = {node for node in behind if has_weight(dataflow, node)}
     for node in behind:
         if node.op_type in MEETINGS or node.op_type in MOVEMENTS:
             others = [value for value in node.inputs if value is not None and value not in reached]
-            products.update(
-                n for value in others for n in _upstream(value) if n not in before and has_weight(dataflow, n)
-            )
-    return len(products)
+            products = [n for value in others for n in _upstream(value) if n not in seen and has_weight(dataflow, n)]
+            seen.update(products)
+            yield from products
 
 
 def _upstream(value: ir.Value) -> Iterator[ir.Node]:
@@ -196,7 +197,7 @@ def _is_table(dataflow: DataFlow, node: ir.Node) -> bool:
         return False
     if table.dtype != ir.DataType.INT64 or len(dataflow.shape(table)) != 1:
         return False
-    return _products_met(dataflow, node, places) >= 2
+    return _meets_products(dataflow, node, places)
 
 
 def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node], *, strict: bool) -> bool:

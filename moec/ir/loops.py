@@ -121,7 +121,7 @@ def _names_read(graph: onnx.GraphProto) -> set[str]:
 
 
 def _bytes(carried: Sequence[Any]) -> int:
-    return sum(value.nbytes for value in carried)
+    return sum(_bytes(value) if isinstance(value, list) else value.nbytes for value in carried)
 
 
 def _directed(operator: Any, kind: str, count: int) -> list[tuple[int, bool]]:

@@ -45,8 +45,6 @@ def why_not_operator(node: ir.Node, weights: ExpertWeights) -> str | None:
     x, spec = dialect.inputs_of(node)["x"], weights.spec
     if x is None or x.dtype not in _TYPES:
         return f"its rows are {None if x is None else x.dtype}; the kernel takes float32 and float16"
-    if weights.width != weights.inner:
-        return f"its outputs have {weights.width} elements and its inputs {weights.inner}"
     if known_size(dialect.inputs_of(node)["experts"], 1) is None:
         return "its number of experts per token is not known"
     if spec.output_limit:

@@ -43,7 +43,7 @@ class UseMoE:
     3. A routing weight on the input of its only expert is multiplied with the rows; experts that return their input
        are a product and a sum.
     4. Experts that the kernel on CPUs does not compute stay, and a note says why: other activations, quantised weights,
-       outputs of another width or with a limit, routing weights that may be negative.
+       outputs with a limit, routing weights that may be negative.
 
     ::
 

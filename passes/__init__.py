@@ -60,6 +60,7 @@ _CLASSES = {
     "stream-experts": "moec.passes.stream_experts:StreamExperts",
     "tune-router": "moec.passes.tune_router:TuneRouter",
     "use-moe": "moec.passes.export.use_moe:UseMoE",
+    "use-qmoe": "moec.passes.export.use_qmoe:UseQMoE",
 }
 
 

@@ -54,7 +54,7 @@ hold 16 bits.
 BEFORE_EXPORT = f"{_RAISED},{CLEAN_UP}"
 """The exact passes before those that write a model for another program: O2 without operators that join others."""
 FOR_ONNXRUNTIME = (
-    "keep-rows,use-moe,loop-experts,expand-route,expand-dispatch,expand-linear,"
+    "use-qmoe,keep-rows,use-moe,loop-experts,expand-route,expand-dispatch,expand-linear,"
     "infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
 )
 """Passes that leave no operator of moec's: onnxruntime's where those pay, ONNX's elsewhere."""

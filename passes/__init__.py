@@ -59,6 +59,7 @@ _CLASSES = {
     "skip-experts": "moec.passes.skip_experts:SkipExperts",
     "stream-experts": "moec.passes.stream_experts:StreamExperts",
     "tune-router": "moec.passes.tune_router:TuneRouter",
+    "use-matmul-n-bits": "moec.passes.export.use_matmul_n_bits:UseMatMulNBits",
     "use-moe": "moec.passes.export.use_moe:UseMoE",
     "use-qmoe": "moec.passes.export.use_qmoe:UseQMoE",
 }

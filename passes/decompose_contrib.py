@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.common.errors import MoecError
 from moec.common.names import node_name, operator_name
 from moec.ir import local_bodies
 from moec.ir.dialect import DOMAIN, REFUSAL_KEY
@@ -101,8 +102,14 @@ class DecomposeContrib:
     name: ClassVar[str] = "decompose-contrib"
     exactness: ClassVar[Exactness] = "reassociating"
 
+    keep: str = ""
+
     def apply(self, model: ir.Model, report: Report) -> bool:
-        changed, left = False, set[ir.Node]()
+        unknown = set(filter(None, self.keep.split("+"))) - DECOMPOSITIONS.keys()
+        if unknown:
+            raise MoecError(f"{self.name}: keep names {min(unknown)!r}; expected some of {', '.join(DECOMPOSITIONS)}")
+        left = {node for node in model.graph if _is_contrib(node) and node.op_type in self.keep.split("+")}
+        changed = False
         while True:
             taken = value_names(model.graph)
             pending = [node for node in model.graph if _is_contrib(node) and node not in left]

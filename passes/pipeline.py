@@ -25,14 +25,14 @@ _START = (
     "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
     f"prepare-loops,{CLEAN_UP},fuse-stored-weights,check-export,hold-cache"
 )
-_RAISED = (
-    f"{_START},raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,drop-zero-neurons,"
-    "fold-trivial-experts,merge-equal-experts"
+_RAISE = (
+    "raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,drop-zero-neurons,fold-trivial-experts,"
+    "merge-equal-experts"
 )
 LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
-    "O2": f"{_RAISED},fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}",
+    "O2": f"{_START},{_RAISE},fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}",
 }
 LEVELS["O3"] = f"{LEVELS['O2']},round-activations{{format=int8,optional=true}},cast-states{{dtype=fp16,optional=true}}"
 """The passes of each level.
@@ -51,10 +51,18 @@ O3, which is not exact: products round activations to 8 bits if weights have 8 o
 hold 16 bits.
 """
 
-BEFORE_EXPORT = f"{_RAISED},{CLEAN_UP}"
-"""The exact passes before those that write a model for another program: O2 without operators that join others."""
+_ONNXRUNTIME_KEEPS = (
+    "CausalConvWithState+GatherBlockQuantized+GroupQueryAttention+LinearAttention+RotaryEmbedding+"
+    "SkipLayerNormalization+SkipSimplifiedLayerNormalization"
+)
+BEFORE_ONNXRUNTIME = (
+    f"infer-shapes,inline-control-flow,decompose-contrib{{keep={_ONNXRUNTIME_KEEPS}}},expand-functions,"
+    f"inline-control-flow,{CLEAN_UP},fuse-stored-weights,check-export,{_RAISE},{CLEAN_UP}"
+)
+"""The exact passes for a model that onnxruntime runs: those of O2 that find layers of experts and make them smaller.
+Loops, and operators of onnxruntime's that are no part of such layers, stay."""
 FOR_ONNXRUNTIME = (
-    "use-qmoe,keep-rows,use-moe,loop-experts,expand-route,expand-dispatch,expand-linear,"
+    "use-qmoe,use-matmul-n-bits,keep-rows,use-moe,loop-experts,expand-route,expand-dispatch,expand-linear,"
     "infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
 )
 """Passes that leave no operator of moec's: onnxruntime's where those pay, ONNX's elsewhere."""

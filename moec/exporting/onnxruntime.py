@@ -49,7 +49,7 @@ def _written_for_onnxruntime(
     from moec.passes import pipeline
     from moec.passes.framework.shorthand import with_formats
 
-    before = pipeline.BEFORE_EXPORT if options.passes is None else options.passes
+    before = pipeline.BEFORE_ONNXRUNTIME if options.passes is None else options.passes
     chain = with_profile(with_formats(before, options.experts, options.linears), options.profile)
     model = import_model(source, options.example_inputs, options.dynamic_shapes, options.cache)
     _run(model, source, chain, report)

@@ -45,7 +45,7 @@ def packing_of(weights: ExpertWeights) -> Packing | str:
     forms = {run.format for run in runs}
     if unfit := [form for form in forms if not form.elements.whole or form.minima]:
         return f"its weights are stored as {', '.join(sorted(map(str, unfit)))}, which QMoE does not have"
-    widths = {_bits(form) for form in forms}
+    widths = {bits_of(form) for form in forms}
     if 8 in widths and len(widths) > 1:
         return f"its weights are stored as {', '.join(sorted(map(str, forms)))}, and QMoE has one number of bits"
     bits = max(widths)
@@ -63,7 +63,8 @@ def packing_of(weights: ExpertWeights) -> Packing | str:
     return Packing(bits, block, any(form.zero_points for form in forms), scale_type, hidden)
 
 
-def _bits(form: WeightFormat) -> int:
+def bits_of(form: WeightFormat) -> int:
+    """The bits in which the numbers of a format are packed."""
     width = form.elements.signed.bitwidth
     return width if width in (2, 4) else 8
 

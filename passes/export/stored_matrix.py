@@ -46,6 +46,8 @@ def write_matrix(write: Writer, stored: StoredWeight, transposed: bool, dtype: i
     scale_type = form.scale_type if form.scale_type == ir.DataType.FLOAT16 else ir.DataType.FLOAT
     data = table("data", kind, (K, N), _doubled if halves else _integers)
     scale = table("scale", scale_type, groups, _halved if halves else _same)
+    if scale_type != ir.DataType.FLOAT:  # onnxruntime computes this once, and joins only scales of the result's type
+        scale = write.add("Cast", scale, to=ir.DataType.FLOAT, label="scale")
     zeros = [table("zero_point", kind, groups, _integers)] if form.zero_points else []
     attributes = {"axis": 0, "block_size": block, "output_dtype": ir.DataType.FLOAT}
     weight = write.add("DequantizeLinear", data, scale, *zeros, label="decoded", **attributes)

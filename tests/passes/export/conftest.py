@@ -23,15 +23,19 @@ Exported = Callable[..., tuple[ir.Model, Report]]
 @pytest.fixture
 def exported() -> Exported:
     """A function that writes a graph in operators of onnxruntime and ONNX, and compares onnxruntime's results with
-    those of the reference interpreter on the graph, within ``tolerance`` of the largest output."""
+    those of the reference interpreter on the graph, within ``tolerance`` of the largest output. ``passes`` come first, ``by`` are those that write."""
 
     def run(
-        text: str, *cases: Mapping[str, Array], passes: str = "", tolerance: float = 1e-5
+        text: str,
+        *cases: Mapping[str, Array],
+        passes: str = "",
+        tolerance: float = 1e-5,
+        by: str = pipeline.FOR_ONNXRUNTIME,
     ) -> tuple[ir.Model, Report]:
         model, report = model_of(text), Report()
         pipeline.run(model, pipeline.parse(f"infer-shapes,{passes}" if passes else "infer-shapes"), verify_each=True)
         wanted = [interpreter.run(model, case) for case in cases]
-        pipeline.run(model, pipeline.parse(pipeline.FOR_ONNXRUNTIME), report, verify_each=True)
+        pipeline.run(model, pipeline.parse(by), report, verify_each=True)
         finish(model)
         session = _session(model)
         names = [output.name for output in model.graph.outputs]
@@ -51,7 +55,6 @@ def _session(model: ir.Model) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     serialized = ir.to_proto(model).SerializeToString()
     return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 

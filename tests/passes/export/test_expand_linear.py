@@ -30,9 +30,10 @@ FORMATS = ["int8", "int8,group=4,zero_points=true", "int6", "int4,group=4", "int
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("attributes", ["", "transposed = 1"])
-def test_formats(exported, normal, form, attributes):
+def test_formats_that_the_operator_of_onnxruntime_does_not_take(exported, normal, form, attributes):
+    """onnxruntime joins some with the product, and then rounds rows to 8 bits."""
     passes = f"quantize-linears{{format={form}}},keep-rows"
-    model, _ = exported(product(attributes), {"x": normal(2, 3, K)}, passes=passes)
+    model, _ = exported(product(attributes), {"x": normal(2, 3, K)}, passes=passes, by="expand-linear", tolerance=2e-2)
     decoded = "DequantizeLinear" in [node.op_type for node in model.graph]
     assert operators(model) == [] and decoded == (form != "fp8")
 

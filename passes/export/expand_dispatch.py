@@ -182,7 +182,7 @@ def _runs(write: Writer, weights: ir.Value, dtype: ir.DataType) -> list[tuple[in
             raise NotDecomposableError("the number of its experts is not known") from None
         wide = weights if weights.dtype == dtype else write.add("Cast", weights, to=dtype, label="wide_weights")
         return [(0, count, lambda inner, expert: inner.add("Gather", wide, expert, axis=0, label="picked"))]
-    runs = []
+    runs: list[tuple[int, int, _Matrix]] = []
     for run in stored.runs:
         experts = StoredExperts(
             write, "weights", run.format, run.shape, lambda expert, run=run: run.encoded(run.first + expert),

@@ -67,8 +67,8 @@ class ExpertLoops:
         graph = ir.Graph([step, going, before], [last.outputs[0]], nodes=[last], name="one_expert")
         write = Writer(last, self._write.taken)
         expert = write.add("Gather", used, step, axis=0, label="expert")
-        one = write.add("Unsqueeze", expert, self._write.numbers(0), label="one")
-        start, end = (write.add("Gather", bounds, one, axis=0, label="bound") for bounds in (starts, ends))
+        index = write.add("Unsqueeze", expert, self._write.numbers(0), label="one")
+        start, end = (write.add("Gather", bounds, index, axis=0, label="bound") for bounds in (starts, ends))
         rows = write.add("Slice", self._rows, start, end, self._write.numbers(0), label="own_rows")
         after = write.add("SequenceInsert", before, body(write, expert, rows), label="after")
         after.type = sequence

@@ -163,8 +163,8 @@ class _Spelling:
         places = write.add("Reshape", positions, flat, label="places")
         pairs = write.add("Reshape", self._shares, flat, label="pairs")
         column = write.add("Unsqueeze", write.add("ScatterElements", pairs, places, pairs), write.numbers(1))
-        one = ir.tensor(np.ones(1, self._dtype.numpy()), dtype=self._dtype)
-        ones = write.add("ConstantOfShape", write.add("Shape", self._shares), value=one, label="ones")
+        filling = ir.tensor(np.ones(1, self._dtype.numpy()), dtype=self._dtype)
+        ones = write.add("ConstantOfShape", write.add("Shape", self._shares), value=filling, label="ones")
         return write.add("Mul", rows, column, label="weighted"), ones
 
     def _segments(self) -> list[tuple[int, int]]:

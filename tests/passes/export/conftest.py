@@ -23,7 +23,8 @@ Exported = Callable[..., tuple[ir.Model, Report]]
 @pytest.fixture
 def exported() -> Exported:
     """A function that writes a graph in operators of onnxruntime and ONNX, and compares onnxruntime's results with
-    those of the reference interpreter on the graph, within ``tolerance`` of the largest output. ``passes`` come first, ``by`` are those that write."""
+    those of the reference interpreter on the graph, within ``tolerance`` of the largest output. ``passes`` come first,
+    ``by`` are those that write."""
 
     def run(
         text: str,

@@ -71,6 +71,8 @@ class Inliner(Writer):
 
     def undo(self) -> None:
         """Remove the inserted nodes; constants stay, unused."""
+        for body in (body for node in self.inserted for body in nested_graphs(node)):
+            _forget_uses(body)
         self.graph.remove(self.inserted, safe=True)
 
     def move(self, op_type: str, data: ir.Value, *others: ir.Value, **attributes: Any) -> ir.Value:
@@ -133,6 +135,15 @@ class Inliner(Writer):
 def count_nodes(body: ir.Graph) -> int:
     """Number of nodes of a body, including nodes of bodies inside it."""
     return sum(1 for _ in body.all_nodes())
+
+
+def _forget_uses(body: ir.Graph) -> None:
+    """Let a body that is no longer needed use no value from outside."""
+    body.outputs.clear()
+    for node in body:
+        for inner in nested_graphs(node):
+            _forget_uses(inner)
+        node.resize_inputs(0)
 
 
 def _with_nested(node: ir.Node) -> list[ir.Node]:

@@ -110,6 +110,22 @@ def test_loops_of_a_branch_depend_on_its_condition(rewrite, operators, trips, re
     assert ("Not" in found, "Where" in found) == (is_bound, True)
 
 
+IN_A_BRANCH = """If (c) <then_branch = a () => (float[N,3] r) { r = Identity (p) },
+    else_branch = b () => (float[N,3] t) { t = Neg (p) }>"""
+
+
+@pytest.mark.parametrize("inner", ["Add (v, p)", IN_A_BRANCH])
+def test_what_stays_is_as_before_although_bodies_read_what_was_written(rewrite, inner):
+    """The loop is in a branch of unequal shapes, and its body reads a value of that branch."""
+    text = f"""(float[N,3] x, bool c, int64 n) => (float[M,3] y) <int64[1] zero = {{0}}, bool yes = {{1}}> {{
+        y = If (c) <
+            then_branch = a () => (float[N,3] q) {{ p = Neg (x)  q = Loop (n, yes, p) <
+                body = step (int64 i, bool g, float[N,3] v) => (bool d, float[N,3] w) {{
+                    d = Identity (g)  w = {inner} }}> }},
+            else_branch = b () => (float[1,3] q) {{ q = ReduceSum (x, zero) }}> }}"""
+    assert "expected equal shapes" in unchanged(rewrite, text)
+
+
 def test_branches_of_other_shapes_stay(rewrite):
     """A Where would broadcast [1,3] to [N,3]."""
     text = """(float[N,3] x, bool c) => (float[M,3] y) <int64[1] zero = {0}> { y = If (c) <

@@ -20,6 +20,7 @@ from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.expert_ids import routing_of
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.origins import origins_of
 from moec.ir.weight_operands import stored_weights, weight_inputs
 from moec.ir.weights.encode import Table
@@ -32,13 +33,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class LayerState:
-    """A layer of experts at one moment. ``values``: the operands of the node that are stored weights. ``router``: the
-    product that its logits are; None where they are something else."""
+    """A layer of experts at one moment. ``count``: experts with weights. ``values``: the operands of the node that are
+    stored weights. ``router``: the product that its logits are; None where they are something else."""
 
     node: ir.Node
     routing: RouteSpec
     experts: ExpertsSpec
     count: int
+    parts: ExpertWeights
     values: Mapping[str, ir.Value]
     weights: Mapping[str, StoredWeight]
     biases: Mapping[str, Array]
@@ -63,6 +65,7 @@ class LayerState:
             dialect.spec_of(route, RouteSpec),
             dialect.spec_of(node, ExpertsSpec),
             weights["down"].experts,
+            ExpertWeights(node),
             weight_inputs(node),
             weights,
             {name: _numbers(value, where) for name, value in biases.items()},
@@ -96,14 +99,26 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class LayerChange:
-    """A layer after the passes: ``count`` experts, ``k`` of which are chosen, in ``groups`` groups. ``operands``: the
-    change of each operand of the node, and of ``router`` (rows [E,d]), ``router_bias`` and ``correction_bias``, where
-    the layer has it."""
+    """A layer between two states. ``operands``: the change of each operand of the node, and of ``router`` (rows [R,d]),
+    ``router_bias`` and ``correction_bias``, where the layer has it. Identity experts have entries only in the last
+    three, behind the others."""
 
-    count: int
-    k: int
-    groups: int
+    before: LayerState
+    after: LayerState
     operands: Mapping[str, Change]
+
+    @property
+    def count(self) -> int:
+        """The number of experts with weights."""
+        return self.after.count
+
+    @property
+    def k(self) -> int:
+        return self.after.routing.k
+
+    @property
+    def groups(self) -> int:
+        return self.after.routing.groups
 
 
 def change_of(before: LayerState) -> LayerChange:
@@ -117,17 +132,18 @@ def change_of(before: LayerState) -> LayerChange:
         raise UnsupportedError(f"{where}: is no layer of experts any more; leave out the pass that rewrites it")
     after = LayerState.of(before.node)
     _check_specs(before, after, where)
-    groups = origins_of(before.node, after.count).experts
+    origins = origins_of(before.node, after.count + after.experts.identity_experts).experts
+    groups = origins[: after.count]
     operands = {name: _weight_change(before, after, name, groups) for name in after.weights}
     operands |= {name: _rows_change(before.biases[name], after.biases[name], groups) for name in after.biases}
-    return LayerChange(after.count, after.routing.k, after.routing.groups, operands | _router(before, after, groups))
+    return LayerChange(before, after, operands | _router(before, after, origins))
 
 
 def _check_specs(before: LayerState, after: LayerState, where: str) -> None:
     if after.routing.relative_threshold != before.routing.relative_threshold:
         raise UnsupportedError(
             f"{where}: pairs below {after.routing.relative_threshold:g} of the largest weight are left out, which no "
-            "file of weights can say; skip by a smaller number: skip-experts{method=count}"
+            "file of weights can say; skip by a smaller number: skip-experts{method=k}"
         )
     counts = {"k": after.routing.k, "groups": after.routing.groups}
     same_route = dataclasses.replace(before.routing, **counts) == after.routing

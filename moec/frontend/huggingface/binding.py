@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.sources import parameter_sources
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, Conversion
 from moec.frontend.huggingface.placeholders import products_without_memory
 from moec.ir.graphs import add_constant
@@ -90,36 +91,17 @@ class Binding:
 def _renamed(
     module: torch.nn.Module, weights: Mapping[str, CheckpointWeight], where: str
 ) -> tuple[dict[str, CheckpointWeight], list[str]]:
-    """Assign weights to the module's parameters, as transformers does when it loads a checkpoint.
-
-    Returns the weights by parameter and the names of those that belong to no parameter.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(module)  # type: ignore[arg-type]
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix, state = str(getattr(module, "base_model_prefix", "")), module.state_dict()
+    """Make the module's parameters of a checkpoint's weights. Returns them by name, and the names of the weights that
+    belong to no parameter."""
+    sources, unused = parameter_sources(module, weights)
     assigned: dict[str, CheckpointWeight] = {}
-    conversions: dict[str, Conversion] = {}
-    unused: list[str] = []
-    for name in sorted(weights, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if target not in state and name in state:
-            target, pattern = rename_source_key(name, [], [], prefix, state)
-        if target not in state:
-            unused.append(name)
+    for target, source in sources.items():
+        taken = {pattern: [weights[name] for name in names] for pattern, names in source.names.items()}
+        if source.converter is None:
+            assigned[target] = next(iter(taken.values()))[0]
             continue
-        if pattern is None:
-            assigned[target] = weights[name]
-            continue
-        conversion = Conversion(by_pattern[pattern], target, {}, module)
-        conversions.setdefault(target, conversion).sources.setdefault(pattern, []).append(weights[name])
-    for target, conversion in conversions.items():
         try:
-            assigned |= conversion.weights()
+            assigned |= Conversion(source.converter, target, taken, module).weights()
         except MoecError:
             raise
         except Exception as error:  # PyTorch's error for tensors whose sizes do not fit together

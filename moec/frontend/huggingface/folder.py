@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 _MODELOPT = "hf_quant_config.json"
 """File in which NVIDIA's Model Optimizer may describe the quantisation, instead of in ``config.json``."""
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 LARGEST_JSON = 256 << 20
 """Bytes; indexes of the largest models have some tens of megabytes."""
 
@@ -113,19 +113,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, FileTensor]:
+    """Read the tensors of a folder by name, in the order of its index. Raises as :func:`read_shards`."""
+    shards = read_shards(folder)
+    index = folder / INDEX
+    if not index.is_file():
+        return next(iter(shards.values()))
+    return {name: shards[shard][name] for name, shard in read_json(index)["weight_map"].items()}
+
+
+def read_shards(folder: Path) -> dict[str, dict[str, FileTensor]]:
     """Read the headers of all safetensors files of a folder, which may be symbolic links, as in the cache of the hub.
-    Returns the tensors by name.
+    Returns the tensors by name, by file.
 
     Raises MoecError where there are none, or where index and files do not fit together.
     """
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
-        return _read_shards(folder, index)
+        return _listed_shards(folder, index)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return read_file(files[0])
+        return {files[0].name: read_file(files[0])}
     if files:
-        raise MoecError(f"{folder}: has {len(files)} safetensors files and no {_INDEX}; download the index, too")
+        raise MoecError(f"{folder}: has {len(files)} safetensors files and no {INDEX}; download the index, too")
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickled:
         raise UnsupportedError(
@@ -134,10 +143,10 @@ def read_tensors(folder: Path) -> dict[str, FileTensor]:
             "t.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto').save_pretrained(sys.argv[2])\" "
             f"{folder} NEW_FOLDER"
         )
-    raise MoecError(f"{folder}: has no weights; expected model.safetensors, or {_INDEX} and the files it names")
+    raise MoecError(f"{folder}: has no weights; expected model.safetensors, or {INDEX} and the files it names")
 
 
-def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
+def _listed_shards(folder: Path, index: Path) -> dict[str, dict[str, FileTensor]]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise MoecError(f"{index}: has no weight_map; download it again")
@@ -156,10 +165,10 @@ def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
         for name in tensors:
             if places.get(name) != shard:
                 raise MoecError(
-                    f"{folder / shard}: holds tensor {name!r}, which is missing in {_INDEX}; index and files do not "
+                    f"{folder / shard}: holds tensor {name!r}, which is missing in {INDEX}; index and files do not "
                     "belong together, download them again"
                 )
-    return {name: shards[shard][name] for name, shard in places.items()}
+    return shards
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""Reader of safetensors files: tensors are views of the mapped file, and their data is read on demand.
+"""Reader and writer of safetensors files: tensors that are read are views of the mapped file, read on demand.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes with the length n of the header as a little-endian number;
 n bytes of JSON with each tensor's ``dtype``, ``shape`` and ``data_offsets``, which count from the end of the header;
-then the data. The package ``safetensors`` also maps files, but cannot release pages that its tensors have read.
+then the data. The package ``safetensors`` also maps files, but cannot release pages that its tensors have
+read, and writes only tensors that are all in memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
-from moec.common.mapped_files import map_file
+from moec.common.mapped_files import map_file, release_pages
 from moec.common.plain_files import parse_json
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +42,7 @@ DTYPES = {
     "F8_E5M2": ir.DataType.FLOAT8E5M2,
     "F8_E8M0": ir.DataType.FLOAT8E8M0,
 }
+_METADATA = "__metadata__"
 _LENGTH = 8
 _LONGEST_HEADER = 100_000_000
 """Bytes; the same limit as in the format's own library."""
@@ -58,12 +62,63 @@ class FileTensor:
         return self.stored.view(self.dtype.numpy().newbyteorder("<")).reshape(self.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write. ``parts``: function that makes its elements in pieces that follow each other."""
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    parts: Callable[[], Iterable[Array]]
+
+    @staticmethod
+    def of(tensor: FileTensor) -> NewTensor:
+        """Copy of a tensor of a file."""
+        return NewTensor(tensor.dtype, tensor.shape, lambda: (tensor.stored,))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the data."""
+        return math.prod(self.shape) * self.dtype.bitwidth // 8
+
+
 def read_file(path: Path) -> dict[str, FileTensor]:
     """Read the header of a file. Returns the tensors by name.
 
     Raises MoecError, naming file and tensor, for a file that is no safetensors file, element types that moec does not
     know, and offsets that do not fit the shape or leave the file.
     """
+    header, data = _opened(path)
+    return {name: _tensor(name, entry, data, path) for name, entry in header.items() if name != _METADATA}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the texts that a file's writer left in its header; transformers wants to find its format there."""
+    metadata = _opened(path)[0].get(_METADATA, {})
+    if not isinstance(metadata, dict):
+        raise MoecError(f"{path}: {_METADATA} is a {type(metadata).__name__}; expected an object; download it again")
+    return metadata
+
+
+def write_file(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors in this order. Raises OSError where the file cannot be written."""
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.size
+        dtype = next(label for label, dtype in DTYPES.items() if dtype == tensor.dtype)
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(_LENGTH, "little") + text)
+        for tensor in tensors.values():
+            for part in tensor.parts():
+                file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            release_pages()
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], Array]:
+    """Map a file. Returns its header and the data behind it."""
     if not path.is_file():
         raise MoecError(f"{path}: no such file; download the model again, with all of its files")
     if path.stat().st_size < _LENGTH:
@@ -78,9 +133,7 @@ def read_file(path: Path) -> dict[str, FileTensor]:
             f"{path}: its header has {length} bytes and the file {len(stored)}; it is truncated, or not a "
             "safetensors file"
         )
-    header = _header(stored[_LENGTH : _LENGTH + length].tobytes(), path)
-    data = stored[_LENGTH + length :]
-    return {name: _tensor(name, entry, data, path) for name, entry in header.items() if name != "__metadata__"}
+    return _header(stored[_LENGTH : _LENGTH + length].tobytes(), path), stored[_LENGTH + length :]
 
 
 def _header(text: bytes, path: Path) -> dict[str, Any]:

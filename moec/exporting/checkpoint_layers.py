@@ -1,0 +1,237 @@
+"""Layers of experts in the tensors of a checkpoint: what belongs to which layer, and the tensors after passes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.common.errors import UnsupportedError
+from moec.exporting.layer_changes import LayerChange, LayerState
+from moec.exporting.part_layouts import PartLayout, layout_of
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor, NewTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
+from moec.ir.expert_weights import Part
+from moec.ir.weights.encode import decode
+from moec.ir.weights.lazy import LazyMatrix
+
+Array = np.ndarray[Any, Any]
+_LAYER = re.compile(r"(.*?\.\d+)\.")
+_OPERANDS = {"gate": ("gate", "up"), "up": ("up",), "down": ("down",)}
+_ROUTING = ("router", "router_bias", "correction_bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertAxis:
+    """A weight of a checkpoint with an entry for each expert, and perhaps for identity experts behind them.
+
+    ``names``: one weight for each expert, or a single one with ``axis`` for all of them; ``blocks``: entries of that
+    axis that belong to one expert together.
+    """
+
+    names: tuple[str, ...]
+    axis: int = 0
+    blocks: int = 1
+
+    @property
+    def stacked(self) -> bool:
+        return len(self.names) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """``weights``: by the names that they have as floats. ``tensors``: those of the files, by name. ``parts``: the
+    tensors that make each weight."""
+
+    weights: Mapping[str, CheckpointWeight]
+    tensors: Mapping[str, FileTensor]
+    parts: Mapping[str, Sequence[str]]
+
+    def entry(self, place: ExpertAxis, expert: int) -> Array:
+        """The numbers of one expert in float32."""
+        weight = self.weights[place.names[0 if place.stacked else expert]]
+        if not place.stacked:
+            return _decoded(weight, lambda table: weight.tables[table].read())
+        if place.axis == 0 and place.blocks == 1:
+            return _decoded(weight, lambda table: weight.tables[table].entry(expert))
+        rows = range(expert * place.blocks, (expert + 1) * place.blocks)
+        taken = _decoded(weight, lambda table: np.take(weight.tables[table].read(), rows, place.axis))
+        return taken if place.blocks > 1 else taken.squeeze(place.axis)
+
+
+def _decoded(weight: CheckpointWeight, read: Any) -> Array:
+    if weight.form is None:
+        return np.asarray(read("data")).astype(np.float32)
+    matrix = LazyMatrix(lambda table: read(table) if table in weight.tables else None)
+    return decode(matrix, weight.form, weight.axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A weight of a layer, and what it holds: ``layout`` of matrices or of biases (``is_bias``) of its experts, or
+    ``routing``, an entry of the router. Neither: numbers that are something else for each expert."""
+
+    place: ExpertAxis
+    layout: PartLayout | None = None
+    is_bias: bool = False
+    routing: str = ""
+
+
+def by_layer(places: Mapping[str, Sequence[ExpertAxis]]) -> list[list[ExpertAxis]]:
+    """Group weights, given by the parameters that they become, by their layers, in the order of these."""
+    layers: dict[str, list[ExpertAxis]] = collections.defaultdict(list)
+    for parameter, own in places.items():
+        match = _LAYER.match(parameter)
+        layers[match[1] if match else parameter].extend(own)
+    return [layers[name] for name in sorted(layers, key=_natural)]
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def pieces_of(checkpoint: Checkpoint, places: Sequence[ExpertAxis], state: LayerState) -> list[Piece]:
+    """Find out what the weights of a layer are, by comparing them with the layer of the graph.
+
+    Raises UnsupportedError where none of them has the numbers of the graph's experts.
+    """
+    pieces = [_piece(checkpoint, place, state) for place in places]
+    matrices = {part for piece in pieces if piece.layout and not piece.is_bias for part in piece.layout.parts}
+    if not matrices:
+        name = checkpoint.weights[places[0].names[0]].where
+        raise UnsupportedError(
+            f"{name}: its layer has other numbers than the layer of experts in the graph that would be its own; export "
+            "for onnxruntime instead"
+        )
+    return pieces
+
+
+def _piece(checkpoint: Checkpoint, place: ExpertAxis, state: LayerState) -> Piece:
+    first, last = (checkpoint.entry(place, expert) for expert in (0, state.count - 1))
+    for is_bias in (False, True):
+        layout = layout_of(first, parts_of(state, 0, is_bias))
+        if layout is not None and np.array_equal(
+            layout.of(parts_of(state, state.count - 1, is_bias)), last, equal_nan=True
+        ):
+            return Piece(place, layout, is_bias)
+    for name in _ROUTING:
+        rows = routing_rows(state, name)
+        if rows is not None and rows[0].shape == first.shape and np.array_equal(rows[0], first):
+            return Piece(place, routing=name)
+    return Piece(place)
+
+
+def parts_of(state: LayerState, expert: int, are_biases: bool = False) -> dict[Part, Array]:
+    """The matrices [in,out] of an expert, or its biases [out], by part."""
+    if not are_biases:
+        return {part: state.parts.decoded(part, expert) for part in state.parts.parts}
+    biases = {part: state.parts.bias(part) for part in state.parts.parts}
+    return {part: bias[expert].astype(np.float32) for part, bias in biases.items() if bias is not None}
+
+
+def routing_rows(state: LayerState, name: str) -> Array | None:
+    """What a router has for each expert, in float32: rows of its matrix, its biases, its correction biases."""
+    if name == "correction_bias":
+        return None if state.correction_bias is None else state.correction_bias.astype(np.float32)
+    if state.router is None:
+        return None
+    return state.router.weight.T if name == "router" else state.router.bias
+
+
+def tensors_after(checkpoint: Checkpoint, piece: Piece, change: LayerChange) -> dict[str, NewTensor]:
+    """The tensors of a weight after the passes, by name. Raises UnsupportedError for new numbers of a weight that is
+    quantised, or whose meaning is not known."""
+    copied = _copied(piece, change)
+    place = piece.place
+    if all(expert is not None for expert in copied):
+        return _copies(checkpoint, place, [expert for expert in copied if expert is not None])
+    weight = checkpoint.weights[place.names[0]]
+    if piece.layout is None and not piece.routing:
+        raise UnsupportedError(f"{weight.where}: what it is for an average of experts is not known; prune instead")
+    dtype = _dtype(weight, piece, change)
+    if not place.stacked:
+        entries = {name: (lambda e=e: _new(piece, change, e)) for e, name in enumerate(place.names[: change.count])}
+        return {name: _tensor(dtype, weight.data.shape, [make]) for name, make in entries.items()}
+    if place.axis or place.blocks > 1:
+        raise UnsupportedError(
+            f"{weight.where}: has its experts along axis {place.axis}; new ones are not written there"
+        )
+    makers = [lambda e=e: _new(piece, change, e) for e in range(len(copied))]
+    return {place.names[0]: _tensor(dtype, (len(copied), *weight.data.shape[1:]), makers)}
+
+
+def _tensor(dtype: ir.DataType, shape: tuple[int, ...], makers: Sequence[Any]) -> NewTensor:
+    kind = dtype.numpy()
+    return NewTensor(dtype, shape, lambda: (make().astype(kind) for make in makers))
+
+
+def _copied(piece: Piece, change: LayerChange) -> Sequence[int | None]:
+    """The source's expert whose entry each expert has."""
+    if piece.layout is None:
+        return change.operands[piece.routing or "router"].copied
+    spec = change.after.experts
+    names = {"up" if spec.fused and part == "gate" else part for part in piece.layout.parts}
+    changes = [change.operands[f"{name}_bias" if piece.is_bias else name].copied for name in sorted(names)]
+    return [entry[0] if len(set(entry)) == 1 else None for entry in zip(*changes, strict=True)]
+
+
+def _dtype(weight: CheckpointWeight, piece: Piece, change: LayerChange) -> ir.DataType:
+    """The type of new numbers: that of the file, unless a pass cast the weights to another one."""
+    if weight.form is not None:
+        raise UnsupportedError(
+            f"{weight.where}: is quantised, and passes computed new numbers for it; export from the folder that is not "
+            "quantised"
+        )
+    if piece.layout is None or piece.is_bias:
+        return weight.data.dtype
+    name = "up" if change.after.experts.fused and piece.layout.parts[0] == "gate" else piece.layout.parts[0]
+    forms = [set(state.weights[name].formats) for state in (change.before, change.after)]
+    if forms[0] == forms[1]:
+        return weight.data.dtype
+    (form, *others) = forms[1]
+    if others or form.quantized:
+        raise UnsupportedError(
+            f"{weight.where}: would be {', '.join(sorted(map(str, forms[1])))}; a folder of floats has fp16, bf16 or "
+            "fp32, the same for all experts of a tensor"
+        )
+    return form.data_type
+
+
+def _new(piece: Piece, change: LayerChange, expert: int) -> Array:
+    if piece.layout is not None:
+        return piece.layout.of(parts_of(change.after, expert, piece.is_bias))
+    rows = routing_rows(change.after, piece.routing)
+    assert rows is not None
+    return rows[expert]
+
+
+def _copies(checkpoint: Checkpoint, place: ExpertAxis, experts: Sequence[int]) -> dict[str, NewTensor]:
+    if not place.stacked:
+        pairs = zip(place.names, experts, strict=False)
+        return dict(pair for name, e in pairs for pair in _renamed(checkpoint, place.names[e], name))
+    rows = [expert * place.blocks + row for expert in experts for row in range(place.blocks)]
+    return {
+        name: _selected(checkpoint.tensors[name], place.axis, rows, len(experts))
+        for name in checkpoint.parts[place.names[0]]
+    }
+
+
+def _renamed(checkpoint: Checkpoint, old: str, new: str) -> Iterator[tuple[str, NewTensor]]:
+    """The tensors of one expert's weight, under the names of another's."""
+    for mine, theirs in zip(checkpoint.parts[old], checkpoint.parts[new], strict=True):
+        yield theirs, NewTensor.of(checkpoint.tensors[mine])
+
+
+def _selected(tensor: FileTensor, axis: int, rows: Sequence[int], count: int) -> NewTensor:
+    array = tensor.numpy()
+    if axis >= array.ndim or array.shape[axis] <= max(rows):
+        raise UnsupportedError(f"{tensor.where}: is {list(array.shape)}, not with an entry for each expert")
+    shape = (*array.shape[:axis], len(rows), *array.shape[axis + 1 :])
+    if axis:
+        return NewTensor(tensor.dtype, shape, lambda: (np.take(array, rows, axis),))
+    return NewTensor(tensor.dtype, shape, lambda: (array[row] for row in rows))

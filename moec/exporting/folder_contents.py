@@ -1,0 +1,208 @@
+"""Contents of a folder of a Hugging Face model: configuration, tensors by file, and other files; and these after
+passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moec.common.errors import UnsupportedError
+from moec.exporting.checkpoint_layers import Checkpoint, Piece, by_layer, pieces_of, tensors_after
+from moec.exporting.expert_axes import ExpertSetting, check_shapes, expert_setting, expert_weights
+from moec.exporting.form import ExportedPart
+from moec.exporting.layer_changes import LayerChange
+from moec.exporting.one_number import one_number
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor, NewTensor, read_metadata, write_file
+from moec.frontend.huggingface.checkpoint.sources import parameter_sources
+from moec.frontend.huggingface.folder import CONFIG, INDEX, read_config, read_json, read_shards
+from moec.passes.framework.base import Report
+
+Config = dict[str, Any]
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors", ".onnx_data", ".ot")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderContents:
+    """``config``: new content of config.json; None to copy it. ``shards``: tensors by name, by file. ``removed``: names
+    of tensors that the source has and the result has not."""
+
+    folder: Path
+    shards: Mapping[str, Mapping[str, FileTensor]]
+    config: Config | None = None
+    changed: Mapping[str, NewTensor] = dataclasses.field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+    parts: list[ExportedPart] = dataclasses.field(default_factory=list)
+
+    @staticmethod
+    def of(folder: Path) -> FolderContents:
+        """Read a folder. Raises MoecError where it is not complete."""
+        read_config(folder)
+        return FolderContents(folder, read_shards(folder))
+
+    @property
+    def tensors(self) -> dict[str, FileTensor]:
+        return {name: tensor for shard in self.shards.values() for name, tensor in shard.items()}
+
+    def after(self, changes: Sequence[LayerChange], report: Report) -> FolderContents:
+        """The contents after passes. Raises UnsupportedError for what a folder cannot say."""
+        if not changes:
+            return self
+        return _Edit(self, changes, report).result()
+
+    def write(self, path: Path, report: Report) -> None:
+        """Write the folder. Raises OSError where that is not possible."""
+        path.mkdir()
+        shards = {name: self._after(shard) for name, shard in self.shards.items()}
+        shards = {name: shard for name, shard in shards.items() if shard}
+        for name, shard in shards.items():
+            write_file(path / name, shard, read_metadata(self.folder / name))
+        if (self.folder / INDEX).is_file():
+            _write_json(path / INDEX, _index(read_json(self.folder / INDEX), shards))
+        for file in _other_files(self.folder, report):
+            if file == Path(CONFIG) and self.config is not None:
+                _write_json(path / file, self.config)
+            elif file != Path(INDEX):
+                (path / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / file, path / file)
+
+    def _after(self, shard: Mapping[str, FileTensor]) -> dict[str, NewTensor]:
+        kept = {name: NewTensor.of(tensor) for name, tensor in shard.items() if name not in self.removed}
+        return {name: self.changed.get(name, tensor) for name, tensor in kept.items()}
+
+
+class _Edit:
+    """The work of :meth:`FolderContents.after`."""
+
+    def __init__(self, contents: FolderContents, changes: Sequence[LayerChange], report: Report) -> None:
+        from moec.frontend.huggingface.quantised import decode_names
+        from moec.frontend.huggingface.sizes import Holdings
+
+        self.contents, self.changes, self.report = contents, changes, report
+        self.where = str(contents.folder)
+        self.raw = read_json(contents.folder / CONFIG)
+        self.holdings = Holdings.of(contents.tensors)
+        tensors = contents.tensors
+        weights = decode_names(tensors, read_config(contents.folder), self.where)
+        self.checkpoint = Checkpoint(weights, tensors, _parts(weights, tensors))
+
+    def result(self) -> FolderContents:
+        counts = self._one("experts", [change.count for change in self.changes])
+        chosen = self._one("experts for a token", [change.k for change in self.changes])
+        before = self._one("experts", [change.before.count for change in self.changes])
+        if any(change.groups != change.before.routing.groups for change in self.changes):
+            raise UnsupportedError(f"{self.where}: whole groups of experts are gone; keep more experts")
+        setting = expert_setting(self.raw, before, self._shapes, self.where)
+        config = setting.changed(self.raw, counts, (self.changes[0].before.routing.k, chosen), self.where)
+        check_shapes(setting, self._shapes(self.raw), self._shapes(config), counts, self.where)
+        layers, unused = self._layers(setting)
+        changed: dict[str, NewTensor] = {}
+        for pieces, change in zip(layers, self.changes, strict=True):
+            for piece in pieces:
+                changed |= tensors_after(self.checkpoint, piece, change)
+        names = {name for pieces in layers for piece in pieces for name in self._names(piece)}
+        removed = names - changed.keys() | (self._further_layers(unused) if counts != before else set())
+        return dataclasses.replace(
+            self.contents,
+            config=None if config == self.raw else config,
+            changed=changed,
+            removed=frozenset(removed),
+            parts=[ExportedPart(str(c.before.node.name), f"layers of {c.count} experts") for c in self.changes],
+        )
+
+    def _layers(self, setting: ExpertSetting) -> tuple[list[list[Piece]], list[str]]:
+        """The weights of each layer, in the order of the graph's layers, and the weights that no parameter needs."""
+        from moec.frontend.huggingface.skeleton import build
+
+        module = build(read_config(self.contents.folder), self.holdings, self.where)
+        sources, unused = parameter_sources(module, self.checkpoint.weights)
+        places = by_layer(expert_weights(setting, sources, self.checkpoint.weights, self.where))
+        if len(places) != len(self.changes):
+            raise UnsupportedError(
+                f"{self.where}: has {len(places)} layers of experts, and its graph {len(self.changes)} that are known; "
+                "moec compile -O2 -v says why others are not"
+            )
+        pairs = zip(places, self.changes, strict=True)
+        return [pieces_of(self.checkpoint, own, change.before) for own, change in pairs], unused
+
+    def _shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
+        from moec.frontend.huggingface.skeleton import build
+
+        module = build(config, self.holdings, self.where)
+        return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+    def _one(self, what: str, numbers: Sequence[int]) -> int:
+        named = {str(change.before.node.name): number for change, number in zip(self.changes, numbers, strict=True)}
+        return one_number(self.where, what, named)
+
+    def _names(self, piece: Piece) -> Iterator[str]:
+        for name in piece.place.names:
+            yield from self.checkpoint.parts[name]
+
+    def _further_layers(self, unused: Sequence[str]) -> set[str]:
+        """Tensors of layers that predict further tokens and have experts of their own."""
+        layers = {name.partition(".experts.")[0].rpartition(".")[0] + "." for name in unused if ".experts." in name}
+        names = [name for name in unused if name.startswith(tuple(layers))] if layers else []
+        if names:
+            reason = "and the other tensors of layers that predict further tokens are left out: they have all experts"
+            self.report.warn("export", names[0], reason)
+        return {part for name in names for part in self.checkpoint.parts[name]}
+
+
+def _parts(weights: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> dict[str, list[str]]:
+    """The tensors that make each weight: its own, or those whose names begin with its name and are no weights."""
+    stems = {name.removesuffix(".weight"): name for name in weights}
+    parts: dict[str, list[str]] = {name: [] for name in weights}
+    for name in tensors:
+        if name in weights:
+            parts[name].append(name)
+            continue
+        ends = [place for place, letter in enumerate(name) if letter in "._"]
+        stem = next((name[:end] for end in reversed(ends) if name[:end] in stems), None)
+        if stem is not None:
+            parts[stems[stem]].append(name)
+    return parts
+
+
+def _index(index: Config, shards: Mapping[str, Mapping[str, NewTensor]]) -> Config:
+    places = {name: file for file, shard in shards.items() for name in shard}
+    order = [name for name in index["weight_map"] if name in places]
+    size = sum(tensor.size for shard in shards.values() for tensor in shard.values())
+    metadata = {key: value for key, value in index.get("metadata", {}).items() if key != "total_parameters"}
+    return {**index, "metadata": {**metadata, "total_size": size}, "weight_map": {name: places[name] for name in order}}
+
+
+def _write_json(path: Path, content: Config) -> None:
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _plain(content: Any) -> Any:
+    """The same with numbers that JSON does not have as transformers writes them."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_plain(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return {"__float__": str(content).replace("inf", "Infinity").replace("nan", "NaN")}
+    return content
+
+
+def _other_files(folder: Path, report: Report) -> Iterator[Path]:
+    """The files that are copied: all but weights in any format, and hidden ones."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = (Path(place) / name).relative_to(folder)
+            if name.startswith(".") or not (folder / path).is_file():
+                continue
+            if path.suffix in _OTHER_WEIGHTS:
+                if path.parent != Path() or path.suffix != ".safetensors":
+                    report.warn("export", str(path), "is left out: it holds weights of the source")
+                continue
+            yield path

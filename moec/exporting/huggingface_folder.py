@@ -1,0 +1,85 @@
+"""Folders of Hugging Face models with other experts, or other types of floats, and everything else as the source has
+it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from moec.common.errors import MoecError, UnsupportedError
+from moec.exporting.changing_passes import changing_passes
+from moec.exporting.export_options import ExportOptions
+from moec.exporting.form import ExportedPart, Form
+from moec.exporting.new_paths import foreign_because
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moec.exporting.layer_changes import LayerChange
+    from moec.passes.framework.base import Report
+
+
+def why_not(source: Any) -> str | None:
+    """Explain why a source cannot be written as a folder of a Hugging Face model."""
+    from moec.frontend import huggingface
+
+    if huggingface.is_folder(source):
+        return None
+    return "only folders of Hugging Face models become such folders: config.json and tensors come from them"
+
+
+def write(
+    source: Any, path: pathlib.Path, _place: pathlib.Path, options: ExportOptions, report: Report
+) -> list[ExportedPart]:
+    """Write a folder with the experts and types that the passes make. Without such passes it is a copy.
+
+    Raises UnsupportedError for what a folder cannot say: numbers of experts, or of those chosen, that differ between
+    layers; experts whose tensors are not found; new numbers of quantised weights.
+    """
+    _check_options(options)
+    pipeline = changing_passes(options)
+
+    from moec.exporting.folder_contents import FolderContents
+
+    contents = FolderContents.of(pathlib.Path(source))
+    if pipeline.changing:
+        changes = _changes(contents, pipeline.finding, pipeline.changing, report)
+        contents = contents.after(changes, report)
+    report.progress("writing")
+    contents.write(path, report)
+    return contents.parts
+
+
+def _changes(contents: Any, finding: Any, changing: Any, report: Report) -> list[LayerChange]:
+    """Run the passes on the graph of the folder and compare its layers with those before."""
+    from moec.exporting.layer_changes import LayerState, change_of
+    from moec.frontend import huggingface
+    from moec.passes import pipeline
+
+    report.progress("importing")
+    model = huggingface.import_folder(contents.folder, cache=False)
+    for step in finding:
+        report.progress(step.name)
+        pipeline.run(model, (step,), report)
+    layers = [LayerState.of(node) for node in _layers(model)]
+    for step in changing:
+        report.progress(step.name)
+        pipeline.run(model, (step,), report)
+    report.progress("comparing")
+    return [change_of(layer) for layer in layers]
+
+
+def _layers(model: ir.Model) -> list[ir.Node]:
+    from moec.ir.dialect import has_experts
+
+    return [node for node in model.graph if has_experts(node)]
+
+
+def _check_options(options: ExportOptions) -> None:
+    if options.tokenizer is not None:
+        raise UnsupportedError("tokenizer: a folder keeps the one that it has; leave the option out")
+    if options.cache is not None:
+        raise MoecError("cache: transformers decides that itself; leave the option out")
+
+
+FORM = Form("huggingface", "transformers, vLLM", "", why_not, foreign_because, write)

@@ -1,0 +1,152 @@
+"""Folders after passes: transformers reads them and computes what moec does; everything else is as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.common.errors import MoecError, UnsupportedError
+from moec.exporting.driver import Export, export
+from moec.frontend import huggingface
+from moec.frontend.huggingface.folder import import_folder, read_tensors
+from moec.ir.interpreter import run
+
+from ..frontend.huggingface.models import mixtral, rounded, saved, torch, transformers
+
+IDS = np.random.default_rng(0).integers(0, 64, (2, 9))
+PRUNE = "prune-experts{keep=0.75,method=random}"
+TEXTS = {"tokenizer.json": "{}", "README.md": "of the source", "templates/chat.jinja": "hello", ".cache/lock": ""}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layer of four experts in bfloat16, in several files, with a tokenizer and other files."""
+    module = rounded(mixtral(num_hidden_layers=1), torch.bfloat16).to(torch.bfloat16)
+    path = saved(module, tmp_path_factory.mktemp("exporting") / "model", max_shard_size="20KB")
+    for name, text in TEXTS.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(text)
+    return path
+
+
+def written(source: Path, folder: Path, **options: Any) -> Export:
+    return export(source, folder / "out", **options)
+
+
+def logits_of_transformers(source: Path) -> np.ndarray:
+    module, info = transformers.AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    with torch.no_grad():
+        return module(input_ids=torch.from_numpy(IDS), use_cache=False).logits.numpy()
+
+
+def check_agreement(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, passes: str) -> Export:
+    """Export, and compare what transformers computes with the graph that the passes left behind."""
+    graphs: list[ir.Model] = []
+
+    def importing(*arguments: Any, **options: Any) -> ir.Model:
+        graphs.append(import_folder(*arguments, **options))
+        return graphs[0]
+
+    monkeypatch.setattr(huggingface, "import_folder", importing)
+    result = written(source, folder, passes=passes)
+    expected = run(graphs[0], {"input_ids": IDS})["logits"]
+    np.testing.assert_allclose(
+        logits_of_transformers(result.path), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
+    return result
+
+
+def test_pruned(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = check_agreement(folder, tmp_path, monkeypatch, f"O2,{PRUNE}")
+    assert [part.written_as for part in result.parts] == ["layers of 3 experts"]
+    before, after = read_tensors(folder), read_tensors(result.path)
+    experts = {name for name in before if ".experts." in name}
+    assert before.keys() - after.keys() == {name for name in experts if ".experts.3." in name} != set()
+    for name, tensor in after.items():
+        assert tensor.dtype == before[name].dtype
+        if name not in experts and ".gate." not in name:
+            assert tensor.stored.tobytes() == before[name].stored.tobytes(), name
+    configs = [json.loads((path / "config.json").read_text()) for path in (folder, result.path)]
+    assert configs[1] == configs[0] | {"num_local_experts": 3} != configs[0]
+    index = json.loads((result.path / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == after.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.stored.nbytes for tensor in after.values())
+    for name in TEXTS:
+        assert (result.path / name).is_file() == (not name.startswith("."))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "passes", ["O2,cast-weights{dtype=fp16,minimum=0}", f"O2,{PRUNE},cast-weights{{dtype=fp16,minimum=0}}"]
+)
+def test_other_floats(passes: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = check_agreement(folder, tmp_path, monkeypatch, passes)
+    types = {str(tensor.dtype) for name, tensor in read_tensors(result.path).items() if ".experts." in name}
+    assert types == {"FLOAT16"}
+
+
+def test_nothing_changes_without_a_pass_that_changes_the_function(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder)  # as the cache of the hub
+    result = written(tmp_path / "model", tmp_path)
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".cache/lock"}
+    assert {str(path.relative_to(result.path)) for path in result.path.rglob("*") if path.is_file()} == names
+    for name in names - {"model.safetensors.index.json"}:
+        assert (result.path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_weights_of_other_formats_are_left_out(folder: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(folder, tmp_path / "model"))
+    (source / "pytorch_model.bin").write_bytes(b"pickled")
+    (source / "original").mkdir()
+    (source / "original" / "a.safetensors").write_bytes(b"")
+    result = written(source, tmp_path)
+    assert not (result.path / "pytorch_model.bin").exists() and not (result.path / "original").exists()
+    assert {remark.subject for remark in result.remarks} == {"pytorch_model.bin", "original/a.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"passes": "O3"}, "round-activations: changes how a model computes"),
+        ({"tokenizer": "."}, "a folder keeps the one that it has"),
+    ],
+)
+def test_what_a_folder_cannot_say_is_refused(
+    options: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        written(folder, tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_shard_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(folder, tmp_path / "model"))
+    next(source.glob("model-00002*")).unlink()
+    with pytest.raises(MoecError, match="no such file; download the model again"):
+        written(source, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_is_replaced(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(MoecError, match="exists, and a folder of models for other programs is never replaced"):
+        written(folder, tmp_path)
+    with pytest.raises(MoecError, match="exists, and a folder of models"):
+        export(folder, folder)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_only_a_folder_becomes_one(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedError, match="only folders of Hugging Face models become such folders"):
+        export(tmp_path / "model.gguf", tmp_path / "out", form="huggingface")

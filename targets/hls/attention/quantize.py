@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.attention.float_block import FloatAttention
+from moec.targets.hls.attention.float_block import FloatAttention, FloatAttentionResults
 from moec.targets.hls.attention.latents import QuantizedLatents, quantize_latents
 from moec.targets.hls.design.attention import AttentionShape
 from moec.targets.hls.design.normalization import (
@@ -138,12 +138,8 @@ def quantize_attention(
     Raises UnsupportedError for calibration data that is empty or not finite, and for numbers that integers cannot
     represent.
     """
-    if not tokens.size or not np.isfinite(tokens).all():
-        raise UnsupportedError(
-            f"{block.name}: calibration data has {tokens.size} numbers; expected at least one, and all finite"
-        )
+    seen = _calibrated(block, tokens)
     shape = shape_of(block, most_tokens, cached)
-    seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
     input_scale, value_scale, attended_scale = (
         scale_for(tensor, 8) for tensor in (seen.inputs, seen.value, seen.attended)
@@ -154,23 +150,12 @@ def quantize_attention(
     (query_scale, query_row_scale), (key_scale, key_row_scale) = query_scales, key_scales
     of_parts = [key_row_scale, value_scale, *[query_row_scale] * shape.sharing]
     latents = None
-    weights, row_scale = _by_head(block.key, block.value, block.query), input_scale
     if block.latents is not None:
         latents = quantize_latents(block.name, block.latents, seen.inputs, input_scale)
-        weights, row_scale = weights * latents.scales.astype(np.float32), 1.0
-    up = project(
-        weights,
-        _by_head(block.key_bias, block.value_bias, block.query_bias),
-        row_scale,
-        np.tile(np.repeat(of_parts, block.head_width), shape.key_heads),
-        8,
-    )
     down = project(block.output[None], block.output_bias[None], attended_scale, np.full(block.width, stream_scale), 8)
     mixed_scale = value_scale / attended_scale
     mixed_shift = math.floor(math.log2(KEY_WEIGHT_ONE * _MOST_RECIPROCAL / mixed_scale))
-    score_scale = query_scale * key_scale * block.scale * math.log2(math.e) * POWER_ENTRIES
-    if not seen.query.any() or not seen.key.any():
-        score_scale = min(score_scale, _SCORE_OF_NOTHING)
+    score_scale = _score_scale(block, seen, query_scale * key_scale)
     if score_scale <= 0 or not 1 <= mixed_shift <= 40:
         raise UnsupportedError(
             f"{block.name}: the scale of scores is {block.scale:.3g} and that of values {value_scale:.3g}; "
@@ -184,7 +169,7 @@ def quantize_attention(
         key_scale=key_scale,
         value_scale=value_scale,
         attended_scale=attended_scale,
-        up=up,
+        up=_up(block, latents, input_scale, np.tile(np.repeat(of_parts, block.head_width), shape.key_heads)),
         down=down,
         score=Multipliers.of(np.array([score_scale])),
         mixed_one=round(mixed_scale * 2**mixed_shift),
@@ -194,6 +179,32 @@ def quantize_attention(
         sinks=None if block.sinks is None else sink_places(block.sinks),
         latents=latents,
     )
+
+
+def _calibrated(block: FloatAttention, tokens: Array) -> FloatAttentionResults:
+    """The block's run on calibration data. Raises UnsupportedError where that is empty or not finite."""
+    if not tokens.size or not np.isfinite(tokens).all():
+        raise UnsupportedError(
+            f"{block.name}: calibration data has {tokens.size} numbers; expected at least one, and all finite"
+        )
+    return block.run(tokens)
+
+
+def _up(
+    block: FloatAttention, latents: QuantizedLatents | None, input_scale: float, output_scales: Array
+) -> QuantizedProjection:
+    """The projection to keys, values and queries, from tokens or, where there are latents, from these."""
+    weights = _by_head(block.key, block.value, block.query)
+    biases = _by_head(block.key_bias, block.value_bias, block.query_bias)
+    if latents is not None:
+        weights, input_scale = weights * latents.scales.astype(np.float32), 1.0
+    return project(weights, biases, input_scale, output_scales, 8)
+
+
+def _score_scale(block: FloatAttention, seen: FloatAttentionResults, product_scale: float) -> float:
+    """The scale of scores as indices of the table of powers, from the scale of the products of queries and keys."""
+    scale = product_scale * block.scale * math.log2(math.e) * POWER_ENTRIES
+    return scale if seen.query.any() and seen.key.any() else min(scale, _SCORE_OF_NOTHING)
 
 
 def sink_places(sinks: Array) -> Array:

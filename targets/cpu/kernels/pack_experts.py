@@ -77,10 +77,8 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
     """The numbers in stored form: floats unchanged, integers and codes as unsigned bytes."""
     if product.stored.is_float:
         return data
-    if product.stored.is_e2m1:
-        return np.ascontiguousarray(data).view(np.uint8) & 15
-    if product.stored.is_e4m3:
-        return np.ascontiguousarray(data).view(np.uint8)
+    if not product.stored.is_whole:
+        return np.ascontiguousarray(data).view(np.uint8) & ((1 << product.stored.bits) - 1)
     if product.stored.zero_points or product.stored.minima:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + product.stored.zero).astype(np.uint8)

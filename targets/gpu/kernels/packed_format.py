@@ -180,10 +180,8 @@ def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
 
 def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
     """The codes of all numbers, [columns, inner], one unsigned byte each."""
-    if stored.is_e2m1:
-        return np.ascontiguousarray(data).view(np.uint8) & 15
-    if stored.is_e4m3:
-        return np.ascontiguousarray(data).view(np.uint8)
+    if not stored.is_whole:
+        return np.ascontiguousarray(data).view(np.uint8) & ((1 << stored.bits) - 1)
     if stored.zero_points:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + stored.middle).astype(np.uint8)

@@ -20,8 +20,8 @@ def moec(*arguments: object, input: str = "") -> subprocess.CompletedProcess[str
 
     words = ["moec", *map(str, arguments)]
     printed, said = io.StringIO(), io.StringIO()
-    given = io.TextIOWrapper(io.BytesIO(input.encode()), encoding="utf-8")
+    stdin = io.TextIOWrapper(io.BytesIO(input.encode()), encoding="utf-8")
     streams = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said)
-    with mock.patch.multiple(sys, argv=words, stdin=given), streams[0], streams[1]:
+    with mock.patch.multiple(sys, argv=words, stdin=stdin), streams[0], streams[1]:
         code = answer()
     return subprocess.CompletedProcess(words[1:], code, printed.getvalue(), said.getvalue())

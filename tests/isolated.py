@@ -113,7 +113,7 @@ def _seconds_computed(pid: int) -> float:
     except OSError:  # it has ended
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(
-        _seconds_computed(int(one)) for one in children
+        _seconds_computed(int(child)) for child in children
     )
 
 

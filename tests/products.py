@@ -13,8 +13,8 @@ def sampled(first: Iterable[Any], second: Iterable[Any], share: int) -> list[Any
     """All pairs, for ``parametrize``. Every value of ``second`` stays with one in ``share`` of ``first``, in turns;
     pairs in between are left to ``-m nightly``. Values may be made by ``pytest.param``: marks and ids are kept."""
     pairs = []
-    for (i, one), (j, other) in itertools.product(enumerate(first), enumerate(second)):
-        parts = [_parameter(one), _parameter(other)]
+    for (i, value), (j, other) in itertools.product(enumerate(first), enumerate(second)):
+        parts = [_parameter(value), _parameter(other)]
         marks = [mark for part in parts for mark in part.marks]
         if (i + j) % share:
             marks.append(pytest.mark.nightly)

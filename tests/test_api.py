@@ -65,7 +65,7 @@ def test_every_public_name_is_there():
 def test_a_function_has_its_options_as_parameters_and_explains_each(function, options, others):
     parameters = inspect.signature(function).parameters
     fields = {field.name: field.default for field in dataclasses.fields(options)}
-    assert fields == {name: one.default for name, one in parameters.items() if name not in others}
+    assert fields == {name: parameter.default for name, parameter in parameters.items() if name not in others}
     lines = {line.strip() for line in inspect.getdoc(function).splitlines()}
     explained = {name for line in lines if set(line.split(", ")) <= parameters.keys() for name in line.split(", ")}
     assert explained == parameters.keys()
@@ -76,8 +76,8 @@ def test_compiles_every_kind_of_source(proto, tmp_path):
     ids = np.array([4, 0, 4])
     for source in (tmp_path / "model.onnx", str(tmp_path / "model.onnx"), proto, ir.from_proto(proto)):
         model = moec.compile(source, passes="O0", threads=1)
-        for found in (model(ids), model(ids=ids), model({"ids": ids}), model.run({"ids": ids})):
-            np.testing.assert_array_equal(found["y"], [[8, 9], [0, 1], [8, 9]])
+        for actual in (model(ids), model(ids=ids), model({"ids": ids}), model.run({"ids": ids})):
+            np.testing.assert_array_equal(actual["y"], [[8, 9], [0, 1], [8, 9]])
         assert (model.threads, model.gpu) == (1, None)
 
 
@@ -92,8 +92,8 @@ def test_describes_itself_in_plain_data(proto):
 
 def test_objects_say_what_they_are_in_one_line(proto):
     model = moec.compile(proto, passes="O0", threads=1)
-    made = f"0 MoE blocks, {len(model.kernels)} kernels, 1 threads"
-    assert repr(model) == f"<CompiledModel for cpu: ids int64[n] -> y float32[n,2]; {made}>"
+    built = f"0 MoE blocks, {len(model.kernels)} kernels, 1 threads"
+    assert repr(model) == f"<CompiledModel for cpu: ids int64[n] -> y float32[n,2]; {built}>"
     assert repr(model.artifact).startswith("<Artifact '") and repr(model.artifact).endswith(" for cpu, by moec 0.1.0>")
     kernel = next(iter(model.kernels.values()))
     assert repr(kernel).startswith(f"<CompiledKernel {kernel.name!r} of {kernel.op} (") and "tir" in repr(kernel)
@@ -165,7 +165,10 @@ def test_random_inputs_of_masks_and_sums_of_sizes():
 
 def test_formats_that_find_no_weights_say_so(proto):
     remarks = moec.compile(proto, experts="int4", linears="bf16").remarks
-    assert [one["pass_name"] for one in remarks if one["severity"] == "warning"] == ["quantize-experts", "cast-weights"]
+    assert [remark["pass_name"] for remark in remarks if remark["severity"] == "warning"] == [
+        "quantize-experts",
+        "cast-weights",
+    ]
 
 
 def test_progress_tells_how_far_a_step_through_many_weights_is(monkeypatch):
@@ -178,6 +181,6 @@ def test_progress_tells_how_far_a_step_through_many_weights_is(monkeypatch):
     model.opset_import[0].version = 21
     steps = []
     moec.compile(model, passes="infer-shapes,quantize-linears{format=int8,minimum=16}", progress=steps.append)
-    told = {step.partition(":")[0]: step for step in steps if " left" in step}
-    assert list(told) == ["quantize-linears", "quantize-linears, hashing", "writing the artifact"]
-    assert told["quantize-linears"] == "quantize-linears: layer 2 of 2, 0 of 0 MB, 0 s left"
+    reported = {step.partition(":")[0]: step for step in steps if " left" in step}
+    assert list(reported) == ["quantize-linears", "quantize-linears, hashing", "writing the artifact"]
+    assert reported["quantize-linears"] == "quantize-linears: layer 2 of 2, 0 of 0 MB, 0 s left"

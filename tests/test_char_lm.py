@@ -40,8 +40,8 @@ def evaluation() -> ModuleType:
 
 def test_both_layers_are_one_operator_each(model: moec.CompiledModel) -> None:
     blocks = model.describe()["moe_blocks"]
-    found = [(block["op"], block["num_experts"], block["top_k"], block["activation"]) for block in blocks]
-    assert found == [("moec.MoE", 8, 2, "silu")] * 2
+    actual = [(block["op"], block["num_experts"], block["top_k"], block["activation"]) for block in blocks]
+    assert actual == [("moec.MoE", 8, 2, "silu")] * 2
     assert [(block["hidden_size"], block["intermediate_size"]) for block in blocks] == [(64, 48)] * 2
 
 
@@ -87,15 +87,15 @@ def test_every_number_of_threads_gives_the_same_bits(
 ) -> None:
     monkeypatch.setattr(machine, "available_cores", lambda: (0, 1, 2))  # so that fewer cores do not limit the threads
     models = [moec.load(char_lm, threads=threads) for threads in (1, 2, 3)]
-    results = [in_pool(one.threads, lambda one=one: one(ids)["logits"]) for one in models]
-    assert [one.threads for one in models] == [1, 2, 3]
+    results = [in_pool(model.threads, lambda model=model: model(ids)["logits"]) for model in models]
+    assert [model.threads for model in models] == [1, 2, 3]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
 
 def test_several_python_threads_share_one_model(model: moec.CompiledModel, ids: np.ndarray, in_python_threads) -> None:
     inputs = [np.roll(ids, shift, axis=1)[: shift + 1] for shift in range(4)]
-    expected = [model(one)["logits"] for one in inputs]
+    expected = [model(ids)["logits"] for ids in inputs]
 
     def always_right(position: int) -> bool:
         return all(np.array_equal(model(inputs[position])["logits"], expected[position]) for _ in range(5))

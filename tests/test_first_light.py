@@ -30,17 +30,17 @@ int main() {
 
 @pytest.fixture(scope="module")
 def tool():
-    found = {}
+    results = {}
     sys.path.insert(0, str(TOOLS))
     try:
         for name in ("phase_clocks", "first_light"):
             spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-            found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found[name])
-        yield found
+            results[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(results[name])
+        yield results
     finally:
         sys.path.remove(str(TOOLS))
-        for name in found:
+        for name in results:
             del sys.modules[name]
 
 
@@ -79,8 +79,8 @@ def tour(light, tmp_path, monkeypatch, capsys):
     """Run the tool on steps of Python texts by name; what it returned and printed."""
 
     def run(texts: dict[str, str], *arguments: str) -> tuple[int, str]:
-        made = [python(light, name, text, folder=tmp_path) for name, text in texts.items()]
-        monkeypatch.setattr(light, "steps", lambda _work, _emulate: iter(made))
+        built = [python(light, name, text, folder=tmp_path) for name, text in texts.items()]
+        monkeypatch.setattr(light, "steps", lambda _work, _emulate: iter(built))
         code = light.main(["--emulate", "--report", str(tmp_path / "report.json"), *arguments])
         said = capsys.readouterr()
         return code, said.out + said.err
@@ -97,7 +97,7 @@ def test_a_tour_goes_on_where_it_stopped(tour, tmp_path):
     assert (tmp_path / "count").read_text() == ".."  # what was passed is not repeated
     assert [path.name for path in tmp_path.glob("*report*")].count("report.json") == 1
     steps = json.loads((tmp_path / "report.json").read_text())["steps"]
-    assert {name: one["outcome"] for name, one in steps.items()} == {"first": "passed", "second": "passed"}
+    assert {name: step["outcome"] for name, step in steps.items()} == {"first": "passed", "second": "passed"}
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"moec_first_light": {"version": "0"}, "steps": {}}', "no JSON"])
@@ -131,5 +131,5 @@ def test_the_tour_through_the_emulator(light, tmp_path, monkeypatch, capsys):
     assert code == 0 and "0 failed, 0 timed out" in said
     steps = json.loads((tmp_path / "report.json").read_text())["steps"]
     assert steps["verify bfloat16"]["outcome"] == steps["kernel bfloat16/moe_combine"]["outcome"] == "passed"
-    phases = [one["output"] for name, one in steps.items() if name.startswith("phases ")]
+    phases = [step["output"] for name, step in steps.items() if name.startswith("phases ")]
     assert phases and all("waits for products" in output for output in phases)

@@ -22,12 +22,12 @@ PACKAGES = {"moec": "moec", "passes": "moec.passes", "targets": "moec.targets", 
 @functools.cache
 def files() -> dict[str, pathlib.Path]:
     """The files of all modules by name."""
-    found = {}
+    results = {}
     for folder, package in PACKAGES.items():
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            found[".".join([package, *parts]).removesuffix(".__init__")] = path
-    return found
+            results[".".join([package, *parts]).removesuffix(".__init__")] = path
+    return results
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def importers(package: str) -> set[str]:
     def is_inside(name: str) -> bool:
         return f"{name}.".startswith(f"{package}.")
 
-    return {name for name, known in imports().items() if not is_inside(name) and any(map(is_inside, known))}
+    return {name for name, imported in imports().items() if not is_inside(name) and any(map(is_inside, imported))}
 
 
 def test_what_commands_print_is_imported_by_the_command_line_alone():
@@ -135,8 +135,9 @@ def test_generating_code_loads_nothing_that_runs_it():
 @pytest.mark.parametrize("package", ["moec.common", "moec.ir"])
 def test_what_all_share_knows_none_of_them(package):
     inside = {name for name in sources() if f"{name}.".startswith(f"{package}.")}
-    known = {one for name in inside for one in imports()[name] if not one.startswith(("moec.common.", "moec.ir"))}
-    assert known - inside == set()
+    known_to_all = ("moec.common.", "moec.ir")
+    outside = {name for user in inside for name in imports()[user] if not name.startswith(known_to_all)}
+    assert outside - inside == set()
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
@@ -144,12 +145,14 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     names = sorted(graph)
     places = {name: place for place, name in enumerate(names)}
     matrix = scipy.sparse.lil_array((len(names), len(names)), dtype=bool)
-    for name, known in graph.items():
-        for other in known:
+    for name, imported in graph.items():
+        for other in imported:
             matrix[places[name], places[other]] = True
     _, parts = scipy.sparse.csgraph.connected_components(matrix, connection="strong")
-    found = [{name for name, part in zip(names, parts, strict=True) if part == one} for one in range(max(parts) + 1)]
-    return sorted((part for part in found if len(part) > 1), key=min)
+    results = [
+        {name for name, part in zip(names, parts, strict=True) if part == index} for index in range(max(parts) + 1)
+    ]
+    return sorted((part for part in results if len(part) > 1), key=min)
 
 
 def test_circles_are_found_and_what_leads_to_them_is_not():
@@ -164,6 +167,6 @@ def test_modules_do_not_import_each_other_in_circles():
 def test_folders_do_not_import_each_other_in_circles():
     """A folder knows another one if a file directly in it imports a file directly in the other."""
     graph: dict[str, set[str]] = {folder_of(name): set() for name in sources()}
-    for name, known in imports().items():
-        graph[folder_of(name)] |= set(map(folder_of, known))
+    for name, imported in imports().items():
+        graph[folder_of(name)] |= set(map(folder_of, imported))
     assert circles(graph) == []

@@ -33,8 +33,8 @@ def test_every_row_of_the_table_is_read():
 
 def test_a_new_row_confirms_the_table_or_does_not():
     def row(compiles=True, raised=2, error: float | None = 1e-6, reason=""):
-        known = {"family": "mixtral", "compiles": compiles, "raised": raised, "layers": 2}
-        return tool.table_row(known | {"error": error, "reason": reason})
+        expected = {"family": "mixtral", "compiles": compiles, "raised": raised, "layers": 2}
+        return tool.table_row(expected | {"error": error, "reason": reason})
 
     assert tool.made_today().count(",") == 2 and tool.made_today() in row()
     assert not tool.disagreement(row(), row(error=3e-5, reason="a remark"))

@@ -112,10 +112,12 @@ def test_a_changed_option_of_a_pass_is_named(replay, tmp_path):
     )
     for name, limit in (("old", 9), ("new", 1)):
         record(replay, model, "passes", tmp_path / name, passes=f"fold-constants{{limit={limit}}}")
-    found = differences(replay, tmp_path / "old", tmp_path / "new")
-    assert found[0].splitlines()[0] == "small for passes: passes.txt"
-    assert "  -fold-constants limit=9" in found[0].splitlines() and "  +fold-constants limit=1" in found[0].splitlines()
-    assert found[1] == f"small for passes: ir/01-fold-constants.onnxtxt: only in {tmp_path / 'old'}"
+    actual = differences(replay, tmp_path / "old", tmp_path / "new")
+    assert actual[0].splitlines()[0] == "small for passes: passes.txt"
+    assert (
+        "  -fold-constants limit=9" in actual[0].splitlines() and "  +fold-constants limit=1" in actual[0].splitlines()
+    )
+    assert actual[1] == f"small for passes: ir/01-fold-constants.onnxtxt: only in {tmp_path / 'old'}"
 
 
 def test_a_refusal_is_recorded_without_the_path(replay, tmp_path):
@@ -180,8 +182,8 @@ def test_a_text_that_differs_for_several_targets_is_shown_once(replay, quick, tm
     for target, level in (("a", "O2"), ("b", "O2"), ("c", "O1")):
         record(replay, model, target, tmp_path / "old", passes="O1")
         record(replay, model, target, tmp_path / "new", passes=level)
-    (found,) = differences(replay, tmp_path / "old", tmp_path / "new")
-    first, *lines = found.splitlines()
+    (result,) = differences(replay, tmp_path / "old", tmp_path / "new")
+    first, *lines = result.splitlines()
     assert first == "small for a, b: options.txt"
     assert [line for line in lines if "O" in line] == ["  -{'passes': 'O1'}", "  +{'passes': 'O2'}"]
     assert differences(replay, tmp_path / "old", tmp_path / "new", targets=["c"]) == []
@@ -191,8 +193,8 @@ def test_a_record_of_several_sources_is_no_match(replay, quick, tmp_path):
     model = write_model(tmp_path / "small" / "model.onnx")
     record(replay, model, "a", tmp_path / "record", sources="1")
     record(replay, model, "b", tmp_path / "record", sources="2")
-    found = differences(replay, tmp_path / "record", tmp_path / "record")
-    assert found == [f"{tmp_path / 'record'}: was recorded from several versions of the sources; record it again"] * 2
+    actual = differences(replay, tmp_path / "record", tmp_path / "record")
+    assert actual == [f"{tmp_path / 'record'}: was recorded from several versions of the sources; record it again"] * 2
     assert differences(replay, tmp_path / "record", tmp_path / "record", targets=["b"]) == []
 
 

@@ -99,5 +99,5 @@ def test_layers_are_found_in_the_export(example, dense, rows, tmp_path):
     layers = [node for node in graph.graph if has_experts(node)]
     assert len(layers) == LAYERS
     assert all(spec_of(node, RouteSpec).k == 3 for node in layers if node.op_type == "MoE")
-    (found,) = interpreter.run(graph, {"ids": rows.numpy()}).values()
-    np.testing.assert_allclose(found, logits(model, rows).numpy(), rtol=1e-3, atol=1e-3)
+    (actual,) = interpreter.run(graph, {"ids": rows.numpy()}).values()
+    np.testing.assert_allclose(actual, logits(model, rows).numpy(), rtol=1e-3, atol=1e-3)

@@ -43,9 +43,9 @@ def test_model(folder: pathlib.Path) -> None:
         outputs = model.run(dict(np.load(path)))
         for name, expected in np.load(path.with_name(path.name.replace("inputs", "expected"))).items():
             assert outputs[name].shape == expected.shape
-            wanted = expected.astype(np.float64)
-            bound = tolerance * max(1.0, np.abs(wanted).max(initial=0.0))
-            np.testing.assert_allclose(outputs[name].astype(np.float64), wanted, rtol=0, atol=bound)
+            expected_result = expected.astype(np.float64)
+            bound = tolerance * max(1.0, np.abs(expected_result).max(initial=0.0))
+            np.testing.assert_allclose(outputs[name].astype(np.float64), expected_result, rtol=0, atol=bound)
     if truth := meta.get("truth"):
         blocks = model.describe()["moe_blocks"]
         assert [block["num_experts"] + _removed(block) for block in blocks] == [truth["E"]] * truth["blocks"]

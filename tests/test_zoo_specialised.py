@@ -50,10 +50,10 @@ def profiles(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def profile_of(folder: pathlib.Path, profiles: pathlib.Path) -> pathlib.Path:
     """Raises MoecError for a model without anything to measure."""
-    made = profiles / f"{folder.name}.moeprof"
-    if not made.exists():
-        profile(folder / "model.onnx", inputs_of(folder), made)
-    return made
+    built = profiles / f"{folder.name}.moeprof"
+    if not built.exists():
+        profile(folder / "model.onnx", inputs_of(folder), built)
+    return built
 
 
 def inputs_of(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -83,9 +83,9 @@ def test_specialised(folder: pathlib.Path, name: str, profiles: pathlib.Path) ->
     pipeline.run(graph, pipeline.parse(passes))
     for path in inputs_of(folder):
         feeds = dict(np.load(path))
-        found, expected = model.run(feeds), interpreter.run(graph, feeds)
-        for output, wanted in expected.items():
-            difference = compare(output, found[output], wanted, tolerance)
+        result, expected = model.run(feeds), interpreter.run(graph, feeds)
+        for output, expected_output in expected.items():
+            difference = compare(output, result[output], expected_output, tolerance)
             if not difference.matches:
                 note(folder, name, f"DIFFERS: {path.name} {difference}")
             assert difference.matches

@@ -59,11 +59,11 @@ def test_contestants_compute_the_layer(weights, name):
     for tokens in (1, 40):
         x, logits = gpu_layers.make_inputs(LAYER, tokens, "cpu")
         expected = gpu_layers.reference(weights, x, logits)
-        found = contestant.call(x, logits)
-        error = gpu_contestants.relative_error(found, expected)
+        actual = contestant.call(x, logits)
+        error = gpu_contestants.relative_error(actual, expected)
         limit = gpu_moe.LARGEST_ERROR_OF_BFLOAT16
         assert error < limit
-        assert gpu_contestants.relative_error(found + expected.abs().max(), expected) > limit
+        assert gpu_contestants.relative_error(actual + expected.abs().max(), expected) > limit
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="Triton is installed")
@@ -104,12 +104,12 @@ def test_contestants_that_fail_or_compute_something_else_are_told_and_left_out()
     def fails(_x, _logits):
         raise RuntimeError("it fell over")
 
-    x, told = torch.ones(3, 4), []
+    x, reported = torch.ones(3, 4), []
     calls = {"moec": lambda x, _: x, "triton": lambda x, _: 2 * x, "vllm": fails}
     contestants = {name: gpu_contestants.Contestant(call) for name, call in calls.items()}
-    assert gpu_moe.errors_of(contestants, x, None, x, told.append) == {"moec": 0.0}
-    assert told[0].startswith("triton with 3 tokens: its results are wrong, error 1")
-    assert told[1] == "vllm with 3 tokens: RuntimeError: it fell over"
+    assert gpu_moe.errors_of(contestants, x, None, x, reported.append) == {"moec": 0.0}
+    assert reported[0].startswith("triton with 3 tokens: its results are wrong, error 1")
+    assert reported[1] == "vllm with 3 tokens: RuntimeError: it fell over"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -95,18 +95,18 @@ def cell(**contestants: tuple[float, float]) -> dict:
 
 def test_peers_are_compared_by_bits_per_weight():
     data = {"layer": "granite", "format": "int4-g32", "tokens": 1}
-    one = report.Cell({**data, **cell(moec=(2.0, 4.5), dense=(3.0, 4.4), sparse=(1.0, 4.1))})
-    assert one.best_peer is not None and one.best_peer.name == "dense"
-    assert one.speed_up == pytest.approx(1.5)
+    measured = report.Cell({**data, **cell(moec=(2.0, 4.5), dense=(3.0, 4.4), sparse=(1.0, 4.1))})
+    assert measured.best_peer is not None and measured.best_peer.name == "dense"
+    assert measured.speed_up == pytest.approx(1.5)
 
 
 def test_share_is_of_the_bandwidth_between_the_runs():
-    one = report.Cell({"layer": "granite", "format": "int4-g32", "tokens": 1, **cell(moec=(2.0, 4.0))})
-    assert one.moec is not None
+    measured = report.Cell({"layer": "granite", "format": "int4-g32", "tokens": 1, **cell(moec=(2.0, 4.0))})
+    assert measured.moec is not None
     bytes_read = 8 * layers.LAYERS["granite"].weights_per_expert / 2
-    assert one.share(one.moec) == pytest.approx(bytes_read / 10e9 / 2e-3)
+    assert measured.share(measured.moec) == pytest.approx(bytes_read / 10e9 / 2e-3)
     operations = layers.LAYERS["granite"].operations(1)
-    assert one.share(one.moec, without="AMX") == pytest.approx(operations / 10e9 / 2e-3)
+    assert measured.share(measured.moec, without="AMX") == pytest.approx(operations / 10e9 / 2e-3)
 
 
 def test_tables_say_who_is_absent(tmp_path):

@@ -38,20 +38,20 @@ def covered(graph: ir.Model, **options) -> Covering:
 
 
 def test_a_clamp_is_reached_by_larger_numbers():
-    found = covered(model("y = Min (x, limit)"))
-    assert len(found.inputs) == 5 and np.abs(found.inputs[-1]["x"]).max() > 50
-    assert found.coverage == Coverage(2, []) and found.coverage.share == 1
+    actual = covered(model("y = Min (x, limit)"))
+    assert len(actual.inputs) == 5 and np.abs(actual.inputs[-1]["x"]).max() > 50
+    assert actual.coverage == Coverage(2, []) and actual.coverage.share == 1
 
 
 def test_a_number_of_tokens_is_reached_by_more_of_them():
     text = "s = Shape (x)\n n = Gather (s, zero)\n b = Greater (n, many)\n y = Where (b, x, limit)"
-    found = covered(model(text))
-    assert not found.coverage.unseen and found.inputs[-1]["x"].shape[0] > 600
+    actual = covered(model(text))
+    assert not actual.coverage.unseen and actual.inputs[-1]["x"].shape[0] > 600
 
 
 def test_many_tokens_are_among_the_inputs_whatever_is_decided():
-    found = covered(model("y = Neg (x)"))
-    assert found.coverage.share == 1 and found.inputs[-1]["x"].shape[0] == 300
+    actual = covered(model("y = Neg (x)"))
+    assert actual.coverage.share == 1 and actual.inputs[-1]["x"].shape[0] == 300
 
 
 def test_the_last_index_is_reached():
@@ -60,21 +60,21 @@ def test_the_last_index_is_reached():
 
 
 def test_what_nothing_reaches_is_listed_by_node():
-    found = covered(model("y = Min (x, huge)"))
-    assert len(found.inputs) == 4 and found.coverage.share == 0.5
-    (line,) = found.coverage.unseen
+    actual = covered(model("y = Min (x, huge)"))
+    assert len(actual.inputs) == 4 and actual.coverage.share == 0.5
+    (line,) = actual.coverage.unseen
     assert line == "Min node 'y': input 0 > input 1"
 
 
 def test_nothing_is_added_that_is_not_accepted():
-    found = covered(model("y = Min (x, limit)"), accepts=lambda inputs: False)
-    assert len(found.inputs) == 3 and len(found.coverage.unseen) == 1
+    actual = covered(model("y = Min (x, limit)"), accepts=lambda inputs: False)
+    assert len(actual.inputs) == 3 and len(actual.coverage.unseen) == 1
 
 
 def test_given_inputs_are_watched_and_kept():
     inputs = {"x": np.full((2, 4), 99, np.float32)}
-    found = cover(model("y = Min (x, limit)"), [inputs])
-    assert found.inputs == [inputs] and found.coverage.unseen == ["Min node 'y': input 0 < input 1"]
+    actual = cover(model("y = Min (x, limit)"), [inputs])
+    assert actual.inputs == [inputs] and actual.coverage.unseen == ["Min node 'y': input 0 < input 1"]
 
 
 def test_inputs_that_are_missing_show_nothing():
@@ -83,10 +83,10 @@ def test_inputs_that_are_missing_show_nothing():
 
 def test_a_large_model_is_not_watched(monkeypatch):
     monkeypatch.setattr("moec.checking.covering.MOST_WORK", 1)
-    found = covered(model("y = MatMul (x, w)\n", "float[N,4] x, float[4,4] w"))
-    assert found.coverage.note is None, "it has no weights"
-    found = covered(model("y = Add (x, table)", "float[N,5] x"))
-    assert found.coverage.note == "the model is too large to watch its decisions in the interpreter"
+    actual = covered(model("y = MatMul (x, w)\n", "float[N,4] x, float[4,4] w"))
+    assert actual.coverage.note is None, "it has no weights"
+    actual = covered(model("y = Add (x, table)", "float[N,5] x"))
+    assert actual.coverage.note == "the model is too large to watch its decisions in the interpreter"
 
 
 def test_what_was_not_taken_is_printed():
@@ -110,19 +110,19 @@ def test_several_of_everything_are_among_the_inputs():
 
 
 def test_sizes_are_compared_at_which_a_smooth_switch_turns():
-    found = covered(model(SMOOTH.format(limit="thousand")))
-    assert found.inputs[-1]["x"].shape[0] > 1000 and not found.coverage.beyond
-    assert found.coverage.sizes == {"N": found.inputs[-1]["x"].shape[0]}
+    actual = covered(model(SMOOTH.format(limit="thousand")))
+    assert actual.inputs[-1]["x"].shape[0] > 1000 and not actual.coverage.beyond
+    assert actual.coverage.sizes == {"N": actual.inputs[-1]["x"].shape[0]}
 
 
 def test_a_switch_beyond_all_sizes_that_can_be_run_is_told():
-    found = covered(model(SMOOTH.format(limit="hundred_thousand")))
-    (told,) = found.coverage.beyond
-    assert told.startswith("Sigmoid node 'g': it is another number than in all trials where N = ")
-    assert f"  never compared: {told}" in found.coverage.lines()
+    actual = covered(model(SMOOTH.format(limit="hundred_thousand")))
+    (reported,) = actual.coverage.beyond
+    assert reported.startswith("Sigmoid node 'g': it is another number than in all trials where N = ")
+    assert f"  never compared: {reported}" in actual.coverage.lines()
 
 
 def test_sizes_that_guards_rule_out_are_neither_compared_nor_told():
     graph = model(SMOOTH.format(limit="thousand"))
-    found = covered(graph, guards=["N <= 700"], accepts=lambda inputs: inputs["x"].shape[0] <= 700)
-    assert not found.coverage.beyond and max(inputs["x"].shape[0] for inputs in found.inputs) <= 700
+    actual = covered(graph, guards=["N <= 700"], accepts=lambda inputs: inputs["x"].shape[0] <= 700)
+    assert not actual.coverage.beyond and max(inputs["x"].shape[0] for inputs in actual.inputs) <= 700

@@ -46,7 +46,7 @@ class Rewrites:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         model.graph = built(self.text).graph
-        report.losses.extend(Loss(self.name, "y", {}, "float32", one, one) for one in self.losses)
+        report.losses.extend(Loss(self.name, "y", {}, "float32", loss, loss) for loss in self.losses)
         return True
 
 
@@ -71,7 +71,7 @@ SIZES = "sizes: up to N = 300 were compared"
 
 def test_a_pass_that_computes_the_same_passes() -> None:
     report = checked(built(), Rewrites("m = Mul (x, double)\n h = Div (m, double)\n y = Min (h, limit)"))
-    assert [one.message for one in report.remarks] == ["decisions: 2 of 2 sides were taken (100%)", SIZES]
+    assert [remark.message for remark in report.remarks] == ["decisions: 2 of 2 sides were taken (100%)", SIZES]
 
 
 def test_each_pass_is_compared_with_what_was_before_it() -> None:
@@ -81,7 +81,7 @@ def test_each_pass_is_compared_with_what_was_before_it() -> None:
 
 def test_what_no_input_reaches_is_listed_and_not_found() -> None:
     report = checked(built("y = Min (x, huge)"), Rewrites())
-    assert [one.message for one in report.remarks] == [
+    assert [remark.message for remark in report.remarks] == [
         "decisions: 1 of 2 sides were taken (50%)",
         "  never taken: Min node 'y': input 0 > input 1",
         SIZES,
@@ -121,7 +121,7 @@ def test_more_tokens_than_any_number_of_the_graph_are_tried() -> None:
 
 def test_a_slow_model_is_compared_on_less_and_says_so(monkeypatch) -> None:
     monkeypatch.setattr("moec.checking.pass_check.MOST_SECONDS", -1)
-    (remark,) = [one for one in checked(built(), Rewrites()).remarks if one.severity == "warning"]
+    (remark,) = [remark for remark in checked(built(), Rewrites()).remarks if remark.severity == "warning"]
     assert remark.message.startswith("compared on 1 of ")
 
 
@@ -145,5 +145,5 @@ def test_compile_and_opt_check_passes_where_they_are_asked_to(file, broken_simpl
 
 def test_what_was_seen_is_reported(file) -> None:
     _, remarks = optimize(file, "simplify", verify_each=True)
-    told = ["decisions: 2 of 2 sides were taken (100%)", SIZES]
-    assert [(one.pass_name, one.message) for one in remarks] == [(NAME, line) for line in told]
+    reported = ["decisions: 2 of 2 sides were taken (100%)", SIZES]
+    assert [(remark.pass_name, remark.message) for remark in remarks] == [(NAME, line) for line in reported]

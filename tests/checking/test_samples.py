@@ -37,12 +37,12 @@ def test_unequal_sizes_that_guards_rule_out_are_left_out():
 
 
 def test_many_tokens_and_several_of_everything_are_usual():
-    many, one, other = FLOATS.usual()
+    many, single, other = FLOATS.usual()
     assert shapes(many) == {"x": (1, 4), "v": (MANY,)}
-    assert shapes(one) == {"x": (3, 4), "v": (4,)} and shapes(other) == {"x": (4, 4), "v": (3,)}
-    many, one, _ = CACHED.usual()
+    assert shapes(single) == {"x": (3, 4), "v": (4,)} and shapes(other) == {"x": (4, 4), "v": (3,)}
+    many, single, _ = CACHED.usual()
     assert shapes(many)["ids"] == (1, MANY) and shapes(many)["keys"][2] == many["mask"].shape[1] - MANY
-    assert shapes(one) == {"ids": (3, 4), "mask": (3, 4), "keys": (3, 2, 0, 4)}
+    assert shapes(single) == {"ids": (3, 4), "mask": (3, 4), "keys": (3, 2, 0, 4)}
 
 
 def test_floats_of_other_magnitudes_come_further():

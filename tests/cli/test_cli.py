@@ -136,14 +136,14 @@ def test_inspect_shows_blocks_kernels_weights_and_passes(folder):
     data = json.loads(moec("inspect", folder / "model.moec", "--json").stdout)
     assert data["threads"] == 1
     assert data["input_limits"] == {"ids": 11}
-    kernel = next(one for one in data["kernels"] if one["op"] == "MatMul")
+    kernel = next(kernel for kernel in data["kernels"] if kernel["op"] == "MatMul")
     assert sum(candidate["chosen"] for candidate in kernel["candidates"]) == 1
 
 
 @pytest.mark.parametrize(("form", "word"), [("tir", "def "), ("llvm", "define "), ("asm", "ret")])
 def test_inspect_shows_a_kernel(folder, form, word):
     data = json.loads(moec("inspect", folder / "model.moec", "--json").stdout)
-    name = next(one["name"] for one in data["kernels"] if one["op"] == "MatMul")
+    name = next(kernel["name"] for kernel in data["kernels"] if kernel["op"] == "MatMul")
     done = moec("inspect", folder / "model.moec", "--kernel", name, "--emit", form)
     assert done.returncode == 0, done.stderr
     assert word in done.stdout

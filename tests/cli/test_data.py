@@ -113,8 +113,8 @@ def test_a_sweep_marks_its_front_and_is_not_run_twice(layer, tmp_path):
     again = swept(layer, tmp_path, "--formats", "int2", "--keep", "--json")
     assert again.returncode == 0, again.stderr
     variants = json.loads(again.stdout)
-    assert [one["expert_bits"] for one in variants] == [32, 2]
-    assert all("weights, bytes" in one["fronts"] for one in variants)
+    assert [variant["expert_bits"] for variant in variants] == [32, 2]
+    assert all("weights, bytes" in variant["fronts"] for variant in variants)
     assert len(list(tmp_path.glob("*.moec"))) == 2
 
 

@@ -53,7 +53,7 @@ def test_experts_in_fewer_bits(model, tmp_path):
     assert compared.returncode == 0, compared.stdout
     data = json.loads(compared.stdout)
     assert data["rounded"] and data["spread"] and data["tolerance"] == 1e-4
-    assert all(0.01 < one["norm"] < 0.4 for case in data["cases"] for one in case["differences"])
+    assert all(0.01 < difference["norm"] < 0.4 for case in data["cases"] for difference in case["differences"])
     assert "Compared with the rounded model" in moec("verify", model, art).stdout
 
 
@@ -62,13 +62,13 @@ def test_dense_products_in_fewer_bits(model, tmp_path):
     assert moec("compile", model, "-o", art, "--experts", "bf16", "--linears", "int8").returncode == 0
     losses = json.loads(moec("inspect", art, "--json").stdout)["losses"]
     expected = [{"up": ["bfloat16"], "down": ["bfloat16"]}, {"weight": ["int8"]}]
-    assert [one["formats"] for one in losses] == expected, "the router keeps its floats"
+    assert [loss["formats"] for loss in losses] == expected, "the router keeps its floats"
     assert moec("verify", model, art).returncode == 0
 
 
 def test_verify_sees_that_an_artifact_is_of_other_weights(model, tmp_path):
     other = onnx.load(model)
-    (up,) = (one for one in other.graph.initializer if one.name == "up")
+    (up,) = (initializer for initializer in other.graph.initializer if initializer.name == "up")
     up.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(up) * 1.1, "up"))
     onnx.save(other, tmp_path / "other.onnx")
     assert moec("compile", tmp_path / "other.onnx", "-o", tmp_path / "other.moec", "--experts", "int8").returncode == 0

@@ -54,9 +54,9 @@ def test_a_report_has_a_row_for_each_block(soft):
 
 
 def test_a_report_as_json(soft):
-    found = json.loads(moec("import", soft, "--json").stdout)
-    assert found["raised"] == []
-    assert [(block["experts"], block["top_k"]) for block in found["unraised"]] == [(2, None)]
+    actual = json.loads(moec("import", soft, "--json").stdout)
+    assert actual["raised"] == []
+    assert [(block["experts"], block["top_k"]) for block in actual["unraised"]] == [(2, None)]
 
 
 def test_experts_of_any_form_are_counted(tmp_path):
@@ -77,9 +77,9 @@ def test_experts_of_any_form_are_counted(tmp_path):
     shapes = {"gate": (4, 2), "common": (4, 4), "first": (4, 4), "second": (4, 4)}
     weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     onnx.save(model_of(nodes, weights), tmp_path / "deep.onnx")
-    (found,) = json.loads(moec("import", tmp_path / "deep.onnx", "--json").stdout)["raised"]
-    assert (found["num_experts"], found["top_k"]) == (2, 2)
-    assert found["formulation"] == "a graph over dispatched rows"
+    (actual,) = json.loads(moec("import", tmp_path / "deep.onnx", "--json").stdout)["raised"]
+    assert (actual["num_experts"], actual["top_k"]) == (2, 2)
+    assert actual["formulation"] == "a graph over dispatched rows"
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):

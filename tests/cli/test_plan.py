@@ -17,7 +17,7 @@ from ..language_model import language_model, some_tokens
 
 
 def moec(*arguments: object):
-    return CliRunner().invoke(app, [str(one) for one in arguments], catch_exceptions=True)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +111,9 @@ def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(model, pro
         assert done.exit_code == 0, done.exception
         return json.loads((tmp_path / name).read_text())
 
-    told = planned("told", "--gigabytes-per-second", 1000)
-    assert told["microseconds"] == 1 and told["gigabytes_per_second"] == 1000
-    assert {form for layer in told["layers"] for one in layer["formats"].values() for form in one} == {"int8"}
+    reported = planned("told", "--gigabytes-per-second", 1000)
+    assert reported["microseconds"] == 1 and reported["gigabytes_per_second"] == 1000
+    assert {form for layer in reported["layers"] for forms in layer["formats"].values() for form in forms} == {"int8"}
     measured = planned("measured", "--microseconds", 10000)["gigabytes_per_second"]
     assert 0.1 < measured < 10000
 
@@ -148,5 +148,5 @@ def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(model, data
     done = moec("compile", model, "-o", artifact, "--passes", passes)
     assert done.exit_code == 0, done.exception
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
-    found = {form for block in blocks for formats in block["formats"].values() for form in formats}
-    assert len(found) > 1 and found <= {"int4/32z", "int3/32z", "int2/32z"}
+    actual = {form for block in blocks for formats in block["formats"].values() for form in formats}
+    assert len(actual) > 1 and actual <= {"int4/32z", "int3/32z", "int2/32z"}

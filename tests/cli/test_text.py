@@ -39,8 +39,8 @@ def test_texts_come_in_the_order_of_their_prompts(folder):
 def test_json(folder):
     done = generate(folder, "--prompt", "ab", "--stop", "€", "--json")
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)
-    assert (found["text"], found["ended"], found["prompt_tokens"]) == ("c dé", "stop", 2)
+    (actual,) = json.loads(done.stdout)
+    assert (actual["text"], actual["ended"], actual["prompt_tokens"]) == ("c dé", "stop", 2)
 
 
 def test_draws_are_the_same_for_the_same_seed(folder):
@@ -54,8 +54,8 @@ def test_evaluate_takes_the_tokenizer_of_the_artifact(folder, tmp_path):
     arguments = ("--data", tmp_path / "text.txt", "--length", 4, "--json")
     done = moec("evaluate", folder / "model.moec", *arguments)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["rows"], found["predictions"]) == (2, 6) and found["models"][0]["qualities"]["top1"]["value"] == 1
+    actual = json.loads(done.stdout)
+    assert (actual["rows"], actual["predictions"]) == (2, 6) and actual["models"][0]["qualities"]["top1"]["value"] == 1
     named = moec("evaluate", folder / "model.moec", *arguments, "--tokenizer", folder / "tokenizer.json")
     assert named.stdout == done.stdout
 

@@ -43,11 +43,11 @@ def write(path, entry: bytes, method: int = zipfile.ZIP_STORED):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_what_numpy_writes_is_read(save, tmp_path):
     save(tmp_path / "a.npz", **ARRAYS)
-    found = read_arrays(tmp_path / "a.npz")
-    assert list(found) == list(ARRAYS)
+    actual = read_arrays(tmp_path / "a.npz")
+    assert list(actual) == list(ARRAYS)
     for name, array in ARRAYS.items():
-        assert found[name].dtype == array.dtype.newbyteorder("=")
-        np.testing.assert_array_equal(found[name], array)
+        assert actual[name].dtype == array.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(actual[name], array)
 
 
 def test_types_that_numpy_does_not_know_are_raw_bytes(tmp_path):
@@ -61,8 +61,8 @@ def test_other_writers_notations_are_read(tmp_path):
         '{"shape":(2L,),"fortran_order":False,"descr":"<f4"}',
         "{'fortran_order': False, 'descr': '<f4', 'shape': (2,)}\n",
     ):
-        found = read_arrays(write(tmp_path / "a.npz", npy(text, np.ones(2, "<f4").tobytes(), version=2)))
-        assert found["x"].tolist() == [1, 1]
+        actual = read_arrays(write(tmp_path / "a.npz", npy(text, np.ones(2, "<f4").tobytes(), version=2)))
+        assert actual["x"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_what_is_no_plain_file(tmp_path):
 
 def test_json():
     assert parse_json(b'{"a": [1, "\\u00e9", "\\ud83d\\ude00"]}') == {"a": [1, "é", "\N{GRINNING FACE}"]}
-    assert parse_json("[{}]", lambda found: 7) == [7]
+    assert parse_json("[{}]", lambda result: 7) == [7]
     assert parse_json('[{"a":' * 50 + "0" + "}]" * 50)[0]["a"]
 
 

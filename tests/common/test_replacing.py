@@ -24,7 +24,7 @@ OWN, FOREIGN = "own", "foreign"
 def foreign_because(path: pathlib.Path) -> str | None:
     """Accept files, and folders of files, that hold the word."""
     files = path.iterdir() if path.is_dir() else [path]
-    return None if all(one.is_file() and one.read_text().startswith(OWN) for one in files) else "is not own"
+    return None if all(file.is_file() and file.read_text().startswith(OWN) for file in files) else "is not own"
 
 
 def write(path: pathlib.Path, text: str = OWN, *, folder: bool = True) -> None:
@@ -40,7 +40,7 @@ def make(path: pathlib.Path, text: str, *, folder: bool) -> None:
 
 
 def read(path: pathlib.Path) -> set[str]:
-    return {one.read_text() for one in (path.iterdir() if path.is_dir() else [path])}
+    return {file.read_text() for file in (path.iterdir() if path.is_dir() else [path])}
 
 
 @pytest.fixture(params=[True, False], ids=["renameat2", "without"])
@@ -96,8 +96,8 @@ def test_what_comes_while_moec_writes_stays(tmp_path, exchange, folder):
 def special_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Make a pipe, a socket, and a device where that is permitted (with the numbers of /dev/null)."""
     os.mkfifo(folder / "pipe")
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(folder / "socket"))
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        endpoint.bind(str(folder / "socket"))
     with contextlib.suppress(PermissionError):
         os.mknod(folder / "device", 0o600 | 0o020000, os.makedev(1, 3))
     return sorted(folder.iterdir())
@@ -108,11 +108,11 @@ def test_special_files_are_refused(tmp_path, monkeypatch, link):
     monkeypatch.chdir(tmp_path)  # names of sockets are short
     for path in special_files(pathlib.Path()):
         before = path.lstat()
-        given = pathlib.Path(f"to_{path}") if link else path
+        argument = pathlib.Path(f"to_{path}") if link else path
         if link:
-            given.symlink_to(path)
-        with pytest.raises(MoecError, match=f"{given}: is a {path.name}; moec writes files and folders only"):
-            write(given)
+            argument.symlink_to(path)
+        with pytest.raises(MoecError, match=f"{argument}: is a {path.name}; moec writes files and folders only"):
+            write(argument)
         assert path.lstat() == before
 
 
@@ -208,10 +208,10 @@ def test_readers_and_writers_at_once(tmp_path, folder):
 
     writers = [threading.Thread(target=write_often, args=(number,)) for number in (1, 2)]
     reader = threading.Thread(target=look)
-    for one in (reader, *writers):
-        one.start()
-    for one in writers:
-        one.join()
+    for process in (reader, *writers):
+        process.start()
+    for process in writers:
+        process.join()
     done.set()
     reader.join()
     assert not failures

@@ -91,4 +91,6 @@ def test_rounding_where_floats_are_multiplied_is_said(
     ir.save(model_of(text.replace("ARITHMETIC", arithmetic)), path)
     compiler.write(path, tmp_path / "a.moec", CompileOptions(target=target, passes="O2" if own else "O3"))
     remarks = open_artifact(tmp_path / "a.moec").manifest.remarks
-    assert [one["severity"] for one in remarks if "no faster" in one["message"]] == ([severity] if severity else [])
+    assert [remark["severity"] for remark in remarks if "no faster" in remark["message"]] == (
+        [severity] if severity else []
+    )

@@ -42,7 +42,10 @@ def model_path(tmp_path_factory) -> pathlib.Path:
         ]
     nodes.append(("Sum", " ".join(f"p{expert}" for expert in range(E)), "y", {}))
     graph = helper.make_graph(
-        [helper.make_node(op, taken.split(), made.split(), **attributes) for op, taken, made, attributes in nodes],
+        [
+            helper.make_node(op, taken.split(), results.split(), **attributes)
+            for op, taken, results, attributes in nodes
+        ],
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", D])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", D])],

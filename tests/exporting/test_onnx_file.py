@@ -17,11 +17,11 @@ from ..passes.before_after import model_of
 
 def model(dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
     """A product with weights that are made one expert at a time, and small constants."""
-    made = model_of("(float[T,1,8] x) => (float[3,T,9] y) <float[3,8,90] w, int64[2] s> { y = MatMul (x, w) }")
+    built = model_of("(float[T,1,8] x) => (float[3,T,9] y) <float[3,8,90] w, int64[2] s> { y = MatMul (x, w) }")
     stack = ExpertStack("w", dtype, (3, 8, 90), lambda expert: np.full((8, 90), expert + 1, dtype.numpy()))
-    made.graph.initializers["w"].const_value = stack
-    made.graph.initializers["w"].type = ir.TensorType(dtype)
-    return made
+    built.graph.initializers["w"].const_value = stack
+    built.graph.initializers["w"].type = ir.TensorType(dtype)
+    return built
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.INT4, ir.DataType.BFLOAT16])

@@ -20,8 +20,8 @@ def assert_equal(original: pathlib.Path, exported: pathlib.Path) -> None:
     sessions = [open_session(path, 1) for path in (original, exported)]
     for tokens in (5, 1, 0):
         x = np.random.default_rng(tokens).normal(size=(tokens, D)).astype(np.float32)
-        wanted, found = (run_session(session, {"x": x})["y"] for session in sessions)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+        expected, actual = (run_session(session, {"x": x})["y"] for session in sessions)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_a_file_has_the_operator_of_onnxruntime_and_the_same_results(model_path, tmp_path):

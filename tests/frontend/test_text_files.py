@@ -23,10 +23,10 @@ def write(folder: pathlib.Path, **files: object) -> None:
 
 
 def test_a_tokenizer_alone(folder):
-    found = read_text_files(folder / "tokenizer.json")
-    assert found == read_text_files(folder) == text_files_of(folder)
-    assert (found.chat_template, found.end_ids, found.special_tokens) == (None, (7,), {})
-    assert json.loads(found.tokenizer)["model"] == {"type": "BPE"}
+    actual = read_text_files(folder / "tokenizer.json")
+    assert actual == read_text_files(folder) == text_files_of(folder)
+    assert (actual.chat_template, actual.end_ids, actual.special_tokens) == (None, (7,), {})
+    assert json.loads(actual.tokenizer)["model"] == {"type": "BPE"}
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_what_ends_a_text(folder, files, ids):
     assert read_text_files(folder).end_ids == ids
 
 
-@pytest.mark.parametrize("found", ["</s>", -1, [1, True], 1.5])
-def test_ends_that_are_no_ids_are_refused(folder, found):
-    write(folder, config={"eos_token_id": found})
+@pytest.mark.parametrize("ends", ["</s>", -1, [1, True], 1.5])
+def test_ends_that_are_no_ids_are_refused(folder, ends):
+    write(folder, config={"eos_token_id": ends})
     with pytest.raises(MoecError, match=r"config.json: eos_token_id is .*; expected the id of a token, or a list"):
         read_text_files(folder)
 
@@ -54,9 +54,9 @@ def test_ends_that_are_no_ids_are_refused(folder, found):
 def test_templates_and_special_tokens(folder):
     tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None, "add_bos_token": True}
     write(folder, tokenizer_config={**tokens, "chat_template": "of the configuration"})
-    found = read_text_files(folder)
-    assert found.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert found.chat_template == "of the configuration"
+    actual = read_text_files(folder)
+    assert actual.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert actual.chat_template == "of the configuration"
     (folder / "chat_template.jinja").write_text("of its own")
     assert read_text_files(folder).chat_template == "of its own"
 

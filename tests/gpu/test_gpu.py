@@ -109,9 +109,9 @@ def test_work_is_in_the_order_of_pytorchs_stream(compiled, torch):
         with torch.cuda.stream(stream):
             for _ in range(10):
                 busy = busy @ busy / 64
-            made = {name: tensor.clone() for name, tensor in tensors.items()}
-            y = model.run(made)["y"].clone()
-            del made
+            built = {name: tensor.clone() for name, tensor in tensors.items()}
+            y = model.run(built)["y"].clone()
+            del built
         other = model.run(inputs("bfloat16", 7))  # on the default stream, from the same pool of memory
         assert other["y"].shape == (7, WIDTH)
         stream.synchronize()
@@ -126,8 +126,8 @@ def test_captured_runs_compute_the_same(compiled):
             values = inputs("bfloat16", tokens)
             values["x"] = (values["x"] * (turn + 1)).astype(values["x"].dtype)
             kept.append((captured.run(values)["y"], plain.run(values)["y"]))
-    for found, expected in kept:
-        np.testing.assert_array_equal(bits(found), bits(expected))
+    for actual, expected in kept:
+        np.testing.assert_array_equal(bits(actual), bits(expected))
 
 
 def test_captured_runs_take_tensors_of_pytorch(compiled, torch):
@@ -135,8 +135,8 @@ def test_captured_runs_take_tensors_of_pytorch(compiled, torch):
     for turn in range(4):
         values = on_gpu(torch, inputs("bfloat16", 4))
         values["x"] = values["x"] * (turn + 1)
-        found, expected = captured.run(values)["y"], plain.run(values)["y"]
-        np.testing.assert_array_equal(from_gpu(torch, found), from_gpu(torch, expected))
+        actual, expected = captured.run(values)["y"], plain.run(values)["y"]
+        np.testing.assert_array_equal(from_gpu(torch, actual), from_gpu(torch, expected))
 
 
 def test_several_models_share_the_gpu(compiled, layer, target, in_python_threads):

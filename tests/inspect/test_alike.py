@@ -22,7 +22,7 @@ def test_numbers_become_ranges(numbers, text):
 
 
 @pytest.mark.parametrize(
-    ("given", "text"),
+    ("numbered", "text"),
     [
         (["x"], "x"),
         (["key_1", "key_0", "value_0", "value_1"], "key_{0-1}, value_{0-1}"),
@@ -33,8 +33,8 @@ def test_numbers_become_ranges(numbers, text):
         (["7", "8", "10"], "{7-8, 10}"),
     ],
 )
-def test_names_that_differ_by_numbers_stand_once(given, text):
-    assert names(given) == text
+def test_names_that_differ_by_numbers_stand_once(numbered, text):
+    assert names(numbered) == text
 
 
 def test_rows_of_equal_cells_stand_once_with_their_places():

@@ -46,8 +46,8 @@ def test_each_expert_has_its_line(expert, line):
 
 
 def test_a_layer_without_changes_has_the_experts_that_it_had():
-    found = find_expert([block(origins=None)], "0:2")
-    assert found == {
+    actual = find_expert([block(origins=None)], "0:2")
+    assert actual == {
         "layer": "layer.0", "expert": 2, "number": 2, "with": [], "why": None, "hidden_units": 40,
         "formats": {"up": "float32", "down": "int8"},
     }  # fmt: skip
@@ -71,5 +71,5 @@ def test_what_is_no_expert_is_refused(text, message):
 
 def test_experts_over_dispatched_rows_tell_the_format_of_each_product():
     dispatched = {"name": "layer.1", "num_experts": 2, "intermediate_size": None, "experts": None, "origins": None}
-    found = find_expert([{**dispatched, "formats": {"widen": ["int4", "int8"]}}], "0:1")
-    assert became(found) == "layer layer.1: expert 1 is number 1; widen int8"
+    actual = find_expert([{**dispatched, "formats": {"widen": ["int4", "int8"]}}], "0:1")
+    assert became(actual) == "layer layer.1: expert 1 is number 1; widen int8"

@@ -67,7 +67,7 @@ def _random_edit(rng: random.Random, places: list[Path], names: list[str]) -> Ed
     kind, where = rng.choice(list(CHANGES)), rng.choice(places)
     # Most places are in the plain data for people: half of the changes are where the loader looks.
     if rng.random() < 0.5:
-        where = rng.choice([one for one in places if one[0] in ("inputs", "outputs", "weights", "programs")])
+        where = rng.choice([place for place in places if place[0] in ("inputs", "outputs", "weights", "programs")])
     return Edit(kind, where, rng.choice(VALUES) if kind == "set" else rng.random() if kind == "vary" else None)
 
 

@@ -128,10 +128,10 @@ def zipped(folder: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 
 def verdicts(mutants: list[Mutant], workers: int = 2) -> list[tuple[Mutant, Verdict]]:
     """Judge each mutant, in processes with 4 GB of memory and 60 seconds for each."""
-    found = []
+    results = []
     for mutant, result in run_isolated(judge, mutants, workers=workers):
-        found.append((mutant, (result.kind, result.detail) if isinstance(result, Lost) else result))
-    return found
+        results.append((mutant, (result.kind, result.detail) if isinstance(result, Lost) else result))
+    return results
 
 
 def shrink(mutant: Mutant, verdict: Verdict) -> Mutant:
@@ -150,11 +150,11 @@ def shrink(mutant: Mutant, verdict: Verdict) -> Mutant:
 
 def sweep(base: pathlib.Path, count: int, seed: int, workers: int = 2) -> tuple[dict[str, int], list[str]]:
     """Count the mutants by verdict, and describe the shrunk failures."""
-    found = verdicts([make_mutant(base, seed, index) for index in range(count)], workers)
-    counts = collections.Counter(verdict[0] for _, verdict in found)
+    result = verdicts([make_mutant(base, seed, index) for index in range(count)], workers)
+    counts = collections.Counter(verdict[0] for _, verdict in result)
     failures = [
         f"{verdict[0]}: {shrink(mutant, verdict)}: {verdict[1][:300]}"
-        for mutant, verdict in found
+        for mutant, verdict in result
         if verdict[0] not in ("pass", "refused")
     ]
     return dict(counts), failures

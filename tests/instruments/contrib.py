@@ -74,10 +74,10 @@ def smallest(name: str, configuration: Configuration, outcome: Outcome, worker: 
     def fails(other: Configuration) -> bool:
         return check(name, other, worker).status == outcome.status
 
-    found = shrunk(configuration, OPERATORS[name].choices, fails)
+    result = shrunk(configuration, OPERATORS[name].choices, fails)
     simplest = {key: values[0] for key, values in OPERATORS[name].choices.items()}
-    changed = {key: value for key, value in found.items() if value != simplest[key]}
-    return f"{name} {changed}: {check(name, found, worker).detail}"
+    changed = {key: value for key, value in result.items() if value != simplest[key]}
+    return f"{name} {changed}: {check(name, result, worker).detail}"
 
 
 def main() -> None:

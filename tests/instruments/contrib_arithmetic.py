@@ -105,8 +105,8 @@ def fused_matmul(c: Configuration) -> Node:
         "A": Input(a, fill),
         "B": Input(b, fill, constant=c["constant"] and "B" not in b),
     }
-    given = attributes(c, "transA", "transB", "transBatchA", "transBatchB", "alpha")
-    return Node("FusedMatMul", inputs, ["Y"], given, c["sizes"], tolerance=_within(c))
+    settings = attributes(c, "transA", "transB", "transBatchA", "transBatchB", "alpha")
+    return Node("FusedMatMul", inputs, ["Y"], settings, c["sizes"], tolerance=_within(c))
 
 
 def _stored(batch: tuple, matrix: tuple, swapped: Any, moved: Any) -> tuple:
@@ -183,8 +183,8 @@ def _skip(c: Configuration, op_type: str, optional: tuple[str, ...]) -> Node:
     }
     outputs = ["output", *(name if c[name] else "" for name in ("mean", "deviation", "sum"))]
     types = {"mean": "float32", "deviation": "float32"}
-    given = attributes(c, "epsilon")
-    return Node(op_type, inputs, outputs, given, c["sizes"], output_types=types, tolerance=_within(c))
+    settings = attributes(c, "epsilon")
+    return Node(op_type, inputs, outputs, settings, c["sizes"], output_types=types, tolerance=_within(c))
 
 
 SIMPLIFIED_LAYER_NORMALIZATION: Choices = {
@@ -236,8 +236,8 @@ def causal_conv_with_state(c: Configuration) -> Node:
         "bias": Input((channels,), fill, constant=c["constant"]) if c["bias"] else None,
         "past_state": Input(stored, fill) if c["state"] else None,
     }
-    given = attributes(c, "activation", "dilation", "channels_last")
-    return Node("CausalConvWithState", inputs, ["output", "state"], given, c["sizes"], tolerance=_within(c))
+    settings = attributes(c, "activation", "dilation", "channels_last")
+    return Node("CausalConvWithState", inputs, ["output", "state"], settings, c["sizes"], tolerance=_within(c))
 
 
 def attributes(c: Configuration, *names: str) -> dict[str, Any]:

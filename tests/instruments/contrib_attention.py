@@ -45,12 +45,12 @@ def rotary_embedding(c: Configuration) -> Node:
         "cos_cache": _angles(np.cos, c["dtype"], columns),
         "sin_cache": _angles(np.sin, c["dtype"], columns),
     }
-    given = attributes(c, "interleaved", "scale", "is_packed_batching")
+    settings = attributes(c, "interleaved", "scale", "is_packed_batching")
     if c["num_heads"]:
-        given["num_heads"] = heads
+        settings["num_heads"] = heads
     if c["rotated"] != "all":
-        given["rotary_embedding_dim"] = max(2, head // 2)
-    return Node("RotaryEmbedding", inputs, ["output"], given, c["sizes"], tolerance=tolerance(c["dtype"]))
+        settings["rotary_embedding_dim"] = max(2, head // 2)
+    return Node("RotaryEmbedding", inputs, ["output"], settings, c["sizes"], tolerance=tolerance(c["dtype"]))
 
 
 GROUP_QUERY_ATTENTION: Choices = {
@@ -104,11 +104,11 @@ def group_query_attention(c: Configuration) -> Node:
         "head_sink": Input((H,), normal(c["dtype"], 2.0), constant=True) if c["sink"] else None,
     }
     names = ("do_rotary", "rotary_interleaved", "smooth_softmax", "local_window_size", "softcap", "scale")
-    given = attributes(c, *names, "qk_output") | {"num_heads": H, "kv_num_heads": G}
+    settings = attributes(c, *names, "qk_output") | {"num_heads": H, "kv_num_heads": G}
     present = c["present"] or c["past"]  # without these, onnxruntime computes with memory that nobody wrote
     outputs = ["output", *(("keys", "values") if present else ("", "")), "qk" if c["qk_output"] else ""]
     within, sizes = max(tolerance(c["dtype"]), 5e-5), c["sizes"]
-    return Node("GroupQueryAttention", inputs, outputs, given, sizes, tolerance=within, meaningful=_real_tokens)
+    return Node("GroupQueryAttention", inputs, outputs, settings, sizes, tolerance=within, meaningful=_real_tokens)
 
 
 def _last_positions(padded: bool) -> Fill:
@@ -175,10 +175,10 @@ def multi_head_attention(c: Configuration) -> Node:
         "past_key": Input(("B", H, "P", h), fill) if c["past"] else None,
         "past_value": Input(("B", H, "P", w), fill) if c["past"] else None,
     }
-    given = attributes(c, "unidirectional", "scale", "mask_filter_value") | {"num_heads": H}
+    settings = attributes(c, "unidirectional", "scale", "mask_filter_value") | {"num_heads": H}
     outputs = ["output", *(("keys", "values") if c["present"] else ())]
-    sizes = [{**one, "T": one["P"] + one["L"]} for one in c["sizes"]]
-    return Node("MultiHeadAttention", inputs, outputs, given, sizes, tolerance=max(tolerance(c["dtype"]), 5e-5))
+    sizes = [{**size, "T": size["P"] + size["L"]} for size in c["sizes"]]
+    return Node("MultiHeadAttention", inputs, outputs, settings, sizes, tolerance=max(tolerance(c["dtype"]), 5e-5))
 
 
 def _lengths(generator: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
@@ -208,5 +208,5 @@ def attention(c: Configuration) -> Node:
         "bias": Input((3 * width,), fill, constant=True) if c["bias"] else None,
         "mask_index": masks[c["mask"]] if c["mask"] else None,
     }
-    given = attributes(c, "unidirectional", "scale") | {"num_heads": H}
-    return Node("Attention", inputs, ["output"], given, c["sizes"], tolerance=max(tolerance(c["dtype"]), 5e-5))
+    settings = attributes(c, "unidirectional", "scale") | {"num_heads": H}
+    return Node("Attention", inputs, ["output"], settings, c["sizes"], tolerance=max(tolerance(c["dtype"]), 5e-5))

@@ -114,10 +114,10 @@ def qmoe(c: Configuration) -> Node:
     absent = dict.fromkeys(("fc3", "fc3_scales", "fc3_bias"))
     inputs = {"x": _rows(c, c["d"], fill), "logits": _logits(c), **stored, **absent, **zeros, "fc3_zeros": None}
     inputs["router_weights"] = _logits(c) if c["router_weights"] else None
-    given = _attributes(c) | attributes(c, "expert_weight_bits", "block_size", "accuracy_level")
+    settings = _attributes(c) | attributes(c, "expert_weight_bits", "block_size", "accuracy_level")
     is_rounded = c["block_size"] and (bits == 8 or c["accuracy_level"] == 4)
     within = max(tolerance(c["dtype"]), 2e-2 if is_rounded else 0)
-    return Node("QMoE", inputs, ["y"], given, _sizes(c), tolerance=within)
+    return Node("QMoE", inputs, ["y"], settings, _sizes(c), tolerance=within)
 
 
 def _bytes(generator: np.random.Generator, shape: tuple[int, ...], _: Sizes) -> np.ndarray:
@@ -166,9 +166,9 @@ def matmul_n_bits(c: Configuration) -> Node:
         "g_idx": Input(groups.shape, lambda *_: groups, constant=True) if c["g_idx"] else None,
         "bias": Input((N,), fill, constant=True) if c["bias"] else None,
     }
-    given = attributes(c, "bits", "block_size", "accuracy_level") | {"K": c["K"], "N": N}
+    settings = attributes(c, "bits", "block_size", "accuracy_level") | {"K": c["K"], "N": N}
     within = max(tolerance(c["dtype"]), 2e-2 if c["accuracy_level"] == 4 else 0)
-    return Node("MatMulNBits", inputs, ["Y"], given, c["sizes"], tolerance=within)
+    return Node("MatMulNBits", inputs, ["Y"], settings, c["sizes"], tolerance=within)
 
 
 def _zeros(bits: int, dtype: str) -> Fill:

@@ -56,8 +56,8 @@ class Executed:
     @functools.lru_cache(maxsize=16)  # noqa: B019 - one map per process
     def of(self, path: pathlib.Path) -> Mapping[int, set[str]]:
         """The tests by the lines of a file that they execute; a line that runs on import alone has none."""
-        found = self._data.contexts_by_lineno(str(path))
-        return {line: {test for test in tests if test in self.seconds} for line, tests in found.items()}
+        result = self._data.contexts_by_lineno(str(path))
+        return {line: {test for test in tests if test in self.seconds} for line, tests in result.items()}
 
     def is_of(self, path: pathlib.Path) -> bool:
         """Whether the file is still the one that the tests executed, so that its lines are those of the map."""

@@ -59,14 +59,14 @@ class Draft:
 
     def pick(self, kinds: str = "fiub", rank: int = 0, like: Value | None = None) -> Value:
         """A value of one of the kinds of element types, or of the type of another, of at least that rank."""
-        found = [
+        results = [
             value
             for value in self.values
             if value.rank >= rank and (value.dtype.kind in kinds if like is None else value.dtype == like.dtype)
         ]
-        if not found:
+        if not results:
             raise Impossible
-        recent = found[-4:] if self.chance(0.5) else found
+        recent = results[-4:] if self.chance(0.5) else results
         return recent[self.generator.integers(len(recent))]
 
     def axis(self, value: Value) -> int:

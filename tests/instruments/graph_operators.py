@@ -149,8 +149,8 @@ def _along(draft: Draft, x: Value, axis: int, sizes: Sequence[int]) -> Value:
     whole = draft.chance(0.5)
 
     def shape(run: int) -> list[int]:
-        found = list(x.arrays[run].shape)
-        return found if whole else [*found[: axis % x.rank], 2, *found[axis % x.rank + 1 :]]
+        results = list(x.arrays[run].shape)
+        return results if whole else [*results[: axis % x.rank], 2, *results[axis % x.rank + 1 :]]
 
     return _indices(draft, sizes, shape)
 

@@ -87,7 +87,9 @@ def case_of(graph: Graph, tolerance: float = 1e-4) -> Case:
 
 
 def model_of(operations: Sequence[Operation], inputs: Sequence[Value], outputs: Sequence[Value]) -> onnx.ModelProto:
-    constants = dict.fromkeys(value for one in operations for value in one.inputs if isinstance(value, Constant))
+    constants = dict.fromkeys(
+        value for operation in operations for value in operation.inputs if isinstance(value, Constant)
+    )
     graph = helper.make_graph(
         [_node(operation) for operation in operations],
         "random",
@@ -102,7 +104,9 @@ def _node(operation: Operation) -> onnx.NodeProto:
     names = ["" if value is None else value.name for value in operation.inputs]
     while names and not names[-1]:
         names.pop()
-    return helper.make_node(operation.op_type, names, [one.name for one in operation.outputs], **operation.attributes)
+    return helper.make_node(
+        operation.op_type, names, [output.name for output in operation.outputs], **operation.attributes
+    )
 
 
 def _declared(value: Value, shape: Sequence[int | str] | None) -> onnx.ValueInfoProto:
@@ -118,15 +122,15 @@ def shrunk(graph: Graph, fails: Any) -> Graph:
 
 
 def _smaller(graph: Graph) -> list[Graph]:
-    found = []
+    results = []
     if len(graph.outputs) > 1:
-        found += [dataclasses.replace(graph, outputs=[output]).without_unused() for output in graph.outputs]
+        results += [dataclasses.replace(graph, outputs=[output]).without_unused() for output in graph.outputs]
     if len(graph.operations) > 1:
         for operation in graph.operations:
-            found += [_fed(graph, operation), _ending(graph, operation)]
+            results += [_fed(graph, operation), _ending(graph, operation)]
     if len(graph.runs) > 1:
-        found += [dataclasses.replace(graph, runs=[run]) for run in graph.runs]
-    return [smaller for smaller in found if smaller.operations]
+        results += [dataclasses.replace(graph, runs=[run]) for run in graph.runs]
+    return [smaller for smaller in results if smaller.operations]
 
 
 def _fed(graph: Graph, operation: Operation) -> Graph:

@@ -51,25 +51,25 @@ def change(content: Any, kind: str, where: Path, value: Any) -> None:
 def damage(content: Any, rng: random.Random, among: Callable[[Path], bool] = lambda _: True) -> tuple[bytes, str]:
     """The bytes of a document after one to three changes of places that are ``among``, and the changes in words."""
     content = json.loads(json.dumps(content))
-    told, raw = [], ""
+    reported, raw = [], ""
     for _ in range(rng.choice([1, 1, 2, 3])):
-        found = [where for where in places(content) if among(where)]
-        if not found:
+        results = [where for where in places(content) if among(where)]
+        if not results:
             break
         # Long lists would have nearly all places: each length of a path counts the same.
-        depth = rng.choice(sorted({len(where) for where in found}))
-        where = rng.choice([where for where in found if len(where) == depth])
+        depth = rng.choice(sorted({len(where) for where in results}))
+        where = rng.choice([where for where in results if len(where) == depth])
         kind = rng.choice([*CHANGES, "set", "set", "raw"])
         value = rng.choice(VALUES) if kind == "set" else _HOLE if kind == "raw" else rng.random()
         change(content, "set" if kind == "raw" else kind, where, value)
         raw = rng.choice(_RAW) if kind == "raw" else raw
-        told.append(f"{kind} {'/'.join(map(str, where))[:80]} {repr(raw if kind == 'raw' else value)[:40]}")
+        reported.append(f"{kind} {'/'.join(map(str, where))[:80]} {repr(raw if kind == 'raw' else value)[:40]}")
     data = json.dumps(content).replace(json.dumps(_HOLE), raw).encode()
     if rng.random() < 0.1:
         name = rng.choice(list(_AS_BYTES))
         data = _AS_BYTES[name](data)
-        told.append(name)
-    return data, "; ".join(told)
+        reported.append(name)
+    return data, "; ".join(reported)
 
 
 def _set(parent: Any, key: Any, value: Any) -> None:

@@ -42,8 +42,8 @@ def check(name: str, form: str, folder: str | None = None) -> Row:
         return Row("skipped", f"mobius: {_line(error)}")
     if folder is not None:
         onnx.save(model, str(pathlib.Path(folder) / f"{name}-{form}.onnx"))
-    sizes = [one for one in _SIZES if one[1] == 1 or not MODELS[name].takes_one]
-    case = Case(model, [feeds(model.graph.input, *one) for one in sizes])
+    sizes = [size for size in _SIZES if size[1] == 1 or not MODELS[name].takes_one]
+    case = Case(model, [feeds(model.graph.input, *size) for size in sizes])
     expected = run_onnxruntime(dataclasses.replace(case, model=as_onnxruntime_takes(model)))
     if not isinstance(expected, list):
         return Row("skipped", f"onnxruntime: {expected.detail}")
@@ -65,16 +65,16 @@ def _compared(case: Case, expected: list[list[Any]], tolerance: float) -> Row:
         return Row("refused" if isinstance(error, moec.UnsupportedError) else "crashed", _line(error))
     seconds = sum(os.times()[:4]) - start
     known = compiled.describe()
-    remarks = tuple(f"{one['severity']}: {one['message']}" for one in known["remarks"])
-    found = Row("pass", "", len(known["moe_blocks"]), seconds, remarks)
+    remarks = tuple(f"{remark['severity']}: {remark['message']}" for remark in known["remarks"])
+    result = Row("pass", "", len(known["moe_blocks"]), seconds, remarks)
     names = [output.name for output in case.model.graph.output]
-    for given, wanted in zip(case.feeds, expected, strict=True):
-        results = compiled.run(given)
+    for feed, wanted in zip(case.feeds, expected, strict=True):
+        results = compiled.run(feed)
         for key, right in zip(names, wanted, strict=True):
             reason = unequal(np.asarray(results[key]), right, tolerance)
             if reason:
-                return dataclasses.replace(found, status="wrong", detail=f"{key}: {reason}")
-    return found
+                return dataclasses.replace(result, status="wrong", detail=f"{key}: {reason}")
+    return result
 
 
 def _line(error: Exception) -> str:

@@ -190,7 +190,7 @@ def _numbers(generator: np.random.Generator, shape: tuple[int, ...], kind: np.dt
 def feeds(inputs: Any, batch: int, length: int, past: int, seed: int = 0) -> dict[str, Array]:
     """Values for the inputs of a model (``onnx.ValueInfoProto``): ``length`` tokens behind ``past`` others."""
     generator = np.random.default_rng(seed)
-    found: dict[str, Array] = {}
+    results: dict[str, Array] = {}
     for value in inputs:
         kind, shape = value.type.tensor_type, []
         for dim in kind.shape.dim:
@@ -199,13 +199,13 @@ def feeds(inputs: Any, batch: int, length: int, past: int, seed: int = 0) -> dic
             shape.append(dim.dim_value or (batch if name == "batch" else sum(sizes)))
         if value.name == "position_ids":
             place = np.arange(past, past + length)
-            found[value.name] = np.broadcast_to(place, shape).astype(np.int64)
+            results[value.name] = np.broadcast_to(place, shape).astype(np.int64)
         elif kind.elem_type == 7:
             most = 99 if value.name == "input_ids" else 2
-            found[value.name] = generator.integers(0, most, shape) if most > 2 else np.ones(shape, np.int64)
+            results[value.name] = generator.integers(0, most, shape) if most > 2 else np.ones(shape, np.int64)
         else:
-            found[value.name] = generator.standard_normal(shape).astype(np.float32)
-    return found
+            results[value.name] = generator.standard_normal(shape).astype(np.float32)
+    return results
 
 
 def as_onnxruntime_takes(model: Any) -> Any:
@@ -213,9 +213,9 @@ def as_onnxruntime_takes(model: Any) -> Any:
     gate and up rows in turns (``swiglu_fusion`` 1), where mobius has all gates first (2), and logits of rank 2."""
     import onnx
 
-    found = onnx.ModelProto.FromString(model.SerializeToString())
-    tensors = {tensor.name: tensor for tensor in found.graph.initializer}
-    for node in [node for node in found.graph.node if node.op_type == "QMoE"]:
+    result = onnx.ModelProto.FromString(model.SerializeToString())
+    tensors = {tensor.name: tensor for tensor in result.graph.initializer}
+    for node in [node for node in result.graph.node if node.op_type == "QMoE"]:
         for attribute in node.attribute:
             if attribute.name == "swiglu_fusion" and attribute.i == 2:
                 attribute.i = 1
@@ -226,8 +226,8 @@ def as_onnxruntime_takes(model: Any) -> Any:
         experts = tensors[node.input[2]].dims[0]
         for at in (at for at in (1, 14) if at < len(node.input) and node.input[at]):
             shape, flat = f"{node.name}.{at}.shape", f"{node.name}.{at}.rows"
-            found.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, experts]), shape))
-            place = list(found.graph.node).index(node)
-            found.graph.node.insert(place, onnx.helper.make_node("Reshape", [node.input[at], shape], [flat]))
-            found.graph.node[place + 1].input[at] = flat
-    return found
+            result.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, experts]), shape))
+            place = list(result.graph.node).index(node)
+            result.graph.node.insert(place, onnx.helper.make_node("Reshape", [node.input[at], shape], [flat]))
+            result.graph.node[place + 1].input[at] = flat
+    return result

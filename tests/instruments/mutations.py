@@ -103,10 +103,10 @@ def mutants_of(path: pathlib.Path) -> Iterator[Mutant]:
         if swap is None:
             continue
         start, end = place(left.end_lineno or 0, left.end_col_offset or 0), place(right.lineno, right.col_offset)
-        found = re.search(rf"(?<![\w]){re.escape(swap[0])}(?![\w=])", source[start:end])
-        if found is not None:
+        match = re.search(rf"(?<![\w]){re.escape(swap[0])}(?![\w=])", source[start:end])
+        if match is not None:
             lines = range(left.lineno, (right.end_lineno or right.lineno) + 1) if script is None else _header(script)
-            yield Mutant(path, source, lines, start + found.start(), start + found.end(), swap[1])
+            yield Mutant(path, source, lines, start + match.start(), start + match.end(), swap[1])
 
 
 def _header(function: ast.FunctionDef) -> range:
@@ -144,15 +144,15 @@ def executing_tests(mutant: Mutant, executed: Executed) -> list[str]:
     """The tests that execute a mutant's operator, those beside its file first, of each the shortest; of what runs on
     import, and where the file is not that of the map any more, those that execute anything of the file, or, where all
     of it is read by TVMScript's parser, anything of the files that import it."""
-    found = executed.of(mutant.path)
+    result = executed.of(mutant.path)
     if executed.is_of(mutant.path):
-        tests: set[str] = set().union(*(found.get(line, set()) for line in mutant.lines))
-        if not tests and not any(line in found for line in mutant.lines):
+        tests: set[str] = set().union(*(result.get(line, set()) for line in mutant.lines))
+        if not tests and not any(line in result for line in mutant.lines):
             return []
     else:
         tests = set()
-    tests = tests or set().union(*found.values())
-    if found and not tests:
+    tests = tests or set().union(*result.values())
+    if result and not tests:
         tests = set().union(*(lines for path in _importers(mutant.path) for lines in executed.of(path).values()))
     return _nearest_first(mutant.path, tests, executed.seconds)
 
@@ -162,7 +162,7 @@ def _importers(path: pathlib.Path) -> Iterator[pathlib.Path]:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     statement = re.compile(rf"^\s*from (moec\.)?{re.escape(module)} import\b", re.MULTILINE)
     for folder in FOLDERS:
-        yield from (one for one in sorted((ROOT / folder).rglob("*.py")) if statement.search(one.read_text("utf-8")))
+        yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if statement.search(path.read_text("utf-8")))
 
 
 def _nearest_first(path: pathlib.Path, tests: Iterable[str], seconds: Mapping[str, float]) -> list[str]:
@@ -295,29 +295,29 @@ def sample(count: int, seed: int, since: str | None = None) -> list[Mutant]:
     ones follows from the text of each, so that a change elsewhere leaves a sample as it was."""
     paths = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     changed = None if since is None else _changed_lines(since)
-    mutants = [one for path in paths if changed is None or path in changed for one in mutants_of(path)]
+    mutants = [mutant for path in paths if changed is None or path in changed for mutant in mutants_of(path)]
     if changed is not None:
-        mutants = [one for one in mutants if one.line in changed[one.path]]
+        mutants = [mutant for mutant in mutants if mutant.line in changed[mutant.path]]
     ranks: dict[Mutant, bytes] = {}
     alike: collections.Counter[str] = collections.Counter()
-    for one in mutants:
-        ranks[one] = hashlib.sha256(f"{seed} {one} {alike[str(one)]}".encode()).digest()
-        alike[str(one)] += 1
+    for mutant in mutants:
+        ranks[mutant] = hashlib.sha256(f"{seed} {mutant} {alike[str(mutant)]}".encode()).digest()
+        alike[str(mutant)] += 1
     return sorted(mutants, key=ranks.__getitem__)[:count]
 
 
 def _changed_lines(since: str) -> dict[pathlib.Path, set[int]]:
     command = ["git", "diff", "--unified=0", since, "--", *FOLDERS]
     diff = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found: dict[pathlib.Path, set[int]] = {}
+    results: dict[pathlib.Path, set[int]] = {}
     path = ROOT
     for line in diff.splitlines():
         if line.startswith("+++ b/"):
             path = ROOT / line[6:]
         elif hunk := re.match(r"@@ \S+ \+(\d+)(?:,(\d+))? @@", line):
             first, count = int(hunk[1]), int(hunk[2] or 1)
-            found.setdefault(path, set()).update(range(first, first + count))
-    return found
+            results.setdefault(path, set()).update(range(first, first + count))
+    return results
 
 
 def main() -> int:
@@ -327,14 +327,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, metavar="N", help="begin with the sample's mutant N")
     parser.add_argument("--since", metavar="COMMIT")
     parser.add_argument("--cap", type=float, default=CAP, metavar="SECONDS", help="of tests for each mutant")
-    given = parser.parse_args()
+    options = parser.parse_args()
     executed, counts = Executed(), collections.Counter[str]()
-    print(f"{len(executed.seconds)} tests are in the map; of those of a mutant as many run as take {given.cap:g} s")
-    chosen = sample(given.count, given.seed, given.since)
-    for number, mutant in enumerate(chosen[given.first - 1 :], given.first):
-        found = outcome(mutant, executed, given.cap)
-        counts[found.kind] += 1
-        print(f"{number:4d} {found.kind:12s}  {mutant}\n{'':19s}{found.detail}", flush=True)
+    print(f"{len(executed.seconds)} tests are in the map; of those of a mutant as many run as take {options.cap:g} s")
+    chosen = sample(options.count, options.seed, options.since)
+    for number, mutant in enumerate(chosen[options.first - 1 :], options.first):
+        result = outcome(mutant, executed, options.cap)
+        counts[result.kind] += 1
+        print(f"{number:4d} {result.kind:12s}  {mutant}\n{'':19s}{result.detail}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
     return 1 if counts["survives"] + counts["not executed"] else 0
 

@@ -58,8 +58,8 @@ def judge(case: Case, worker: Worker) -> Outcome:
         return Outcome("skipped", f"onnxruntime {expected.kind}: {expected.detail}")
     if isinstance(expected, Outcome):
         return expected
-    found = worker.do((compare, case, expected))
-    return Outcome("crashed", f"{found.kind}: {found.detail}") if isinstance(found, Lost) else found
+    result = worker.do((compare, case, expected))
+    return Outcome("crashed", f"{result.kind}: {result.detail}") if isinstance(result, Lost) else result
 
 
 def run_onnxruntime(case: Case) -> list[list[Array]] | Outcome:
@@ -87,8 +87,8 @@ def compare(case: Case, expected: list[list[Array]]) -> Outcome:
         wrong = _difference("interpreter", case, expected, interpreted)
         compiled = moec.compile(case.model)
         names = [output.name for output in case.model.graph.output]
-        found = (list(map(compiled.run(feeds).__getitem__, names)) for feeds in case.feeds)
-        wrong = wrong or _difference("compiled", case, expected, found)
+        result = (list(map(compiled.run(feeds).__getitem__, names)) for feeds in case.feeds)
+        wrong = wrong or _difference("compiled", case, expected, result)
     except moec.UnsupportedError as error:
         return Outcome("refused" if "node" in str(error) else "crashed", _line(error))
     except moec.InputError as error:  # right where numpy refuses too: onnxruntime takes more than ONNX does
@@ -111,10 +111,10 @@ def _interpreted(case: Case) -> Iterable[list[Array] | None]:
             yield None
 
 
-def _difference(who: str, case: Case, expected: list[list[Array]], found: Iterable[list[Array] | None]) -> str | None:
+def _difference(who: str, case: Case, expected: list[list[Array]], result: Iterable[list[Array] | None]) -> str | None:
     """The first output that is not right, in words."""
     names = [output.name for output in case.model.graph.output]
-    for run, (wanted, given) in enumerate(zip(expected, found, strict=True)):
+    for run, (wanted, given) in enumerate(zip(expected, result, strict=True)):
         if given is None:
             continue
         masks = case.meaningful[run] if case.meaningful else {}
@@ -126,32 +126,32 @@ def _difference(who: str, case: Case, expected: list[list[Array]], found: Iterab
     return None
 
 
-def unequal(found: Array, expected: Array, tolerance: float, meaningful: Array | None = None) -> str | None:
+def unequal(actual: Array, expected: Array, tolerance: float, meaningful: Array | None = None) -> str | None:
     """Why the arrays are not equal. Floats may differ by ``tolerance`` times the largest finite number, at least 1, or
     by one unit in the last place: the same number rounded otherwise."""
-    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
-        return f"{found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
+    if (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
+        return f"{actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
     if meaningful is not None:
-        meaningful = np.broadcast_to(meaningful, found.shape)
-        found, expected = found[meaningful], expected[meaningful]
+        meaningful = np.broadcast_to(meaningful, actual.shape)
+        actual, expected = actual[meaningful], expected[meaningful]
     if expected.dtype.kind in "biu":
-        return None if np.array_equal(found, expected) else _where(found, expected, found != expected)
+        return None if np.array_equal(actual, expected) else _where(actual, expected, actual != expected)
     with np.errstate(invalid="ignore"):
         unit = np.spacing(np.abs(expected)).astype(np.float64)
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(expected)
     largest = max(1.0, float(np.abs(expected[finite]).max(initial=0)))
     with np.errstate(invalid="ignore"):
-        near = np.abs(found - expected) <= np.maximum(tolerance * largest, unit)
-    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+        near = np.abs(actual - expected) <= np.maximum(tolerance * largest, unit)
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     wrong = np.where(finite, ~near, ~same)
-    return _where(found, expected, wrong) if wrong.any() else None
+    return _where(actual, expected, wrong) if wrong.any() else None
 
 
-def _where(found: Array, expected: Array, wrong: Array) -> str:
+def _where(result: Array, expected: Array, wrong: Array) -> str:
     first = tuple(int(index) for index in np.argwhere(wrong)[0])
     share = f"{np.count_nonzero(wrong)} of {wrong.size}"
-    return f"{share} differ, first {found[first]} at {list(first)}, expected {expected[first]}"
+    return f"{share} differ, first {result[first]} at {list(first)}, expected {expected[first]}"
 
 
 def _line(error: Exception) -> str:

@@ -52,8 +52,8 @@ def _graph(draft: Draft, nodes: Sequence[int]) -> Graph:
 
 def sweep(count: int, seed: int, worker: Worker, nodes: Sequence[int] = NODES) -> Iterator[tuple[Graph, Outcome]]:
     while count > 0:
-        found = worker.do((drawn, seed, nodes))
-        graphs: list[Graph] = [] if isinstance(found, Lost) else found  # onnxruntime may die of a node
+        result = worker.do((drawn, seed, nodes))
+        graphs: list[Graph] = [] if isinstance(result, Lost) else result  # onnxruntime may die of a node
         graphs = [graph for graph in graphs if graph.outputs][:count]
         seed, count = seed + 1, count - len(graphs)
         if not graphs:
@@ -78,9 +78,9 @@ def save(case: Case, folder: pathlib.Path, name: str) -> None:
     """NAME.onnx, and NAME.npz with the inputs and, as ``want_...``, onnxruntime's outputs of the first run."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(case.model, folder / f"{name}.onnx")
-    wanted = run_onnxruntime(dataclasses.replace(case, feeds=case.feeds[:1]))
+    expected = run_onnxruntime(dataclasses.replace(case, feeds=case.feeds[:1]))
     names = [f"want_{output.name}" for output in case.model.graph.output]
-    outputs = {} if isinstance(wanted, Outcome) else dict(zip(names, wanted[0], strict=True))
+    outputs = {} if isinstance(expected, Outcome) else dict(zip(names, expected[0], strict=True))
     np.savez(folder / f"{name}.npz", **case.feeds[0], **outputs)
 
 

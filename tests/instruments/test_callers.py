@@ -32,7 +32,7 @@ def test_all_are_right_and_served_alike(base, threads, shared):
         {"ids": generator.integers(0, 11, (n, 2)), "x": generator.standard_normal((n, 2, 8)).astype(np.float32)}
         for n in sizes
     ]
-    expected = [alone.run(one)["y"] for one in values]
+    expected = [alone.run(value)["y"] for value in values]
     end, before = time.monotonic() + SECONDS, threading.active_count()
 
     def call(caller: int) -> None:

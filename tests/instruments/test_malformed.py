@@ -17,9 +17,9 @@ QUICK = ("gguf", "external")
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_sample(kind: str, tmp_path: pathlib.Path) -> None:
     kind_named(kind).prepare(tmp_path)
-    found = [judge(Case(kind, str(tmp_path), 5, index)) for index in range(8)]
-    assert not [verdict for verdict in found if verdict.failed]
-    assert any(verdict.status == "refused" for verdict in found)
+    actual = [judge(Case(kind, str(tmp_path), 5, index)) for index in range(8)]
+    assert not [verdict for verdict in actual if verdict.failed]
+    assert any(verdict.status == "refused" for verdict in actual)
 
 
 @pytest.mark.nightly

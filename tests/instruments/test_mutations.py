@@ -40,8 +40,8 @@ def test_every_operator_is_found_once(tmp_path: pathlib.Path, monkeypatch) -> No
     monkeypatch.setattr(mutations, "ROOT", tmp_path)
     path = tmp_path / "f.py"
     path.write_text(SOURCE)
-    found = list(mutants_of(path))
-    assert sorted((one.line, SOURCE[one.start : one.end], one.new) for one in found) == [
+    actual = list(mutants_of(path))
+    assert sorted((one.line, SOURCE[one.start : one.end], one.new) for one in actual) == [
         (4, "*", "+"),
         (4, "+", "-"),
         (4, "<=", "<"),
@@ -51,7 +51,7 @@ def test_every_operator_is_found_once(tmp_path: pathlib.Path, monkeypatch) -> No
         (7, "not in", "in"),
         (7, "or", "and"),
     ]
-    for one in found:
+    for one in actual:
         compile(one.text, "f.py", "exec")
 
 
@@ -134,7 +134,7 @@ def test_of_a_file_that_only_a_parser_reads_the_tests_of_those_who_import_it_run
 def test_a_script_is_executed_by_who_executes_its_definition(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "f.py"
     path.write_text("def f():\n    @T.prim_func(private=True)\n    def g(a: T.handle):\n        T.store(a, 1, a + 2)\n")
-    assert [one.lines for one in mutants_of(path)] == [range(2, 4)]
+    assert [mutant.lines for mutant in mutants_of(path)] == [range(2, 4)]
 
 
 def test_tests_are_as_many_as_the_cap_allows_but_one_at_least() -> None:
@@ -151,7 +151,7 @@ def test_tests_are_as_many_as_the_cap_allows_but_one_at_least() -> None:
 def flipped() -> Mutant:
     """Find a mutant of a comparison in a module that every process imports."""
     path = mutations.ROOT / "moec" / "ir" / "intervals.py"
-    return next(one for one in mutants_of(path) if one.new == "!=")
+    return next(mutant for mutant in mutants_of(path) if mutant.new == "!=")
 
 
 def test_a_mutant_is_what_a_process_and_those_it_starts_import(flipped: Mutant, tmp_path, monkeypatch) -> None:
@@ -171,8 +171,8 @@ INTERVALS = "tests/ir/test_intervals.py"
 
 def test_a_mutant_that_a_test_sees_is_killed(flipped: Mutant) -> None:
     executed: Any = Map({line: {INTERVALS} for line in flipped.lines}, {INTERVALS: 2.0})
-    found = outcome(flipped, executed)
-    assert found.kind == "killed" and found.detail.startswith(INTERVALS)
+    actual = outcome(flipped, executed)
+    assert actual.kind == "killed" and actual.detail.startswith(INTERVALS)
 
 
 def test_a_mutant_without_end_hangs(flipped: Mutant, monkeypatch) -> None:
@@ -198,7 +198,9 @@ def test_a_slow_machine_is_no_hanging_mutant(flipped: Mutant, monkeypatch) -> No
 
 
 def test_equivalent_mutants_exist_and_have_a_reason() -> None:
-    known = {str(one) for path in {ROOT / name.split(":")[0] for name in equivalent()} for one in mutants_of(path)}
+    known = {
+        str(mutant) for path in {ROOT / name.split(":")[0] for name in equivalent()} for mutant in mutants_of(path)
+    }
     assert all(reason and name in known for name, reason in equivalent().items())
 
 

@@ -60,6 +60,6 @@ def test_shrinking_leaves_one_node_and_one_run(op_type: str):
     def fails(graph: Graph) -> bool:
         return 1 in graph.runs and any(operation.op_type == op_type for operation in graph.operations)
 
-    found = shrunk(chain(), fails)
-    assert [operation.op_type for operation in found.operations] == [op_type] and list(found.runs) == [1]
-    assert len(found.inputs()) == 1 and len(found.outputs) == 1
+    actual = shrunk(chain(), fails)
+    assert [operation.op_type for operation in actual.operations] == [op_type] and list(actual.runs) == [1]
+    assert len(actual.inputs()) == 1 and len(actual.outputs) == 1

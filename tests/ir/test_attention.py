@@ -43,22 +43,22 @@ def reference(*inputs: np.ndarray | None, **attributes: float) -> np.ndarray:
 )
 @pytest.mark.parametrize("mask", [None, normal(B, H, S, L), normal(B, H, S, L) > 0, normal(S, L - 2)])
 def test_masks(attributes, mask):
-    found, keys, _ = attention(*operands(), mask, **attributes)
-    np.testing.assert_allclose(found, reference(*operands(), mask, **attributes), atol=1e-5)
+    actual, keys, _ = attention(*operands(), mask, **attributes)
+    np.testing.assert_allclose(actual, reference(*operands(), mask, **attributes), atol=1e-5)
     assert keys.shape == (B, G, L, h)
 
 
 def test_a_cache_inside():
     past = [normal(B, G, 2, h), normal(B, G, 2, h) * 3]
-    found, keys, values = attention(*operands(S), None, *past, is_causal=1)
-    np.testing.assert_allclose(found, reference(*operands(S), None, *past, is_causal=1), atol=1e-5)
+    actual, keys, values = attention(*operands(S), None, *past, is_causal=1)
+    np.testing.assert_allclose(actual, reference(*operands(S), None, *past, is_causal=1), atol=1e-5)
     assert keys.shape == values.shape == (B, G, S + 2, h)
 
 
 def test_lengths_of_a_cache_outside():
     lengths = np.array([3, 5])
-    found, _, _ = attention(*operands(), None, None, None, lengths, is_causal=1)
-    np.testing.assert_allclose(found, reference(*operands(), None, None, None, lengths, is_causal=1), atol=1e-5)
+    actual, _, _ = attention(*operands(), None, None, None, lengths, is_causal=1)
+    np.testing.assert_allclose(actual, reference(*operands(), None, None, None, lengths, is_causal=1), atol=1e-5)
 
 
 def test_three_axes():
@@ -71,22 +71,22 @@ def test_a_causal_mask_that_is_the_same_for_all_queries():
     mask = normal(1, H, 1, L)
     whole = np.broadcast_to(mask, (B, H, S, L))
     lengths = np.array([4, 5])
-    found, expected = (attention(*operands(), one, None, None, lengths, is_causal=1)[0] for one in (mask, whole))
-    np.testing.assert_array_equal(found, expected)
+    actual, expected = (attention(*operands(), one, None, None, lengths, is_causal=1)[0] for one in (mask, whole))
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_query_that_sees_nothing_gives_zeros():
     mask = np.ones((S, L), bool)
     mask[1] = False
-    found = attention(*operands(), mask)[0]
-    assert not found[:, :, 1].any() and np.isfinite(found).all() and found[:, :, 0].any()
+    actual = attention(*operands(), mask)[0]
+    assert not actual[:, :, 1].any() and np.isfinite(actual).all() and actual[:, :, 0].any()
 
 
 def test_narrow_types_are_computed_in_float32():
     narrow = [array.astype(ml_dtypes.bfloat16) for array in operands()]
-    found = attention(*narrow)[0]
+    actual = attention(*narrow)[0]
     wide = attention(*(array.astype(np.float32) for array in narrow))[0]
-    np.testing.assert_array_equal(found, wide.astype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(actual, wide.astype(ml_dtypes.bfloat16))
 
 
 def test_the_matrix_of_scores_is_refused():

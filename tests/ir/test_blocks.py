@@ -137,6 +137,8 @@ def test_experts_that_are_a_graph_over_dispatched_rows_are_a_block():
     expected = {"name": "layer.0", "num_experts": 2, "top_k": 2, "router": "softmax", "dtype": "float16"}
     assert {key: block[key] for key in expected} == expected
     assert block["formats"] == {"widen": ["float16", "float16"]}
-    assert [(one["name"], one["inputs"], one["outputs"]) for one in block["products"]] == [("widen", 16, 24)]
+    assert [(product["name"], product["inputs"], product["outputs"]) for product in block["products"]] == [
+        ("widen", 16, 24)
+    ]
     assert block["origins"]["experts"] == [[0, 2], [3]] and list(block["origins"]["removed"]) == ["1"]
     assert expert_bits([block]) == 16

@@ -22,9 +22,9 @@ def against_onnxruntime(node: str, inputs: dict[str, np.ndarray], tolerance: flo
     proto = onnx.parser.parse_model(f"{header}\ng ({arguments}) => (float[] y)\n{{\n{node}\n}}")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (expected,) = session.run(["y"], inputs)
-    found = run(ir.from_proto(proto), inputs)["y"]
-    assert found.dtype == expected.dtype
-    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
+    actual = run(ir.from_proto(proto), inputs)["y"]
+    assert actual.dtype == expected.dtype
+    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=tolerance)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -57,9 +57,9 @@ def test_against_onnxruntime(new: int, past: int, packed: bool, attributes: str,
     proto = onnx.parser.parse_model(text)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     expected = session.run(["y", "nk", "nv"], inputs)
-    found = run(ir.from_proto(proto), inputs)
+    actual = run(ir.from_proto(proto), inputs)
     for name, array in zip(("y", "nk", "nv"), expected, strict=True):
-        np.testing.assert_allclose(found[name], array, atol=1e-5)
+        np.testing.assert_allclose(actual[name], array, atol=1e-5)
 
 
 def test_what_is_not_supported_is_refused() -> None:

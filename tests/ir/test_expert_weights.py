@@ -61,14 +61,14 @@ def experts_node(spec: ExpertsSpec, form: WeightFormat, **inputs: ir.Value) -> i
     elif spec.gated:
         operands = {"up": both(layout, PARTS["gate"], PARTS["up"])}
         operands["up_bias"] = both(layout, BIASES["gate"], BIASES["up"])
-    given = {
+    feeds = {
         name: constant(array) if name.endswith("bias") else stored(array, form, spec.up_transposed)
         for name, array in operands.items()
     }
-    given["down"] = stored(PARTS["down"], form, spec.down_transposed)
-    given["down_bias"] = constant(BIASES["down"])
+    feeds["down"] = stored(PARTS["down"], form, spec.down_transposed)
+    feeds["down_bias"] = constant(BIASES["down"])
     tokens = {name: ir.Value(name=name) for name in ("x", "weights", "experts")}
-    return dialect.make_node("Experts", {**tokens, **given, **inputs}, spec)
+    return dialect.make_node("Experts", {**tokens, **feeds, **inputs}, spec)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -81,10 +81,10 @@ def test_parts_are_the_same_in_every_layout(layout, transposed, form):
     assert weights.parts == (("up", "down") if layout == "none" else ("gate", "up", "down"))
     for part in weights.parts:
         for expert in (1, 0, 2):
-            wanted = PARTS[part][expert]
-            rounded = decode(encode(wanted, form, 0), form, 0) if form.quantized else wanted
+            expected = PARTS[part][expert]
+            rounded = decode(encode(expected, form, 0), form, 0) if form.quantized else expected
             np.testing.assert_array_equal(weights.decoded(part, expert), rounded)
-            np.testing.assert_array_equal(weights.encoded(part, expert).data, encode(wanted, form, 0).data)
+            np.testing.assert_array_equal(weights.encoded(part, expert).data, encode(expected, form, 0).data)
         np.testing.assert_array_equal(weights.bias(part), BIASES[part])
 
 
@@ -109,8 +109,8 @@ def test_experts_of_several_formats_are_read_each_in_its_own():
     weights = ExpertWeights(experts_node(ExpertsSpec(gate_layout="none"), FORMATS[0], down=down))
     assert weights.operand("down").formats == FORMATS[:E]
     for expert, form in enumerate(FORMATS[:E]):
-        wanted = encode(PARTS["down"][expert], form, 0)
-        np.testing.assert_array_equal(weights.decoded("down", expert), decode(wanted, form, 0))
+        expected = encode(PARTS["down"][expert], form, 0)
+        np.testing.assert_array_equal(weights.decoded("down", expert), decode(expected, form, 0))
 
 
 @pytest.mark.parametrize("layout", ["separate", "gate_up"])

@@ -58,8 +58,8 @@ def numbers_of_y(text: str) -> np.ndarray | None:
 
 @pytest.mark.parametrize("text", BEHIND)
 def test_the_numbers_that_a_result_can_be(text: str) -> None:
-    found = numbers_of_y(text)
-    assert found is not None and found.tolist() == BEHIND[text]
+    actual = numbers_of_y(text)
+    assert actual is not None and actual.tolist() == BEHIND[text]
 
 
 @pytest.mark.parametrize("text", NOT_BEHIND.values(), ids=NOT_BEHIND.keys())

@@ -187,16 +187,16 @@ def test_scatter_and_gather_agree_with_their_definitions() -> None:
     data, updates = generator.normal(size=(4, 3, 5)), generator.normal(size=(2, 3, 4))
     for reduction in ("none", "add", "mul", "max", "min"):
         indices = generator.integers(-5, 5, size=(2, 3, 4))
-        found = operators.scatter_elements(data, indices, updates, axis=2, reduction=reduction)
-        np.testing.assert_array_equal(found, scatter_elements(data, indices, updates, 2, reduction))
+        actual = operators.scatter_elements(data, indices, updates, axis=2, reduction=reduction)
+        np.testing.assert_array_equal(actual, scatter_elements(data, indices, updates, 2, reduction))
         tuples = generator.integers(0, 3, size=(2, 4, 2))
         slices = generator.normal(size=(2, 4, 5))
-        found = operators.scatter_nd(data, tuples, slices, reduction=reduction)
-        np.testing.assert_array_equal(found, _scatter_nd_impl(data, tuples, slices, reduction))
+        actual = operators.scatter_nd(data, tuples, slices, reduction=reduction)
+        np.testing.assert_array_equal(actual, _scatter_nd_impl(data, tuples, slices, reduction))
     for batch_dims, shape in ((0, (2, 4, 2)), (1, (4, 2, 1)), (1, (4, 2)), (2, (4, 3, 1)), (0, (7, 3))):
         indices = generator.integers(0, 3, size=shape)
-        found = operators.gather_nd(data, indices, batch_dims=batch_dims)
-        np.testing.assert_array_equal(found, _gather_nd_impl(data, indices, batch_dims)[0])
+        actual = operators.gather_nd(data, indices, batch_dims=batch_dims)
+        np.testing.assert_array_equal(actual, _gather_nd_impl(data, indices, batch_dims)[0])
 
 
 @pytest.mark.parametrize("largest", [0, 1])
@@ -207,9 +207,9 @@ def test_top_k_gives_equal_entries_in_the_order_of_their_ids(largest: int, axis:
     x = np.random.default_rng(0).integers(0, 3, size=(6, 7)).astype(np.float32)
     values, ids = top_k(x, np.array([4]), axis=axis, largest=largest)
     np.testing.assert_array_equal(np.take_along_axis(x, ids, axis), values)
-    for line, found in zip(np.moveaxis(x, axis, -1), np.moveaxis(ids, axis, -1), strict=True):
+    for line, actual in zip(np.moveaxis(x, axis, -1), np.moveaxis(ids, axis, -1), strict=True):
         order = sorted(range(len(line)), key=lambda index: ((-line[index] if largest else line[index]), index))
-        assert found.tolist() == order[:4]
+        assert actual.tolist() == order[:4]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float", "double"])
@@ -217,9 +217,9 @@ def test_log_softmax_of_numbers_far_apart(dtype: str) -> None:
     model = model_of("y = LogSoftmax (x)", f"({dtype}[N,2] x) => (y)", "float[1] unused")
     kind = {"float16": np.float16, "float": np.float32, "double": np.float64}[dtype]
     x = np.array([[0, 2000], [-3000, -3000]], kind)
-    (found,) = run(model, {"x": x}).values()
-    assert found.dtype == kind
-    np.testing.assert_allclose(found, [[-2000, 0], [-np.log(2), -np.log(2)]], rtol=1e-3)
+    (actual,) = run(model, {"x": x}).values()
+    assert actual.dtype == kind
+    np.testing.assert_allclose(actual, [[-2000, 0], [-np.log(2), -np.log(2)]], rtol=1e-3)
     assert run(model, {"x": x[:0]})["y"].shape == (0, 2)
 
 
@@ -240,17 +240,17 @@ def test_a_slope_is_broadcast_to_x_alone() -> None:
 @pytest.mark.parametrize("exponent", ["float e = {0.5}", "float[1] e = {0.5}", "float[4] e = {0.5, 0.5, 0.5, 0.5}"])
 def test_minus_infinity_raised_to_a_half_is_infinity(exponent: str) -> None:
     model = model_of("y = Pow (x, e)", "(float[N] x) => (y)", exponent)
-    found = run(model, {"x": np.array([-np.inf, -0.0, -4, 4], np.float32)})["y"]
-    np.testing.assert_array_equal(found, np.array([np.inf, 0, np.nan, 2], np.float32))
-    assert not np.signbit(found[1])
+    actual = run(model, {"x": np.array([-np.inf, -0.0, -4, 4], np.float32)})["y"]
+    np.testing.assert_array_equal(actual, np.array([np.inf, 0, np.nan, 2], np.float32))
+    assert not np.signbit(actual[1])
 
 
 def test_softmax_of_float16_is_rounded_once() -> None:
     x = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float16)
     exponentials = np.exp(x.astype(np.float64))
-    found = run(model_of("y = Softmax (x)", "(float16[N,33] x) => (y)", "float[1] unused"), {"x": x})["y"]
-    assert found.dtype == np.float16
-    np.testing.assert_allclose(found, exponentials / exponentials.sum(1, keepdims=True), rtol=2**-11, atol=2**-24)
+    actual = run(model_of("y = Softmax (x)", "(float16[N,33] x) => (y)", "float[1] unused"), {"x": x})["y"]
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual, exponentials / exponentials.sum(1, keepdims=True), rtol=2**-11, atol=2**-24)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -260,9 +260,9 @@ def test_log_sum_exp_of_infinities_nothing_and_large_numbers(dtype: type, keepdi
     body = f"y = ReduceLogSumExp <keepdims = {keepdims}> (x, a)"
     model = model_of(body, f"({name}[N,M] x) => (y)", "int64[1] a = {1}")
     x = np.array([[-np.inf, -np.inf], [np.inf, 0], [-np.inf, 3], [2000, 2000], [np.nan, 1]], dtype)
-    found = run(model, {"x": x})["y"]
-    assert found.dtype == dtype and found.shape == ((5, 1) if keepdims else (5,))
-    np.testing.assert_allclose(found.ravel(), [-np.inf, np.inf, 3, 2000 + np.log(2), np.nan], rtol=1e-3)
+    actual = run(model, {"x": x})["y"]
+    assert actual.dtype == dtype and actual.shape == ((5, 1) if keepdims else (5,))
+    np.testing.assert_allclose(actual.ravel(), [-np.inf, np.inf, 3, 2000 + np.log(2), np.nan], rtol=1e-3)
     np.testing.assert_array_equal(run(model, {"x": x[:, :0]})["y"].ravel(), [-np.inf] * 5)
 
 
@@ -282,9 +282,9 @@ def test_sums_of_squares_keep_their_type(attributes: str, axes: str, expected: o
         f"y = ReduceSumSquare <{attributes}> (x, a)", f"({dtype}[N,M] x) => (y)", f"int64[{count}] a = {axes}"
     )
     x = np.array([[1, 2], [3, 4]], {"int32": np.int32, "int64": np.int64, "float": np.float32}[dtype])
-    found = run(model, {"x": x})["y"]
-    assert found.dtype == x.dtype
-    np.testing.assert_array_equal(found, expected)
+    actual = run(model, {"x": x})["y"]
+    assert actual.dtype == x.dtype
+    np.testing.assert_array_equal(actual, expected)
 
 
 def moec_model(tokens: str = "T") -> tuple[ir.Model, dict[str, np.ndarray]]:
@@ -379,10 +379,10 @@ def test_float64_reaches_gathered_weights(product: str) -> None:
     weights = random.normal(size=(4, 500, 400)).astype(np.float32)
     model.graph.initializers["w"].const_value = ir.tensor(weights)
     x, ids = random.normal(size=(3, 400, 1)).astype(np.float32), np.array([3, 0, 3])
-    found = run(model, {"x": x, "x_rows": x.transpose(0, 2, 1), "ids": ids}, dtype=np.float64)["y"]
+    actual = run(model, {"x": x, "x_rows": x.transpose(0, 2, 1), "ids": ids}, dtype=np.float64)["y"]
     want = weights[ids].astype(np.float64) @ x.astype(np.float64)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
+    assert actual.dtype == np.float64
+    np.testing.assert_allclose(actual.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
 
 
 def test_float64_reaches_what_is_only_moved() -> None:

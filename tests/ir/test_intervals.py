@@ -78,19 +78,19 @@ CASES = {
 
 @pytest.mark.parametrize("text", CASES)
 def test_what_is_known_of_the_last_value(text: str) -> None:
-    model, found = bounds(text)
-    np.testing.assert_allclose(found[model.graph.outputs[0]].whole, CASES[text])
+    model, actual = bounds(text)
+    np.testing.assert_allclose(actual[model.graph.outputs[0]].whole, CASES[text])
 
 
 @pytest.mark.parametrize("text", CASES)
 def test_no_number_lies_outside(text: str) -> None:
-    model, found = bounds(text)
+    model, result = bounds(text)
     values = [value for node in model.graph for value in node.outputs if value.name]
     evaluator = Evaluator(list(model.graph), model.graph.inputs, values, {"": 24}, dtype=np.float64)
     for scale in (1e-3, 1.0, 30.0):
         x = np.random.default_rng(0).normal(size=(9, 5)) * scale
         for value, array in zip(values, evaluator.run({model.graph.inputs[0]: x}), strict=True):
-            low, high = found[value].whole
+            low, high = result[value].whole
             slack = 1e-12 * max(1.0, abs(low) if math.isfinite(low) else 1.0)
             assert low - slack <= array.min() and array.max() <= high + slack, value.name
 
@@ -98,13 +98,13 @@ def test_no_number_lies_outside(text: str) -> None:
 def test_a_scatter_that_replaces_everything_leaves_nothing_of_the_data() -> None:
     text = "p = Softmax (x)\n i = ArgMax <axis = -1> (p)\n z = Mul (x, x)\n y = ScatterElements <axis = -1> (z, i, p)"
     assert bounds(text, "T,1")[1]
-    model, found = bounds(text, "T,1")
-    assert found[model.graph.outputs[0]].whole == (0, 1)
+    model, actual = bounds(text, "T,1")
+    assert actual[model.graph.outputs[0]].whole == (0, 1)
 
 
 def test_numbers_of_a_type_are_finite() -> None:
-    model, found = bounds("t = MatMul (x, x)\n y = Identity (t)", "5,5")
-    assert found[model.graph.outputs[0]].whole == (np.finfo(np.float32).min, np.finfo(np.float32).max)
+    model, actual = bounds("t = MatMul (x, x)\n y = Identity (t)", "5,5")
+    assert actual[model.graph.outputs[0]].whole == (np.finfo(np.float32).min, np.finfo(np.float32).max)
 
 
 @pytest.mark.parametrize(
@@ -126,5 +126,5 @@ def test_every_bound_is_asked_for_itself() -> None:
 
 @pytest.mark.parametrize(("place", "expected"), [("first", 5), ("from_end", 5), ("last", None)])
 def test_a_size_that_is_known_is_gathered_alone(place, expected):
-    model, found = bounds(f"n = Shape (x)\n y = Gather (n, {place})", "5,T")
-    assert found[model.graph.outputs[0]] == (Interval(expected, expected) if expected else Interval(0, 2.0**63))
+    model, actual = bounds(f"n = Shape (x)\n y = Gather (n, {place})", "5,T")
+    assert actual[model.graph.outputs[0]] == (Interval(expected, expected) if expected else Interval(0, 2.0**63))

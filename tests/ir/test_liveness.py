@@ -117,18 +117,18 @@ class Run:
         """The elements of a that reach the elements of y that are ``counted``."""
         liveness = Liveness(self.evaluator, [self.first], self.data, self.choices, {})
         self.evaluator.run({self.x: x, self.w: W}, liveness)
-        found = liveness.of_decisions({self.y: counted})[self.first]
-        return np.ones(x.shape, bool) if found is None else found
+        result = liveness.of_decisions({self.y: counted})[self.first]
+        return np.ones(x.shape, bool) if result is None else result
 
     def changing(self, x: np.ndarray, counted: np.ndarray) -> np.ndarray:
         """The elements of a that change the elements of y that are ``counted``."""
-        y, found = self.y_of(x), np.zeros(x.shape, bool)
+        y, result = self.y_of(x), np.zeros(x.shape, bool)
         for place in np.ndindex(*x.shape):
             for number in (-7.5, 0.25, 9.0):
                 moved = x.copy()
                 moved[place] = number
-                found[place] |= bool((self.y_of(moved) != y)[counted].any())
-        return found
+                result[place] |= bool((self.y_of(moved) != y)[counted].any())
+        return result
 
 
 @pytest.mark.parametrize("text", [*EXACT, *AT_LEAST])

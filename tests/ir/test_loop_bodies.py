@@ -39,9 +39,9 @@ def step(body: LoopBody, number: int, going: bool, **outside: np.ndarray) -> lis
     assert all(value.const_value is not None and value.graph is None for value in outer_values(body.graph))
     first, second, *others = body.graph.inputs
     assert others == list(body.outside)
-    given = {str(first.name): np.array(number), str(second.name): np.array(going)}
-    given |= {str(inner.name): outside[str(outer.name)] for inner, outer in body.outside.items()}
-    return list(interpreter.run(ir.Model(body.graph, ir_version=10), given).values())
+    feeds = {str(first.name): np.array(number), str(second.name): np.array(going)}
+    feeds |= {str(inner.name): outside[str(outer.name)] for inner, outer in body.outside.items()}
+    return list(interpreter.run(ir.Model(body.graph, ir_version=10), feeds).values())
 
 
 def names(*values: ir.Value | None) -> list[str | None]:

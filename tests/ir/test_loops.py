@@ -26,12 +26,12 @@ LOOP = """(float[3] x, int64 n, float limit) => (float[3] y, float[S,3] z) <bool
 def run(text: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     """The results of the interpreter, which are onnxruntime's."""
     proto = onnx.parser.parse_model(HEADER + text)
-    found = interpreter.run(ir.from_proto(proto), inputs)
+    result = interpreter.run(ir.from_proto(proto), inputs)
     expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, inputs)
-    for value, right in zip(found.values(), expected, strict=True):
+    for value, right in zip(result.values(), expected, strict=True):
         assert value.dtype == right.dtype
         np.testing.assert_allclose(value, right, 1e-6)
-    return found
+    return result
 
 
 @pytest.mark.parametrize("directions", [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -57,12 +57,12 @@ def test_a_body_may_take_its_number_and_condition_with_an_axis():
 def test_loops_without_a_step():
     """Slices have the sizes that a step would make; onnxruntime stops the process for one, and forgets the other's."""
     scan = ir.from_proto(onnx.parser.parse_model(HEADER + SCAN.replace("IN", "0").replace("OUT", "0")))
-    found = interpreter.run(scan, {"s": X[:, 0], "x": X[:, :0]})
-    np.testing.assert_array_equal(found["y"], X[:, 0])
-    assert found["z"].shape == (2, 3, 0) and found["z"].dtype == np.float32
+    actual = interpreter.run(scan, {"s": X[:, 0], "x": X[:, :0]})
+    np.testing.assert_array_equal(actual["y"], X[:, 0])
+    assert actual["z"].shape == (2, 3, 0) and actual["z"].dtype == np.float32
     loop = ir.from_proto(onnx.parser.parse_model(HEADER + LOOP))
-    found = interpreter.run(loop, {"x": X[0, 0], "n": np.array(0), "limit": np.array(9, np.float32)}, dtype=np.float64)
-    assert found["z"].shape == (0, 3) and found["z"].dtype == np.float64
+    actual = interpreter.run(loop, {"x": X[0, 0], "n": np.array(0), "limit": np.array(9, np.float32)}, dtype=np.float64)
+    assert actual["z"].shape == (0, 3) and actual["z"].dtype == np.float64
 
 
 def test_a_step_that_cannot_be_computed_says_sizes_by_its_type():
@@ -109,9 +109,9 @@ def test_each_of_several_slices_has_its_own_sizes(text, length):
     text = f"{head} {constants} {{ {text} {body} {'(s, x)' if 'Scan' in text else ''} }}"
     model = ir.from_proto(onnx.parser.parse_model(HEADER + text))
     x = np.concatenate([X[0, :length], X[1, :1]]) if "Loop" in text else X[0, :length]
-    found = interpreter.run(model, {"s": X[:, 0], "x": x, "n": np.array(length)})
-    np.testing.assert_array_equal(found["p"], -X[0, :length])
-    assert found["q"].shape == (length, 2)
+    actual = interpreter.run(model, {"s": X[:, 0], "x": x, "n": np.array(length)})
+    np.testing.assert_array_equal(actual["p"], -X[0, :length])
+    assert actual["q"].shape == (length, 2)
 
 
 @pytest.mark.parametrize("count", [0, 3])

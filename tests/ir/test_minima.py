@@ -62,39 +62,39 @@ def numbers(model: ir.Model) -> np.ndarray:
 
 
 def test_weights_are_read() -> None:
-    made = model()
-    weight = StoredWeight.of(weight_inputs(made.graph[-1])["up"])
+    built = model()
+    weight = StoredWeight.of(weight_inputs(built.graph[-1])["up"])
     assert weight.formats == [FORM] * E and str(FORM) == "int4/32m"
     for expert in range(E):
         np.testing.assert_array_equal(weight.decoded(expert, transposed=False), WEIGHT[expert].T)
-    np.testing.assert_allclose(numbers(made), WEIGHT, rtol=1e-6)
+    np.testing.assert_allclose(numbers(built), WEIGHT, rtol=1e-6)
 
 
 def test_clean_up_leaves_them() -> None:
-    made = model()
-    run_passes(made, parse(CLEAN_UP), Report(), verify_each=True)
-    assert StoredWeight.of(weight_inputs(made.graph[-1])["up"]).formats == [FORM] * E
+    built = model()
+    run_passes(built, parse(CLEAN_UP), Report(), verify_each=True)
+    assert StoredWeight.of(weight_inputs(built.graph[-1])["up"]).formats == [FORM] * E
 
 
 def test_experts_are_selected() -> None:
-    made = model()
+    built = model()
     for name in ("up", "down"):
-        select(made.graph, made.graph[-1], name, ExpertSelection([2, 0]))
-    assert StoredWeight.of(weight_inputs(made.graph[-1])["up"]).formats == [FORM] * 2
-    np.testing.assert_allclose(numbers(made), WEIGHT[[2, 0]], rtol=1e-6)
+        select(built.graph, built.graph[-1], name, ExpertSelection([2, 0]))
+    assert StoredWeight.of(weight_inputs(built.graph[-1])["up"]).formats == [FORM] * 2
+    np.testing.assert_allclose(numbers(built), WEIGHT[[2, 0]], rtol=1e-6)
 
 
 def test_others_are_stored_in_another_format() -> None:
-    made, forms = model(), [FORM, WeightFormat("float32"), FORM]
-    store(made.graph[-1], "up", forms)
-    assert StoredWeight.of(weight_inputs(made.graph[-1])["up"]).formats == forms
-    np.testing.assert_allclose(numbers(made), WEIGHT, rtol=1e-6)
+    built, forms = model(), [FORM, WeightFormat("float32"), FORM]
+    store(built.graph[-1], "up", forms)
+    assert StoredWeight.of(weight_inputs(built.graph[-1])["up"]).formats == forms
+    np.testing.assert_allclose(numbers(built), WEIGHT, rtol=1e-6)
 
 
 def test_experts_are_scaled() -> None:
-    made = model()
-    scale_experts(made.graph[-1], "up", [1, 2, 0.5])
-    np.testing.assert_allclose(numbers(made), WEIGHT * np.array([1, 2, 0.5])[:, None, None], rtol=1e-6)
+    built = model()
+    scale_experts(built.graph[-1], "up", [1, 2, 0.5])
+    np.testing.assert_allclose(numbers(built), WEIGHT * np.array([1, 2, 0.5])[:, None, None], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

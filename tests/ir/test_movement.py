@@ -43,14 +43,14 @@ SEEN = {
 def test_the_table_says_what_happens_to_elements(operator):
     text = f'<ir_version: 10, opset_import: ["" : 24]> g (float[2,3] x) => (y) {CONSTANTS} {{ y = {CASES[operator]} }}'
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    found = interpreter.run(ir.from_proto(onnx.parser.parse_model(text)), {"x": x})["y"]
-    elements = found.ravel().tolist()
+    result = interpreter.run(ir.from_proto(onnx.parser.parse_model(text)), {"x": x})["y"]
+    elements = result.ravel().tolist()
     assert set(elements) <= set(range(6))
     shown = Movement(
         drops=len(set(elements)) < 6,
         repeats=len(set(elements)) < len(elements),
         reorders=list(dict.fromkeys(elements)) != sorted(set(elements)),
-        casts=found.dtype != x.dtype,
+        casts=result.dtype != x.dtype,
     )
     assert shown == SEEN.get(operator, MOVEMENTS[operator])
 

@@ -21,12 +21,12 @@ def int8_group(group: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_int8_is_what_the_loop_computes(group: int, rows: int) -> None:
     x = np.random.default_rng(0).normal(size=(rows, 14)).astype(FLOAT32)
-    found = rounded_rows(ProductSpec(arithmetic="int8", activation_group=group), x)
+    actual = rounded_rows(ProductSpec(arithmetic="int8", activation_group=group), x)
     starts = range(0, 14, group or 14)
     expected = [[int8_group(row[start : start + (group or 14)]) for start in starts] for row in x]
-    assert found.dtype == x.dtype and found.shape == x.shape
-    for one, parts in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, np.concatenate(parts))
+    assert actual.dtype == x.dtype and actual.shape == x.shape
+    for first, parts in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(first, np.concatenate(parts))
 
 
 def fp8_group(group: np.ndarray) -> np.ndarray:
@@ -43,17 +43,17 @@ def test_fp8_is_what_the_loop_computes(group: int) -> None:
     x = np.random.default_rng(0).normal(size=(7, 14)).astype(FLOAT32)
     x[2], x[3, 5], x[4, 6], x[5] = 0, np.inf, np.nan, 1e-45
     with np.errstate(all="ignore"):
-        found = rounded_rows(ProductSpec(arithmetic="fp8", activation_group=group), x)
+        result = rounded_rows(ProductSpec(arithmetic="fp8", activation_group=group), x)
     starts = range(0, 14, group or 14)
-    for one, row in zip(found, x, strict=True):
+    for actual, row in zip(result, x, strict=True):
         expected = np.concatenate([fp8_group(row[start : start + (group or 14)]) for start in starts])
-        np.testing.assert_array_equal(one, expected)
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_the_largest_of_a_group_is_kept_and_halves_go_to_the_even_number_of_fp8() -> None:
     x = np.array([[448.0, -448.0, 17, 19, -17, 2.0**-10, 3 * 2.0**-10, 0]], FLOAT32)
-    found = rounded_rows(ProductSpec(arithmetic="fp8"), x)
-    np.testing.assert_array_equal(found, [[448, -448, 16, 20, -16, 0, 2.0**-8, 0]])
+    actual = rounded_rows(ProductSpec(arithmetic="fp8"), x)
+    np.testing.assert_array_equal(actual, [[448, -448, 16, 20, -16, 0, 2.0**-8, 0]])
 
 
 def test_halves_go_to_the_even_number() -> None:
@@ -64,16 +64,16 @@ def test_halves_go_to_the_even_number() -> None:
 @pytest.mark.parametrize("tiny", [0.0, 1e-45])
 def test_a_group_without_a_scale_becomes_zeros(tiny: float) -> None:
     x = np.array([[1.0, -1.0, tiny, -tiny]], FLOAT32)
-    found = rounded_rows(ProductSpec(arithmetic="int8", activation_group=2), x)
-    np.testing.assert_array_equal(found, [[1, -1, 0, 0]])
+    actual = rounded_rows(ProductSpec(arithmetic="int8", activation_group=2), x)
+    np.testing.assert_array_equal(actual, [[1, -1, 0, 0]])
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_group_that_is_not_finite_makes_its_row_nan_and_no_other(wrong: float) -> None:
     x = np.ones((2, 4), FLOAT32)
     x[0, 3] = wrong
-    found = rounded_rows(ProductSpec(arithmetic="int8", activation_group=2), x)
-    np.testing.assert_array_equal(np.isnan(product(found, np.zeros((4, 3), FLOAT32))), [[True] * 3, [False] * 3])
+    actual = rounded_rows(ProductSpec(arithmetic="int8", activation_group=2), x)
+    np.testing.assert_array_equal(np.isnan(product(actual, np.zeros((4, 3), FLOAT32))), [[True] * 3, [False] * 3])
 
 
 def test_the_judge_in_float64_sees_the_numbers_of_float32() -> None:
@@ -86,9 +86,9 @@ def test_the_judge_in_float64_sees_the_numbers_of_float32() -> None:
 
 def test_bfloat16_rounds_every_element() -> None:
     x = np.array([[1.0, 1.00390625, 1.01171875, np.nan, np.inf]], FLOAT32)  # 1 + 1/256, 1 + 3/256: halves
-    found = rounded_rows(ProductSpec(arithmetic="bfloat16"), x)
-    np.testing.assert_array_equal(found, x.astype(ml_dtypes.bfloat16).astype(FLOAT32))
-    np.testing.assert_array_equal(found[0, :3], [1.0, 1.0, 1.015625])
+    actual = rounded_rows(ProductSpec(arithmetic="bfloat16"), x)
+    np.testing.assert_array_equal(actual, x.astype(ml_dtypes.bfloat16).astype(FLOAT32))
+    np.testing.assert_array_equal(actual[0, :3], [1.0, 1.0, 1.015625])
 
 
 def test_float32_rounds_nothing() -> None:

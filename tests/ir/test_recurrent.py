@@ -46,10 +46,10 @@ def test_a_sequence_is_computed_as_if_it_were_alone(operator: str) -> None:
 def test_lengths_of_all_steps_change_nothing(operator: str) -> None:
     inputs = arrays(operator, 3, 2)
     plain = recurrent(operator, *inputs, direction="bidirectional")
-    for one, other in zip(
+    for first, other in zip(
         plain, recurrent(operator, *with_lengths(inputs, 3, 3, 3, 3), direction="bidirectional"), strict=True
     ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(first, other)
 
 
 @pytest.mark.parametrize("operator", list(GATES))
@@ -66,10 +66,10 @@ def test_batch_first(operator: str) -> None:
     inputs = with_lengths(arrays(operator, 3, 2), 3, 2, 1, 3)
     turned = [inputs[0].swapaxes(0, 1), *inputs[1:5], *(state.swapaxes(0, 1) for state in inputs[5:])]
     y, *last = recurrent(operator, *inputs, direction="bidirectional")
-    found = recurrent(operator, *turned, direction="bidirectional", layout=1)
+    result = recurrent(operator, *turned, direction="bidirectional", layout=1)
     expected = [np.moveaxis(y, 2, 0), *(state.swapaxes(0, 1) for state in last)]
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for actual, other in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(actual, other)
 
 
 @pytest.mark.parametrize(

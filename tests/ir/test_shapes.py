@@ -93,10 +93,10 @@ def test_sizes_read_from_shapes_keep_their_names() -> None:
         w, e = moec.Route <k = 2> (flat)
         shape = Shape (x)
         y = Reshape (flat, shape)"""
-    found = infer(body, "(float[batch,seq,64] x) => (y, w)")
-    assert found["y"] == "FLOAT[batch,seq,64]"
-    assert found["flat"].endswith(",64]")
-    assert found["w"] == found["flat"].replace("64]", "2]")
+    actual = infer(body, "(float[batch,seq,64] x) => (y, w)")
+    assert actual["y"] == "FLOAT[batch,seq,64]"
+    assert actual["flat"].endswith(",64]")
+    assert actual["w"] == actual["flat"].replace("64]", "2]")
 
 
 def test_nested_graphs_are_inferred() -> None:

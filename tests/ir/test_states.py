@@ -16,9 +16,9 @@ def model() -> ir.Model:
 
 @pytest.mark.parametrize("states", [[], [State("past", "present", 2), State("old", "new", None)]])
 def test_what_is_written_is_read(states: list[State]) -> None:
-    made = model()
-    set_states(made, states)
-    assert states_of(made) == states
+    built = model()
+    set_states(built, states)
+    assert states_of(built) == states
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def test_what_is_written_is_read(states: list[State]) -> None:
     + [f'[{{"input": "x", "output": "y", "axis": {axis}}}]' for axis in ('"1"', "true", "1.5", "[]", "9" * 5000)],
 )
 def test_what_nothing_wrote_is_refused(text: str) -> None:
-    made = model()
-    made.metadata_props[STATES_KEY] = text
+    built = model()
+    built.metadata_props[STATES_KEY] = text
     with pytest.raises(
         MoecError,
         match=r"^metadata 'moec.states': .*; run the pass hold-cache, which writes it, or remove",
     ):
-        states_of(made)
+        states_of(built)

@@ -123,16 +123,18 @@ def assert_same_graph(a: ir.Graph, b: ir.Graph) -> None:
     for name, value in a.initializers.items():
         assert same_tensor(value.const_value, b.initializers[name].const_value)
     assert len(a) == len(b)
-    for one, other in zip(a, b, strict=True):
-        assert (one.domain, one.op_type, one.overload, one.name) == (
+    for first, other in zip(a, b, strict=True):
+        assert (first.domain, first.op_type, first.overload, first.name) == (
             other.domain,
             other.op_type,
             other.overload,
             other.name,
         )
-        assert described(one.inputs) == described(other.inputs) and described(one.outputs) == described(other.outputs)
-        assert set(one.attributes) == set(other.attributes)
-        assert all(same_attribute(one.attributes[key], other.attributes[key]) for key in one.attributes)
+        assert described(first.inputs) == described(other.inputs) and described(first.outputs) == described(
+            other.outputs
+        )
+        assert set(first.attributes) == set(other.attributes)
+        assert all(same_attribute(first.attributes[key], other.attributes[key]) for key in first.attributes)
 
 
 def assert_round_trip(model: ir.Model) -> None:

@@ -193,8 +193,8 @@ def test_each_number_of_a_result_has_to_be_met(monkeypatch: pytest.MonkeyPatch) 
     node = ir.node("Neg", [ir.Value(name="flag")])
     monkeypatch.setattr("moec.ir.watch.conditions", lambda node, facts: (Takes(np.array([0.0, 1.0])),))
     watch = Watch([node], Facts())
-    told = [str(one.condition) for one in watch.unseen()]
-    assert told == ["it is each of the 2 numbers that it can be"]
+    reported = [str(one.condition) for one in watch.unseen()]
+    assert reported == ["it is each of the 2 numbers that it can be"]
     watch(node, [np.array([False])], [np.array([0.0])])
     assert watch.unseen()
     watch(node, [np.array([True])], [np.array([1.0])])

@@ -51,12 +51,12 @@ def test_what_runs_a_few_times_widens_as_it_goes(monkeypatch, runs, asked):
     graph = parse_model(TEXT).graph
     feeds = dict.fromkeys(graph.inputs, np.ones((2, 2)))
     kept, known = WidenedConstants(), WidenedConstants.of
-    found = []
-    monkeypatch.setattr(WidenedConstants, "of", lambda *given: found.append(given[1].name) or known(*given))
+    actual = []
+    monkeypatch.setattr(WidenedConstants, "of", lambda *given: actual.append(given[1].name) or known(*given))
     evaluator = Evaluator(list(graph), feeds, graph.outputs, {"": 24}, dtype=np.float64, widened=kept)
     for _ in range(runs):
         evaluator.run(feeds)
-    assert found == asked
+    assert actual == asked
 
 
 def test_what_depends_on_no_change_is_not_computed_again():

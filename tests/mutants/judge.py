@@ -30,12 +30,12 @@ class Runs(NamedTuple):
 
 def judge(files: Files, worker: Worker) -> Verdict:
     """The verdict on a model. ``worker`` is one for :func:`work`."""
-    found = worker.do((files, None))
-    if isinstance(found, Lost):
-        return Verdict(found.kind, found.detail)
-    if isinstance(found, Verdict):
-        return found
-    compared = worker.do((files, found))
+    result = worker.do((files, None))
+    if isinstance(result, Lost):
+        return Verdict(result.kind, result.detail)
+    if isinstance(result, Verdict):
+        return result
+    compared = worker.do((files, result))
     if isinstance(compared, Lost):  # onnxruntime's own crashes are not moec's
         return Verdict("unchecked", f"onnxruntime {compared.kind}: {compared.detail}")
     return compared

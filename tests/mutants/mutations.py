@@ -31,7 +31,9 @@ def graphs(model: ModelProto) -> Iterator[GraphProto]:
     while pending:
         graph = pending.pop()
         yield graph
-        pending += [one.g for node in graph.node for one in node.attribute if one.type == AttributeProto.GRAPH]
+        pending += [
+            attribute.g for node in graph.node for attribute in node.attribute if attribute.type == AttributeProto.GRAPH
+        ]
 
 
 def lists_of_nodes(model: ModelProto) -> list[list[NodeProto]]:
@@ -58,7 +60,11 @@ def some_name(model: ModelProto, rng: random.Random) -> str:
 def some_tensor(model: ModelProto, rng: random.Random) -> TensorProto:
     tensors = list(model.graph.initializer)
     tensors += [
-        one.t for nodes in lists_of_nodes(model) for node in nodes for one in node.attribute if one.HasField("t")
+        attribute.t
+        for nodes in lists_of_nodes(model)
+        for node in nodes
+        for attribute in node.attribute
+        if attribute.HasField("t")
     ]
     return rng.choice(tensors) if tensors else TensorProto()
 
@@ -180,7 +186,7 @@ def nest(model: ModelProto, rng: random.Random) -> None:
 
 
 def some_attribute(model: ModelProto, rng: random.Random) -> AttributeProto:
-    attributes = [one for nodes in lists_of_nodes(model) for node in nodes for one in node.attribute]
+    attributes = [attribute for nodes in lists_of_nodes(model) for node in nodes for attribute in node.attribute]
     return rng.choice(attributes) if attributes else AttributeProto()
 
 
@@ -225,8 +231,8 @@ def set_attribute(model: ModelProto, rng: random.Random) -> None:
     if not names:
         return
     name = rng.choice(names)
-    for index, one in enumerate(node.attribute):
-        if one.name == name:
+    for index, attribute in enumerate(node.attribute):
+        if attribute.name == name:
             del node.attribute[index]
             break
     value = rng.choice(

@@ -17,7 +17,7 @@ _TRIALS = 60
 
 def shrunk(files: Files, verdict: Verdict, judge: Callable[[Files], Verdict]) -> Files:
     """Files from which parts are left out as long as the verdict stays of its kind, at most ``_TRIALS`` times."""
-    wanted, trials = _kind(verdict), _TRIALS if verdict.status != "hung" else 6
+    expected, trials = _kind(verdict), _TRIALS if verdict.status != "hung" else 6
     try:
         ModelProto.FromString(files[MODEL])
     except DecodeError:
@@ -29,7 +29,7 @@ def shrunk(files: Files, verdict: Verdict, judge: Callable[[Files], Verdict]) ->
             break
         trials -= 1
         smaller = {**files, MODEL: candidates[position].SerializeToString()}
-        if _kind(judge(smaller)) == wanted:
+        if _kind(judge(smaller)) == expected:
             files = smaller
         else:
             position += 1

@@ -34,7 +34,7 @@ def test_seeds_are_well_formed() -> None:
     verdicts = {name: judge(files, worker) for name, files in own_seeds().items()}
     worker.close()
     assert {name: one for name, one in verdicts.items() if one.status not in ("match", "refused")} == {}
-    assert sum(one.status == "match" for one in verdicts.values()) > len(verdicts) / 2
+    assert sum(verdict.status == "match" for verdict in verdicts.values()) > len(verdicts) / 2
 
 
 def test_a_mutant_follows_from_its_seed() -> None:

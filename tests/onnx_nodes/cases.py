@@ -50,16 +50,16 @@ def cases_of(module: str) -> dict[str, Case]:
     """By name, the cases that one module makes, if nothing has imported it before."""
     from onnx.backend.test.case import node
 
-    made: list[Any] = vars(node)["_NodeTestCases"]
-    before = len(made)
+    built: list[Any] = vars(node)["_NodeTestCases"]
+    before = len(built)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         importlib.import_module(f"{node.__name__}.{module}")
-    return _by_name(made[before:])
+    return _by_name(built[before:])
 
 
-def _by_name(made: Iterable[Any]) -> dict[str, Case]:
-    tests = {test.name: test for test in made}
+def _by_name(cases: Iterable[Any]) -> dict[str, Case]:
+    tests = {test.name: test for test in cases}
     return {name: _case(tests[name], tests) for name in sorted(tests)}
 
 
@@ -68,7 +68,7 @@ def _case(test: Any, tests: dict[str, Any]) -> Case:
     whole = tests.get(re.sub(r"_expanded.*", "", test.name), test)
     node = whole.model.graph.node[-1]
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    inputs, outputs = ([_array(one) for one in values] for values in data)
+    inputs, outputs = ([_array(value) for value in values] for values in data)
     return Case(test.name, operator, test.model.SerializeToString(), inputs, outputs, test.rtol, test.atol)
 
 

@@ -41,9 +41,9 @@ def outcome_of(case: Case) -> Outcome:
         return Outcome(
             "crashed", f"{type(error).__name__}: {first} ({pathlib.Path(place.filename).name}:{place.lineno})"
         )
-    found = [outputs[value.name] for value in model.graph.output]
-    difference = _difference(found, case)
-    if difference and not _nearer_to_exact(found, case, model):
+    results = [outputs[value.name] for value in model.graph.output]
+    difference = _difference(results, case)
+    if difference and not _nearer_to_exact(results, case, model):
         return Outcome("wrong", difference)
     return Outcome("pass")
 
@@ -57,30 +57,30 @@ def _refusal(message: str) -> Outcome:
     return Outcome("refused", message)
 
 
-def _nearer_to_exact(found: list[Any], case: Case, model: onnx.ModelProto) -> bool:
+def _nearer_to_exact(result: list[Any], case: Case, model: onnx.ModelProto) -> bool:
     """Whether what was found in 16-bit floats is at least as near as what is expected, which was rounded after every
     step, to what float64 gives."""
     from moec.frontend.onnx.importer import import_model
     from moec.ir import interpreter
 
     if any(
-        have.shape != want.shape or have.dtype != want.dtype for have, want in zip(found, case.outputs, strict=True)
+        have.shape != want.shape or have.dtype != want.dtype for have, want in zip(result, case.outputs, strict=True)
     ):
         return False
     if all(want.dtype.name not in ("float16", "bfloat16") for want in case.outputs):
         return False
     names = [value.name for value in model.graph.input]
     exact = interpreter.run(import_model(model), dict(zip(names, case.inputs, strict=True)), dtype=np.float64)
-    for have, want, value in zip(found, case.outputs, model.graph.output, strict=True):
-        errors = [np.abs(one.astype(np.float64) - exact[value.name]) for one in (have, want)]
+    for have, want, value in zip(result, case.outputs, model.graph.output, strict=True):
+        errors = [np.abs(output.astype(np.float64) - exact[value.name]) for output in (have, want)]
         if not errors[0].max(initial=0) <= errors[1].max(initial=0):
             return False
     return True
 
 
-def _difference(found: list[Any], case: Case) -> str:
+def _difference(result: list[Any], case: Case) -> str:
     """As ``onnx.backend.test.runner`` compares, with its tolerances."""
-    for position, (have, want) in enumerate(zip(found, case.outputs, strict=True)):
+    for position, (have, want) in enumerate(zip(result, case.outputs, strict=True)):
         if have.shape != want.shape or have.dtype != want.dtype:
             return f"output {position} is {have.dtype}{have.shape}, expected {want.dtype}{want.shape}"
         rtol = case.rtol

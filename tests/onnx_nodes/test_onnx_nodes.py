@@ -17,11 +17,11 @@ SAMPLE = 4
 
 def check(cases: list[Case], workers: int) -> None:
     """No case is worse than in the table: one that passed passes, and all others are refused."""
-    known = table.read()
+    recorded = table.read()
     worse = {
         name: outcome
         for name, outcome in sweep(cases, workers).items()
-        if outcome.status not in ("pass", known.get(name, Outcome("pass")).status)
+        if outcome.status not in ("pass", recorded.get(name, Outcome("pass")).status)
     }
     assert not worse
 

@@ -81,11 +81,11 @@ def rewrite(text: str, passes: str, *cases: Mapping[str, Array], report: Report 
     expected = [interpreter.run(model, case) for case in cases]
     pipeline.run(model, pipeline.parse(passes), report, verify_each=True)
     for case, wanted in zip(cases, expected, strict=True):
-        found = interpreter.run(model, case)
-        assert found.keys() == wanted.keys()
+        actual = interpreter.run(model, case)
+        assert actual.keys() == wanted.keys()
         for name, value in wanted.items():
-            assert found[name].shape == value.shape
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+            assert actual[name].shape == value.shape
+            np.testing.assert_allclose(actual[name], value, rtol=1e-5, atol=1e-6)
     return model
 
 
@@ -105,8 +105,8 @@ def assert_shown(model: ir.Model, text: str) -> None:
     """Assert that the model has this text."""
     expected = model_of(text)
     types = any(value.type for node in expected.graph for value in node.outputs if not value.is_graph_output())
-    found, wanted = shown(model, types=types), shown(expected, types=types)
-    assert found == wanted, "\n" + "\n".join(difflib.ndiff(wanted, found))
+    actual, expected_result = shown(model, types=types), shown(expected, types=types)
+    assert actual == expected_result, "\n" + "\n".join(difflib.ndiff(expected_result, actual))
 
 
 def _random_inputs(model: ir.Model) -> dict[str, Array]:

@@ -99,12 +99,12 @@ def write_gates(
     """The profile of all layers of experts as far as routing goes. Of each layer: ``gates`` [n,E] of a sample, the mean
     norm of what its experts return, by default 1, and the tokens that there were, by default n."""
     layers, arrays = [], []
-    told = zip(gates, norms or [1.0] * len(gates), tokens or [len(own) for own in gates], strict=True)
-    for node, (own, norm, count) in zip(measurable(model.graph), told, strict=True):
+    reported = zip(gates, norms or [1.0] * len(gates), tokens or [len(own) for own in gates], strict=True)
+    for node, (own, norm, count) in zip(measurable(model.graph), reported, strict=True):
         key, weights = key_of(node), ExpertWeights(node)
         measured = np.full(weights.experts, len(own))
-        found = {"measured": measured, "output_norm": norm * measured, "sample_gates": own.astype(np.float32)}
-        arrays += [(f"{key}/{name}", array) for name, array in found.items()]
+        results = {"measured": measured, "output_norm": norm * measured, "sample_gates": own.astype(np.float32)}
+        arrays += [(f"{key}/{name}", array) for name, array in results.items()]
         sizes = (count, weights.experts, k, weights.hidden, weights.parts)
         layers.append(LayerEntry(key, "experts", "layer", weights.inner, *sizes))
     write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], layers), arrays)
@@ -120,7 +120,7 @@ def write_measured(
     path: pathlib.Path, model: ir.Model, formats: str, tokens: int = 96, moments: bool = True
 ) -> pathlib.Path:
     """The profile of all layers of experts, as if random tokens had come to each; the last expert sees none."""
-    forms = [parse_format("formats", one) for one in formats.split("+")]
+    forms = [parse_format("formats", part) for part in formats.split("+")]
     layers, arrays = [], []
     with tempfile.TemporaryDirectory() as folder:
         for node in measurable(model.graph):

@@ -112,6 +112,6 @@ def relative_error(model: ir.Model, before: ir.Model, T: int = 16) -> float:
         for value in model.graph.inputs
         if value.shape is not None and value.name is not None
     }
-    found, expected = (interpreter.run(one, inputs)["y"] for one in (model, before))
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected)) if T else 0.0
+    actual, expected = (interpreter.run(one, inputs)["y"] for one in (model, before))
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected)) if T else 0.0

@@ -53,7 +53,7 @@ def all_formats(model: ir.Model) -> dict[str, list[str]]:
 def average_bits(model: ir.Model) -> float:
     """Average bits of an element over all weights."""
     weights = [StoredWeight.of(value) for value in weight_inputs(last_moec_node(model)).values()]
-    bits = [(form.elements.bits, np.prod(one.shape)) for one in weights for form in one.formats]
+    bits = [(form.elements.bits, np.prod(weight.shape)) for weight in weights for form in weight.formats]
     return float(sum(each * size for each, size in bits) / sum(size for _, size in bits))
 
 
@@ -117,19 +117,19 @@ def expected_microseconds(model: ir.Model, layer, gigabytes_per_second: float) -
 @pytest.mark.parametrize("microseconds", [1.6, 2.0, 3.0])
 def test_the_predicted_time_stays_within_the_budget(microseconds, spec, profile):
     model, layer = experts_model(spec), next(Profile.read(profile).all_experts())
-    told = f"microseconds={microseconds},gigabytes_per_second=10"
-    apply(model, f"assign-bits{{{told},profile={profile},method=rtn}}")
+    reported = f"microseconds={microseconds},gigabytes_per_second=10"
+    apply(model, f"assign-bits{{{reported},profile={profile},method=rtn}}")
     most = min(microseconds, expected_microseconds(eight_bits(spec), layer, 10))
     assert 0.85 * most < expected_microseconds(model, layer, 10) <= most
 
 
 def test_a_faster_memory_leaves_time_for_more_bits(spec, profile):
-    found = []
+    actual = []
     for speed in (10, 20):
         model = experts_model(spec)
         apply(model, f"assign-bits{{microseconds=1.6,gigabytes_per_second={speed},profile={profile},method=rtn}}")
-        found.append(average_bits(model))
-    assert found[0] < found[1]
+        actual.append(average_bits(model))
+    assert actual[0] < actual[1]
 
 
 def test_by_time_an_expert_that_is_never_called_keeps_the_most_bits(spec, profile):
@@ -142,8 +142,8 @@ def test_by_time_an_expert_that_is_never_called_keeps_the_most_bits(spec, profil
 
 def test_an_infeasible_time_names_the_nearest_that_is_feasible(spec, profile):
     def planned(microseconds: str) -> None:
-        told = f"microseconds={microseconds},gigabytes_per_second=10,profile={profile},method=rtn"
-        apply(experts_model(spec), f"assign-bits{{{told}}}")
+        reported = f"microseconds={microseconds},gigabytes_per_second=10,profile={profile},method=rtn"
+        apply(experts_model(spec), f"assign-bits{{{reported}}}")
 
     with pytest.raises(
         MoecError, match=r"^microseconds=0.1 cannot be met with .*, as predicted with 10 GB/s"
@@ -167,8 +167,8 @@ def with_sensitivities(folder: pathlib.Path, weights: Sequence[float], layers: i
     keys = [(key_of(node), str(at)) for at, node in enumerate(model.graph)]
     path.write_text(sensitivities_text(dict(zip(keys[:layers], weights, strict=False))))
     profile = write_measured(folder / "p", model, "int8+int2/32")
-    told = f"avg=5,profile={profile},sensitivities={path},method=rtn"
-    apply(model, f"assign-bits{{{told}}}")
+    reported = f"avg=5,profile={profile},sensitivities={path},method=rtn"
+    apply(model, f"assign-bits{{{reported}}}")
     return model
 
 
@@ -191,8 +191,8 @@ def test_sensitivities_of_another_model_or_without_a_layer_are_refused(spec, pro
     ):
         with_sensitivities(tmp_path, [1], layers=1)
     with pytest.raises(MoecError, match=r"sensitivities: node layer: has no weight of this layer"):
-        told = f"avg=3,profile={profile},sensitivities={tmp_path / 'sensitivities'}"
-        apply(experts_model(spec), f"assign-bits{{{told}}}")
+        reported = f"avg=3,profile={profile},sensitivities={tmp_path / 'sensitivities'}"
+        apply(experts_model(spec), f"assign-bits{{{reported}}}")
 
 
 def test_a_negative_sensitivity_is_refused(tmp_path):
@@ -319,7 +319,10 @@ def test_weights_that_are_quantised_stay(spec, profile):
     model = experts_model(spec)
     apply(model, f"quantize-experts{{format=int8,experts=0-2,method=rtn,profile={profile}}}")
     apply(model, f"assign-bits{{avg=2,profile={profile},method=rtn}}")
-    assert all(one == ["int8", "int8", "int8", "int2/32", "int2/32", "int2/32"] for one in all_formats(model).values())
+    assert all(
+        all_format == ["int8", "int8", "int8", "int2/32", "int2/32", "int2/32"]
+        for all_format in all_formats(model).values()
+    )
 
 
 @pytest.mark.parametrize(

@@ -126,15 +126,15 @@ def test_programs_store_fewer_bytes(dtype) -> None:
     random = np.random.default_rng(0)
     shapes = {"q": (1, 2, 3, 16), "k": (1, 2, 3, 16), "pk": (1, 2, 40, 16), "pv": (1, 2, 40, 16)}
     values = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-    found, wanted = rounding.run(values), exact.run(values)
-    assert found["length"] == [40]
+    actual, expected = rounding.run(values), exact.run(values)
+    assert actual["length"] == [40]
     bound = {"fp16": 1 / 2048, "bf16": 1 / 256, "int8": 1 / 253}[dtype]
     for name in ("nk", "nv"):
-        assert found[name].dtype == np.float32
-        relative_to = np.abs(wanted[name]).max(axis=-1, keepdims=True) if dtype == "int8" else np.abs(wanted[name])
-        assert (np.abs(found[name] - wanted[name]) <= bound * relative_to + 1e-7).all()
-        assert (found[name] != wanted[name]).any()
-    np.testing.assert_allclose(found["y"], wanted["y"], rtol=0, atol=8 * bound)
+        assert actual[name].dtype == np.float32
+        relative_to = np.abs(expected[name]).max(axis=-1, keepdims=True) if dtype == "int8" else np.abs(expected[name])
+        assert (np.abs(actual[name] - expected[name]) <= bound * relative_to + 1e-7).all()
+        assert (actual[name] != expected[name]).any()
+    np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=8 * bound)
 
 
 def test_what_the_model_itself_rounds_leaves_the_past_alone() -> None:
@@ -147,8 +147,8 @@ def test_what_the_model_itself_rounds_leaves_the_past_alone() -> None:
     compiled = moec.compile(onnx.parser.parse_model(HEAD + text))
     assert [state.dtype for state in compiled._executor.held] == ["float32"]
     past = np.full((1, 3, 4), 1 / 3, np.float32)
-    found = compiled.run({"new": np.ones((1, 2, 4), np.float16), "past": past})
-    np.testing.assert_array_equal(found["present"][:, :3], past)
+    actual = compiled.run({"new": np.ones((1, 2, 4), np.float16), "past": past})
+    np.testing.assert_array_equal(actual["present"][:, :3], past)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])

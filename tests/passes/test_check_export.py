@@ -96,9 +96,9 @@ def test_experts_without_a_body(rewrite, experts, missing):
     constants = ", ".join(f"int64 c{e} = {{{e}}}" for e in experts)
     text = f"""(float[T,3] logits) => (float[T,2] y) <int64[1] k = {{2}}, {constants}> {{
         w, chosen = TopK (logits, k) {compared} y = Sum ({total}) }}"""
-    found = warnings(rewrite, text)
-    assert len(found) == int(missing)
-    assert not missing or "missing: [1]" in found[0]
+    actual = warnings(rewrite, text)
+    assert len(actual) == int(missing)
+    assert not missing or "missing: [1]" in actual[0]
 
 
 @pytest.mark.parametrize("axis", [2, -3])

@@ -134,8 +134,8 @@ def test_every_attribute_of_onnxruntime_is_known():
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
     schemas = [schema for schema in get_all_operator_schema() if schema.domain == "com.microsoft"]
-    found = {schema.name: set(schema.attributes) for schema in schemas if schema.name in DECOMPOSITIONS}
-    assert found == {name: set(ATTRIBUTES.get(name, "").split()) for name in found}
+    actual = {schema.name: set(schema.attributes) for schema in schemas if schema.name in DECOMPOSITIONS}
+    assert actual == {name: set(ATTRIBUTES.get(name, "").split()) for name in actual}
     for schema in (schema for schema in schemas if schema.name in DECOMPOSITIONS):
         for name, attribute in schema.attributes.items():
             assert str(attribute.type).rpartition(".")[2] == ATTRIBUTE_TYPES.get(name, ir.AttributeType.INT).name, name

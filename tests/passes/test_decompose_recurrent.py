@@ -45,7 +45,7 @@ def model_of(operator: str, inputs: str, steps: int | str = STEPS, **attributes)
     names = ["x", "w", "r", *(one if one in inputs else "" for one in "blhcp"[: 5 if operator == "LSTM" else 3])]
     outputs = ["y", "yh", "yc"][: 3 if operator == "LSTM" else 2]
     node = helper.make_node(operator, names, outputs, "cell", hidden_size=HIDDEN, **attributes)
-    results = [helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in outputs]
+    results = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs]
     graph = helper.make_graph([node], "g", graph_inputs, results, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
@@ -70,10 +70,10 @@ def check(proto: onnx.ModelProto, batches: tuple[int, ...] = (1, 3)) -> list[str
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     for batch in batches:
         feeds = feeds_of(proto, batch)
-        for found in (interpreter.run(model, feeds), interpreter.run(original, feeds)):
+        for actual in (interpreter.run(model, feeds), interpreter.run(original, feeds)):
             for output, expected in zip(proto.graph.output, session.run(None, feeds), strict=True):
-                assert found[output.name].shape == expected.shape
-                np.testing.assert_allclose(found[output.name], expected, rtol=1e-5, atol=2e-6)
+                assert actual[output.name].shape == expected.shape
+                np.testing.assert_allclose(actual[output.name], expected, rtol=1e-5, atol=2e-6)
     return [node.op_type for node in model.graph]
 
 
@@ -105,9 +105,9 @@ def test_other_operators_stay():
 @pytest.mark.parametrize("inputs", ["", "b", "blhc"])
 def test_operators_become_their_steps(operator, direction, inputs):
     inputs = inputs if operator == "LSTM" else inputs.replace("c", "")
-    found = check(model_of(operator, inputs, direction=direction))
-    assert not {*GATES, "Scan"} & set(found)
-    assert "Where" in found if "l" in inputs else "Where" not in found
+    actual = check(model_of(operator, inputs, direction=direction))
+    assert not {*GATES, "Scan"} & set(actual)
+    assert "Where" in actual if "l" in inputs else "Where" not in actual
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
@@ -167,10 +167,10 @@ def test_batch_first(operator):
         models.append(model)
     feeds = feeds_of(model_of(operator, inputs, direction="bidirectional"), 3)
     expected = interpreter.run(models[0], feeds)
-    found = interpreter.run(models[1], {name: np.swapaxes(value, 0, 1) for name, value in feeds.items()})
-    np.testing.assert_array_equal(found["y"], np.moveaxis(expected["y"], 2, 0))
+    actual = interpreter.run(models[1], {name: np.swapaxes(value, 0, 1) for name, value in feeds.items()})
+    np.testing.assert_array_equal(actual["y"], np.moveaxis(expected["y"], 2, 0))
     for name in list(expected)[1:]:
-        np.testing.assert_array_equal(found[name], np.swapaxes(expected[name], 0, 1))
+        np.testing.assert_array_equal(actual[name], np.swapaxes(expected[name], 0, 1))
 
 
 @pytest.mark.parametrize("operator", list(GATES))
@@ -180,9 +180,9 @@ def test_a_sequence_of_no_steps_keeps_its_state(operator):
     model = ir.from_proto(proto)
     pipeline.run(model, pipeline.parse(PASSES))
     feeds = feeds_of(proto, 3) | {"l": np.array([0, 2, 0], np.int32)}
-    found = interpreter.run(model, feeds)
-    np.testing.assert_array_equal(found["yh"][:, ::2], feeds["h"][:, ::2])
-    assert not found["y"][:, :, ::2].any() and found["y"][:2, :, 1].all() and not found["y"][2:].any()
+    actual = interpreter.run(model, feeds)
+    np.testing.assert_array_equal(actual["yh"][:, ::2], feeds["h"][:, ::2])
+    assert not actual["y"][:, :, ::2].any() and actual["y"][:2, :, 1].all() and not actual["y"][2:].any()
 
 
 @pytest.mark.parametrize("operator", list(GATES))
@@ -201,13 +201,13 @@ def test_any_number_of_steps(operator, inputs):
         feeds = feeds_of(proto, 3)
         feeds["x"] = feeds["x"][:steps]
         feeds |= {"l": np.minimum(feeds["l"], steps)} if "l" in feeds else {}
-        found = interpreter.run(model, feeds)
+        actual = interpreter.run(model, feeds)
         if steps:
-            for value, expected in zip(found.values(), session.run(None, feeds), strict=True):
+            for value, expected in zip(actual.values(), session.run(None, feeds), strict=True):
                 np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-6)
         else:
-            assert found["y"].shape == (0, 2, 3, HIDDEN)
-            np.testing.assert_array_equal(found["yh"], feeds.get("h", np.zeros((2, 3, HIDDEN))))
+            assert actual["y"].shape == (0, 2, 3, HIDDEN)
+            np.testing.assert_array_equal(actual["yh"], feeds.get("h", np.zeros((2, 3, HIDDEN))))
 
 
 def test_an_input_of_another_rank_stays():

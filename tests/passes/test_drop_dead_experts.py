@@ -49,11 +49,13 @@ def left(text: str) -> tuple[list[int], str]:
     before = [interpreter.run(model, case, dtype=np.float64)["y"] for case in cases()]
     pipeline.run(model, pipeline.parse(f"infer-shapes,{NAME}"), report, verify_each=True)
     for case, expected in zip(cases(), before, strict=True):
-        found = interpreter.run(model, case, dtype=np.float64)["y"]
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
-    node = next(one for one in model.graph if one.op_type == "MoE")
+        actual = interpreter.run(model, case, dtype=np.float64)["y"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    node = next(node for node in model.graph if node.op_type == "MoE")
     count = inputs_of(node)["logits"].shape[1]
-    return [first for (first,) in origins_of(node, count).experts], " ".join(one.message for one in report.remarks)
+    return [first for (first,) in origins_of(node, count).experts], " ".join(
+        remark.message for remark in report.remarks
+    )
 
 
 TWO_MASKED = "0, 0, -inf, 0, -inf, 0"
@@ -168,7 +170,7 @@ def test_an_unequal_number_of_dead_experts_leaves_some():
         text = text.replace(old, new)
     model = model_of(text)
     pipeline.run(model, pipeline.parse(NAME), verify_each=True)
-    (node,) = (one for one in model.graph if one.op_type == "MoE")
+    (node,) = (node for node in model.graph if node.op_type == "MoE")
     assert origins_of(node, 6).removed == {
         3: "drop-dead-experts: its correction bias is too low",
         5: "drop-dead-experts: its correction bias is too low",

@@ -90,8 +90,8 @@ def drop(model: ir.Model, report: Report | None = None) -> ir.Node:
     pipeline.run(model, pipeline.parse("drop-zero-neurons"), report, verify_each=True)
     verify(model)
     for case, expected in zip(cases, before, strict=True):
-        found = interpreter.run(model, case, dtype=np.float64)["y"]
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+        actual = interpreter.run(model, case, dtype=np.float64)["y"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
     return next(node for node in model.graph if node.op_type == "MoE")
 
 

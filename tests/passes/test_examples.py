@@ -16,9 +16,9 @@ from .profiles import write_measured, write_routed
 
 @pytest.mark.parametrize("name", PASSES)
 def test_examples(name, tmp_path):
-    found = list(examples(PASSES[name]().__doc__ or ""))
-    assert found, f"{name}: its docstring has no example; give a graph before, an arrow, and the graph after"
-    for before, passes, after in found:
+    actual = list(examples(PASSES[name]().__doc__ or ""))
+    assert actual, f"{name}: its docstring has no example; give a graph before, an arrow, and the graph after"
+    for before, passes, after in actual:
         if passes is not None and "PROFILE" in passes:
             path, model = tmp_path / "profile", model_of(before)
             if "logits =" in before:
@@ -70,5 +70,5 @@ def test_examples_are_found():
         c
 
     """
-    (found,) = examples(text)
-    assert [part and part.strip() for part in found] == ["a", "fold-shapes,simplify", "b"]
+    (actual,) = examples(text)
+    assert [part and part.strip() for part in actual] == ["a", "fold-shapes,simplify", "b"]

@@ -97,16 +97,16 @@ def test_weights_that_are_read_alike_share_what_reads_them(monkeypatch):
     for value, weight in zip([model.graph.inputs.pop(1) for _ in range(3)], weights, strict=True):
         value.const_value = ir.tensor(weight, name=value.name)
         model.graph.register_initializer(value)
-    made, make = [], Evaluator.__init__
+    built, make = [], Evaluator.__init__
     monkeypatch.setattr(
-        Evaluator, "__init__", lambda self, *given, **more: made.append(1) or make(self, *given, **more)
+        Evaluator, "__init__", lambda self, *given, **more: built.append(1) or make(self, *given, **more)
     )
     FoldConstants(limit=10).apply(model, Report())
     for _ in range(2):
         read = [model.graph.initializers[name].const_value.numpy() for name in "stu"]
-    assert len(made) == 2
-    for found, wanted in zip(read, (*weights[:2].transpose(0, 1, 3, 2), weights[2]), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    assert len(built) == 2
+    for actual, expected in zip(read, (*weights[:2].transpose(0, 1, 3, 2), weights[2]), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(("size", "folded"), [(2, True), (300, False)])

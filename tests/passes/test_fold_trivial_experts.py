@@ -32,7 +32,7 @@ def cases() -> list[dict[str, np.ndarray]]:
     """No token, one, an odd number and many; ties."""
     random = np.random.default_rng(0)
     numbers = [random.standard_normal((T, 3), dtype=np.float32) for T in (0, 1, 7, 40)] + [np.zeros((3, 3), np.float32)]
-    return [{"x": random.standard_normal((len(one), 2), dtype=np.float32), "logits": one} for one in numbers]
+    return [{"x": random.standard_normal((len(number), 2), dtype=np.float32), "logits": number} for number in numbers]
 
 
 def test_an_expert_without_hidden_units_goes():

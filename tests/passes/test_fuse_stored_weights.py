@@ -58,7 +58,7 @@ def test_scales_are_put_in_groups(case):
     data = data.replace("fp8", "float8e4m3fn")
     signature = f"(float[T,{data[data.index('[') + 1 : data.index(',')]}] x) => (float[T,4] y)"
     before = f"{signature} <{data} data, {tables}> {{ w = DequantizeLinear {decode} y = MatMul (x, w) }}"
-    operands = "data, " + ", ".join(one.split()[1] for one in after.replace(",4]", ";4]").split(", "))
+    operands = "data, " + ", ".join(part.split()[1] for part in after.replace(",4]", ";4]").split(", "))
     linear = "y = moec.Linear <transposed = 1> (x, w_in_groups)"
     decoded = f"w_in_groups = DequantizeLinear <axis = 0, block_size = {block}> ({operands})"
     check(PASSES, before, f"{signature} <{data} data, {after}> {{ {decoded} {linear} }}")

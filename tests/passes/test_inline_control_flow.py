@@ -53,10 +53,10 @@ def rewrite():
         pipeline.run(model, pipeline.parse(passes), report, verify_each=True)
         left = any(node.op_type in ("If", "Loop", "Scan") for node in model.graph)
         for case in cases if not left else ():
-            found = interpreter.run(model, case)
+            actual = interpreter.run(model, case)
             for value, expected in zip(model.graph.outputs, session.run(None, case), strict=True):
-                assert found[value.name].dtype == expected.dtype
-                np.testing.assert_array_equal(found[value.name], expected)
+                assert actual[value.name].dtype == expected.dtype
+                np.testing.assert_array_equal(actual[value.name], expected)
         return model
 
     return apply
@@ -76,7 +76,7 @@ def test_the_branch_of_a_known_condition_stays(condition, rows):
 def test_a_condition_that_follows_from_sizes_is_known(rewrite, operators):
     text = f"""(float[4,3] x) => (float[4,3] y) <int64[2] four = {{4, 3}}, int64 zero = {{0}}, int64 n = {{4}}> {{
         s = Shape (x)  g = Gather (s, zero)  c = Equal (g, n)  y = If (c) {BRANCHES} }}"""
-    assert "Neg" in (found := operators(rewrite(text, PASSES, {"x": X}))) and "Where" not in found
+    assert "Neg" in (actual := operators(rewrite(text, PASSES, {"x": X}))) and "Where" not in actual
 
 
 @pytest.mark.parametrize("condition", [True, False])
@@ -99,15 +99,15 @@ def test_of_a_condition_at_run_time_both_branches_are_computed(rewrite, conditio
 )
 def test_loops_of_a_branch_depend_on_its_condition(rewrite, operators, trips, results, is_bound):
     """Except those that end anyway, and those with slices, of which there would be none."""
-    made = ", ".join(f"float[] {name}" for name in results.split(", "))
+    built = ", ".join(f"float[] {name}" for name in results.split(", "))
     text = f"""(float[N] x, bool c, int64 count, float most) => (float[N] y) <bool yes = {{1}}, int64 two = {{2}}> {{
         y = If (c) <
             then_branch = a () => (float[] p) {{ {results.replace("w", "p")} = Loop ({trips}, yes, x) <
-                body = step (int64 i, bool g, float[] v) => (bool d, {made}) {{
+                body = step (int64 i, bool g, float[] v) => (bool d, {built}) {{
                     w = Neg (v)  z = Relu (v)  s = ReduceMax <keepdims = 0> (w)  d = Less (s, most) }}> }},
             else_branch = b () => (float[] q) {{ q = Neg (x) }}> }}"""
-    found = operators(rewrite(text, PASSES + "{limit=40}"))
-    assert ("Not" in found, "Where" in found) == (is_bound, True)
+    actual = operators(rewrite(text, PASSES + "{limit=40}"))
+    assert ("Not" in actual, "Where" in actual) == (is_bound, True)
 
 
 IN_A_BRANCH = """If (c) <then_branch = a () => (float[N,3] r) { r = Identity (p) },
@@ -137,8 +137,8 @@ def test_branches_of_other_shapes_stay(rewrite):
 @pytest.mark.parametrize("trips", [1, 3])
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_a_loop_becomes_its_steps(rewrite, operators, trips, rows):
-    found = operators(rewrite(loop(trips), PASSES, {"x": X[:rows]}))
-    assert found.count("Add") == trips and "Loop" not in found
+    actual = operators(rewrite(loop(trips), PASSES, {"x": X[:rows]}))
+    assert actual.count("Add") == trips and "Loop" not in actual
 
 
 def test_the_number_of_a_step_may_have_an_axis(rewrite, operators):
@@ -252,9 +252,9 @@ def test_a_scan_over_nothing(rewrite):
     text = f"""(float[3] s, float[0,3] x) => (float[3] y, float[0,3] z) {{
         y, z = Scan <num_scan_inputs = 1, {SUMMING}> (s, x) }}"""
     model = rewrite(text, PASSES)
-    found = interpreter.run(model, {"s": X[0], "x": X[:0]})
-    np.testing.assert_array_equal(found["y"], X[0])
-    assert found["z"].shape == (0, 3)
+    actual = interpreter.run(model, {"s": X[0], "x": X[:0]})
+    np.testing.assert_array_equal(actual["y"], X[0])
+    assert actual["z"].shape == (0, 3)
 
 
 def test_a_scan_over_an_axis_of_unknown_size_stays(rewrite):
@@ -275,8 +275,8 @@ def test_control_flow_inside_bodies_follows(rewrite, operators):
                             else_branch = q () => (float[N] e) { e = Mul (a, x) }> }>
             w = Neg (u) }> }"""
     cases = [{"x": X[0], "c": np.array(flag)} for flag in (True, False)]
-    found = operators(rewrite(text, PASSES, *cases))
-    assert (found.count("Where"), found.count("Neg")) == (3, 2) and not {"If", "Loop"} & set(found)
+    actual = operators(rewrite(text, PASSES, *cases))
+    assert (actual.count("Where"), actual.count("Neg")) == (3, 2) and not {"If", "Loop"} & set(actual)
 
 
 def test_a_branch_may_be_a_constant_or_a_value_twice(rewrite, operators):

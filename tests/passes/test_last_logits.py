@@ -24,11 +24,11 @@ def check(before: str, after: str) -> None:
     expected = interpreter.run(model, {"x": x})
     assert pipeline.run(model, passes, verify_each=True)
     assert_shown(model, after)
-    found = interpreter.run(model, {"x": x})
-    assert found["logits"].shape == (2, 1, 9)
+    actual = interpreter.run(model, {"x": x})
+    assert actual["logits"].shape == (2, 1, 9)
     expected["logits"] = expected["logits"][:, -1:]
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual[name], value, rtol=1e-5, atol=1e-6)
 
 
 def refused(text: str) -> str:

@@ -68,8 +68,8 @@ def seen_error(model: ir.Model, before: ir.Model) -> float:
     logits = np.random.default_rng(0).normal(size=(200, E)).astype(np.float32)
     logits[:, -1] = -9
     inputs = {"x": rows_of(D, 200), "logits": logits}
-    expected, found = (run(one, inputs)["y"] for one in (before, model))
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    expected, result = (run(one, inputs)["y"] for one in (before, model))
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
 
 def test_directions_of_the_data_are_kept(gated_profile, tmp_path):
@@ -100,11 +100,11 @@ def test_the_error_is_what_the_dropped_values_say(shape):
     left = np.linalg.cholesky(moment)
     values = np.linalg.svd(left.T @ (weight - base), compute_uv=False)
     for rank in (1, 7, 40):
-        found = factors(weight, base, rank, moment)
-        error = left.T @ (weight - base - found.into @ found.out)
+        actual = factors(weight, base, rank, moment)
+        error = left.T @ (weight - base - actual.into @ actual.out)
         assert np.sum(error**2) == pytest.approx(np.sum(values[rank:] ** 2), rel=1e-6, abs=1e-9 * np.sum(values**2))
-        assert found.dropped == pytest.approx(np.sum(error**2), rel=1e-6, abs=1e-9 * np.sum(values**2))
-        assert found.size == pytest.approx(np.sum((left.T @ weight) ** 2))
+        assert actual.dropped == pytest.approx(np.sum(error**2), rel=1e-6, abs=1e-9 * np.sum(values**2))
+        assert actual.size == pytest.approx(np.sum((left.T @ weight) ** 2))
 
 
 def test_the_moment_of_nothing_counts_all_directions_alike():
@@ -129,9 +129,9 @@ def test_the_base_is_the_mean_weighted_by_calls(gated_profile):
     weights, shares = ExpertWeights(last_moec_node(experts_model(SPECS["gated"]))), layer.count / layer.count.sum()
     assert shares[-1] == 0 and len(set(shares.tolist())) > 2
     mean = sum(share * weights.decoded("down", expert) for expert, share in enumerate(shares))
-    found = model.graph.initializers["y.down_base"].const_value
-    assert found is not None
-    np.testing.assert_allclose(found.numpy(), mean, atol=1e-6)
+    actual = model.graph.initializers["y.down_base"].const_value
+    assert actual is not None
+    np.testing.assert_allclose(actual.numpy(), mean, atol=1e-6)
 
 
 def test_the_same_bits_for_every_number_of_threads(gated_profile):
@@ -147,17 +147,17 @@ def test_the_same_bits_for_every_number_of_threads(gated_profile):
 
 @thinned("narrower", [False, True], 2)
 def test_the_processor(narrower, gated_profile):
-    given = {"x": rows_of(D, 37), "logits": np.random.default_rng(2).normal(size=(37, E)).astype(np.float32)}
+    feeds = {"x": rows_of(D, 37), "logits": np.random.default_rng(2).normal(size=(37, E)).astype(np.float32)}
     model, _ = split(SPECS["gated"], gated_profile, 16)
-    expected = run(model, given, dtype=np.float64)["y"]
+    expected = run(model, feeds, dtype=np.float64)["y"]
     passes = f"low-rank-experts{{rank=16,profile={gated_profile}}}"
     if not narrower:
-        y = moec.compile(experts_model(SPECS["gated"]), passes=passes).run(given)["y"]
+        y = moec.compile(experts_model(SPECS["gated"]), passes=passes).run(feeds)["y"]
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
         return
     apply(model, "quantize-experts{format=int8}")
-    y = moec.compile(experts_model(SPECS["gated"]), passes=f"{passes},quantize-experts{{format=int8}}").run(given)["y"]
-    assert np.linalg.norm(y - run(model, given)["y"]) < 2e-2 * np.linalg.norm(y)
+    y = moec.compile(experts_model(SPECS["gated"]), passes=f"{passes},quantize-experts{{format=int8}}").run(feeds)["y"]
+    assert np.linalg.norm(y - run(model, feeds)["y"]) < 2e-2 * np.linalg.norm(y)
     assert 0 < np.linalg.norm(y - expected) < 0.1 * np.linalg.norm(expected)
 
 

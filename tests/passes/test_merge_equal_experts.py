@@ -36,7 +36,7 @@ def cases(experts: int = 4) -> list[dict[str, np.ndarray]]:
     random = np.random.default_rng(0)
     numbers = [random.standard_normal((T, experts), dtype=np.float32) for T in (0, 1, 7, 40)]
     numbers.append(np.zeros((3, experts), np.float32))
-    return [{"x": random.standard_normal((len(one), 2), dtype=np.float32), "logits": one} for one in numbers]
+    return [{"x": random.standard_normal((len(number), 2), dtype=np.float32), "logits": number} for number in numbers]
 
 
 @pytest.mark.parametrize("routing", ["", ", normalize = 1", ", capacity = 3", ', score = "sigmoid", threshold = 0.5'])
@@ -146,5 +146,5 @@ def test_dropped_experts_are_remembered_by_the_fused_layer():
     model = model_of(layer(routing=', score = "sigmoid"').replace("(logits)", "(logits, bias)").replace(
         "<float[4,1,2]", "<float[4] bias = {0, -inf, 0, 0}, float[4,1,2]"))  # fmt: skip
     pipeline.run(model, pipeline.parse("drop-dead-experts,fuse-route-dispatch"), verify_each=True)
-    (node,) = (one for one in model.graph if one.op_type == "MoE")
+    (node,) = (node for node in model.graph if node.op_type == "MoE")
     assert origins_of(node, 3).removed == {1: "drop-dead-experts: its correction bias is too low"}

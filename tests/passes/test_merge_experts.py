@@ -47,19 +47,19 @@ def of_units(spec: ExpertsSpec, name: str) -> tuple[int, bool]:
 
 def permuted(spec: ExpertsSpec, arrays: dict[str, np.ndarray], expert: int, order: np.ndarray) -> dict[str, np.ndarray]:
     """The weights of an expert with its hidden units in another order; the same function."""
-    found = {}
+    results = {}
     for name, array in arrays.items():
         axis, both = of_units(spec, name)
         if name == "down_bias":
-            found[name] = array[expert]
+            results[name] = array[expert]
             continue
         positions = order
         if both and spec.gate_layout == "interleaved":
             positions = np.stack([2 * order, 2 * order + 1], axis=1).ravel()
         elif both:
             positions = np.concatenate([order, F + order])
-        found[name] = np.take(array[expert], positions, axis)
-    return found
+        results[name] = np.take(array[expert], positions, axis)
+    return results
 
 
 def with_copies(spec: ExpertsSpec, copies: dict[int, int]) -> ir.Model:
@@ -121,10 +121,10 @@ def test_averages_are_weighted_by_saliency(spec, tmp_path):
     numbers[5] *= 2
     inputs_of(node)["down"].const_value = ir.tensor(numbers, name="down")
     merged(model, tmp_path, "keep=5", saliency=np.array([3.0, 1, 1, 1, 1, 0.5]), measured=np.ones(6))
-    found = inputs_of(last_moec_node(model))["down"].const_value
-    assert isinstance(found, ExpertStack)
+    actual = inputs_of(last_moec_node(model))["down"].const_value
+    assert isinstance(actual, ExpertStack)
     own = spec.hidden_sizes[0] if spec.hidden_sizes else F
-    used = np.moveaxis(found.expert(0), 0 if spec.down_transposed else 1, 0)[:own]
+    used = np.moveaxis(actual.expert(0), 0 if spec.down_transposed else 1, 0)[:own]
     first = np.moveaxis(numbers[0], 0 if spec.down_transposed else 1, 0)[:own]
     np.testing.assert_allclose(used, first * (3 + 2 * 0.5) / 3.5, rtol=1e-6)
 
@@ -266,9 +266,9 @@ def test_models_in_narrower_types_are_averaged_in_them(dtype, tmp_path):
     merged(model, tmp_path, "keep=5")
     assert became(model)[0] == (0, 5)
     for name, array in first.items():
-        found = inputs_of(last_moec_node(model))[name]
-        assert found.dtype == dtype
-        np.testing.assert_array_equal(found.const_value.numpy()[0], array)
+        actual = inputs_of(last_moec_node(model))[name]
+        assert actual.dtype == dtype
+        np.testing.assert_array_equal(actual.const_value.numpy()[0], array)
 
 
 def test_quantised_weights_stay(tmp_path):
@@ -276,7 +276,7 @@ def test_quantised_weights_stay(tmp_path):
     path = write_measured(tmp_path / "p", model, "int8")
     apply(model, "quantize-experts{format=int8}")
     report = apply(model, f"merge-experts{{keep=3,profile={path}}}")
-    assert [(one.severity, one.message) for one in report.remarks] == [
+    assert [(remark.severity, remark.message) for remark in report.remarks] == [
         ("warning", "keeps all experts: up is int8; run this pass before quantize-experts")
     ]
 

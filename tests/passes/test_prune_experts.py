@@ -53,11 +53,11 @@ def profiled(model: ir.Model, path: pathlib.Path, **scores: np.ndarray) -> pathl
 
 def left(model: ir.Model) -> list[list[int]]:
     """The first ids of the experts that each layer has."""
-    found = []
+    results = []
     for node in measurable(model.graph):
         count = inputs_of(node)["down"].shape[0] + spec_of(node, ExpertsSpec).identity_experts
-        found.append([first for (first,) in origins_of(node, count).experts])
-    return found
+        results.append([first for (first,) in origins_of(node, count).experts])
+    return results
 
 
 def outputs(model: ir.Model, logits: np.ndarray, size: int) -> np.ndarray:
@@ -100,12 +100,12 @@ def test_unreached_experts_go_first(method, tmp_path):
 
 
 def test_random_needs_no_profile_and_is_repeatable():
-    found = []
+    actual = []
     for seed in (0, 0, 1, 2):
         model = layer()
         apply(model, f"prune-experts{{keep=0.5,method=random,seed={seed}}}")
-        found += left(model)
-    assert found[0] == found[1] and len({tuple(experts) for experts in found}) == 3
+        actual += left(model)
+    assert actual[0] == actual[1] and len({tuple(experts) for experts in actual}) == 3
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.gate_layout}{spec.hidden_sizes and ' sizes'}")

@@ -42,8 +42,8 @@ def seen_error(model: ir.Model, before: ir.Model) -> float:
     logits = np.random.default_rng(0).normal(size=(400, E)).astype(np.float32)
     logits[:, -1] = -9
     inputs = {"x": rows_of(D, 400), "logits": logits}
-    expected, found = (run(one, inputs)["y"] for one in (before, model))
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    expected, result = (run(one, inputs)["y"] for one in (before, model))
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
 
 def pruned(spec: ExpertsSpec, profile: pathlib.Path, keep: float, more: str = "") -> tuple[ir.Model, Report]:
@@ -72,9 +72,9 @@ def test_the_units_with_the_least_energy_go(spec, profile):
         down = arrays["down"][expert] if spec.down_transposed else arrays["down"][expert].T
         energy = (np.diag(layer.moment_hidden(expert)) * np.square(down).sum(axis=1))[:own]
         kept = np.sort(np.argsort(-energy, kind="stable")[: F // 2])
-        found = inputs_of(node)["down"].const_value.numpy()[expert]
-        found = found if spec.down_transposed else found.T
-        assert np.array_equal(found[: len(kept)], down[kept])
+        actual = inputs_of(node)["down"].const_value.numpy()[expert]
+        actual = actual if spec.down_transposed else actual.T
+        assert np.array_equal(actual[: len(kept)], down[kept])
 
 
 def test_more_units_lose_less(spec, profile):

@@ -156,8 +156,8 @@ def test_grouped_matmul_is_quantised_too() -> None:
     expected = run(model, {"x": x, "o": offsets})["y"]
     apply(model, "quantize-experts{format=int4}")
     assert formats_of(model) == {"weights": ["int4"]}, "128 inputs are one group of 128"
-    found = run(model, {"x": x, "o": offsets})["y"]
-    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.25
+    actual = run(model, {"x": x, "o": offsets})["y"]
+    assert 0 < np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.25
 
 
 def test_float16_layers_keep_their_type() -> None:

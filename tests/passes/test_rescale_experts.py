@@ -71,10 +71,10 @@ def test_factors_that_were_lost_are_found(spec, tmp_path):
     assert error(model, before, x) > 0.15
     (remark,) = rescaled(model, path).remarks
     assert error(model, before, x) < 0.02
-    told = (
+    reported = (
         r"on 512 tokens its output is [01]\.\d\d% from what it was, instead of [3-6]\d\..*; factors are 0\.50\d to 1\.9"
     )
-    assert re.match(told, remark.message)
+    assert re.match(reported, remark.message)
 
 
 @pytest.mark.parametrize("change", ["prune-experts{keep=4,method=random}", "quantize-experts{format=int2}"])
@@ -85,22 +85,22 @@ def test_no_other_factors_do_better(change, tmp_path):
     path = write_routed(tmp_path / "p", model)
     apply(model, change)
     x, node = rows_of(D, 512), last_moec_node(model)
-    given = inputs_of(node)
-    logits = x.astype(np.float64) @ given["logits"].producer().inputs[1].const_value.numpy()
-    logits += given["logits"].producer().inputs[2].const_value.numpy()
+    feeds = inputs_of(node)
+    logits = x.astype(np.float64) @ feeds["logits"].producer().inputs[1].const_value.numpy()
+    logits += feeds["logits"].producer().inputs[2].const_value.numpy()
     weights, ids = semantics.route(RouteSpec(2), logits)
     own, stored = dataclasses.replace(spec), ExpertWeights(node)
     stacks = {
         name: np.stack([stored.decoded(name, expert).T for expert in range(stored.experts)]) for name in ("up", "down")
     }
     biases = {f"{name}_bias": stored.bias(name) for name in ("up", "down")}
-    made = [
+    built = [
         semantics.experts(own, x, np.where(ids == expert, weights, 0), ids, **stacks, **biases).ravel()
         for expert in range(stored.experts)
     ]
-    wanted = outputs(before, x).ravel()
-    best = np.linalg.lstsq(np.stack(made, axis=1), wanted, rcond=None)[0]
-    best_error = np.linalg.norm(wanted - best @ made) / np.linalg.norm(wanted)
+    expected = outputs(before, x).ravel()
+    best = np.linalg.lstsq(np.stack(built, axis=1), expected, rcond=None)[0]
+    best_error = np.linalg.norm(expected - best @ built) / np.linalg.norm(expected)
     first = error(model, before, x)
     rescaled(model, path)
     assert best_error - 1e-3 < error(model, before, x) < first - 0.95 * (first - best_error)
@@ -151,12 +151,12 @@ def test_of_quantised_weights_scales_alone_change(form, tmp_path):
     rescaled(model, path)
     new = ExpertWeights(last_moec_node(model))
     for expert, (data, scale, zero_point) in enumerate(old):
-        found = new.encoded("down", expert)
-        assert (np.asarray(found.data) == data).all() and found.data.dtype == data.dtype
-        assert zero_point is None or (np.asarray(found.zero_point) == zero_point).all()
-        assert found.scale.dtype == scale.dtype
+        actual = new.encoded("down", expert)
+        assert (np.asarray(actual.data) == data).all() and actual.data.dtype == data.dtype
+        assert zero_point is None or (np.asarray(actual.zero_point) == zero_point).all()
+        assert actual.scale.dtype == scale.dtype
         used = scale != 0
-        ratios = found.scale.astype(np.float64)[used] / scale.astype(np.float64)[used]
+        ratios = actual.scale.astype(np.float64)[used] / scale.astype(np.float64)[used]
         assert ratios.max() / ratios.min() < 1 + 2 / 1024
         assert abs(ratios.mean() * CHANGES[expert] - 1) < 0.2
     assert error(model, before, x) < first
@@ -196,7 +196,7 @@ def test_an_expert_that_no_token_goes_to_stays(tmp_path):
 
 
 def test_tokens_with_a_nan_are_left_out(tmp_path):
-    found = []
+    actual = []
     for spoil in (False, True):
         model = routed_model(ExpertsSpec())
         path = write_routed(tmp_path / "p", model)
@@ -208,8 +208,8 @@ def test_tokens_with_a_nan_are_left_out(tmp_path):
         with_measures(path, {"sample": sample, "sample_output": output})
         spoilt(model)
         rescaled(model, path)
-        found.append(ExpertWeights(last_moec_node(model)).decoded("down", 0))
-    np.testing.assert_array_equal(*found)
+        actual.append(ExpertWeights(last_moec_node(model)).decoded("down", 0))
+    np.testing.assert_array_equal(*actual)
 
 
 def test_an_expert_that_overflows_leaves_out_its_tokens(tmp_path):
@@ -292,7 +292,9 @@ def test_layers_that_stay(text, reason, tmp_path):
     path = write_measured(tmp_path / "p", model, "int8")
     report = rescaled(model, path)
     assert_shown(model, text)
-    assert [(one.severity, one.message) for one in report.remarks] == [("warning", f"stays as it is: {reason}")]
+    assert [(remark.severity, remark.message) for remark in report.remarks] == [
+        ("warning", f"stays as it is: {reason}")
+    ]
 
 
 def test_a_bias_on_the_choice_decides_with_the_logits(tmp_path):
@@ -371,5 +373,5 @@ def test_what_is_compiled_computes_the_same(form, tmp_path):
     for T in (0, 1, 7, 65):
         x = rows_of(D, T, seed=T)
         expected = interpreter.run(model, {"x": x})["y"]
-        found = compiled.run({"x": x})["y"]
-        assert np.abs(found - expected).max(initial=0) <= 2e-2 * np.abs(expected).max(initial=1)
+        actual = compiled.run({"x": x})["y"]
+        assert np.abs(actual - expected).max(initial=0) <= 2e-2 * np.abs(expected).max(initial=1)

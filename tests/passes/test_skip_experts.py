@@ -146,8 +146,8 @@ def test_the_model_computes_what_its_larger_weights_make(T, tmp_path):
         ratio = np.exp(float(logits[token, second]) - float(logits[token, first]))
         for expert, weight in ((first, 1 / (1 + ratio)), (second, ratio / (1 + ratio) if ratio >= 0.265625 else 0)):
             expected[token] += weight * (down[expert] @ np.maximum(up[expert] @ x[token], 0))
-    found = interpreter.run(model, {"x": x, "logits": logits})["y"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    actual = interpreter.run(model, {"x": x, "logits": logits})["y"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", [0.55, 0.7, 0.9])

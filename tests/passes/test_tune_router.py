@@ -35,8 +35,8 @@ ROUTINGS = [
 
 
 def error(model: ir.Model, before: ir.Model, x: np.ndarray) -> float:
-    expected, found = (interpreter.run(one, {"x": x}, dtype=np.float64)["y"] for one in (before, model))
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    expected, result = (interpreter.run(one, {"x": x}, dtype=np.float64)["y"] for one in (before, model))
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
 
 def tuned(model: ir.Model, path: pathlib.Path) -> Report:
@@ -110,14 +110,14 @@ def test_the_error_on_tokens_held_out_never_grows(tokens, seed, tmp_path):
 
 
 def test_it_is_the_same_twice(tmp_path):
-    found = []
+    actual = []
     for _ in range(2):
         model = routed_model(ExpertsSpec("relu", "none"))
         path = write_routed(tmp_path / "p", model)
         spoil(model)
         tuned(model, path)
-        found.append(model.graph.initializers["matrix_tuned"].const_value.numpy())
-    np.testing.assert_array_equal(*found)
+        actual.append(model.graph.initializers["matrix_tuned"].const_value.numpy())
+    np.testing.assert_array_equal(*actual)
 
 
 LAYER = """(float[T,8] x) => ({outputs}) <float[8,4] matrix, float[4,16,8] up, float[4,8,16] down, float[8,8] all> {{

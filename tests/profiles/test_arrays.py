@@ -47,5 +47,5 @@ def test_what_does_not_fit(name, array, message, tmp_path):
 
 
 def test_errors_may_be_infinite(tmp_path):
-    found = read(tmp_path / "p", f"{KEY}/error/int8", error__int8=np.full((2, 2), np.inf))
-    assert found is not None and np.isinf(found).all()
+    actual = read(tmp_path / "p", f"{KEY}/error/int8", error__int8=np.full((2, 2), np.inf))
+    assert actual is not None and np.isinf(actual).all()

@@ -41,8 +41,8 @@ def test_a_number_alone_stays_one(tmp_path):
     profiles = [written(tmp_path / str(number), head, [(name, np.array(number))]) for number in (3, 4)]
     merge(tmp_path / "both", profiles)
     for profile, number in zip([*profiles, Profile.read(tmp_path / "both")], (3, 4, 7), strict=True):
-        found = profile.array(name)
-        assert found is not None and (found.shape, int(found)) == ((), number)
+        actual = profile.array(name)
+        assert actual is not None and (actual.shape, int(actual)) == ((), number)
 
 
 BATCHES = [{"ids": np.array([[number]]), "mask": np.ones((1, 1))} for number in (3, 4)]
@@ -58,8 +58,8 @@ def test_data_that_was_held_back_is_read_and_merged_whole(tmp_path):
     merge(tmp_path / "both", [one, two])
     both = Profile.read(tmp_path / "both")
     assert (both.head.output, both.head.inputs) == ("logits", ["ids", "mask"])
-    for found, expected in zip(both.held_back(), BATCHES, strict=True):
-        assert {name: array.tolist() for name, array in found.items()} == {
+    for actual, expected in zip(both.held_back(), BATCHES, strict=True):
+        assert {name: array.tolist() for name, array in actual.items()} == {
             name: array.tolist() for name, array in expected.items()
         }
     assert written(tmp_path / "none").held_back() == []

@@ -114,10 +114,10 @@ def _case(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("alone")
-    one.add_argument("--count", type=int, default=12)
-    one.add_argument("--only", default="")
-    one.set_defaults(command=_alone)
+    alone = commands.add_parser("alone")
+    alone.add_argument("--count", type=int, default=12)
+    alone.add_argument("--only", default="")
+    alone.set_defaults(command=_alone)
     for name, command in (("chains", _chains), ("layers", _layers)):
         several = commands.add_parser(name)
         several.add_argument("count", type=int)
@@ -129,7 +129,7 @@ def main() -> None:
     single.add_argument("seed", type=int)
     single.add_argument("--save", help="Write the model there.")
     single.set_defaults(command=_case)
-    for parser_of in (one, *(commands.choices[name] for name in ("chains", "layers"))):
+    for parser_of in (alone, *(commands.choices[name] for name in ("chains", "layers"))):
         parser_of.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.perf_counter()

@@ -131,10 +131,10 @@ class _Maker:
         sizes = {"up": (2 * f if gate == "merged" else f, d), "down": (d, f)}
         if gate == "separate":
             sizes["gate"] = (f, d)
-        made = {name: self.normal(*leading, *size) for name, size in sizes.items()}
+        built = {name: self.normal(*leading, *size) for name, size in sizes.items()}
         if self.layer.bias:
-            made |= {f"{name}_bias": self.normal(*leading, size[0]) for name, size in sizes.items()}
-        return made
+            built |= {f"{name}_bias": self.normal(*leading, size[0]) for name, size in sizes.items()}
+        return built
 
     def route(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Weights [T,k] and ids [T,k]."""
@@ -212,13 +212,13 @@ class _Maker:
         start = first if first is not None else self.write.op("ConstantOfShape", self.write.op("Shape", x))
         if self.layer.formulation in ("loop", "loop of additions"):
             return self.loop(x, weights, ids, start)
-        made = {
+        built = {
             "batched": self.batched,
             "dense": self.dense,
             "dense unrolled": self.dense_unrolled,
             "slots unrolled": self.slots_unrolled,
         }[self.layer.formulation](x, weights, ids)
-        return made if first is None else self.write.op("Add", first, made)
+        return built if first is None else self.write.op("Add", first, built)
 
     def batched(self, x: ir.Value, weights: ir.Value, ids: ir.Value) -> ir.Value:
         """Every pair of token and expert with its own copy of the weights."""

@@ -82,15 +82,15 @@ def verdict_of(case: Case) -> Verdict:
 
 def alone(name: str, count: int, seed: int = 0) -> Iterator[tuple[Case, Verdict]]:
     """A rewrite alone, on as many layers that are raised without it; fewer where it finds nothing to do on most."""
-    found = 0
+    result = 0
     for number in range(40 * count):
         layer = draw_layer(np.random.default_rng([seed, number]))
         case = Case(layer, ((name, number),))
-        if found == count:
+        if result == count:
             return
         if _applied(Case(layer), case.steps[0]) is None or is_gap(layer):
             continue
-        found += 1
+        result += 1
         yield case, verdict_of(case)
 
 

@@ -95,8 +95,8 @@ def array_of(value: ir.Value | None) -> Array | None:
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    result = node.attributes.get(name)
+    return default if result is None else result.value
 
 
 def substitute(node: ir.Node, *values: ir.Value | None) -> None:

@@ -73,5 +73,7 @@ def verdict_of(name: str, exporter: Exporter) -> Verdict:
     feeds = feeds_for(kind)
     with torch.no_grad():
         results = [module(*(torch.from_numpy(array) for array in arrays.values())) for arrays in feeds]
-    expected = [[output.numpy() for output in (found if isinstance(found, tuple) else (found,))] for found in results]
+    expected = [
+        [output.numpy() for output in (result if isinstance(result, tuple) else (result,))] for result in results
+    ]
     return judge(exported(name, exporter), feeds, expected, kind.blocks, rounds=False)

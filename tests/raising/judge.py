@@ -86,11 +86,11 @@ def _computed(graph: ir.Model, feeds: Feeds) -> Iterator[list[Array]]:
         yield list(interpreter.run(graph, arrays).values())
 
 
-def _difference(found: list[list[Array]], expected: list[list[Array]], tolerance: float) -> str:
+def _difference(result: list[list[Array]], expected: list[list[Array]], tolerance: float) -> str:
     """The first output that differs; empty if none does. If numbers are rounded, one row in ten may differ, and at
     least one in any case, because a token near a tie goes to another expert."""
-    for run, (arrays, wanted) in enumerate(zip(found, expected, strict=True)):
-        for place, (array, right) in enumerate(zip(arrays, wanted, strict=True)):
+    for run, (arrays, expected_arrays) in enumerate(zip(result, expected, strict=True)):
+        for place, (array, right) in enumerate(zip(arrays, expected_arrays, strict=True)):
             if array.shape != right.shape:
                 return f"output {place} of run {run} is {list(array.shape)}, expected {list(right.shape)}"
             distance = np.abs(array.astype(np.float64) - right.astype(np.float64)).reshape(-1, right.shape[-1])

@@ -48,8 +48,8 @@ def test_a_rewrite_finds_its_place_and_changes_nothing_to_onnxruntime(name):
 
 def assert_same_outputs(model: ir.Model, original: ir.Model, layer: Layer, tolerance: float) -> None:
     expected = outputs_of(ir.to_proto(original), feeds_for(layer))
-    found = outputs_of(ir.to_proto(model), feeds_for(layer))
-    for (right,), (array,) in zip(expected, found, strict=True):
+    result = outputs_of(ir.to_proto(model), feeds_for(layer))
+    for (right,), (array,) in zip(expected, result, strict=True):
         np.testing.assert_allclose(array, right, atol=tolerance)
 
 

@@ -19,11 +19,11 @@ def tokenizer_json(path: pathlib.Path) -> pathlib.Path:
     """Write a tokenizer in which byte b is the token at b's place in the order of GPT-2's characters; then come <s> and
     </s>."""
     tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_vocabulary(tokenizers), merges=[]))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "</s>"])
-    made.save(str(path))
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_vocabulary(tokenizers), merges=[]))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.add_special_tokens(["<s>", "</s>"])
+    built.save(str(path))
     return path
 
 

@@ -70,7 +70,7 @@ def test_holds_what_people_read(artifact_path):
     kernel = load(artifact_path).kernels["add_multiply"]
     assert kernel.forms == ("tir", "asm")
     assert kernel.source("asm") == "the assembly"
-    assert [one["reason"] for one in kernel.candidates if not one["eligible"]] == ["no product"]
+    assert [candidate["reason"] for candidate in kernel.candidates if not candidate["eligible"]] == ["no product"]
     with pytest.raises(MoecError, match="'add_multiply' is not available as 'llvm'; available: tir, asm"):
         kernel.source("llvm")
 
@@ -298,9 +298,9 @@ def test_matrix_tiles_are_refused_where_the_system_says_no(monkeypatch, result, 
     monkeypatch.setattr("ctypes.CDLL", lambda name, use_errno: system)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    found = refusal_of_matrix_tiles.__wrapped__()  # without its cache
+    actual = refusal_of_matrix_tiles.__wrapped__()  # without its cache
     assert len(calls) == 1
-    assert found is None if refusal is None else found.startswith(refusal)
+    assert actual is None if refusal is None else actual.startswith(refusal)
 
 
 def test_names_of_cpu_features_are_translated(monkeypatch):

@@ -49,12 +49,12 @@ def test_threads_that_load_first_all_load(tmp_path):
 
 
 def test_threads_compile_different_models_at_once():
-    x, found = np.ones((3, 8), np.float32), {}
+    x, actual = np.ones((3, 8), np.float32), {}
     barrier = threading.Barrier(4)
 
     def compile_and_run(seed):
         barrier.wait()
-        found[seed] = moec.compile(products(seed), passes="O1").run({"x": x})["y"]
+        actual[seed] = moec.compile(products(seed), passes="O1").run({"x": x})["y"]
 
     threads = [threading.Thread(target=compile_and_run, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -63,18 +63,18 @@ def test_threads_compile_different_models_at_once():
         thread.join()
     for seed in range(4):
         expected = x @ numpy_helper.to_array(products(seed).graph.initializer[0])
-        np.testing.assert_allclose(found[seed], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual[seed], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_torch_is_missing_in_the_thread_that_goes_without_it_alone(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)  # who has it gets it
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
-    found = []
+    actual = []
     with without_torch():
         with pytest.raises(ModuleNotFoundError, match="torch"):
             import torch  # noqa: F401
-        thread = threading.Thread(target=lambda: found.append(importlib.util.find_spec("torch")))
+        thread = threading.Thread(target=lambda: actual.append(importlib.util.find_spec("torch")))
         thread.start()
         thread.join()
-    assert found[0] is not None and importlib.util.find_spec("torch") is not None
+    assert actual[0] is not None and importlib.util.find_spec("torch") is not None

@@ -27,10 +27,10 @@ def model(tmp_path_factory):
 
 def test_a_text_goes_on_to_its_end(model):
     pieces = []
-    (found,) = moec.generate(model, "abc", on_text=lambda place, piece: pieces.append((place, piece)))
-    assert found.text == TEXT[3:] and found.ended == "end" and found.prompt_tokens == 3
+    (actual,) = moec.generate(model, "abc", on_text=lambda place, piece: pieces.append((place, piece)))
+    assert actual.text == TEXT[3:] and actual.ended == "end" and actual.prompt_tokens == 3
     assert [piece for _, piece in pieces] == list(TEXT[3:])  # whole characters, never parts of one
-    assert len(found.ids) == len(TEXT[3:].encode())
+    assert len(actual.ids) == len(TEXT[3:].encode())
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_a_text_goes_on_to_its_end(model):
     ],
 )
 def test_what_ends_a_text(model, options, text, ended):
-    (found,) = moec.generate(model, "ab", **options)
-    assert (found.text, found.ended) == (text, ended)
+    (actual,) = moec.generate(model, "ab", **options)
+    assert (actual.text, actual.ended) == (text, ended)
 
 
 def ids_of(model, text):
@@ -57,8 +57,8 @@ def ids_of(model, text):
 def test_token_ids_go_on_as_their_text_does(model):
     ids = ids_of(model, "abc")
     for given in (ids, tuple(ids), np.array(ids, np.int32), [ids], np.array([ids, ids])):
-        found = moec.generate(model, given)
-        assert {one.text for one in found} == {TEXT[3:]} and {one.prompt_tokens for one in found} == {3}
+        actual = moec.generate(model, given)
+        assert {one.text for one in actual} == {TEXT[3:]} and {one.prompt_tokens for one in actual} == {3}
     assert moec.generate(model, []) == []
     with pytest.raises(MoecError, match=r"prompt 2 is '\[\]', which has no tokens"):
         moec.generate(model, [ids, []])
@@ -66,9 +66,9 @@ def test_token_ids_go_on_as_their_text_does(model):
 
 def test_token_ids_need_no_tokenizer():
     without = moec.compile(_counting())
-    (found,) = moec.generate(without, [3], max_new_tokens=4)
-    assert (found.ids, found.text, found.ended) == ([4, 0, 1, 2], "", "length")
-    assert repr(found) == "<Generation '': 4 tokens after 1, ended by length>"
+    (actual,) = moec.generate(without, [3], max_new_tokens=4)
+    assert (actual.ids, actual.text, actual.ended) == ([4, 0, 1, 2], "", "length")
+    assert repr(actual) == "<Generation '': 4 tokens after 1, ended by length>"
     with pytest.raises(MoecError, match="holds no tokenizer"):
         moec.generate(without, [3], stop="a")
 
@@ -76,15 +76,15 @@ def test_token_ids_need_no_tokenizer():
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_prompts_of_unequal_lengths_go_on_as_each_alone(model, batch):
     prompts, pieces = ["abc dé", "a", ids_of(model, "z"), "abc", "abc d"], {}
-    found = moec.generate(
+    actual = moec.generate(
         model, prompts, batch=batch, on_text=lambda place, piece: pieces.setdefault(place, []).append(piece)
     )
     alone = [moec.generate(model, [prompt])[0] for prompt in prompts]
-    assert [(one.text, one.ids, one.ended, one.prompt_tokens, one.prompt) for one in found] == [
+    assert [(one.text, one.ids, one.ended, one.prompt_tokens, one.prompt) for one in actual] == [
         (one.text, one.ids, one.ended, one.prompt_tokens, one.prompt) for one in alone
     ]
-    assert ["".join(pieces[place]) for place in range(5)] == [one.text for one in found]
-    assert all(one.prefill_seconds > 0 and one.decode_seconds >= 0 for one in found)
+    assert ["".join(pieces[place]) for place in range(5)] == [one.text for one in actual]
+    assert all(one.prefill_seconds > 0 and one.decode_seconds >= 0 for one in actual)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 6}, {"max_new_tokens": 2}, {"stop": "d"}])
@@ -108,12 +108,12 @@ def test_prompts_side_by_side_with_states_that_grow_and_that_are_replaced(sizes,
     states = moec.compile(_summing(*sizes, body))
     assert states.states
     prompts = [[1, 2, 3, 4], [3], [2, 2], [4, 4, 4, 1, 0, 2]]
-    found = moec.generate(states, prompts, max_new_tokens=6)
-    for prompt, one in zip(prompts, found, strict=True):
+    result = moec.generate(states, prompts, max_new_tokens=6)
+    for prompt, actual in zip(prompts, result, strict=True):
         ids = list(prompt)
         for _ in range(6):
             ids.append(sum(ids) % 5)
-        assert one.ids == ids[len(prompt) :]
+        assert actual.ids == ids[len(prompt) :]
 
 
 def test_prompts_share_runs_of_the_model(model, monkeypatch):
@@ -192,8 +192,8 @@ def test_a_chat_puts_prompts_into_the_template(tmp_path):
     )
     config = {"chat_template": [{"name": "default", "template": template}], "other_token": {"content": "b"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (found,) = moec.generate(model_of(TEXT, tmp_path), "a", chat=True, max_new_tokens=1)
-    assert (found.text, found.prompt_tokens) == (" ", 3)
+    (actual,) = moec.generate(model_of(TEXT, tmp_path), "a", chat=True, max_new_tokens=1)
+    assert (actual.text, actual.prompt_tokens) == (" ", 3)
 
 
 def test_messages_are_a_conversation(tmp_path):
@@ -202,10 +202,10 @@ def test_messages_are_a_conversation(tmp_path):
     )
     model = model_of(TEXT, tmp_path)
     talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}]
-    (found,) = moec.generate(model, talk)
-    assert (found.prompt_tokens, found.text, found.prompt) == (7, TEXT[1:], talk)
+    (actual,) = moec.generate(model, talk)
+    assert (actual.prompt_tokens, actual.text, actual.prompt) == (7, TEXT[1:], talk)
     both = moec.generate(model, [talk, "ab", ids_of(model, "abc")], max_new_tokens=1)
-    assert [one.prompt_tokens for one in both] == [7, 2, 3] and both[0].ids == found.ids[:1]
+    assert [one.prompt_tokens for one in both] == [7, 2, 3] and both[0].ids == actual.ids[:1]
     assert moec.generate(model, talk, system="w")[0].prompt_tokens == 9
     with pytest.raises(MoecError, match="prompt 1 has a message of the system already; leave system out"):
         moec.generate(model, [{"role": "system", "content": "v"}, *talk], system="w")

@@ -43,7 +43,7 @@ def rows_of(model: CompiledModel, symbol: str, **options: int) -> int:
 
     def note(_function, name, before, _result, *arguments):
         if before and symbol in name:
-            calls.append([tuple(one.shape) for one in arguments if hasattr(one, "data_ptr")])
+            calls.append([tuple(argument.shape) for argument in arguments if hasattr(argument, "data_ptr")])
 
     with executor._program.instrumented(note):
         executor._call(arrays, captured=False, **options)
@@ -54,10 +54,10 @@ def rows_of(model: CompiledModel, symbol: str, **options: int) -> int:
 @pytest.mark.parametrize("last", [1, 2, 5])
 def test_logits_are_those_among_all(routed: CompiledModel, last: int) -> None:
     whole = routed.run({"ids": IDS})
-    found = routed.run({"ids": IDS}, last=last)
-    assert whole["logits"].shape == (2, 5, 9) and found["logits"].shape == (2, last, 9)
-    np.testing.assert_array_equal(found["logits"], whole["logits"][:, -last:])
-    np.testing.assert_array_equal(found["present"], whole["present"])
+    actual = routed.run({"ids": IDS}, last=last)
+    assert whole["logits"].shape == (2, 5, 9) and actual["logits"].shape == (2, last, 9)
+    np.testing.assert_array_equal(actual["logits"], whole["logits"][:, -last:])
+    np.testing.assert_array_equal(actual["present"], whole["present"])
 
 
 def test_what_leads_to_them_is_computed_for_them_alone(routed: CompiledModel) -> None:

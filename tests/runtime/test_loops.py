@@ -16,8 +16,8 @@ from moec.runtime.tensors import from_runtime, to_runtime
 def doubling(number, _going, state, addend):
     """``state * 2 + addend``, and a slice as long as the number of the step says, or 2."""
     step = int(from_runtime(number))
-    made = from_runtime(state) * 2 + from_runtime(addend)
-    return [to_runtime(made), to_runtime(np.full(2 if step < 3 else step, step, np.float32))]
+    built = from_runtime(state) * 2 + from_runtime(addend)
+    return [to_runtime(built), to_runtime(np.full(2 if step < 3 else step, step, np.float32))]
 
 
 def run(trips: int, state: np.ndarray, addend: np.ndarray, body=doubling) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -41,12 +41,12 @@ def run(trips: int, state: np.ndarray, addend: np.ndarray, body=doubling) -> tup
 @pytest.mark.parametrize("trips", [0, 1, 3])
 def test_states_and_slices(trips):
     state, addend = np.array([1, 2], np.float32), np.array([0, 3], np.float32)
-    found, after, slices = run(trips, state.copy(), addend)
+    actual, after, slices = run(trips, state.copy(), addend)
     for _ in range(trips):
         state = state * 2 + addend
     np.testing.assert_array_equal(after, state)
     np.testing.assert_array_equal(slices, np.tile(np.arange(trips, dtype=np.float32)[::-1], (2, 1)))
-    assert found[1:] == [trips, 2]
+    assert actual[1:] == [trips, 2]
 
 
 def test_slices_of_other_sizes_are_an_error():
@@ -69,6 +69,6 @@ def test_without_a_step_a_body_that_fails_leaves_sizes_at_0():
         raise ValueError("nothing to read")
 
     ones = np.ones(2, np.float32)
-    found, after, slices = run(0, ones.copy(), ones, body)
-    assert found[1:] == [0, 0] and slices.shape == (0, 0)
+    actual, after, slices = run(0, ones.copy(), ones, body)
+    assert actual[1:] == [0, 0] and slices.shape == (0, 0)
     np.testing.assert_array_equal(after, ones)

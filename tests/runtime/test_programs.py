@@ -55,7 +55,9 @@ def test_the_newest_is_meant_unless_another_is_named(two_programs):
 def test_descriptions_say_which_kernel_is_for_which(two_programs):
     described = describe(two_programs)
     assert described["target"] == "cuda:sm_80+sm_90a"
-    assert described["architectures"] == [one["architecture"] for one in described["kernels"]] == ["sm_80", "sm_90a"]
+    assert (
+        described["architectures"] == [kernel["architecture"] for kernel in described["kernels"]] == ["sm_80", "sm_90a"]
+    )
     assert described["requirements"] == ["avx2"]
     assert describe(two_programs, "sm_80")["requirements"] == []
 

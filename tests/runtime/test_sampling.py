@@ -45,8 +45,8 @@ def test_top_p_of_many_is_what_sorting_all_of_them_says(p):
 
 def test_a_repetition_penalty_makes_what_was_seen_less_likely():
     seen = np.array([True, True, False, False])
-    found = sampling.repetition_penalty(np.array([2.0, -2.0, 2.0, -2.0]), seen, 2.0)
-    assert found.tolist() == [1.0, -4.0, 2.0, -2.0]
+    actual = sampling.repetition_penalty(np.array([2.0, -2.0, 2.0, -2.0]), seen, 2.0)
+    assert actual.tolist() == [1.0, -4.0, 2.0, -2.0]
 
 
 def test_draws_follow_probabilities():

@@ -189,8 +189,8 @@ def test_padding_where_ones_are_counted(counting):
     fork.truncate(3)
     np.testing.assert_array_equal(fork.run(IDS[:, 3:], last=None), then)
     for row, ids in enumerate([np.delete(IDS[0], 2), IDS[1]]):
-        found = np.concatenate([first[row, : 3 - (row == 0)], then[row]])
-        np.testing.assert_allclose(found, counting.session().run(ids, last=None)[0], rtol=1e-5, atol=1e-6)
+        actual = np.concatenate([first[row, : 3 - (row == 0)], then[row]])
+        np.testing.assert_allclose(actual, counting.session().run(ids, last=None)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_positions_count_what_the_mask_leaves_in(stateless, attending):
@@ -226,11 +226,11 @@ def test_caches_with_room():
     assert [state.has_room for state in model._executor.held] == [True]
     session = model.session(max_tokens=3)
     session.run([1, 2])
-    fork, wanted = session.fork(), model.session(4).run([1, 2, 3], last=None)
-    np.testing.assert_allclose(session.run([3]), wanted[:, 2:], rtol=1e-5)
-    np.testing.assert_allclose(fork.run([3]), wanted[:, 2:], rtol=1e-5)
+    fork, expected = session.fork(), model.session(4).run([1, 2, 3], last=None)
+    np.testing.assert_allclose(session.run([3]), expected[:, 2:], rtol=1e-5)
+    np.testing.assert_allclose(fork.run([3]), expected[:, 2:], rtol=1e-5)
     fork.truncate(1)
-    np.testing.assert_allclose(fork.run([2, 3], last=None), wanted[:, 1:], rtol=1e-5)
+    np.testing.assert_allclose(fork.run([2, 3], last=None), expected[:, 1:], rtol=1e-5)
     with pytest.raises(InputError, match=r"hold 4 tokens \(3 and 1 new ones\), and its max_tokens is 3"):
         session.run([1])
 

@@ -100,16 +100,16 @@ def test_experts_in_memory_take_the_places_of_others(folder, expected, tmp_path,
     monkeypatch.setattr(StreamedExperts, "tolerance", noted)
     options = {"resident": least(folder) + 3 * EXPERT, "prefer_resident": 0.5}
     model = moec.load(folder, **options, threads=1)
-    found = [run(model, IDS[:, place : place + 1]) for place in range(IDS.size)]
+    actual = [run(model, IDS[:, place : place + 1]) for place in range(IDS.size)]
     compute = interpreter.runner(with_tolerances_as_inputs(language_model(tmp_path / "model.onnx")))
-    for place, y in enumerate(found):
+    for place, y in enumerate(actual):
         tolerances = dict(zip(("m0_absent", "m1_absent"), asked[2 * place : 2 * place + 2], strict=True))
         reference = compute({"ids": IDS[:, place : place + 1], **tolerances})["y"]
         np.testing.assert_allclose(y, reference, rtol=1e-4, atol=1e-4)
     assert any((tolerance > 0).any() for tolerance in asked)
-    assert not all(np.array_equal(y, exact) for y, exact in zip(found, expected, strict=False))
+    assert not all(np.array_equal(y, exact) for y, exact in zip(actual, expected, strict=False))
     again, exact = (moec.load(folder, **{**options, "prefer_resident": loss}, threads=2) for loss in (0.5, 1e-9))
-    check_tokens(again, found)
+    check_tokens(again, actual)
     check_tokens(exact, expected)
     assert again.streamed is not None and exact.streamed is not None
     assert again.streamed.expected == exact.streamed.expected == 0  # reading ahead would make results depend on time

@@ -60,11 +60,11 @@ def test_results_are_those_of_one_thread(model, count, looks, monkeypatch):
     team = new_team(model, count, looks, monkeypatch)
     for size in (1, 7, 300):
         values = random.standard_normal((size, 100), dtype=np.float32)
-        wanted = run_in(model, None, values)
+        expected = run_in(model, None, values)
         for number in range(40):
-            found = run_in(model, team, values)
-            for name in wanted:
-                np.testing.assert_array_equal(found[name], wanted[name])
+            actual = run_in(model, team, values)
+            for name in expected:
+                np.testing.assert_array_equal(actual[name], expected[name])
             if number % 10 == 0:
                 time.sleep(0.002)  # workers fall asleep
     end(team)

@@ -57,10 +57,10 @@ def test_threads_that_called_a_model_leave_none_behind(pristine_artifact, inputs
     before = threads_of_this_process()
     for _ in range(4):
         callers = [threading.Thread(target=lambda: model.run(many)) for _ in range(16)]
-        for one in callers:
-            one.start()
-        for one in callers:
-            one.join()
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
     end = time.monotonic() + 5  # the system's thread ends shortly after Python's
     while threads_of_this_process() > before and time.monotonic() < end:
         time.sleep(0.01)
@@ -82,8 +82,8 @@ def test_turns_come_in_the_order_of_those_who_wait():
         while len(turns._waiting) <= number:
             time.sleep(0.001)
     turns.give()
-    for one in callers:
-        one.join()
+    for caller in callers:
+        caller.join()
     assert order == list(range(5))
 
 

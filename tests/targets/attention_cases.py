@@ -56,7 +56,9 @@ def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2,
         ),
     }
     if problem.mask:
-        sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, (batch, heads, queries), strict=True)]
+        sizes = [
+            1 if first else size for first, size in zip(problem.mask_broadcast, (batch, heads, queries), strict=True)
+        ]
         mask = random.standard_normal(
             (
                 *sizes,

@@ -138,18 +138,18 @@ CASES: dict[str, tuple[str, Any]] = {
 
 def check_guards(model: moec.CompiledModel, feeds: Mapping[str, np.ndarray], front: bool) -> int:
     """The number of tensors of a run that really are next to an inaccessible page."""
-    found = 0
+    count = 0
 
     def instrument(_function: Any, _symbol: str, _before: bool, _result: Any, *arguments: Any) -> int:
-        nonlocal found
+        nonlocal count
         for tensor in arguments:
             if hasattr(tensor, "data_ptr") and tuple(tensor.shape) == (5, 16):
                 end = tensor.data_ptr() + -(-5 * 16 * 4 // LINE) * LINE
-                found += (tensor.data_ptr() if front else end) % mmap.PAGESIZE == 0
+                count += (tensor.data_ptr() if front else end) % mmap.PAGESIZE == 0
         return 0
 
     model._executor.run_instrumented(feeds, instrument)
-    return found
+    return count
 
 
 def main(front: bool) -> None:

@@ -44,5 +44,5 @@ def test_results_do_not_depend_on_where_inputs_lie(model, offset):
     moved = {name: beginning_at(offset, array) for name, array in inputs.items()}
     assert all(to_runtime(array).data_ptr() == array.ctypes.data for array in moved.values())
     expected = model({name: beginning_at(0, array) for name, array in inputs.items()})
-    for name, found in model(moved).items():
-        np.testing.assert_array_equal(found, expected[name], err_msg=name)
+    for name, actual in model(moved).items():
+        np.testing.assert_array_equal(actual, expected[name], err_msg=name)

@@ -145,7 +145,7 @@ def test_clearing_removes_what_moec_kept_and_nothing_else(folder, tmp_path):
 def write_often(number: int) -> None:
     for _ in range(50):
         keep(KERNELS, {KEY: bytes([number]) * 10000})
-        assert recall(KERNELS, KEY) in {bytes([one]) * 10000 for one in range(4)}
+        assert recall(KERNELS, KEY) in {bytes([index]) * 10000 for index in range(4)}
 
 
 def test_processes_write_and_read_at_once(tmp_path):

@@ -28,22 +28,22 @@ def check(text: str, constants: Arrays, *cases: Arrays, tolerance: float = 2e-5)
     names = [output.name for output in proto.graph.output]
     model = moec.compile(proto)
     for inputs in cases:
-        found = model.run(inputs)
+        actual = model.run(inputs)
         for name, expected in zip(names, session.run(names, inputs), strict=True):
             scale = max(1.0, float(np.abs(expected).max(initial=0)))
-            np.testing.assert_allclose(found[name], expected, rtol=0, atol=tolerance * scale, err_msg=name)
+            np.testing.assert_allclose(actual[name], expected, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
 def packed(name: str, bits: int, leading: tuple[int, ...], length: int, blocks: int, zeros: bool) -> Arrays:
     """``name_w``, ``name_s`` and ``name_z``: bytes, scales and zero points."""
     generator = np.random.default_rng(length)
-    found = {
+    results = {
         f"{name}_w": generator.integers(0, 256, (*leading, length * bits // 8), dtype=np.uint8),
         f"{name}_s": generator.uniform(0.002, 0.004, (*leading, blocks)).astype(np.float32) * 2 ** (8 - bits),
     }
     if zeros:
-        found[f"{name}_z"] = generator.integers(0, 256, (*leading, -(-blocks * bits // 8)), dtype=np.uint8)
-    return found
+        results[f"{name}_z"] = generator.integers(0, 256, (*leading, -(-blocks * bits // 8)), dtype=np.uint8)
+    return results
 
 
 def test_matmul_n_bits() -> None:

@@ -30,9 +30,9 @@ def test_the_interpreter_computes_what_dense_experts_do(name: str) -> None:
     infer(model)
     for tokens in (0, 1, 7):
         for ids in choices(tokens):
-            given = inputs(tokens, ids)
-            y = interpreter.run(model, given, dtype=np.float64)["y"]
-            np.testing.assert_allclose(y, expected(FORMS[name], given), rtol=1e-6, atol=1e-6)
+            feeds = inputs(tokens, ids)
+            y = interpreter.run(model, feeds, dtype=np.float64)["y"]
+            np.testing.assert_allclose(y, expected(FORMS[name], feeds), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -43,23 +43,23 @@ def test_the_processor_computes_what_dense_experts_do(name: str) -> None:
     )
     for tokens in (0, 1, 7, 210):
         for ids in choices(tokens):
-            given = inputs(tokens, ids)
-            np.testing.assert_allclose(compiled.run(given)["y"], expected(FORMS[name], given), rtol=1e-4, atol=1e-4)
+            feeds = inputs(tokens, ids)
+            np.testing.assert_allclose(compiled.run(feeds)["y"], expected(FORMS[name], feeds), rtol=1e-4, atol=1e-4)
 
 
 def test_every_number_of_threads_gives_the_same_bits(tmp_path) -> None:
     moec.compile(model_of(FORMS["three layers"]), passes="O2").save(tmp_path / "a.moec")
-    given = inputs(210, next(choices(210)))
-    results = [moec.load(tmp_path / "a.moec", threads=threads).run(given)["y"] for threads in (1, 2, 3)]
+    feeds = inputs(210, next(choices(210)))
+    results = [moec.load(tmp_path / "a.moec", threads=threads).run(feeds)["y"] for threads in (1, 2, 3)]
     assert all(np.array_equal(results[0], result) for result in results)
 
 
 def test_narrow_floats() -> None:
     form = FORMS["a norm of its own"]
-    given = inputs(9, next(choices(9)), np.float16)
-    y = moec.compile(model_of(form, np.float16), passes="O2").run(given)["y"]
+    feeds = inputs(9, next(choices(9)), np.float16)
+    y = moec.compile(model_of(form, np.float16), passes="O2").run(feeds)["y"]
     assert y.dtype == np.float16
-    np.testing.assert_allclose(y.astype(np.float32), expected(form, given), rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(y.astype(np.float32), expected(form, feeds), rtol=2e-2, atol=2e-2)
 
 
 FORMATS = [
@@ -96,26 +96,26 @@ def test_offsets_and_positions_from_outside_never_lead_outside_the_rows() -> Non
     x, weights = random.standard_normal((6, d)).astype(np.float32), np.ones((2, k), np.float32)
     far = 2**31 - 1
     for offsets in ((0, 2, 2, 4, 5, 5), (0, 2, far, far, far, far), (-far, 2, -5, 70, 4, -1), (far,) * 6):
-        given = {
+        feeds = {
             "x": x,
             "o": np.array(offsets, np.int32),
             "w": weights,
             "p": np.array([[0, far, -far], [-1, 6, 5]], np.int32),
         }
-        found = compiled.run(given)
-        np.testing.assert_allclose(found["z"], [x[0], x[5]])
+        actual = compiled.run(feeds)
+        np.testing.assert_allclose(actual["z"], [x[0], x[5]])
         owners = [sum(bound <= row for bound in offsets[1:]) for row in range(6)]
         rows = [row @ up[owner] if owner < E else np.zeros(f) for row, owner in zip(x, owners, strict=True)]
-        np.testing.assert_allclose(found["y"], rows, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(actual["y"], rows, rtol=1e-4, atol=1e-4)
 
 
 def test_a_number_of_experts_that_offsets_do_not_have_is_refused() -> None:
     model = parse_model(GROUPED.replace(f"int32[{E + 1}] o", "int32[N] o"))
     model.graph.initializers["up"].const_value = ir.tensor(np.zeros((E, d, f), np.float32), name="up")
     compiled = moec.compile(model, passes="")
-    given = {"x": np.zeros((2, d), np.float32), "w": np.ones((2, k), np.float32), "p": np.zeros((2, k), np.int32)}
+    feeds = {"x": np.zeros((2, d), np.float32), "w": np.ones((2, k), np.float32), "p": np.zeros((2, k), np.int32)}
     with pytest.raises(moec.MoecError, match=re.escape("o")):
-        compiled.run({**given, "o": np.zeros(E, np.int32)})
+        compiled.run({**feeds, "o": np.zeros(E, np.int32)})
 
 
 def test_projects_for_fpgas_refuse_them(tmp_path) -> None:

@@ -48,13 +48,13 @@ def test_sizes_of_zero() -> None:
     proto.graph.node[-1].attribute.append(onnx.helper.make_attribute("allowzero", 1))
     wide, line = np.ones((2, 3), np.float32), np.ones(5, np.float32)
     feeds = {"x": np.zeros((2, 0), np.float32), "wide": wide, "rows": np.zeros((0, 5), np.float32), "line": line}
-    found = moec.compile(proto).run(feeds)
-    assert {name: array.shape for name, array in found.items()} == OUTPUTS
-    np.testing.assert_array_equal(found["exponential"], np.ones(2))
-    np.testing.assert_array_equal(found["joined"], wide)
-    np.testing.assert_array_equal(found["padded"], np.zeros((2, 2)))
-    np.testing.assert_array_equal(found["bias_alone"], np.tile(np.arange(4), (2, 1)))
-    np.testing.assert_array_equal(found["product"], np.zeros((2, 5)))
+    actual = moec.compile(proto).run(feeds)
+    assert {name: array.shape for name, array in actual.items()} == OUTPUTS
+    np.testing.assert_array_equal(actual["exponential"], np.ones(2))
+    np.testing.assert_array_equal(actual["joined"], wide)
+    np.testing.assert_array_equal(actual["padded"], np.zeros((2, 2)))
+    np.testing.assert_array_equal(actual["bias_alone"], np.tile(np.arange(4), (2, 1)))
+    np.testing.assert_array_equal(actual["product"], np.zeros((2, 5)))
 
 
 def test_a_state_of_width_0_is_kept_from_run_to_run():

@@ -114,7 +114,7 @@ def test_powers_of_a_half_are_no_roots():
     x = np.array([0, -0.0, 4, -4, INF, -INF, NAN, -3e38, 1], np.float32)
     text = """g (float[n] x) => (float[n] a, float[n] b, float[n] c) <float half = {0.5}> {
         a = Pow(x, half) s = Sign(x) b = Reciprocal(s) c = Acosh(x) }"""
-    for found, want in zip(
+    for actual, want in zip(
         run(text, x),
         [
             [0, 0, 2, NAN, INF, INF, NAN, NAN, 1],
@@ -123,16 +123,16 @@ def test_powers_of_a_half_are_no_roots():
         ],
         strict=True,
     ):
-        np.testing.assert_allclose(found, np.array(want, np.float32), rtol=1e-6)
-        assert not np.signbit(found[found == 0]).any()
+        np.testing.assert_allclose(actual, np.array(want, np.float32), rtol=1e-6)
+        assert not np.signbit(actual[actual == 0]).any()
 
 
 def test_the_remainder_of_floats_has_the_sign_of_the_divisor():
     numbers = np.array([0, 1, -1, 2.5, -2.5, 5, -5, INF, -INF, NAN], np.float32)
     x, y = np.meshgrid(numbers, numbers)
-    (found,) = run("g (float[n,m] x, float[n,m] y) => (float[n,m] z) { z = Mod(x, y) }", x, y)
+    (actual,) = run("g (float[n,m] x, float[n,m] y) => (float[n,m] z) { z = Mod(x, y) }", x, y)
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(found, np.mod(x, y))
+        np.testing.assert_array_equal(actual, np.mod(x, y))
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_a_constant_divisor_of_zero():
         a = Div(x, zero) b = Div(x, minus) c = Div(one, zero) d = Div(x, eight) }"""
     with np.errstate(invalid="ignore", divide="ignore"):
         expected = [x / np.float32(0), x / np.float32(-0.0), np.float32(INF), x / np.float32(8)]
-    for found, right in zip(run(text, x), expected, strict=True):
-        np.testing.assert_array_equal(found, right)
+    for actual, right in zip(run(text, x), expected, strict=True):
+        np.testing.assert_array_equal(actual, right)
 
 
 def test_nothing_of_floats_cancels():
@@ -173,8 +173,8 @@ def test_nothing_of_floats_cancels():
         c = Sub(x, x) d = Mul(zero, x) e = Div(zero, x) negative = Neg(y) f = Add(sum, negative) }"""
     with np.errstate(invalid="ignore"):
         expected = [x + y - y, x + y - y, x - x, 0 * x, 0 / x, x + y - y]
-    for found, right in zip(run(text, x, y), expected, strict=True):
-        np.testing.assert_array_equal(found, right.astype(np.float32))
+    for actual, right in zip(run(text, x, y), expected, strict=True):
+        np.testing.assert_array_equal(actual, right.astype(np.float32))
 
 
 @pytest.mark.parametrize(("text", "attributes"), [("float", ""), ("float[n]", ", noop_with_empty_axes = 1")])
@@ -186,8 +186,8 @@ def test_reductions_over_no_axis_still_compute(text, attributes):
     outputs = ", ".join(f"{text} y{number}" for number in range(len(names)))
     with np.errstate(invalid="ignore"):
         expected = [np.abs(x), np.abs(x), x * x, np.log(x), x, x, x]
-    for found, right in zip(run(f"g ({text} x) => ({outputs}) {{ {nodes} }}", x), expected, strict=True):
-        np.testing.assert_allclose(found, right, rtol=1e-6)
+    for actual, right in zip(run(f"g ({text} x) => ({outputs}) {{ {nodes} }}", x), expected, strict=True):
+        np.testing.assert_allclose(actual, right, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])

@@ -47,8 +47,8 @@ def test_sums_and_products_with_large_constants_wrap_around(dtype):
         s = Add(x, b) t = Mul(s, a) u = Add(t, b) y = Mul(u, a) z = Less(x, b) }}"""
     with np.errstate(over="ignore"):
         expected = ((x + b) * a + b) * a
-    found, less = run(text, x=x)
-    np.testing.assert_array_equal(found, expected)
+    actual, less = run(text, x=x)
+    np.testing.assert_array_equal(actual, expected)
     np.testing.assert_array_equal(less, x < b)
 
 
@@ -75,8 +75,8 @@ def test_sizes_beyond_64_bits_wrap_around():
         w = Sub(z, big) }"""
     n, big = 5, 1 << 62
     exact = [n * big * big, (n + big - 3) * 3, (n + big - 3) * 3 - big]
-    found = run(text, x=np.zeros(n, np.float32))
-    assert [int(one) for one in found] == [(one + (1 << 63)) % (1 << 64) - (1 << 63) for one in exact]
+    actual = run(text, x=np.zeros(n, np.float32))
+    assert [int(one) for one in actual] == [(one + (1 << 63)) % (1 << 64) - (1 << 63) for one in exact]
 
 
 def test_a_size_cast_to_8_bits_keeps_8():
@@ -142,8 +142,8 @@ def test_a_place_that_wraps_around_is_compared_as_what_it_becomes(dtype):
     to = onnx.TensorProto.DataType.Value(dtype.upper())
     text = f"""g (float[n] x) => (bool[m] y) <int64 zero = {{0}}, int64 one = {{1}}, int32 none = {{0}}> {{
         n = Size(x) p = Range(zero, n, one) q = Cast <to = {to}> (p) r = Cast <to = 6> (q) y = Less(r, none) }}"""
-    (found,) = run(text, x=np.zeros(70000, np.float32))
-    np.testing.assert_array_equal(found, np.arange(70000).astype(dtype) < 0)
+    (actual,) = run(text, x=np.zeros(70000, np.float32))
+    np.testing.assert_array_equal(actual, np.arange(70000).astype(dtype) < 0)
 
 
 FOLDED = (

@@ -29,14 +29,14 @@ def program(target: str = "cpu:avx2"):
 
 
 def contents(target: str = "cpu:avx2"):
-    made = program(target)
-    return made.objects, [kernel.sources for kernel in made.kernels], made.sources
+    built = program(target)
+    return built.objects, [kernel.sources for kernel in built.kernels], built.sources
 
 
 def test_every_object_has_code(folder):
     """A program has one object for its instructions, one for the threads, and one for each kernel."""
-    made = program()
-    assert set(made.objects) == {"devc.o", TEAM_OBJECT, *(f"{kernel.name}.o" for kernel in made.kernels)}
+    built = program()
+    assert set(built.objects) == {"devc.o", TEAM_OBJECT, *(f"{kernel.name}.o" for kernel in built.kernels)}
 
 
 def test_with_and_without_the_cache_a_program_is_the_same(folder, monkeypatch):
@@ -67,8 +67,8 @@ def test_another_machine_is_another_entry(folder):
 
 
 def test_other_versions_are_other_entries(monkeypatch):
-    made = through_cache({"one": "text"}, lambda _: {"o": b"old"})
-    assert through_cache({"one": "text"}, lambda _: {"o": b"new"}) == made
+    built = through_cache({"one": "text"}, lambda _: {"o": b"old"})
+    assert through_cache({"one": "text"}, lambda _: {"o": b"new"}) == built
     assert through_cache({"one": "other"}, lambda _: {"o": b"new"}) == {"one": {"o": b"new"}}
     monkeypatch.setattr(kernel_cache, "_versions", lambda: "of another day")
     assert through_cache({"one": "text"}, lambda _: {"o": b"new"}) == {"one": {"o": b"new"}}

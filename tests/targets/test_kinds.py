@@ -87,7 +87,7 @@ def moec(tmp_path):
         paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
         command, given = [sys.executable, "-c", PROGRAM], json.dumps(commands)
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=paths, input=given)
-        return [tuple(one) for one in json.loads(done.stdout)]
+        return [tuple(load) for load in json.loads(done.stdout)]
 
     return run
 

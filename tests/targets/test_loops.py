@@ -33,9 +33,9 @@ def check(text: str, *cases: dict[str, np.ndarray], by_onnxruntime: bool = True)
     model = moec.compile(proto, threads=3)
     session = onnxruntime.InferenceSession(proto.SerializeToString()) if by_onnxruntime else None
     for case in cases:
-        found, reference = model.run(case), interpreter.run(ir.from_proto(proto), case)
-        expected = reference if session is None else dict(zip(found, session.run(None, case), strict=True))
-        for name, value in found.items():
+        result, reference = model.run(case), interpreter.run(ir.from_proto(proto), case)
+        expected = reference if session is None else dict(zip(result, session.run(None, case), strict=True))
+        for name, value in result.items():
             assert value.shape == reference[name].shape and value.dtype == reference[name].dtype
             np.testing.assert_allclose(value, reference[name], 1e-5, 1e-5)
             np.testing.assert_allclose(value, expected[name], 1e-5, 1e-5)
@@ -63,21 +63,23 @@ def scan(tmp_path_factory) -> moec.CompiledModel:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_scan_of_any_length(scan, length):
     case = {"s": numbers(2, 3), "k": np.array(3), "x": numbers(2, length, 3), "v": numbers(2, 3)}
-    found, reference = scan.run(case), interpreter.run(ir.from_proto(scan.proto), case)
+    actual, reference = scan.run(case), interpreter.run(ir.from_proto(scan.proto), case)
     session = onnxruntime.InferenceSession(scan.proto.SerializeToString())
-    expected = dict(zip(found, session.run(None, case), strict=True)) if length else reference  # onnxruntime ends there
-    for name in found:
-        assert found[name].shape == reference[name].shape and found[name].dtype == reference[name].dtype
-        np.testing.assert_allclose(found[name], reference[name], 1e-5, 1e-5)
-        np.testing.assert_allclose(found[name], expected[name], 1e-5, 1e-5)
+    expected = (
+        dict(zip(actual, session.run(None, case), strict=True)) if length else reference
+    )  # onnxruntime ends there
+    for name in actual:
+        assert actual[name].shape == reference[name].shape and actual[name].dtype == reference[name].dtype
+        np.testing.assert_allclose(actual[name], reference[name], 1e-5, 1e-5)
+        np.testing.assert_allclose(actual[name], expected[name], 1e-5, 1e-5)
 
 
 def test_any_number_of_threads_computes_the_same_bits_from_an_artifact(scan):
     case = {"s": numbers(2, 3), "k": np.array(3), "x": numbers(2, 9, 3), "v": numbers(2, 3)}
     expected = scan.run(case)
     for threads in (1, 3):
-        found = moec.load(scan.folder, threads=threads).run(case)
-        assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+        actual = moec.load(scan.folder, threads=threads).run(case)
+        assert all(actual[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
 def test_sizes_that_follow_from_inputs_are_not_asked_for_when_it_runs(scan):

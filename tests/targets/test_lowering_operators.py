@@ -182,7 +182,7 @@ def _random(declaration: str, tokens: int, generator: np.random.Generator) -> tu
 
 def _feeds(inputs: str, tokens: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(tokens)
-    return dict(_random(one, tokens, generator) for one in re.split(r", (?=[a-z])", inputs))
+    return dict(_random(part, tokens, generator) for part in re.split(r", (?=[a-z])", inputs))
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_integers_that_keep_their_distance_are_one_argument(element, given):
     """As the size of a slice and its last index do."""
     merged = merge_alike(calling(element, FEWEST))
     arguments = [call.args[1].fields[1:] for call in calls_of(merged.module)]
-    assert [[int(number) for number in one] for one in arguments] == [given(n) for n in range(FEWEST)]
+    assert [[int(number) for number in argument] for argument in arguments] == [given(n) for n in range(FEWEST)]
 
 
 def calls_of(module: tvm.IRModule) -> list[relax.Call]:

@@ -56,9 +56,9 @@ def ordered(function):
 
 
 def test_independent_sizes_are_ordered():
-    found = ordered(independent)
-    assert tvm_ffi.structural_equal(found.without_attr("global_symbol"), in_order.without_attr("global_symbol"))
-    assert found.attrs["global_symbol"] == "independent" and found.attrs["tirx.is_host_func"]
+    actual = ordered(independent)
+    assert tvm_ffi.structural_equal(actual.without_attr("global_symbol"), in_order.without_attr("global_symbol"))
+    assert actual.attrs["global_symbol"] == "independent" and actual.attrs["tirx.is_host_func"]
 
 
 @pytest.mark.parametrize("function", [reads_what_it_stores, stores_twice, reads_anywhere, stores_in_two])

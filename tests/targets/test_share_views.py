@@ -55,13 +55,13 @@ def shared(write: Callable[[Program], Value]) -> list[str]:
     with program.builder.function("main", [program.heap]):
         program.builder.emit_func_output(write(program))
     main = ShareViews()(program.builder.get())["main"]
-    found = []
+    results = []
     for block in main.body.blocks:
         for binding in block.bindings:
             called = getattr(binding.value, "op", None)
             name = called.name if isinstance(called, tvm.ir.Op) else getattr(called, "global_symbol", "tuple")
-            found.append(name.split(".")[-1])
-    return found
+            results.append(name.split(".")[-1])
+    return results
 
 
 def layers(program: Program, slots: tuple[int, int], dtypes: tuple[str, str] = ("float32", "float32")) -> Value:
@@ -80,16 +80,16 @@ END = ["alloc_storage", "make_shape", "alloc_tensor"]
 
 
 def test_a_second_layer_finds_what_the_first_one_made():
-    found = shared(lambda program: layers(program, (3, 3)))
-    assert found == [*ONCE[:3], "kill_object", *ONCE[3:], "kernel", "kill_object", "kill_object", *END]
+    actual = shared(lambda program: layers(program, (3, 3)))
+    assert actual == [*ONCE[:3], "kill_object", *ONCE[3:], "kernel", "kill_object", "kill_object", *END]
 
 
 @pytest.mark.parametrize(
     ("slots", "dtypes", "made"), [((3, 4), ("float32", "float32"), 2), ((3, 3), ("float32", "int32"), 2)]
 )
 def test_tensors_of_other_sizes_or_types_stay_apart(slots, dtypes, made):
-    found = shared(lambda program: layers(program, slots, dtypes))
-    assert (found.count("alloc_tensor"), found.count("reshape")) == (made + 1, made)
+    actual = shared(lambda program: layers(program, slots, dtypes))
+    assert (actual.count("alloc_tensor"), actual.count("reshape")) == (made + 1, made)
 
 
 def test_tensors_in_other_memory_stay_apart():

@@ -130,7 +130,9 @@ def test_experts_stay_as_they_are_stored(kind):
 @pytest.mark.parametrize("kind", TYPES)
 def test_experts_with_one_scale_for_all_become_floats(kind):
     compiled = compare(experts_model(kind, "per tensor"))
-    assert compiled.describe()["moe_blocks"] and "uint8" not in {one["dtype"] for one in compiled.describe()["weights"]}
+    assert compiled.describe()["moe_blocks"] and "uint8" not in {
+        weight["dtype"] for weight in compiled.describe()["weights"]
+    }
 
 
 def test_nothing_else_takes_them():

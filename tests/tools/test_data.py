@@ -21,9 +21,9 @@ STATE = TensorSpec("past.1.conv", "float32", ("rows", 6, 3))
 def text(tmp_path: pathlib.Path) -> TextOptions:
     """Write a tokenizer of the words a and b, next to the text abababab."""
     tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.save(str(tmp_path / "tokenizer.json"))
+    built = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    built.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text("a b a b a b a b\n")
     return TextOptions(tmp_path / "tokenizer.json", length=4, batch=2)
 

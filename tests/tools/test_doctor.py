@@ -30,8 +30,8 @@ def no_driver():
 
 def shown(findings) -> str:
     console = Console(width=120, record=True, file=io.StringIO())
-    for one in tables.doctor_tables(findings):
-        console.print(one)
+    for doctor_table in tables.doctor_tables(findings):
+        console.print(doctor_table)
     return console.export_text()
 
 

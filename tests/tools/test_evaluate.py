@@ -73,79 +73,81 @@ def losses(seed: int, ids: np.ndarray = IDS) -> np.ndarray:
 
 
 def values(evaluation: Evaluation, metric: str) -> list[float]:
-    return [one.qualities[metric].value for one in evaluation.models]
+    return [model.qualities[metric].value for model in evaluation.models]
 
 
 def test_loss_perplexity_and_top1_of_next_tokens(models, data):
-    found = evaluate(models, [data], metrics=["loss", "perplexity", "top1"])
+    actual = evaluate(models, [data], metrics=["loss", "perplexity", "top1"])
     means = [losses(seed).mean() for seed in (1, 2)]
-    np.testing.assert_allclose(values(found, "loss"), means, rtol=1e-12)
-    np.testing.assert_allclose(values(found, "perplexity"), np.exp(means), rtol=1e-12)
+    np.testing.assert_allclose(values(actual, "loss"), means, rtol=1e-12)
+    np.testing.assert_allclose(values(actual, "perplexity"), np.exp(means), rtol=1e-12)
     right = [(table(seed)[IDS[:, :-1]].argmax(axis=-1) == IDS[:, 1:]).mean() for seed in (1, 2)]
-    np.testing.assert_allclose(values(found, "top1"), right, rtol=1e-12)
-    assert (found.rows, found.predictions, found.output) == (6, 36, "logits")
-    assert [one.name for one in found.models] == ["model 1", "model 2"]
-    assert [one.weight_bytes for one in found.models] == [V * V * 4] * 2
+    np.testing.assert_allclose(values(actual, "top1"), right, rtol=1e-12)
+    assert (actual.rows, actual.predictions, actual.output) == (6, 36, "logits")
+    assert [model.name for model in actual.models] == ["model 1", "model 2"]
+    assert [model.weight_bytes for model in actual.models] == [V * V * 4] * 2
 
 
 def test_a_difference_has_the_interval_of_the_rows_own_differences(models, data):
-    found = evaluate([*models, models[0]], [data], metrics=["loss", "perplexity"])
+    actual = evaluate([*models, models[0]], [data], metrics=["loss", "perplexity"])
     rows = (losses(2) - losses(1)).mean(axis=1)
     half = 2.5706 * rows.std(ddof=1) / np.sqrt(6)
-    first, second, again = (one.qualities["loss"] for one in found.models)
+    first, second, again = (model.qualities["loss"] for model in actual.models)
     assert (first.difference, first.interval) == (None, None)
     np.testing.assert_allclose([second.difference, second.interval], [rows.mean(), half], rtol=2e-3)
     assert (again.difference, again.interval) == (0, 0)
     own, other = (np.exp(losses(seed).mean()) * losses(seed).mean(axis=1) for seed in (2, 1))
     interval = 2.5706 * (own - other).std(ddof=1) / np.sqrt(6)
-    np.testing.assert_allclose(found.models[1].qualities["perplexity"].interval, interval, rtol=2e-3)
+    np.testing.assert_allclose(actual.models[1].qualities["perplexity"].interval, interval, rtol=2e-3)
 
 
 def test_rows_count_as_they_hold_positions(models, tmp_path):
     pieces = [saved(tmp_path / f"{at}.npz", ids=ids) for at, ids in enumerate((IDS[:2], IDS[2:5, :3]))]
-    found = evaluate(models, pieces, metrics=["loss"])
+    actual = evaluate(models, pieces, metrics=["loss"])
     means = [np.concatenate([losses(seed, IDS[:2]).ravel(), losses(seed, IDS[2:5, :3]).ravel()]) for seed in (1, 2)]
-    np.testing.assert_allclose(values(found, "loss"), [one.mean() for one in means], rtol=1e-12)
-    assert (found.rows, found.predictions) == (5, 18)
+    np.testing.assert_allclose(values(actual, "loss"), [mean.mean() for mean in means], rtol=1e-12)
+    assert (actual.rows, actual.predictions) == (5, 18)
 
 
 def test_divergence_and_cosine_compare_with_the_first(models, data):
-    found = evaluate(models, [data], metrics=["kl", "cosine"])
+    actual = evaluate(models, [data], metrics=["kl", "cosine"])
     first, second = (table(seed)[IDS].astype(np.float64) for seed in (1, 2))
     log = [log_softmax(one) for one in (first, second)]
     divergence = (np.exp(log[0]) * (log[0] - log[1])).sum(axis=-1).mean()
     norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    np.testing.assert_allclose(values(found, "kl"), [0, divergence], rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(values(found, "cosine"), [1, ((first * second).sum(axis=-1) / norms).mean()], rtol=1e-10)
-    assert found.predictions == 0
+    np.testing.assert_allclose(values(actual, "kl"), [0, divergence], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        values(actual, "cosine"), [1, ((first * second).sum(axis=-1) / norms).mean()], rtol=1e-10
+    )
+    assert actual.predictions == 0
 
 
 def test_logits_may_be_minus_infinity_or_large(data):
     logits = table(1) * 1e30
     logits[:, 0] = -np.inf
-    found = evaluate([bigrams(logits), bigrams(logits)], [data], metrics=["kl", "top1"])
-    assert values(found, "kl") == [0, 0]
+    actual = evaluate([bigrams(logits), bigrams(logits)], [data], metrics=["kl", "top1"])
+    assert values(actual, "kl") == [0, 0]
     expected = (logits[IDS[:, :-1]].argmax(axis=-1) == IDS[:, 1:]).mean()
-    assert values(found, "top1") == [expected] * 2
+    assert values(actual, "top1") == [expected] * 2
 
 
 def test_what_is_no_number_is_counted_and_stays_one(models, data):
     broken = table(1)
     broken[2, 3] = np.nan
-    found = evaluate([models[0], bigrams(broken)], [data], metrics=["loss", "top1", "kl"])
-    assert all(np.isnan(values(found, metric)[1]) for metric in ("loss", "top1", "kl"))
-    assert (found.models[0].nan_outputs, found.models[1].nan_outputs) == (0, (IDS == 2).sum())
-    assert found.models[1].nan_rows == (IDS == 2).any(axis=1).sum()
-    assert found.as_data()["models"][1]["qualities"]["loss"]["value"] == "nan"
+    actual = evaluate([models[0], bigrams(broken)], [data], metrics=["loss", "top1", "kl"])
+    assert all(np.isnan(values(actual, metric)[1]) for metric in ("loss", "top1", "kl"))
+    assert (actual.models[0].nan_outputs, actual.models[1].nan_outputs) == (0, (IDS == 2).sum())
+    assert actual.models[1].nan_rows == (IDS == 2).any(axis=1).sum()
+    assert actual.as_data()["models"][1]["qualities"]["loss"]["value"] == "nan"
 
 
 def test_padding_does_not_count(tmp_path):
     mask = np.ones_like(IDS)
     mask[:, 4:] = 0
     data = saved(tmp_path / "d.npz", ids=IDS, attention_mask=mask)
-    found = evaluate([bigrams(table(1), mask=True)], [data], metrics=["loss"])
-    np.testing.assert_allclose(values(found, "loss"), [losses(1, IDS[:, :4]).mean()], rtol=1e-12)
-    assert found.predictions == 18
+    actual = evaluate([bigrams(table(1), mask=True)], [data], metrics=["loss"])
+    np.testing.assert_allclose(values(actual, "loss"), [losses(1, IDS[:, :4]).mean()], rtol=1e-12)
+    assert actual.predictions == 18
 
 
 def test_labels_of_the_data_and_of_a_file_come_before_next_tokens(models, tmp_path):
@@ -155,12 +157,12 @@ def test_labels_of_the_data_and_of_a_file_come_before_next_tokens(models, tmp_pa
     outside = saved(tmp_path / "outside.npz", ids=IDS.reshape(3, 2, 7))  # three batches
     counted = labels != -100
     expected = -log_softmax(table(1))[IDS[counted], labels[counted]]
-    for found in (
+    for actual in (
         evaluate(models, [inside], metrics=["loss"]),
         evaluate(models, [outside], metrics=["loss"], labels=saved(tmp_path / "labels.npz", anything=labels)),
     ):
-        np.testing.assert_allclose(values(found, "loss")[0], expected.mean(), rtol=1e-12)
-        assert found.predictions == labels.size - 3
+        np.testing.assert_allclose(values(actual, "loss")[0], expected.mean(), rtol=1e-12)
+        assert actual.predictions == labels.size - 3
 
 
 @pytest.mark.parametrize(
@@ -197,14 +199,14 @@ def test_data_without_a_prediction_is_refused(models, tmp_path):
 def test_rows_of_text(models, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: number for number, word in enumerate("abcde")}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.save(str(tmp_path / "tokenizer.json"))
+    built = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    built.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text("\n".join(" ".join("abcde"[one] for one in row) for row in IDS))
     text = TextOptions(tmp_path / "tokenizer.json", length=7, batch=4)
-    found = evaluate(models, [tmp_path / "text.txt"], metrics=["loss"], text=text)
-    np.testing.assert_allclose(values(found, "loss"), [losses(1).mean(), losses(2).mean()], rtol=1e-12)
-    assert found.rows == 6
+    actual = evaluate(models, [tmp_path / "text.txt"], metrics=["loss"], text=text)
+    np.testing.assert_allclose(values(actual, "loss"), [losses(1).mean(), losses(2).mean()], rtol=1e-12)
+    assert actual.rows == 6
 
 
 def holding(content, name="text/tokenizer.json"):

@@ -55,9 +55,9 @@ BATCHES = [torch.ones(2, 3, WIDTH), torch.ones(1, 5, WIDTH)]
 def test_squared_norms_of_gradients_by_token(profile, tmp_path):
     """The loss is 5 times the sum of outputs: gradients are 5 after the second layer, 15 after the first."""
     module = model()
-    found = sensitivities(module, BATCHES, lambda x: 5 * module(x).sum(), ["first", "second"], profile, tmp_path / "s")
-    assert found == [15**2 * WIDTH, 5**2 * WIDTH]
-    assert read_sensitivities(tmp_path / "s") == dict(zip(KEYS, found, strict=True))
+    actual = sensitivities(module, BATCHES, lambda x: 5 * module(x).sum(), ["first", "second"], profile, tmp_path / "s")
+    assert actual == [15**2 * WIDTH, 5**2 * WIDTH]
+    assert read_sensitivities(tmp_path / "s") == dict(zip(KEYS, actual, strict=True))
     assert not module.first._forward_hooks
 
 

@@ -48,9 +48,9 @@ def narrow_model(dtype: str) -> ir.Model:
 
 def stacks(model: ir.Model, rank: int) -> list[ir.Value]:
     """List the weights (rank 3) or biases (rank 2) of all experts."""
-    found = model.graph.initializers.values()
+    result = model.graph.initializers.values()
     return [
-        one for one in found if len(one.shape) == rank and one.shape[0] == LAYER.E and one.dtype.is_floating_point()
+        one for one in result if len(one.shape) == rank and one.shape[0] == LAYER.E and one.dtype.is_floating_point()
     ]
 
 
@@ -100,9 +100,9 @@ def test_other_rounding_is_no_fault(dtype):
     expected = spread.exact["y"].astype(TYPES[dtype][1])
     jumps = 0
     for seed in range(100, 104):
-        found = run(given, None, rounding_otherwise(seed, 1.0))["y"]
-        jumps += int((np.abs(found - spread.exact["y"]).max(axis=1) > 0.1).sum())
-        assert not spread.why_not({"y": found.astype(expected.dtype)}, {"y": expected}, 1e-4)
+        actual = run(given, None, rounding_otherwise(seed, 1.0))["y"]
+        jumps += int((np.abs(actual - spread.exact["y"]).max(axis=1) > 0.1).sum())
+        assert not spread.why_not({"y": actual.astype(expected.dtype)}, {"y": expected}, 1e-4)
     assert jumps if dtype == "bfloat16" else True  # selections that changed were among them
 
 
@@ -122,9 +122,9 @@ def test_activations_that_are_rounded_otherwise_are_no_fault(arithmetic):
     expected = spread.exact["y"].astype(np.float32)
     farther = 0
     for seed in range(100, 104):
-        found = spread.moved(seed, 0.5)["y"].astype(np.float32)
-        farther += not compare("y", found, expected, TOLERANCES["float32"]).matches
-        assert not spread.why_not({"y": found}, {"y": expected}, TOLERANCES["float32"])
+        actual = spread.moved(seed, 0.5)["y"].astype(np.float32)
+        farther += not compare("y", actual, expected, TOLERANCES["float32"]).matches
+        assert not spread.why_not({"y": actual}, {"y": expected}, TOLERANCES["float32"])
     assert farther  # right results here are not within the tolerance
 
 
@@ -138,9 +138,9 @@ def test_verify_finds_a_fault_in_16_bits_and_takes_what_is_right(dtype, tmp_path
     verification = verify(paths["right"], compiled)
     assert verification.matches and verification.spread
     assert verification.tolerance == TOLERANCES["float32"]
-    found = verify(paths["scale"], compiled)
-    assert not found.matches
-    assert any("spread of right results" in one.note for case in found.cases for one in case.differences)
+    actual = verify(paths["scale"], compiled)
+    assert not actual.matches
+    assert any("spread of right results" in difference.note for case in actual.cases for difference in case.differences)
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +168,12 @@ def test_rows_have_room_of_their_own():
     center = np.zeros((64, 16))
     own = normal(0, 64, 16)
     own[5] *= 100
-    found = normal(1, 64, 16)
-    found[5] *= 100
-    assert not why_not(found, center, center, [own], 0)
-    found[6] *= 100
-    assert "1 of 64 rows" in why_not(found, center, center, [own], 0)
-    assert not why_not(found, center, center, [own, np.where(np.arange(64)[:, None] == 6, 100.0, own)], 0)
+    actual = normal(1, 64, 16)
+    actual[5] *= 100
+    assert not why_not(actual, center, center, [own], 0)
+    actual[6] *= 100
+    assert "1 of 64 rows" in why_not(actual, center, center, [own], 0)
+    assert not why_not(actual, center, center, [own, np.where(np.arange(64)[:, None] == 6, 100.0, own)], 0)
 
 
 def test_what_moves_all_rows_a_little_is_found():

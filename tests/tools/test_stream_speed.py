@@ -58,10 +58,10 @@ def test_what_was_guessed_is_read_meanwhile():
 
 
 def test_inspect_shows_plan_and_prediction(artifact):
-    found = streaming(artifact)
-    assert found is not None and found["room"] == 4 * EXPERT and found["speed"]["predicted"]
-    assert found["replaceable"] == 2
-    *_, line = streaming_tables(found)
+    actual = streaming(artifact)
+    assert actual is not None and actual["room"] == 4 * EXPERT and actual["speed"]["predicted"]
+    assert actual["replaceable"] == 2
+    *_, line = streaming_tables(actual)
     assert "predicted: " in str(line) and "25% of the chosen experts in memory" in str(line)
 
 

@@ -73,9 +73,9 @@ def test_narrower_floats_are_given_more_room():
 
 def test_the_norm_is_a_share_of_what_is_expected():
     expected = np.ones(100, np.float32)
-    found = expected.copy()
-    found[7] = 2  # one element differs by its own size
-    assert compare("y", found, expected, 1).norm == pytest.approx(0.1)
+    actual = expected.copy()
+    actual[7] = 2  # one element differs by its own size
+    assert compare("y", actual, expected, 1).norm == pytest.approx(0.1)
     assert compare("y", expected, expected, 1).norm == 0
     assert compare("y", floats(1), floats(0), 1).norm == np.inf
     assert np.isnan(compare("y", floats(np.nan, 1), floats(1, 1), 1).norm)

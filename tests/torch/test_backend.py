@@ -55,9 +55,9 @@ def compiled(module: Any, **options: Any) -> Any:
     return torch.compile(module, backend=backend, options={"rest": "eager", **options})
 
 
-def check(found: Any, expected: Any, share: float = TOLERANCE) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= share * expected.abs().max()
+def check(actual: Any, expected: Any, share: float = TOLERANCE) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= share * expected.abs().max()
 
 
 def said(caplog: Any) -> list[tuple[str, str]]:
@@ -200,5 +200,5 @@ def test_pytorch_finds_the_backend_by_name() -> None:
 
     text = (pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     (place,) = re.findall(r'^\[project.entry-points.torch_dynamo_backends\]\nmoec = "([\w.:]+)"$', text, re.MULTILINE)
-    found = importlib.metadata.EntryPoint("moec", place, "torch_dynamo_backends").load()
-    assert found is backend
+    actual = importlib.metadata.EntryPoint("moec", place, "torch_dynamo_backends").load()
+    assert actual is backend

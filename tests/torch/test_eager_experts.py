@@ -73,8 +73,8 @@ def tokens(model: Any) -> list[list[int]]:
     return model.generate(PROMPT, max_new_tokens=6, do_sample=False).tolist()
 
 
-def close(found: Any, expected: Any, share: float) -> None:
-    np.testing.assert_allclose(found, expected, rtol=0, atol=share * np.abs(expected).max())
+def close(actual: Any, expected: Any, share: float) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=share * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,9 +110,9 @@ def test_a_model_in_16_bits(dtype: Any) -> None:
     with torch.no_grad():
         expected = copy.deepcopy(layer).float()(x.float(), ids, weights.float())
         moec.torch.experts(model)
-        found = layer(x, ids, weights)
-    assert found.dtype == dtype
-    close(found.float().numpy(), expected.to(dtype).float().numpy(), torch.finfo(dtype).eps)
+        actual = layer(x, ids, weights)
+    assert actual.dtype == dtype
+    close(actual.float().numpy(), expected.to(dtype).float().numpy(), torch.finfo(dtype).eps)
 
 
 def test_numbers_of_tokens_and_experts_that_are_none(mixtral: Any) -> None:
@@ -122,9 +122,9 @@ def test_numbers_of_tokens_and_experts_that_are_none(mixtral: Any) -> None:
     for T in (0, 1, 7, 130):
         x, ids, weights = torch.randn(T, 32), torch.randint(0, 5, (T, 2)), torch.rand(T, 2)
         with torch.no_grad():
-            expected, found = layer(x, ids, weights), layer_of(model)(x, ids, weights)
-        assert found.shape == (T, 32)
-        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+            expected, actual = layer(x, ids, weights), layer_of(model)(x, ids, weights)
+        assert actual.shape == (T, 32)
+        np.testing.assert_allclose(actual.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_changed_parameters_are_noticed(mixtral: Any) -> None:
@@ -142,8 +142,8 @@ def test_changed_parameters_are_noticed(mixtral: Any) -> None:
     loaded = logits(model)
     model.set_experts_implementation("eager")
     close(loaded, logits(model), 1e-5)
-    for one, other in ((before, in_place), (in_place, replaced), (replaced, loaded)):
-        assert np.abs(one - other).max() > 1e-3
+    for first, other in ((before, in_place), (in_place, replaced), (replaced, loaded)):
+        assert np.abs(first - other).max() > 1e-3
 
 
 def test_two_models_and_two_threads(mixtral: Any) -> None:
@@ -154,9 +154,9 @@ def test_two_models_and_two_threads(mixtral: Any) -> None:
     for model in models:
         moec.torch.experts(model)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(logits, [*models, *models]))
-    for one, other in zip(found, [*expected, *expected], strict=True):
-        close(one, other, 1e-5)
+        results = list(pool.map(logits, [*models, *models]))
+    for actual, other in zip(results, [*expected, *expected], strict=True):
+        close(actual, other, 1e-5)
 
 
 def test_a_compiled_layer_goes_with_its_module(mixtral: Any) -> None:

@@ -36,9 +36,9 @@ def inputs(N: int) -> tuple[Any, Any]:
     return torch.randn(N, 4, generator=generator), torch.randn(N, 4, generator=generator)
 
 
-def check(found: dict[str, Any], x: Any, z: Any) -> None:
-    assert torch.equal(found["sum"], x + z)
-    assert torch.equal(found["both"], torch.cat([x, z]))
+def check(actual: dict[str, Any], x: Any, z: Any) -> None:
+    assert torch.equal(actual["sum"], x + z)
+    assert torch.equal(actual["both"], torch.cat([x, z]))
 
 
 @pytest.mark.parametrize("N", [0, 1, 5])

@@ -41,9 +41,9 @@ def test_every_architecture_has_a_model() -> None:
     assert {architecture for architecture, _, _ in MODELS.values()} == set(ARCHITECTURES)
 
 
-def agree(found: np.ndarray, expected: np.ndarray, name: str) -> None:
+def agree(actual: np.ndarray, expected: np.ndarray, name: str) -> None:
     limit = (2e-3 if name in LOOSE else 1e-5) * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,12 +60,12 @@ def test_logits_with_a_cache(name: str, tmp_path: Path, expected: dict[str, Any]
     past = {
         value.name: np.zeros([_first(size) for size in value.shape], np.float32) for value in model.graph.inputs[1:]
     }
-    found = []
+    actual = []
     for ids in (IDS[:SPLIT], IDS[SPLIT:]):
         results = run(model, {"input_ids": ids[None], **past})
-        found.append(results.pop("logits")[0])
+        actual.append(results.pop("logits")[0])
         past = {name.replace("present", "past"): value for name, value in results.items()}
-    agree(np.concatenate(found), expected[name], name)
+    agree(np.concatenate(actual), expected[name], name)
 
 
 def _first(size: Any) -> int:
@@ -76,8 +76,8 @@ def test_compiled(tmp_path: Path) -> None:
     path = write_model("mixtral", tmp_path / "model.gguf", "Q4_1")
     model = import_file(path)
     nodes = [node for node in model.graph if node.op_type == "Experts"]
-    found = {str(one.formats[0]) for node in nodes for one in stored_weights(node).values()}
-    assert found == {"int4/32m"}
+    actual = {str(stored_weight.formats[0]) for node in nodes for stored_weight in stored_weights(node).values()}
+    assert actual == {"int4/32m"}
     expected = run(model, {"input_ids": IDS[None]})["logits"]
     compiled = moec.compile(path, passes="O2")
     assert [block["formulation"] for block in compiled.describe()["moe_blocks"]] == ["gguf", "gguf"]
@@ -95,8 +95,8 @@ def test_compiled_as_llama_cpp_computes(tmp_path: Path) -> None:
     assert {state.dtype for state in compiled._executor.held} == {"float16"}
     assert [loss["weight_error"] for loss in described["losses"]] == [0.0] * len(described["losses"]) != []
     exact = run(import_file(path), {"input_ids": IDS[None]})["logits"]
-    found = compiled.run({"input_ids": IDS[None]})["logits"]
-    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    result = compiled.run({"input_ids": IDS[None]})["logits"]
+    error = np.linalg.norm(result - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 5e-2
     assert verify_artifact(path, compiled).matches
 
@@ -109,12 +109,12 @@ def test_a_file_of_floats_is_computed_as_it_is(tmp_path: Path) -> None:
     assert not [remark for remark in report.remarks if remark.severity == "warning"]
 
 
-def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
+def changed(tmp_path: Path, name: str = "llama", **changes: Any) -> Path:
     """Write a model with other hyperparameters, or tensors where a name begins with ``blk``; None removes one."""
     architecture, make, options = MODELS[name]
     tiny = Tiny(architecture, "F32")
     make(tiny, **options)
-    for key, value in given.items():
+    for key, value in changes.items():
         table: dict[str, Any] = tiny.tensors if isinstance(value, np.ndarray) or key.startswith("blk") else tiny.given
         if value is None:
             del table[key]
@@ -124,7 +124,7 @@ def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("changes", "message"),
     [
         (
             {"rope.scaling.alpha": 1.5},
@@ -141,14 +141,14 @@ def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
         ),
     ],
 )
-def test_what_is_not_known_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_is_not_known_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=message) as caught:
-        import_file(changed(tmp_path, **given))
+        import_file(changed(tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("changes", "message"),
     [
         ({"embedding_length": 0}, "llama.embedding_length is 0; expected a whole number from 1 on"),
         ({"block_count": 1 << 30}, "llama.block_count is 1073741824; expected 1 to 1024"),
@@ -163,9 +163,9 @@ def test_what_is_not_known_is_refused(given: dict[str, Any], message: str, tmp_p
         ({"attention.head_count_kv": [2]}, r"llama.attention.head_count_kv is \[2\]; expected 2 whole numbers"),
     ],
 )
-def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(MoecError, match=message) as caught:
-        import_file(changed(tmp_path, **given))
+        import_file(changed(tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
 
@@ -176,8 +176,8 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
-    given = {"block_count": 3, "nextn_predict_layers": 1, "blk.2.nextn.eh_proj.weight": np.ones((4, 4))}
-    model = import_file(changed(tmp_path, **given))
+    feeds = {"block_count": 3, "nextn_predict_layers": 1, "blk.2.nextn.eh_proj.weight": np.ones((4, 4))}
+    model = import_file(changed(tmp_path, **feeds))
     assert "blk.2.nextn.eh_proj.weight" in model.metadata_props["moec.conditions"]
     assert not any("blk.2" in str(value.name) for node in model.graph for value in node.outputs)
 

@@ -59,9 +59,9 @@ def agree(compiled: moec.CompiledModel, module: Any, tolerance: float = 1e-5) ->
         ids = np.random.default_rng(shape[1]).integers(0, 64, shape)
         with torch.no_grad():
             expected = module(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-        found = compiled.run({"input_ids": ids})["logits"]
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
+        actual = compiled.run({"input_ids": ids})["logits"]
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
 
 
 def blocks(compiled: moec.CompiledModel) -> list[tuple[int, int]]:

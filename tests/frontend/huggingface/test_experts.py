@@ -114,8 +114,8 @@ def test_the_graph_computes_what_the_module_says(fields: dict[str, Any], dtype: 
         if ids[token, slot] < 3:
             expected[token] += weights[token, slot] * one_expert(module.float(), x[token], ids[token, slot])
     feeds = {"x": x.numpy(), "weights": weights.numpy(), "experts": ids.numpy()}
-    found = run(experts_model(module.to(dtype), 2, "layer"), feeds)["y"]
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    actual = run(experts_model(module.to(dtype), 2, "layer"), feeds)["y"]
+    np.testing.assert_allclose(actual, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def one_expert(module: Experts, row: Any, expert: Any) -> Any:

@@ -73,12 +73,12 @@ def test_a_folder_is_compiled(whole: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("cache", [None, False])
 def test_a_cache_that_cannot_be_had_is_a_note(cache: bool | None, whole: pathlib.Path, monkeypatch: Any) -> None:
-    made = onnx_ir.from_onnx_text(NEGATION)
+    built = onnx_ir.from_onnx_text(NEGATION)
 
     def import_module(*_: Any, cache: bool = False, **__: Any) -> onnx_ir.Model:
         if cache:
             raise UnsupportedError("it keeps what moec does not know")
-        return made
+        return built
 
     monkeypatch.setattr(pytorch, "import_module", import_module)
     notes = conditions.read(import_folder(whole, cache), "").notes
@@ -121,8 +121,8 @@ def test_links_are_followed_weights_stay_in_files_and_tensors_that_nothing_uses_
     assert conditions.read(model, "").unused == ("adapter.weight",)
     constants = model.graph.initializers
     assert any(value.const_value is not None and value.const_value.size > 1024 for value in constants.values())
-    held = [value.const_value.raw for value in constants.values() if hasattr(value.const_value, "raw")]
-    assert all(getattr(array, "size", 0) <= 1024 for array in held)
+    arrays = [value.const_value.raw for value in constants.values() if hasattr(value.const_value, "raw")]
+    assert all(getattr(array, "size", 0) <= 1024 for array in arrays)
 
 
 def test_only_paths_of_folders_are_folders(whole: pathlib.Path) -> None:

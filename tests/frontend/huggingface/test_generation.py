@@ -58,8 +58,8 @@ def test_greedy_tokens_are_those_of_transformers(family, cache, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
     model = moec.compile(tmp_path, cache=cache)
     assert bool(model.states) == cache
-    (found,) = moec.generate(model, prompt, max_new_tokens=20)
-    assert (found.ids, found.ended) == (expected[: expected.index(end)], "end")
+    (actual,) = moec.generate(model, prompt, max_new_tokens=20)
+    assert (actual.ids, actual.ended) == (expected[: expected.index(end)], "end")
 
 
 def ids_of(folder, prompt: str) -> list[int]:

@@ -17,8 +17,8 @@ def made(*shape: int, seed: int = 0) -> Any:
 
 def check(function: Any, *weights: Any) -> None:
     with products_without_memory():
-        found = function(*weights)
-    torch.testing.assert_close(found, function(*(weight.contiguous() for weight in weights)))
+        actual = function(*weights)
+    torch.testing.assert_close(actual, function(*(weight.contiguous() for weight in weights)))
 
 
 def test_a_linear_layer() -> None:

@@ -38,10 +38,10 @@ def numbers(weight: CheckpointWeight) -> np.ndarray:
     assert weight.form is not None
     tables = weight.tables
     stored = LazyMatrix(lambda table: tables[table].read() if table in tables else None)
-    found = decode(stored, weight.form, weight.axis)
+    result = decode(stored, weight.form, weight.axis)
     for array in tables.values():
         assert array.read().shape == array.shape and array.read().dtype == array.dtype.numpy()
-    return found
+    return result
 
 
 def along(values: np.ndarray, bits: int, axis: int) -> np.ndarray:
@@ -80,28 +80,28 @@ def gptq(q: np.ndarray, zero: np.ndarray, scale: np.ndarray, bits: int, added: i
 @pytest.mark.parametrize(("form", "added"), [("gptq", 1), ("gptq_v2", 0)])
 def test_gptq(bits: int, form: str, added: int) -> None:
     q, zero, scale, expected = made(bits)
-    found = weights(gptq(q, zero, scale, bits, added), quant_method="gptq", bits=bits, checkpoint_format=form)
-    assert list(found) == ["p.weight"] and str(found["p.weight"].form) == f"int{bits}/{GROUP}z"
-    np.testing.assert_array_equal(numbers(found["p.weight"]), expected)
-    np.testing.assert_array_equal(numbers(found["p.weight"].transposed()), expected.T)
+    actual = weights(gptq(q, zero, scale, bits, added), quant_method="gptq", bits=bits, checkpoint_format=form)
+    assert list(actual) == ["p.weight"] and str(actual["p.weight"].form) == f"int{bits}/{GROUP}z"
+    np.testing.assert_array_equal(numbers(actual["p.weight"]), expected)
+    np.testing.assert_array_equal(numbers(actual["p.weight"].transposed()), expected.T)
 
 
 def test_gptq_without_zero_points_is_signed() -> None:
     q, zero, scale, _ = made(4)
     zero[:] = 8
-    (found,) = weights(gptq(q, zero, scale, 4), quant_method="gptq", bits=4).values()
-    assert str(found.form) == f"int4/{GROUP}"
-    np.testing.assert_array_equal(numbers(found), weight_of(q, zero, scale, np.arange(IN) // GROUP))
+    (actual,) = weights(gptq(q, zero, scale, 4), quant_method="gptq", bits=4).values()
+    assert str(actual.form) == f"int4/{GROUP}"
+    np.testing.assert_array_equal(numbers(actual), weight_of(q, zero, scale, np.arange(IN) // GROUP))
 
 
 def test_gptq_in_another_order() -> None:
     q, zero, scale, _ = made(4)
     group = RNG.permutation(np.arange(IN) // GROUP)
     arrays = gptq(q, zero, scale, 4) | {".g_idx": group.astype(np.int32)}
-    (found,) = weights(arrays, quant_method="gptq", bits=4).values()
-    assert found.order is not None
-    back = np.empty_like(numbers(found))
-    back[:, found.order] = numbers(found)
+    (actual,) = weights(arrays, quant_method="gptq", bits=4).values()
+    assert actual.order is not None
+    back = np.empty_like(numbers(actual))
+    back[:, actual.order] = numbers(actual)
     np.testing.assert_array_equal(back, weight_of(q, zero, scale, group))
     group[0] = 1 - group[0]
     with pytest.raises(UnsupportedError, match="are of different sizes"):
@@ -118,8 +118,8 @@ def test_awq() -> None:
         return along(values.reshape(len(values), -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(values.shape), 4, 1)
 
     arrays = {".qweight": packed(q.T), ".qzeros": packed(zero.T), ".scales": np.ascontiguousarray(scale.T)}
-    (found,) = weights(arrays, quant_method="awq", bits=4, version="GEMM").values()
-    np.testing.assert_array_equal(numbers(found), expected)
+    (actual,) = weights(arrays, quant_method="awq", bits=4, version="GEMM").values()
+    np.testing.assert_array_equal(numbers(actual), expected)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -135,10 +135,10 @@ def test_pack_quantized(bits: int, symmetric: bool) -> None:
     }
     if symmetric:
         del arrays[".weight_zero_point"]
-    (found,) = weights(arrays, quant_method="compressed-tensors", format="pack-quantized").values()
-    assert found.form is not None and found.form.zero_points == (not symmetric)
+    (actual,) = weights(arrays, quant_method="compressed-tensors", format="pack-quantized").values()
+    assert actual.form is not None and actual.form.zero_points == (not symmetric)
     expected = weight_of(q, zero, arrays[".weight_scale"], np.arange(IN) // GROUP)
-    np.testing.assert_array_equal(numbers(found), expected)
+    np.testing.assert_array_equal(numbers(actual), expected)
 
 
 @pytest.mark.parametrize("shape", [(OUT, 1), (1,), (OUT, 2)])
@@ -149,18 +149,18 @@ def test_int_quantized(shape: tuple[int, ...], symmetric: bool) -> None:
     arrays = {".weight": q.astype(np.int8), ".weight_scale": scale, ".weight_zero_point": zero.astype(np.int8)}
     if symmetric:
         del arrays[".weight_zero_point"]
-    (found,) = weights(arrays, quant_method="compressed-tensors", format="int-quantized").values()
+    (actual,) = weights(arrays, quant_method="compressed-tensors", format="int-quantized").values()
     groups = shape[1] if len(shape) == 2 else 1
     zero, scale = (np.broadcast_to(table.reshape(-1, groups), (OUT, groups)) for table in (zero, scale))
-    np.testing.assert_array_equal(numbers(found), weight_of(q, zero, scale, np.arange(IN) // (IN // groups)))
+    np.testing.assert_array_equal(numbers(actual), weight_of(q, zero, scale, np.arange(IN) // (IN // groups)))
 
 
 @pytest.mark.parametrize("shape", [(OUT, 1), (1,)])
 def test_float_quantized(shape: tuple[int, ...]) -> None:
     q, scale = fp8((OUT, IN)), RNG.uniform(0.1, 1, shape).astype(ml_dtypes.bfloat16)
     arrays = {".weight": q, ".weight_scale": scale}
-    (found,) = weights(arrays, quant_method="compressed-tensors", format="float-quantized").values()
-    np.testing.assert_array_equal(numbers(found), q.astype(np.float32) * scale.astype(np.float32))
+    (actual,) = weights(arrays, quant_method="compressed-tensors", format="float-quantized").values()
+    np.testing.assert_array_equal(numbers(actual), q.astype(np.float32) * scale.astype(np.float32))
 
 
 def fp8(shape: tuple[int, ...]) -> np.ndarray:
@@ -171,23 +171,23 @@ def fp8(shape: tuple[int, ...]) -> np.ndarray:
 def test_fp8_in_blocks(out: int, size: int) -> None:
     q, scale = fp8((out, size)), RNG.uniform(0.1, 1, (-(-out // 128), -(-size // 128))).astype(np.float32)
     arrays = {".weight": q, ".weight_scale_inv": scale, ".bias": np.zeros(out, np.float32)}
-    found = weights(arrays, quant_method="fp8", weight_block_size=[128, 128])
+    actual = weights(arrays, quant_method="fp8", weight_block_size=[128, 128])
     expected = q.astype(np.float32) * scale.repeat(128, 0)[:out].repeat(128, 1)[:, :size]
-    np.testing.assert_array_equal(numbers(found["p.weight"]), expected)
-    assert found["p.bias"].form is None
+    np.testing.assert_array_equal(numbers(actual["p.weight"]), expected)
+    assert actual["p.bias"].form is None
 
 
 def test_mxfp4() -> None:
     E, groups = 3, 2
     codes, exponents = RNG.integers(0, 16, (E, OUT, groups, 32)), RNG.integers(120, 132, (E, OUT, groups))
     blocks = (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8)
-    found = weights({"_blocks": blocks, "_scales": exponents.astype(np.uint8)}, quant_method="mxfp4")
+    actual = weights({"_blocks": blocks, "_scales": exponents.astype(np.uint8)}, quant_method="mxfp4")
     values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
     signed = np.concatenate([values, -values])[codes] * np.exp2(exponents - 127.0)[..., None].astype(np.float32)
     expected = signed.reshape(E, OUT, -1).swapaxes(1, 2)
-    assert found["p"].data.shape == expected.shape
-    np.testing.assert_array_equal(numbers(found["p"]), expected)
-    entry, whole = found["p"].data.entry(1), found["p"].data.read()
+    assert actual["p"].data.shape == expected.shape
+    np.testing.assert_array_equal(numbers(actual["p"]), expected)
+    entry, whole = actual["p"].data.entry(1), actual["p"].data.read()
     np.testing.assert_array_equal(entry.astype(np.float32), whole[1].astype(np.float32))
 
 
@@ -208,12 +208,12 @@ def test_nvfp4(numbers_end: str, float_end: str, settings: dict[str, Any], shape
         float_end: whole,
         ".bias": np.zeros(OUT, np.float32),
     }
-    found = weights(arrays, **settings)
+    actual = weights(arrays, **settings)
     factor = whole.reshape(()) if float_end == ".weight_scale_2" else 1 / whole.reshape(())
     values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
     expected = np.concatenate([values, -values])[codes] * (scale.astype(np.float32) * factor).repeat(16, 1)
-    assert str(found["p.weight"].form) == "fp4/16" and found["p.bias"].form is None
-    np.testing.assert_allclose(numbers(found["p.weight"]), expected, rtol=1e-6)
+    assert str(actual["p.weight"].form) == "fp4/16" and actual["p.bias"].form is None
+    np.testing.assert_allclose(numbers(actual["p.weight"]), expected, rtol=1e-6)
     for change, message in (
         ({float_end: None}, f"has no {float_end.strip('.')} beside it"),
         ({float_end: np.ones(2, np.float32)}, r"is \[2\], but the tensors beside it ask for \[1\]"),
@@ -233,16 +233,16 @@ def test_nvfp4_with_a_float_that_nothing_can_be_made_of(number: float) -> None:
         ".weight_scale": fp8((OUT, IN // 16)),
         ".weight_global_scale": np.array([number], np.float32),
     }
-    (found,) = weights(arrays, **COMPRESSED_NVFP4).values()
+    (result,) = weights(arrays, **COMPRESSED_NVFP4).values()
     with pytest.raises(MoecError, match=f"is {number}"):
-        numbers(found)
+        numbers(result)
 
 
 def test_float8_of_modelopt() -> None:
     q, scale = fp8((OUT, IN)), np.float32(0.3)
     arrays = {".weight": q, ".weight_scale": scale, ".input_scale": np.float32(2)}
-    (found,) = weights(arrays, quant_method="modelopt", quant_algo="FP8").values()
-    np.testing.assert_array_equal(numbers(found), q.astype(np.float32) * scale)
+    (actual,) = weights(arrays, quant_method="modelopt", quant_algo="FP8").values()
+    np.testing.assert_array_equal(numbers(actual), q.astype(np.float32) * scale)
 
 
 @pytest.mark.parametrize(

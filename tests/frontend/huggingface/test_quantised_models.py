@@ -75,8 +75,8 @@ def agree(model: ir.Model, module: Any) -> None:
     ids = RNG.integers(0, 64, (2, 9))
     with torch.no_grad():
         expected = module(input_ids=torch.from_numpy(ids)).logits.numpy()
-    found = run(model, {"input_ids": ids})["logits"]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    actual = run(model, {"input_ids": ids})["logits"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_experts_and_dense_products_stay_in_four_bits(tmp_path: pathlib.Path) -> None:
@@ -142,11 +142,11 @@ def test_nvfp4_stays(tmp_path: pathlib.Path) -> None:
             plain[name] = torch.from_numpy(numbers) * (scale.float() * 0.013).repeat_interleave(16, 1)
     module = replace_weights(folder, plain, stored, {"quant_method": "modelopt", "quant_algo": "NVFP4"})
     change_config(folder, quantization_config=None)
-    beside = folder / "hf_quant_config.json"
-    beside.write_text('{"quantization": 4}')
+    config = folder / "hf_quant_config.json"
+    config.write_text('{"quantization": 4}')
     with pytest.raises(MoecError, match=r"hf_quant_config\.json: has no object 'quantization'"):
         import_folder(folder)
-    beside.write_text('{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}')
+    config.write_text('{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}')
     model = optimised(folder)
     assert formats(model, "MoE") == [{"fp4/16"}]
     assert formats(model, "Linear") == [{"fp4/16"}] * 4

@@ -40,19 +40,19 @@ def seeing(config: str, model: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("config", "whole", "made"),
+    ("config", "whole", "config_class"),
     [
         ("Llama4", "Llama4ForConditionalGeneration", "Llama4ForCausalLM"),
         ("Qwen3_5Moe", "Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
         ("Qwen3VLMoe", "Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
     ],
 )
-def test_of_a_model_that_sees_the_language_model_is_made(config, whole, made, tmp_path):
+def test_of_a_model_that_sees_the_language_model_is_made(config, whole, config_class, tmp_path):
     """Transformers has the language model as a class; its tensors are found in the files of the whole."""
     module = seeing(config, whole)
     folder = saved(module, tmp_path)
     skeleton = build(read_config(folder), Holdings.of(read_tensors(folder)), str(folder))
-    assert type(skeleton).__name__ == made
+    assert type(skeleton).__name__ == config_class
     binding = Binding.of(skeleton, read_tensors(folder), read_config(folder), str(folder))
     assert dict(skeleton.named_parameters()).keys() <= binding.names
     (bound,) = (weight for own, weight in binding.weights.items() if own.endswith("embed_tokens.weight"))

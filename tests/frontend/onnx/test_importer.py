@@ -20,15 +20,15 @@ def test_every_opset_becomes_the_working_opset(opset):
     node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
     model = import_model(model_of([node], opset=opset))
     assert model.graph.opset_imports[""] == OPSET
-    found = interpreter.run(model, {"x": X})["y"]
-    np.testing.assert_allclose(found, np.exp(X) / np.exp(X).sum(1, keepdims=True), rtol=1e-5)
+    actual = interpreter.run(model, {"x": X})["y"]
+    np.testing.assert_allclose(actual, np.exp(X) / np.exp(X).sum(1, keepdims=True), rtol=1e-5)
 
 
 def test_an_opset_with_other_meaning_is_really_converted():
     """Before opset 13 Squeeze took its axes as an attribute, and Softmax flattened the trailing axes."""
     nodes = [helper.make_node("Unsqueeze", ["x"], ["u"], axes=[0]), helper.make_node("Softmax", ["u"], ["y"], axis=1)]
-    found = interpreter.run(import_model(model_of(nodes, opset=11)), {"x": X})["y"]
-    np.testing.assert_allclose(found, (np.exp(X) / np.exp(X).sum())[None], rtol=1e-5)
+    actual = interpreter.run(import_model(model_of(nodes, opset=11)), {"x": X})["y"]
+    np.testing.assert_allclose(actual, (np.exp(X) / np.exp(X).sum())[None], rtol=1e-5)
 
 
 def test_path_message_and_ir_are_accepted_and_not_changed(tmp_path):
@@ -49,7 +49,7 @@ def test_functions_are_inlined_and_constants_become_initializers():
     function = helper.make_function("local", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
     node = helper.make_node("Twice", ["x"], ["y"], domain="local")
     model = import_model(model_of([node], functions=[function], imports=[helper.make_opsetid("local", 1)]))
-    assert [one.op_type for one in model.graph] == ["Mul"]
+    assert [node.op_type for node in model.graph] == ["Mul"]
     assert not model.functions and "local" not in model.graph.opset_imports
     np.testing.assert_array_equal(interpreter.run(model, {"x": X})["y"], 2 * X)
 
@@ -63,16 +63,16 @@ def test_an_initializer_that_is_an_input_too_is_a_constant():
     assert [value.name for value in import_model(proto).graph.inputs] == ["x"]
 
 
-@pytest.mark.parametrize(("given", "found"), [(3, 10), (10, 10), (11, 11)])
-def test_the_version_of_the_ir_never_goes_down(given, found):
-    assert import_model(model_of([helper.make_node("Relu", ["x"], ["y"])], ir_version=given)).ir_version == found
+@pytest.mark.parametrize(("declared", "expected"), [(3, 10), (10, 10), (11, 11)])
+def test_the_version_of_the_ir_never_goes_down(declared, expected):
+    assert import_model(model_of([helper.make_node("Relu", ["x"], ["y"])], ir_version=declared)).ir_version == expected
 
 
 def test_onnxruntimes_layer_normalisation_in_the_onnx_domain():
     scale = numpy_helper.from_array(np.ones(3, np.float32), "scale")
     node = helper.make_node("SimplifiedLayerNormalization", ["x", "scale"], ["y"], epsilon=1e-5)
-    (found,) = import_model(model_of([node], initializers=[scale])).graph
-    assert (found.domain, found.op_type, len(found.outputs)) == ("", "RMSNormalization", 1)
+    (actual,) = import_model(model_of([node], initializers=[scale])).graph
+    assert (actual.domain, actual.op_type, len(actual.outputs)) == ("", "RMSNormalization", 1)
 
 
 def test_its_second_output_has_no_equal():
@@ -121,8 +121,8 @@ def test_bodies_are_at_the_working_opset_and_hold_no_constants():
     assert [len(node.inputs) for node in model.graph.all_nodes() if node.op_type == "Squeeze"] == [2, 2]
     assert len(model.graph.initializers) == 4
     for flag, factor in ((True, 2), (False, 3)):
-        found = interpreter.run(model, {"c": np.array(flag), "x": X[:1]})["y"]
-        np.testing.assert_array_equal(found, X[0] * factor)
+        actual = interpreter.run(model, {"c": np.array(flag), "x": X[:1]})["y"]
+        np.testing.assert_array_equal(actual, X[0] * factor)
 
 
 def test_what_nothing_knows_is_refused_in_bodies_too():

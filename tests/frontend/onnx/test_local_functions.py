@@ -62,8 +62,10 @@ def test_a_call_that_asks_for_more_than_moec_has_becomes_the_body():
     call = "com.microsoft.QuickGelu <later = 1> (x)"
     model = moec.compile(model_of(call, GELU), threads=1)
     np.testing.assert_array_equal(model.run({"x": X})["y"], 2 * X)
-    remarks = [one["message"] for one in model.describe()["remarks"]]
-    assert any("becomes the nodes of its body in the file: attribute later is not known" in one for one in remarks)
+    remarks = [remark["message"] for remark in model.describe()["remarks"]]
+    assert any(
+        "becomes the nodes of its body in the file: attribute later is not known" in remark for remark in remarks
+    )
     with pytest.raises(UnsupportedError, match="attribute later is not known"):
         moec.compile(model_of(call, ""))
 

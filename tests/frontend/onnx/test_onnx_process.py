@@ -83,5 +83,5 @@ def test_wrong_shapes_of_inner_values_are_forgotten(shape, opset):
     proto = model_of(helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"]), opset=opset)
     proto.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, shape))
     model = import_model(proto)
-    (found,) = (value.shape for node in model.graph for value in node.outputs if value.name == "a")
-    assert found is None if shape != [2, 3] else list(found) == [2, 3]
+    (actual,) = (value.shape for node in model.graph for value in node.outputs if value.name == "a")
+    assert actual is None if shape != [2, 3] else list(actual) == [2, 3]

@@ -21,7 +21,7 @@ def model_of(*nodes):
 
 
 @pytest.mark.parametrize(
-    "node, found",
+    "node, message",
     [
         (helper.make_node("ArgMax", ["x"], ["y"], "n", keepdims=MOST), f"keepdims={MOST}; expected 0 or 1"),
         (helper.make_node("ReduceMax", ["x"], ["y"], "n", keepdims=-1), "keepdims=-1; expected 0 or 1"),
@@ -31,8 +31,8 @@ def model_of(*nodes):
         (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=2**32), f"axis={2**32}; expected a number"),
     ],
 )
-def test_flags_are_0_or_1_and_axes_fit_32_bits(node, found):
-    with pytest.raises(MoecError, match=f"model: node 'n': {node.op_type} .opset 17. has {found}") as caught:
+def test_flags_are_0_or_1_and_axes_fit_32_bits(node, message):
+    with pytest.raises(MoecError, match=f"model: node 'n': {node.op_type} .opset 17. has {message}") as caught:
         import_model(model_of(node))
     assert "\n" not in str(caught.value)
 

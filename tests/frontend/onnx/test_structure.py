@@ -103,8 +103,11 @@ def test_a_cycle_in_a_function_and_one_through_a_body():
 @pytest.mark.parametrize("levels, fits", [(3, True), (8, True), (11, False), (60, False), (DEEPEST_CALL - 1, False)])
 def test_functions_that_double(levels, fits):
     """Each function calls the one before twice: 2 ** levels nodes."""
-    made = [function_of("F0", "Neg"), *(function_of(f"F{i}", f"F{i - 1}", f"F{i - 1}") for i in range(1, levels + 1))]
-    proto = model_of(helper.make_node(f"F{levels}", ["x"], ["y"], domain="own"), functions=made)
+    functions = [
+        function_of("F0", "Neg"),
+        *(function_of(f"F{i}", f"F{i - 1}", f"F{i - 1}") for i in range(1, levels + 1)),
+    ]
+    proto = model_of(helper.make_node(f"F{levels}", ["x"], ["y"], domain="own"), functions=functions)
     if fits:
         assert len(import_model(proto).graph) == 2**levels <= ALWAYS_ALLOWED
         return
@@ -115,8 +118,8 @@ def test_functions_that_double(levels, fits):
 
 @pytest.mark.parametrize("depth", [DEEPEST_CALL, DEEPEST_CALL + 1, 3000])
 def test_calls_nested_deep(depth):
-    made = [function_of("F1", "Neg"), *(function_of(f"F{i}", f"F{i - 1}") for i in range(2, depth + 1))]
-    proto = model_of(helper.make_node(f"F{depth}", ["x"], ["y"], domain="own"), functions=made)
+    functions = [function_of("F1", "Neg"), *(function_of(f"F{i}", f"F{i - 1}") for i in range(2, depth + 1))]
+    proto = model_of(helper.make_node(f"F{depth}", ["x"], ["y"], domain="own"), functions=functions)
     if depth == DEEPEST_CALL:
         assert len(import_model(proto).graph) == 1
     else:
@@ -125,14 +128,16 @@ def test_calls_nested_deep(depth):
 
 @pytest.mark.parametrize("calls", [["F0"], ["F1", "F0"], ["F2", "F0", "F1"]])
 def test_recursion(calls):
-    made = [function_of(f"F{i}", call) for i, call in enumerate(calls)]
-    proto = model_of(helper.make_node("F0", ["x"], ["y"], domain="own"), functions=made)
+    functions = [function_of(f"F{i}", call) for i, call in enumerate(calls)]
+    proto = model_of(helper.make_node("F0", ["x"], ["y"], domain="own"), functions=functions)
     refuse(proto, MoecError, "local function own.F. calls itself")
 
 
 def test_one_function_used_twice_is_no_recursion():
-    made = [function_of("F0", "Neg"), function_of("F1", "F0"), function_of("F2", "F0", "F1", "F0")]
-    assert len(import_model(model_of(helper.make_node("F2", ["x"], ["y"], domain="own"), functions=made)).graph) == 3
+    functions = [function_of("F0", "Neg"), function_of("F1", "F0"), function_of("F2", "F0", "F1", "F0")]
+    assert (
+        len(import_model(model_of(helper.make_node("F2", ["x"], ["y"], domain="own"), functions=functions)).graph) == 3
+    )
 
 
 def test_a_body_that_is_an_attribute_of_a_function(tmp_path):

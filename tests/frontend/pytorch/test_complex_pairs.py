@@ -21,9 +21,9 @@ def test_rotations() -> None:
     generator = torch.Generator().manual_seed(0)
     x, angles = torch.randn(2, 3, 8, generator=generator), torch.randn(3, 4, generator=generator)
     with complex_as_pairs():
-        found = rotated(x, angles)
+        actual = rotated(x, angles)
         assert isinstance(torch.complex(x, x), ComplexPair)
-    torch.testing.assert_close(found, rotated(x, angles))
+    torch.testing.assert_close(actual, rotated(x, angles))
 
 
 def test_what_pairs_do_not_have_is_an_error() -> None:

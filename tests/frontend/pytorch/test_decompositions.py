@@ -33,10 +33,10 @@ def decomposed(function: Callable[[Any], Any]) -> tuple[Any, bool]:
         decompose_one_by_one(program)
         table = torch.export.default_decompositions()
         del table[aten.linear.default]
-        found = program.run_decompositions(table)
-        torch.testing.assert_close(found.module(check_guards=False)(x[:5]), module(x[:5]))
+        actual = program.run_decompositions(table)
+        torch.testing.assert_close(actual.module(check_guards=False)(x[:5]), module(x[:5]))
     assert str(program.graph) == before
-    return found, found.verifier is not program.verifier  # only a program that was traced again has another dialect
+    return actual, actual.verifier is not program.verifier  # only a program that was traced again has another dialect
 
 
 def targets(program: Any) -> set[Any]:
@@ -50,9 +50,9 @@ def own(x: Any) -> Any:
 
 
 def view_of_its_own(x: Any) -> Any:
-    made = (x @ torch.ones(4, 1)).squeeze(-1)
-    made += 1
-    return made
+    built = (x @ torch.ones(4, 1)).squeeze(-1)
+    built += 1
+    return built
 
 
 def chunks(x: Any) -> Any:
@@ -72,32 +72,32 @@ def chunks(x: Any) -> Any:
     ],
 )
 def test_operators_are_decomposed_one_by_one(function: Callable[[Any], Any], made: Any, gone: Any) -> None:
-    found, is_traced = decomposed(function)
-    assert not is_traced and made in targets(found) and gone not in targets(found)
+    actual, is_traced = decomposed(function)
+    assert not is_traced and made in targets(actual) and gone not in targets(actual)
 
 
 def test_the_results_of_a_decomposed_operator_are_outputs() -> None:
-    found, is_traced = decomposed(lambda x: x.chunk(2, dim=-1))
-    assert not is_traced and len(found.graph_signature.user_outputs) == 2
+    actual, is_traced = decomposed(lambda x: x.chunk(2, dim=-1))
+    assert not is_traced and len(actual.graph_signature.user_outputs) == 2
 
 
 def changed_after_a_view(x: Any) -> Any:
-    made = x + 1
-    view = made[1:]
-    made.mul_(2)
+    built = x + 1
+    view = built[1:]
+    built.mul_(2)
     return view
 
 
 def changed_through_a_view(x: Any) -> Any:
-    made = x + 1
-    made[1:].mul_(2)
-    return made
+    built = x + 1
+    built[1:].mul_(2)
+    return built
 
 
 def changed_to_a_wider_type(x: Any) -> Any:
-    made = x + 1
-    made.add_(torch.ones(4, dtype=torch.float64))
-    return made
+    built = x + 1
+    built.add_(torch.ones(4, dtype=torch.float64))
+    return built
 
 
 def in_a_body(x: Any) -> Any:

@@ -112,12 +112,12 @@ def module(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     kind = getattr(transformers, f"{request.param}TextConfig", None) or getattr(transformers, f"{request.param}Config")
     given = {**{name: value for name, value in SIZES.items() if hasattr(kind(), name)}, **FAMILIES[request.param]}
-    made = getattr(transformers, f"{request.param}ForCausalLM")(kind(**given)).eval()
+    built = getattr(transformers, f"{request.param}ForCausalLM")(kind(**given)).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in built.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
-    return made
+    return built
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 37)])
@@ -126,9 +126,9 @@ def test_models_compute_the_same(module: Any, shape: tuple[int, int]) -> None:
     with torch.no_grad():
         expected = module(input_ids=ids, use_cache=False).logits
         with exportable(module):
-            found = module(input_ids=ids, use_cache=False).logits
+            actual = module(input_ids=ids, use_cache=False).logits
         again = module(input_ids=ids, use_cache=False).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
     assert torch.equal(again, expected)
     assert not any("forward" in vars(part) for part in module.modules())
 
@@ -168,14 +168,14 @@ def test_smallest_and_largest_of_all_else_are_those_of_python() -> None:
 def delta_rule(query: Any, key: Any, value: Any, g: Any, beta: Any) -> Any:
     """Compute the recurrence as its authors define it, step by step."""
     query, key = (rows / (rows.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for rows in (query, key))
-    state, found = torch.zeros(*key.shape[:1], *key.shape[2:], value.shape[-1]), []
+    state, result = torch.zeros(*key.shape[:1], *key.shape[2:], value.shape[-1]), []
     for t in range(key.shape[1]):
         decay = g[:, t].exp()
         state = state * (decay[..., None] if g.dim() == 4 else decay[..., None, None])
         known = (state * key[:, t, ..., None]).sum(-2)
         state = state + key[:, t, ..., None] * ((value[:, t] - known) * beta[:, t, :, None])[..., None, :]
-        found.append((state * query[:, t, ..., None]).sum(-2) * key.shape[-1] ** -0.5)
-    return torch.stack(found, 1)
+        result.append((state * query[:, t, ..., None]).sum(-2) * key.shape[-1] ** -0.5)
+    return torch.stack(result, 1)
 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 200])
@@ -185,8 +185,8 @@ def test_gated_delta_rule(length: int, channels: bool) -> None:
     query, key, value = (torch.randn(2, length, 3, 8, generator=generator) for _ in range(3))
     beta = torch.rand(2, length, 3, generator=generator)
     g = -torch.rand(2, length, 3, *([8] if channels else []), generator=generator)
-    found, state = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
-    torch.testing.assert_close(found, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-5)
+    actual, state = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
+    torch.testing.assert_close(actual, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-5)
     assert state is None
 
 
@@ -194,8 +194,8 @@ def test_keys_that_are_all_alike_lose_nothing() -> None:
     """The triangular systems are as ill-conditioned as possible: powers of these matrices would overflow."""
     query, value = torch.randn(2, 1, 130, 1, 8, generator=torch.Generator().manual_seed(0))
     key, beta, g = torch.ones(1, 130, 1, 8), torch.ones(1, 130, 1), torch.zeros(1, 130, 1)
-    found, _ = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
-    torch.testing.assert_close(found, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-4)
+    actual, _ = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
+    torch.testing.assert_close(actual, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("first", [1, 64, 65])
@@ -219,9 +219,9 @@ def test_sequences_in_parts(first: int) -> None:
 
     for run in (delta, scan):
         whole, end = run(slice(None), None)
-        found, state = run(slice(first), None)
+        actual, state = run(slice(first), None)
         rest, last = run(slice(first, None), state)
-        torch.testing.assert_close(torch.cat([found, rest], 1), whole, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.cat([actual, rest], 1), whole, rtol=0, atol=1e-4)
         torch.testing.assert_close(last, end, rtol=0, atol=1e-4)
 
 
@@ -229,23 +229,23 @@ def test_parts_of_a_text_compute_what_the_whole_does(module: Any) -> None:
     """The tensors of the module's cache are inputs and outputs."""
     parts = (21, 1, 15)
     ids = torch.randint(3, 32, (2, sum(parts)), generator=torch.Generator().manual_seed(1))
-    made = text_inputs(module)
-    assert made is not None
+    built = text_inputs(module)
+    assert built is not None
     with torch.no_grad(), exportable(module):
         expected = module(input_ids=ids, use_cache=False).logits
         if type(module).__name__.startswith(("MiniMaxM3", "Qwen4", "DeepseekV4")):
             with pytest.raises(UnsupportedError, match="to blocks of keys is exported without a cache"):
-                cache_inputs(module, made)
+                cache_inputs(module, built)
             return
-        cached = cache_inputs(module, made)
+        cached = cache_inputs(module, built)
         past = {name: empty(cached.inputs, name) for name in cached.inputs.example if name != "input_ids"}
-        found = []
+        actual = []
         with with_cache(module, cached.form):
             for part in ids.split(parts, dim=1):
                 results = module(input_ids=part, **past)
-                found.append(results.pop("logits"))
+                actual.append(results.pop("logits"))
                 past = {name.replace("present", "past"): value for name, value in results.items()}
-    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(torch.cat(actual, 1), expected, rtol=0, atol=2e-5)
 
 
 def empty(inputs: TextInputs, name: str) -> Any:

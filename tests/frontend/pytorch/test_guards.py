@@ -50,8 +50,8 @@ def compiled(function: Callable[..., torch.Tensor], arguments: tuple[Any, ...], 
 
 
 def test_a_multiple_of_a_size_that_differs_from_one_number_is_a_size_that_does() -> None:
-    found = conditions(lambda x: x * 2 if 8 * x.shape[1] != 8 else x * 3, (X,), {1: DYNAMIC})
-    (guard,) = found.guards
+    result = conditions(lambda x: x * 2 if 8 * x.shape[1] != 8 else x * 3, (X,), {1: DYNAMIC})
+    (guard,) = result.guards
     assert guard.endswith(" != 1") and guard.removesuffix(" != 1").isidentifier()
 
 
@@ -127,8 +127,8 @@ def test_what_is_said_of_one_size(function: Any, dims: Any, expected: list[str])
 
 def test_relations_between_sizes() -> None:
     x, y = torch.ones(3, 4), torch.ones(5, 4)
-    found = conditions(lambda x, y: x * 2 if x.shape[0] < y.shape[0] else x, (x, y), {0: DYNAMIC}, {0: DYNAMIC})
-    assert any(" < " in guard for guard in found.guards)
+    actual = conditions(lambda x, y: x * 2 if x.shape[0] < y.shape[0] else x, (x, y), {0: DYNAMIC}, {0: DYNAMIC})
+    assert any(" < " in guard for guard in actual.guards)
     model = compiled(lambda x, y: x + y[:-2], (x, y), {0: AUTO}, {0: AUTO})
     assert model(np.ones((1, 4), np.float32), np.ones((3, 4), np.float32))["output"].shape == (1, 4)
     with pytest.raises(InputError, match=r"has size 4 on axis 0; expected \w+ \+ 2 where \w+ = 3"):
@@ -143,8 +143,8 @@ def test_sizes_of_one_name_must_be_equal() -> None:
 
 def test_one_token_is_let_in_where_the_module_agrees() -> None:
     """The branch has no effect: the sum over one token is that token."""
-    found = conditions(lambda x: x.sum(1) if x.shape[1] != 1 else x[:, 0], (X,), {1: DYNAMIC})
-    assert found.guards == () and len(found.tried) == 1 and found.tried[0].endswith(" = 1")
+    actual = conditions(lambda x: x.sum(1) if x.shape[1] != 1 else x[:, 0], (X,), {1: DYNAMIC})
+    assert actual.guards == () and len(actual.tried) == 1 and actual.tried[0].endswith(" = 1")
 
 
 def test_a_single_token_is_let_in_where_the_module_agrees() -> None:
@@ -157,23 +157,23 @@ def test_a_single_token_is_let_in_where_the_module_agrees() -> None:
         (lambda x: doubled(x, x.shape[0] * x.shape[1] != 1), 0),
         (lambda x: doubled(x, x.shape[0] + x.shape[1] > 2), 1),
     ):
-        found = conditions(function, (X,), {0: DYNAMIC, 1: DYNAMIC})
-        assert len(found.guards) == kept
-        assert all(re.search(r" or \(\w+ == 1 and \w+ == 1\)", guard) for guard in found.guards)
-        assert found.tried[-1].count(" = 1") == 2
+        actual = conditions(function, (X,), {0: DYNAMIC, 1: DYNAMIC})
+        assert len(actual.guards) == kept
+        assert all(re.search(r" or \(\w+ == 1 and \w+ == 1\)", guard) for guard in actual.guards)
+        assert actual.tried[-1].count(" = 1") == 2
 
 
 def test_trials_do_not_rest_on_examples_of_zeros() -> None:
-    found = conditions(lambda x: x * 2 if x.shape[1] != 1 else x * 3, (torch.zeros(2, 8),), {1: DYNAMIC})
-    assert len(found.guards) == 1 and not found.tried
+    actual = conditions(lambda x: x * 2 if x.shape[1] != 1 else x * 3, (torch.zeros(2, 8),), {1: DYNAMIC})
+    assert len(actual.guards) == 1 and not actual.tried
     ids = torch.zeros(2, 8, dtype=torch.int64)
-    found = conditions(lambda x: x * 2 if x.shape[1] != 1 else x * 3, (ids,), {1: DYNAMIC})
-    assert len(found.guards) == 1 and not found.tried
+    actual = conditions(lambda x: x * 2 if x.shape[1] != 1 else x * 3, (ids,), {1: DYNAMIC})
+    assert len(actual.guards) == 1 and not actual.tried
 
 
 def test_a_size_that_the_module_fixes_is_said() -> None:
-    found = conditions(lambda x: x + torch.arange(8)[None, :, None], (X,), {1: AUTO})
-    assert found == Conditions(fixed=("axis 1 of 'arguments_0' is 8",))
+    actual = conditions(lambda x: x + torch.arange(8)[None, :, None], (X,), {1: AUTO})
+    assert actual == Conditions(fixed=("axis 1 of 'arguments_0' is 8",))
 
 
 def test_conditions_on_values_are_refused() -> None:
@@ -187,8 +187,8 @@ def test_assertions_about_values_are_said() -> None:
         torch._check(count <= 5)
         return x[:count] * 2
 
-    found = conditions(first, (torch.ones(4),), {})
-    assert "u0 <= 5" in found.unchecked
+    actual = conditions(first, (torch.ones(4),), {})
+    assert "u0 <= 5" in actual.unchecked
     assert conditions(lambda x: x.nonzero(), (torch.ones(4),), {0: DYNAMIC}) == Conditions()
 
 

@@ -90,8 +90,8 @@ def test_a_folder(tmp_path: Any) -> None:
         expected = module(torch.from_numpy(ids)).logits.numpy()
     done = CliRunner().invoke(app, ["compile", str(tmp_path), "-o", str(tmp_path / "a.moec"), "--threads", "1"])
     assert done.exit_code == 0, done.output
-    found = decoded(moec.load(tmp_path / "a.moec"), ids, 6)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    actual = decoded(moec.load(tmp_path / "a.moec"), ids, 6)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_keeps_no_keys_and_values_is_refused() -> None:

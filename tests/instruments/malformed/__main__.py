@@ -22,15 +22,15 @@ def main() -> int:
     parser.add_argument("--show", help="print all cases of this status, too: pass, refused")
     arguments = parser.parse_args()
     kinds = list(MODULES) if arguments.kind == "all" else [arguments.kind]
-    found = []
+    results = []
     for kind in kinds:
         numbers = range(arguments.first, arguments.first + arguments.count)
         for case, verdict in sweep(kind, numbers, arguments.seed, arguments.workers):
-            found.append((kind, verdict))
+            results.append((kind, verdict))
             if verdict.failed or verdict.status == arguments.show:
                 print(f"{verdict.status}: {case}: {verdict.damage}: {verdict.message[:400]}", flush=True)
-    print(table(found))
-    return 1 if any(verdict.failed for _, verdict in found) else 0
+    print(table(results))
+    return 1 if any(verdict.failed for _, verdict in results) else 0
 
 
 if __name__ == "__main__":

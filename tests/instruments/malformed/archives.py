@@ -27,16 +27,16 @@ def _damage(folder: pathlib.Path, rng: random.Random) -> str:
     artifact = folder / _ARTIFACT
     edits = artifact_edits.random_edits(rng, artifact)
     as_zip = rng.random() < 0.5
-    told = []
+    reported = []
     if not as_zip or rng.random() < 0.3:
         artifact_edits.apply(artifact, edits)
-        told += [str(edit) for edit in edits]
+        reported += [str(edit) for edit in edits]
     if as_zip:
         path = artifacts.zipped(artifact, folder / _ZIP)
         shutil.rmtree(artifact)
-        told.append(_damage_zip(path, rng))
+        reported.append(_damage_zip(path, rng))
         path.rename(artifact) if rng.random() < 0.1 else None
-    return "; ".join(told)
+    return "; ".join(reported)
 
 
 def _damage_zip(path: pathlib.Path, rng: random.Random) -> str:

@@ -27,9 +27,9 @@ def damage_file(path: pathlib.Path, rng: random.Random) -> str:
         path.unlink()
         _REPLACED[name](path)
         return f"{path.name}: {name}"
-    data, told = damage_bytes(path.read_bytes(), rng)
+    data, reported = damage_bytes(path.read_bytes(), rng)
     path.write_bytes(data)
-    return f"{path.name}: {told}"
+    return f"{path.name}: {reported}"
 
 
 def _flip(data: bytes, place: int, rng: random.Random) -> bytes:

@@ -62,31 +62,31 @@ def _damage_config(folder: pathlib.Path, rng: random.Random) -> str:
     if rng.random() < 0.07:
         return damage_file(path, rng)
     config = json.loads(path.read_text())
-    told = [str(config["model_type"])]
+    reported = [str(config["model_type"])]
     if rng.random() < 0.4:
         numbers = [key for key, value in config.items() if type(value) in (int, float)]
         for key in rng.sample(numbers, rng.choice([1, 1, 2])):
             config[key] = rng.choice(_WHOLE)
-            told.append(f"{key} is {config[key]}")
+            reported.append(f"{key} is {config[key]}")
     elif rng.random() < 0.3:
         chosen = rng.sample(list(_SETTINGS), 3)
         config["quantization_config"] = {key: rng.choice(_SETTINGS[key]) for key in chosen}
         config["quantization_config"]["quant_method"] = rng.choice(_METHODS)
-        told.append(str(config["quantization_config"]))
-    if len(told) > 1 and rng.random() < 0.8:
+        reported.append(str(config["quantization_config"]))
+    if len(reported) > 1 and rng.random() < 0.8:
         path.write_text(json.dumps(config))
     else:
         data, change = damage(config, rng, lambda where: where != ("transformers_version",))
         path.write_bytes(data)
-        told.append(change)
-    return "; ".join(told)
+        reported.append(change)
+    return "; ".join(reported)
 
 
 def _damage_tensors(folder: pathlib.Path, rng: random.Random) -> str:
     model = _choose(folder, rng)
-    told = [str(json.loads((model / _CONFIG).read_text())["model_type"])]
+    reported = [str(json.loads((model / _CONFIG).read_text())["model_type"])]
     if rng.random() < 0.3:
-        told.append(_with_index(model, rng))
+        reported.append(_with_index(model, rng))
     path = rng.choice(sorted(model.glob("*.safetensors")))
     kind = rng.choice(["header", "header", "header", "length", "bytes", "file"])
     data = path.read_bytes()
@@ -104,7 +104,7 @@ def _damage_tensors(folder: pathlib.Path, rng: random.Random) -> str:
         path.write_bytes(changed)
     else:
         change = damage_file(path, rng)
-    return "; ".join([*told, f"{path.name}: {change}"])
+    return "; ".join([*reported, f"{path.name}: {change}"])
 
 
 def _damage_header(header: dict[str, Any], rng: random.Random) -> tuple[bytes, str]:
@@ -134,7 +134,7 @@ def _damage_header(header: dict[str, Any], rng: random.Random) -> tuple[bytes, s
 def _with_index(model: pathlib.Path, rng: random.Random) -> str:
     """An index beside the file, which is cut in two names or not, and damaged half of the time."""
     data = (model / _WEIGHTS).read_bytes()
-    names = [one for one in json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]) if one != "__metadata__"]
+    names = [load for load in json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]) if load != "__metadata__"]
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, _WEIGHTS)}
     path = model / _INDEX
     path.write_text(json.dumps(index))
@@ -142,9 +142,9 @@ def _with_index(model: pathlib.Path, rng: random.Random) -> str:
         return "an index"
     if rng.random() < 0.3:
         return damage_file(path, rng)
-    changed, told = damage(index, rng)
+    changed, reported = damage(index, rng)
     path.write_bytes(changed)
-    return f"index: {told}"
+    return f"index: {reported}"
 
 
 def _commands(folder: pathlib.Path, rng: random.Random) -> Commands:

@@ -82,19 +82,19 @@ def _damage(folder: pathlib.Path, rng: random.Random) -> str:
     make(tiny, **options)
     tiny.tokenizer = _tokenizer(rng)
     metadata, tensors = list(tiny.metadata().items()), copy.deepcopy(list(tiny.tensors.items()))
-    told = [name, str(tiny.tokenizer["model"])]
+    reported = [name, str(tiny.tokenizer["model"])]
     for _ in range(rng.choice([1, 1, 2, 3])):
-        told.append(rng.choice([_change_metadata, _change_metadata, _change_tensor])(metadata, tensors, rng))
+        reported.append(rng.choice([_change_metadata, _change_metadata, _change_tensor])(metadata, tensors, rng))
     path = folder / _FILE
     path.write_bytes(file_bytes(metadata, tensors, rng.choice([3] * 12 + [0, 1, 2, 4, 2**24 * 3])))
     if rng.random() < 0.15:
         head = path.read_bytes()
         data, change = damage_bytes(head, rng, 0, rng.choice([32, 3000, None]))
         path.write_bytes(data)
-        told.append(change)
+        reported.append(change)
     elif rng.random() < 0.03:
-        told.append(damage_file(path, rng))
-    return "; ".join(told)
+        reported.append(damage_file(path, rng))
+    return "; ".join(reported)
 
 
 def _change_metadata(metadata: list[tuple[str, Any]], _tensors: Any, rng: random.Random) -> str:

@@ -72,12 +72,12 @@ def describe(case: Case) -> str:
 def _judged(kind: InputKind, folder: pathlib.Path, rng: random.Random, damage: str) -> Verdict:
     verdict = Verdict("pass", damage)
     for command in kind.commands(folder, rng):
-        told = f"{damage} [{' '.join(command)}]".replace(str(folder), ".")
+        reported = f"{damage} [{' '.join(command)}]".replace(str(folder), ".")
         status, message = run(command)
         if status not in ("pass", "refused"):
-            return Verdict(status, told, message)
+            return Verdict(status, reported, message)
         if status == "refused":
-            verdict = Verdict(status, told, message)
+            verdict = Verdict(status, reported, message)
     return verdict
 
 
@@ -142,6 +142,6 @@ def _memory(field: str) -> int:
     return int(re.search(rf"^{field}:\s*(\d+) kB", text, re.MULTILINE)[1]) << 10  # type: ignore[index]
 
 
-def verdict_of(case: Case, found: Any) -> Verdict:
+def verdict_of(case: Case, result: Any) -> Verdict:
     """The verdict that a worker gives, also where its process was lost."""
-    return found if isinstance(found, Verdict) else Verdict(found.kind, describe(case), found.detail)
+    return result if isinstance(result, Verdict) else Verdict(result.kind, describe(case), result.detail)

@@ -31,7 +31,7 @@ def _prepare(folder: pathlib.Path, *further: str) -> None:
 
 def _prepare_plan(folder: pathlib.Path) -> None:
     _prepare(folder, _PROFILE, _PLAN)
-    layers = [{"layer": one["layer"], "name": one["name"], "weight": 1.5} for one in _layers(folder)]
+    layers = [{"layer": layer["layer"], "name": layer["name"], "weight": 1.5} for layer in _layers(folder)]
     (folder / _WEIGHTS).write_text(json.dumps({"version": 1, "layers": layers}))
 
 
@@ -52,18 +52,18 @@ def _damage_profile(folder: pathlib.Path, rng: random.Random) -> str:
 
     with zipfile.ZipFile(folder / _PROFILE) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
-    entries["profile.json"], told = damage(json.loads(entries["profile.json"]), rng)
+    entries["profile.json"], reported = damage(json.loads(entries["profile.json"]), rng)
     write_zip(folder / _PROFILE, entries)
-    return f"profile.json: {told}"
+    return f"profile.json: {reported}"
 
 
 def _damage_plan(folder: pathlib.Path, rng: random.Random) -> str:
     path = folder / rng.choice([_PLAN, _PLAN, _WEIGHTS])
     if rng.random() < 0.15:
         return damage_file(path, rng)
-    data, told = damage(json.loads(path.read_text()), rng)
+    data, reported = damage(json.loads(path.read_text()), rng)
     path.write_bytes(data)
-    return f"{path.name}: {told}"
+    return f"{path.name}: {reported}"
 
 
 def _npz_commands(folder: pathlib.Path, rng: random.Random) -> Commands:

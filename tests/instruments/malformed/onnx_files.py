@@ -44,10 +44,10 @@ def _write(folder: pathlib.Path, files: Files) -> None:
 
 def _damage(folder: pathlib.Path, rng: random.Random) -> str:
     """A mutant of ``tests.mutants``, or a model with text that is not UTF-8."""
-    made = mutant.make(rng.randrange(1 << 32), 0, with_node_tests=False)
-    _write(folder, made.files)
+    built = mutant.make(rng.randrange(1 << 32), 0, with_node_tests=False)
+    _write(folder, built.files)
     if rng.random() < 0.7:
-        return made.history
+        return built.history
     files = rng.choice(list(own_seeds().values()))
     _write(folder, files)
     return rng.choice([_break_text, _break_text, _set_metadata])(folder / MODEL, rng)
@@ -68,12 +68,12 @@ def _set_metadata(path: pathlib.Path, rng: random.Random) -> str:
     """Damaged notes of moec's own at the model, at its graph and at its nodes."""
     proto = ModelProto.FromString(path.read_bytes())
     key = rng.choice(list(_METADATA))
-    data, told = damage(_METADATA[key], rng)
+    data, reported = damage(_METADATA[key], rng)
     text = data.decode("utf-8", errors="replace")
     for owner in (proto, proto.graph, *proto.graph.node):
         owner.metadata_props.add(key=key, value=text)
     path.write_bytes(proto.SerializeToString())
-    return f"{key}: {told}"
+    return f"{key}: {reported}"
 
 
 def _break_text(path: pathlib.Path, rng: random.Random) -> str:
@@ -103,19 +103,19 @@ def _texts(message: Any, owner: str) -> Iterator[tuple[str, str]]:
 def _damage_external(folder: pathlib.Path, rng: random.Random) -> str:
     path = folder / MODEL
     proto = ModelProto.FromString(path.read_bytes())
-    told = []
+    reported = []
     for _ in range(rng.choice([1, 1, 2])):
-        tensor = rng.choice([one for one in proto.graph.initializer if one.external_data])
+        tensor = rng.choice([initializer for initializer in proto.graph.initializer if initializer.external_data])
         kind = rng.choice(["location", "offset", "length", "dims", "type", "entries", "file", "bytes"])
         if kind == "file":
             _write(folder, {MODEL: proto.SerializeToString()})
-            told.append(damage_file(rng.choice([one for one in folder.iterdir() if one.name != MODEL]), rng))
-            return "; ".join(told)
-        told.append(_DAMAGE[kind](tensor, rng))
+            reported.append(damage_file(rng.choice([path for path in folder.iterdir() if path.name != MODEL]), rng))
+            return "; ".join(reported)
+        reported.append(_DAMAGE[kind](tensor, rng))
     path.write_bytes(proto.SerializeToString())
-    if "bytes" in told:
-        told.append(_break_text(path, rng))
-    return "; ".join(told)
+    if "bytes" in reported:
+        reported.append(_break_text(path, rng))
+    return "; ".join(reported)
 
 
 def _set_entry(tensor: Any, key: str, value: str) -> str:

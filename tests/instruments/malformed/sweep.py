@@ -26,10 +26,10 @@ def sweep(kind: str, numbers: Iterable[int], seed: int, workers: int = 1) -> Ite
             yield case, verdict_of(case, found)
 
 
-def table(found: Iterable[tuple[str, Verdict]]) -> str:
+def table(result: Iterable[tuple[str, Verdict]]) -> str:
     """A row for each kind."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for kind, verdict in found:
+    for kind, verdict in result:
         counts[kind][verdict.status] += 1
         counts["all"][verdict.status] += 1
     counts["all"] = counts.pop("all", collections.Counter())

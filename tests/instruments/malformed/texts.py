@@ -65,19 +65,19 @@ def _prepare_text(folder: pathlib.Path) -> None:
 def _damage_tokenizer(folder: pathlib.Path, rng: random.Random) -> str:
     if rng.random() < 0.2:
         path = folder / rng.choice(list(_BESIDE))
-        data, told = damage(json.loads(path.read_text()), rng)
+        data, reported = damage(json.loads(path.read_text()), rng)
         path.write_bytes(data)
-        return f"{path.name}: {told}"
+        return f"{path.name}: {reported}"
     path = folder / _TOKENIZER
     if rng.random() < 0.1:
         return damage_file(path, rng)
-    content, told = json.loads(path.read_text()), []
+    content, reported = json.loads(path.read_text()), []
     for part in rng.sample(list(PARTS), rng.choice([0, 1, 1, 2])):
         content[part] = rng.choice(PARTS[part])
-        told.append(f"{part} {json.dumps(content[part])[:60]}")
+        reported.append(f"{part} {json.dumps(content[part])[:60]}")
     data, change = damage(content, rng, lambda where: where[:2] != ("model", "vocab") or rng.random() < 0.02)
-    path.write_bytes(data if not told or rng.random() < 0.7 else json.dumps(content).encode())
-    return "; ".join([*told, change])
+    path.write_bytes(data if not reported or rng.random() < 0.7 else json.dumps(content).encode())
+    return "; ".join([*reported, change])
 
 
 def _damage_template(folder: pathlib.Path, rng: random.Random) -> str:
@@ -88,28 +88,28 @@ def _damage_template(folder: pathlib.Path, rng: random.Random) -> str:
     if rng.random() < 0.2:
         path.unlink(missing_ok=True)
         content = {**_BESIDE["tokenizer_config.json"], "chat_template": [{"name": "default", "template": text}]}
-        data, told = damage(content, rng)
+        data, reported = damage(content, rng)
         (folder / "tokenizer_config.json").write_bytes(data)
-        return f"tokenizer_config.json: {told}"
-    data, told = text.encode(), "as it is"
+        return f"tokenizer_config.json: {reported}"
+    data, reported = text.encode(), "as it is"
     if rng.random() < 0.5:
-        data, told = damage_bytes(data, rng)
+        data, reported = damage_bytes(data, rng)
     path.write_bytes(data)
-    return f"{text[:80]!r} {told}"
+    return f"{text[:80]!r} {reported}"
 
 
 def _damage_text(folder: pathlib.Path, rng: random.Random) -> str:
     path = folder / rng.choice([_TEXT, "model.onnxtxt", "model.onnxtxt"])
-    told = []
+    reported = []
     for _ in range(rng.choice([1, 2, 4])):
         if path.is_file() and not path.is_symlink():
-            told.append(damage_file(path, rng))
+            reported.append(damage_file(path, rng))
     if rng.random() < 0.05:
         shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
         path.write_bytes(rng.choice([b"a" * 300_000, b" " * 300_000, "\U0010ffff".encode() * 100_000, b"\0" * 10**6]))
-        told = [f"{path.name}: one long word"]
-    return "; ".join(told)
+        reported = [f"{path.name}: one long word"]
+    return "; ".join(reported)
 
 
 def _tokenizer_commands(folder: pathlib.Path, rng: random.Random) -> Commands:

@@ -51,13 +51,13 @@ def damage_zip(path: pathlib.Path, rng: random.Random) -> str:
         return _damage_headers(path, rng)
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
-    told = []
+    reported = []
     for _ in range(rng.choice([1, 1, 2, 3])):
         change = rng.choice(_OF_ENTRIES)
         name = rng.choice(list(entries) or ["none.npy"])
-        told.append(f"{name[:60]} {change(entries, name, rng)}")
+        reported.append(f"{name[:60]} {change(entries, name, rng)}")
     write_zip(path, entries, rng.choice([zipfile.ZIP_STORED] * 8 + [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
-    return "; ".join(told)
+    return "; ".join(reported)
 
 
 def write_zip(path: pathlib.Path, entries: Entries, method: int = zipfile.ZIP_STORED) -> None:
@@ -125,8 +125,8 @@ def _empty(entries: Entries, name: str, rng: random.Random) -> str:
 
 
 def _damage_entry(entries: Entries, name: str, rng: random.Random) -> str:
-    entries[name], told = damage_bytes(entries.get(name, b"\0"), rng, 0, rng.choice([128, None]))
-    return told
+    entries[name], reported = damage_bytes(entries.get(name, b"\0"), rng, 0, rng.choice([128, None]))
+    return reported
 
 
 def _other_head(entries: Entries, name: str, rng: random.Random) -> str:

@@ -62,10 +62,10 @@ def test_the_last_group_is_shorter(form: WeightFormat) -> None:
 def test_the_axis_of_the_inputs_may_be_any(form: WeightFormat) -> None:
     weight = weights((5, 96))
     plain, transposed = encode(weight, form), encode(np.ascontiguousarray(weight.T), form, 0)
-    for one, other in zip(plain, transposed, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            np.testing.assert_array_equal(one.astype(np.float32), other.T.astype(np.float32))
+    for first, other in zip(plain, transposed, strict=True):
+        assert (first is None) == (other is None)
+        if first is not None and other is not None:
+            np.testing.assert_array_equal(first.astype(np.float32), other.T.astype(np.float32))
     np.testing.assert_array_equal(decode(transposed, form, 0), decode(plain, form).T)
 
 
@@ -81,9 +81,9 @@ def test_groups_of_zeros_stay_zeros(form: WeightFormat) -> None:
     weight = weights((2, 256))
     weight[1] = 0
     weight[0, :128] = 0
-    found = decode(encode(weight, form), form)
-    assert not found[1].any() and not found[0, :128].any() if form.group else not found[1].any()
-    assert np.isfinite(found).all()
+    actual = decode(encode(weight, form), form)
+    assert not actual[1].any() and not actual[0, :128].any() if form.group else not actual[1].any()
+    assert np.isfinite(actual).all()
 
 
 @pytest.mark.parametrize("form", QUANTIZED, ids=str)
@@ -91,8 +91,8 @@ def test_groups_of_zeros_stay_zeros(form: WeightFormat) -> None:
 def test_tiny_weights_stay_finite_and_close(form: WeightFormat, magnitude: float) -> None:
     weight = np.full((2, 128), magnitude, np.float32)
     weight[:, ::2] *= -1
-    found = decode(encode(weight, form), form)
-    assert np.abs(found - weight).max() <= max(4e-6, magnitude / 4)
+    actual = decode(encode(weight, form), form)
+    assert np.abs(actual - weight).max() <= max(4e-6, magnitude / 4)
 
 
 @pytest.mark.parametrize("form", QUANTIZED, ids=str)
@@ -171,8 +171,8 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
         (WeightFormat("fp4", 16), 0.094),
         (WeightFormat("fp4", 32), 0.101),
     ]:
-        found = np.linalg.norm(decode(encode(weight, form), form) - weight) / np.linalg.norm(weight)
-        assert found == pytest.approx(expected, rel=0.03), form
+        actual = np.linalg.norm(decode(encode(weight, form), form) - weight) / np.linalg.norm(weight)
+        assert actual == pytest.approx(expected, rel=0.03), form
 
 
 @pytest.mark.parametrize(

@@ -75,38 +75,38 @@ def numbers(model: ir.Model) -> np.ndarray:
 
 
 def test_weights_are_read() -> None:
-    made = model()
-    weight = up(made)
+    built = model()
+    weight = up(built)
     assert weight.formats == [FORM] * E and str(FORM) == "int5/16/64m"
     for expert in range(E):
         np.testing.assert_array_equal(weight.decoded(expert, transposed=False), WEIGHT[expert].T)
-        found = weight.encoded(expert, transposed=True)
+        actual = weight.encoded(expert, transposed=True)
         for table in ("scale_code", "scale_factor", "minimum_code", "minimum_factor"):
-            np.testing.assert_array_equal(found.read(table), ARRAYS[table][expert])
-    np.testing.assert_allclose(numbers(made), WEIGHT, rtol=1e-6)
+            np.testing.assert_array_equal(actual.read(table), ARRAYS[table][expert])
+    np.testing.assert_allclose(numbers(built), WEIGHT, rtol=1e-6)
 
 
 def test_passes_keep_them() -> None:
-    made = model()
-    run_passes(made, parse(CLEAN_UP), Report(), verify_each=True)
+    built = model()
+    run_passes(built, parse(CLEAN_UP), Report(), verify_each=True)
     for name in ("up", "down"):
-        select(made.graph, made.graph[-1], name, ExpertSelection([2, 0]))
-    assert up(made).formats == [FORM] * 2
-    np.testing.assert_allclose(numbers(made), WEIGHT[[2, 0]], rtol=1e-6)
+        select(built.graph, built.graph[-1], name, ExpertSelection([2, 0]))
+    assert up(built).formats == [FORM] * 2
+    np.testing.assert_allclose(numbers(built), WEIGHT[[2, 0]], rtol=1e-6)
 
 
 def test_others_are_stored_in_another_format() -> None:
-    made, forms = model(), [FORM, WeightFormat("float32"), FORM]
-    store(made.graph[-1], "up", forms)
-    assert up(made).formats == forms
-    np.testing.assert_allclose(numbers(made), WEIGHT, rtol=1e-6)
+    built, forms = model(), [FORM, WeightFormat("float32"), FORM]
+    store(built.graph[-1], "up", forms)
+    assert up(built).formats == forms
+    np.testing.assert_allclose(numbers(built), WEIGHT, rtol=1e-6)
 
 
 def test_experts_are_scaled_by_their_factors() -> None:
-    made = model()
-    scale_experts(made.graph[-1], "up", [1, 2, 0.5])
-    assert up(made).formats == [FORM] * E
-    np.testing.assert_allclose(numbers(made), WEIGHT * np.array([1, 2, 0.5])[:, None, None], rtol=1e-6)
+    built = model()
+    scale_experts(built.graph[-1], "up", [1, 2, 0.5])
+    assert up(built).formats == [FORM] * E
+    np.testing.assert_allclose(numbers(built), WEIGHT * np.array([1, 2, 0.5])[:, None, None], rtol=1e-6)
 
 
 def refusal(**changes: Any) -> str:

@@ -126,9 +126,9 @@ def test_reading_one_expert_loads_no_other() -> None:
 
     def part(index: int, expert: int) -> np.ndarray:
         loaded.append(expert)
-        found = encode(weight[expert], form)[index]
-        assert found is not None
-        return found
+        actual = encode(weight[expert], form)[index]
+        assert actual is not None
+        return actual
 
     stacks = [
         ExpertStack(name, dtype, shape, lambda expert, index=index: part(index, expert))

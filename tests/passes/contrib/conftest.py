@@ -48,12 +48,12 @@ def decompose(run_onnxruntime: Callable) -> Callable[..., ir.Model]:
         pipeline.run(model, pipeline.parse("infer-shapes,decompose-contrib,infer-shapes"), report, verify_each=True)
         assert not [remark for remark in report.remarks if remark.severity != "note"]
         assert all(node.domain != "com.microsoft" for node in model.graph)
-        found = interpreter.run(model, inputs)
+        actual = interpreter.run(model, inputs)
         for name, array in run_onnxruntime(proto, inputs).items():
-            assert found[name].shape == array.shape and found[name].dtype == array.dtype
+            assert actual[name].shape == array.shape and actual[name].dtype == array.dtype
             scale = max(1.0, float(np.abs(expected(name, array)).max(initial=0)))
             np.testing.assert_allclose(
-                expected(name, found[name]), expected(name, array), rtol=0, atol=tolerance * scale, err_msg=name
+                expected(name, actual[name]), expected(name, array), rtol=0, atol=tolerance * scale, err_msg=name
             )
         return model
 

@@ -45,9 +45,9 @@ def operators(model) -> list[str]:
 )
 def test_routers(exported, normal, route):
     """Also with pairs that are dropped, tokens without any pair, and weights that do not sum to 1."""
-    given = cases(normal)
-    given[0]["logits"][2] = -3
-    model, _ = exported(layer(route), *given)
+    feeds = cases(normal)
+    feeds[0]["logits"][2] = -3
+    model, _ = exported(layer(route), *feeds)
     assert operators(model) == ["MoE"]
 
 
@@ -69,9 +69,9 @@ def test_routers(exported, normal, route):
     ],
 )  # fmt: skip
 def test_experts(exported, normal, experts, declared, weights):
-    given = cases(normal, E + ("identity_experts" in experts))
+    feeds = cases(normal, E + ("identity_experts" in experts))
     text = layer("k = 3", experts, weights, declared)
-    model, report = exported(text, *given)
+    model, report = exported(text, *feeds)
     assert operators(model) == ["MoE"] and not report.remarks
     largest = max(value.const_value.size for value in model.graph.initializers.values())
     assert largest <= E * 2 * F * D
@@ -94,9 +94,9 @@ def test_experts_that_a_table_maps_to_one_add_up_their_weights(exported, normal)
 
 
 def test_fused_layers_and_narrow_numbers(exported, normal):
-    given = [{name: array.astype(np.float16) for name, array in case.items()} for case in cases(normal)]
+    feeds = [{name: array.astype(np.float16) for name, array in case.items()} for case in cases(normal)]
     text = layer('k = 2, score = "softmax_topk"').replace("float[", "float16[")
-    assert operators(exported(text, *given, passes="fuse-route-dispatch", tolerance=4e-3)[0]) == ["MoE"]
+    assert operators(exported(text, *feeds, passes="fuse-route-dispatch", tolerance=4e-3)[0]) == ["MoE"]
 
 
 def test_weights_of_16_bits_stay_so(exported, normal):

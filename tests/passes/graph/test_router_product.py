@@ -46,8 +46,8 @@ def test_products_with_the_rows_are_computed(nodes):
     computed = router_product(logits, rows)
     assert computed is not None
     x = np.random.default_rng(0).normal(size=(3, 2, 8)).astype(np.float32)
-    found = interpreter.run(model, {"x": x})
-    np.testing.assert_allclose(computed(found["rows"]), found["logits"], rtol=1e-5, atol=1e-6)
+    actual = interpreter.run(model, {"x": x})
+    np.testing.assert_allclose(computed(actual["rows"]), actual["logits"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("nodes", OTHERS)

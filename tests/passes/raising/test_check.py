@@ -28,8 +28,8 @@ def matched(build, texts, normal):
     dataflow = DataFlow(model.graph)
     anchor = next(node for node in model.graph if node.op_type == "TopK")
     block = next(candidate_blocks(dataflow, anchor, find_logits(dataflow, anchor)[0]))
-    found = list(arrangements(dataflow, find_mlps(block), block.E, block.d))
-    return block, find_match(block, propose_routings(block), found).proposal
+    results = list(arrangements(dataflow, find_mlps(block), block.E, block.d))
+    return block, find_match(block, propose_routings(block), results).proposal
 
 
 def test_right_proposal_agrees(matched):
@@ -111,8 +111,8 @@ def test_numbers_of_an_activation_may_be_rounded_to_16_bits(normal, cubic, activ
     give_constants(proto, {"k": np.array([2])} | {name: np.float16(value) for name, value in numbers.items()})
     model = import_model(proto)
     pipeline.run(model, pipeline.parse(f"{pipeline.CLEAN_UP},raise-moe"))
-    found = [spec_of(node, ExpertsSpec).activation for node in model.graph if dialect.is_moec(node, "Experts")]
-    assert found == ([] if activation is None else [activation])
+    actual = [spec_of(node, ExpertsSpec).activation for node in model.graph if dialect.is_moec(node, "Experts")]
+    assert actual == ([] if activation is None else [activation])
 
 
 def test_difference_counts_rows_by_their_own_magnitude():

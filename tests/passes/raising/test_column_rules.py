@@ -60,7 +60,7 @@ def test_experts_whose_columns_are_not(columns, body):
 
 def test_numbers_that_say_where_columns_are(columns):
     """The first half ends, and the second half begins, in the middle of the width of the copy."""
-    found = numbers_of_copy(columns(ALIKE["slices"]))
-    slices = [numbers for node, numbers in found.items() if node.op_type == "Slice"]
+    result = numbers_of_copy(columns(ALIKE["slices"]))
+    slices = [numbers for node, numbers in result.items() if node.op_type == "Slice"]
     bounds = {tuple(int(array[0]) for array in numbers.values()) for numbers in slices}
     assert bounds == {(0, 32), (32, 64)}

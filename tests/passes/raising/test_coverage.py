@@ -293,14 +293,15 @@ RARE = ("from the last token on", "one expert has more room", "half of the weigh
 
 
 @pytest.mark.parametrize(
-    "capacity", [pytest.param(one, marks=pytest.mark.nightly if one in RARE else ()) for one in CAPACITIES]
+    "capacity",
+    [pytest.param(capacity, marks=pytest.mark.nightly if capacity in RARE else ()) for capacity in CAPACITIES],
 )
 def test_a_capacity_is_an_attribute_where_it_is_served_in_the_order_of_the_dialect(raised, capacity):
     text, seats = CAPACITIES[capacity]
     model, report = raised("batched", WEIGHTS, text)
-    found = [spec_of(node, RouteSpec).capacity for node in model.graph if dialect.is_moec(node, "Route")]
+    actual = [spec_of(node, RouteSpec).capacity for node in model.graph if dialect.is_moec(node, "Route")]
     refused = [remark for remark in report.remarks if not remark.message.startswith("assumed: ")]
-    assert found == ([] if seats is None else [seats]) and bool(refused) == (seats is None)
+    assert actual == ([] if seats is None else [seats]) and bool(refused) == (seats is None)
 
 
 NEVER_TOLD = {
@@ -365,5 +366,5 @@ def test_whatever_goes_wrong_while_matching_is_a_remark(build, texts, normal, mo
     model, report = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5)), Report()
     assert not RaiseMoE().apply(model, report)
     (remark,) = report.remarks
-    wanted = "not enough memory" if isinstance(error, MemoryError) else "it cannot be evaluated apart ("
-    assert remark.severity == "warning" and wanted in remark.message
+    expected = "not enough memory" if isinstance(error, MemoryError) else "it cannot be evaluated apart ("
+    assert remark.severity == "warning" and expected in remark.message

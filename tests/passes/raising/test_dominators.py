@@ -45,9 +45,9 @@ def test_each_dominator_is_on_all_ways_and_nothing_else_is(seed):
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     values = [value for value in values if not dataflow.constant(value)]
     for value in values:
-        found = list(dataflow.dominators(value))
-        assert set(found) == {one for one in values if not reaches(graph, value, one)}
-        assert all(one in list(dataflow.dominators(nearer)) for nearer, one in itertools.pairwise(found))
+        actual = list(dataflow.dominators(value))
+        assert set(actual) == {one for one in values if not reaches(graph, value, one)}
+        assert all(one in list(dataflow.dominators(nearer)) for nearer, one in itertools.pairwise(actual))
 
 
 @pytest.mark.parametrize("seed", range(12))

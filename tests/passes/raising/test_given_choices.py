@@ -28,9 +28,9 @@ def with_router(texts, router: str, formulation: str = "batched") -> str:
 @pytest.mark.parametrize("router", [SHARED, TABLE], ids=["weights that others share", "a table"])
 def test_experts_are_raised_and_what_chooses_them_stays(build, texts, normal, raise_and_compare, router):
     text = with_router(texts, router)
-    given = {"column": normal(6, 1), "table": np.array([[0, 1], [1, 1], [3, 2], [0, 3]])}
+    feeds = {"column": normal(6, 1), "table": np.array([[0, 1], [1, 1], [3, 2], [0, 3]])}
     report = Report()
-    route, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), **given), report)
+    route, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), **feeds), report)
     assert spec_of(route, RouteSpec) == RouteSpec(2, "relu", threshold=0.0)
     assert [value.name for value in experts.inputs[3:5]] == ["up", "down"]
     (remark,) = report.remarks

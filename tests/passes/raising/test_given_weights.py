@@ -212,9 +212,9 @@ def test_flags_are_followed_so_far(scatters, nested, exceeded):
     model = model_of(text)
     pipeline.run(model, pipeline.parse("infer-shapes"), Report())
     graph = model.graph
-    found = {}
-    assert most_chosen(DataFlow(graph), graph.outputs[0].producer().inputs[0], found) == (None if exceeded else 2)
-    assert list(found) == exceeded
+    actual = {}
+    assert most_chosen(DataFlow(graph), graph.outputs[0].producer().inputs[0], actual) == (None if exceeded else 2)
+    assert list(actual) == exceeded
 
 
 @pytest.mark.parametrize("nested", [NESTED_FACTORS.limit, NESTED_FACTORS.limit + 1])
@@ -226,6 +226,6 @@ def test_weights_that_are_followed_no_further_leave_a_remark(build, texts, norma
     constants = {f"factor_{n}": np.exp(normal(4)) for n in range(nested)}
     report = Report()
     route, _ = raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6), **constants), report)
-    told = [remark for remark in report.remarks if "nested factors" in remark.message]
+    reported = [remark for remark in report.remarks if "nested factors" in remark.message]
     beyond = nested > NESTED_FACTORS.limit
-    assert len(told) == beyond and spec_of(route, RouteSpec).k == (4 if beyond else 2)
+    assert len(reported) == beyond and spec_of(route, RouteSpec).k == (4 if beyond else 2)

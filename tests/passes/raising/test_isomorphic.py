@@ -46,15 +46,15 @@ def layers(texts, build, normal):
 @pytest.fixture
 def checked(monkeypatch):
     """For each check of a proposal, whether it was one that had agreed with an isomorphic block."""
-    found = []
+    results = []
 
     def spy(block, proposal, *, isomorphic_agreed=False):
-        found.append(isomorphic_agreed)
+        results.append(isomorphic_agreed)
         return check.check_proposal(block, proposal, isomorphic_agreed=isomorphic_agreed)
 
     monkeypatch.setattr("moec.passes.raising.matching.blocks.check_proposal", spy)
     monkeypatch.setattr("moec.passes.raising.matching.search.check_proposal", spy)
-    return found
+    return results
 
 
 def test_equal_layers_are_searched_once_and_checked_each(layers, raise_and_compare, checked):

@@ -30,15 +30,15 @@ STACKED = """
 @pytest.fixture
 def tokens(monkeypatch):
     """Numbers of tokens that blocks of each width were computed for."""
-    found: dict[int, int] = {}
+    results: dict[int, int] = {}
     y_of = Block.y_of
 
     def spy(block, x, logits, watch=None):
-        found[block.d] = found.get(block.d, 0) + len(x)
+        results[block.d] = results.get(block.d, 0) + len(x)
         return y_of(block, x, logits, watch)
 
     monkeypatch.setattr(Block, "y_of", spy)
-    return found
+    return results
 
 
 @pytest.fixture

@@ -72,13 +72,13 @@ def raises(build, normal) -> Callable[..., bool]:
 
 
 @pytest.mark.parametrize(
-    "mix", ["einsum", *(pytest.param(one, marks=pytest.mark.nightly) for one in MIXES if one != "einsum")]
+    "mix", ["einsum", *(pytest.param(mix, marks=pytest.mark.nightly) for mix in MIXES if mix != "einsum")]
 )
 def test_a_window_that_only_tokens_of_other_experts_met_is_not_raised(raises, mix: str) -> None:
     assert not raises(WINDOWS["bounds by entry"], MIXES[mix])
 
 
-@pytest.mark.parametrize("window", [pytest.param(one, marks=pytest.mark.nightly) for one in list(WINDOWS)[1:]])
+@pytest.mark.parametrize("window", [pytest.param(window, marks=pytest.mark.nightly) for window in list(WINDOWS)[1:]])
 def test_a_window_that_something_else_hides_is_not_raised(raises, window: str) -> None:
     assert not raises(WINDOWS[window], EINSUM)
 
@@ -125,8 +125,8 @@ def told(text: str, *decisions: str) -> dict[str, np.ndarray | None] | None:
     block.without_zeros = {}
     known, seen = Told([node for node in model.graph if node.outputs[0].name in decisions]), object()
     trial = Trial("rows", np.ones((3, 2)), np.ones((3, 2)))
-    found = reaching(block, trial, known, seen)  # pyrefly: ignore
-    return None if found is seen else known.live
+    result = reaching(block, trial, known, seen)  # pyrefly: ignore
+    return None if result is seen else known.live
 
 
 def test_elements_that_are_added_to_fill_an_evaluation_reach_nothing() -> None:

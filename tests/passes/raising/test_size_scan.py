@@ -74,7 +74,7 @@ def test_sizes_that_were_assumed_are_told(build, texts, normal) -> None:
     ):
         model, report = build(texts["batched"].replace(RESULT, text), **weights, **CONSTANTS), Report()
         assert RaiseMoE().apply(model, report) and len(report.remarks) == len(begins)
-        assert all(remark.message.startswith(one) for remark, one in zip(report.remarks, begins, strict=True))
+        assert all(remark.message.startswith(begin) for remark, begin in zip(report.remarks, begins, strict=True))
 
 
 def test_layouts_that_are_too_large_to_be_tried_are_told(build, texts, normal, monkeypatch) -> None:
@@ -172,14 +172,14 @@ def test_sizes_beside_the_numbers_of_a_graph_and_growing_ones_are_looked_at() ->
 
 
 def test_each_size_grows_alone_and_all_grow_together() -> None:
-    found = scanned(inputs="float[A,B] x")
-    assert {"A": 4, "B": 1} in found and {"A": 1, "B": 4} in found and {"A": 4, "B": 4} in found
-    assert not [layout for layout in found if 1 not in layout.values() and layout["A"] != layout["B"]]
+    actual = scanned(inputs="float[A,B] x")
+    assert {"A": 4, "B": 1} in actual and {"A": 1, "B": 4} in actual and {"A": 4, "B": 4} in actual
+    assert not [layout for layout in actual if 1 not in layout.values() and layout["A"] != layout["B"]]
 
 
 def test_sizes_that_a_graph_does_not_take_are_left_out() -> None:
-    found = scanned(inputs="float[A,B] x", allows=lambda layout: layout["B"] == 1)
-    assert found and {layout["B"] for layout in found} == {1} and max(layout["A"] for layout in found) > 1000
+    actual = scanned(inputs="float[A,B] x", allows=lambda layout: layout["B"] == 1)
+    assert actual and {layout["B"] for layout in actual} == {1} and max(layout["A"] for layout in actual) > 1000
 
 
 def test_sizes_end_where_the_largest_value_would_take_too_much() -> None:

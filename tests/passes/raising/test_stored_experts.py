@@ -23,12 +23,12 @@ def quantized(text: str, product: str = "") -> str:
 
 def constants() -> dict[str, np.ndarray]:
     random = np.random.default_rng(3)
-    found = {}
+    results = {}
     for e in range(E):
         for name, (out, size) in {"up": (F, D), "down": (D, F)}.items():
-            found[f"{name}_{e}_int8"] = random.integers(-127, 128, (out, size), dtype=np.int8)
-            found[f"{name}_{e}_scale"] = random.uniform(0.001, 0.01, (out, -(-size // 3))).astype(np.float32)
-    return found
+            results[f"{name}_{e}_int8"] = random.integers(-127, 128, (out, size), dtype=np.int8)
+            results[f"{name}_{e}_scale"] = random.uniform(0.001, 0.01, (out, -(-size // 3))).astype(np.float32)
+    return results
 
 
 def test_formats_are_kept(build, texts, raise_and_compare):

@@ -136,22 +136,22 @@ def unraised(text: str) -> Report:
 )
 def test_it_is_told_and_stays(text, experts, reason):
     report = unraised(text)
-    (found,), (remark,) = report.unraised, report.remarks
-    assert found.experts == experts
-    assert found.reason.startswith(reason)
-    assert (remark.subject, remark.severity) == (found.node, "note")
-    assert remark.message == f"left as ordinary operators: {found.reason}"
+    (actual,), (remark,) = report.unraised, report.remarks
+    assert actual.experts == experts
+    assert actual.reason.startswith(reason)
+    assert (remark.subject, remark.severity) == (actual.node, "note")
+    assert remark.message == f"left as ordinary operators: {actual.reason}"
 
 
 def test_logits_of_experts_by_tokens_are_tried():
-    (found,) = unraised(returning_results(COLUMNS)).unraised
-    assert (found.experts, found.top_k) == (4, 2)
-    assert found.reason.startswith("what it computes is not recognised")
+    (actual,) = unraised(returning_results(COLUMNS)).unraised
+    assert (actual.experts, actual.top_k) == (4, 2)
+    assert actual.reason.startswith("what it computes is not recognised")
 
 
 def test_a_selection_that_no_block_is_found_around_is_told():
-    (found,) = unraised(BEHIND).unraised
-    assert (found.experts, found.top_k) == (4, 1)
+    (actual,) = unraised(BEHIND).unraised
+    assert (actual.experts, actual.top_k) == (4, 1)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,6 @@ def test_experts_of_integer_products_are_told_of():
     report = Report()
     model = model_of(QUANTISED % "".join(EXPERT % ((number,) * 13) for number in range(4)))
     pipeline.run(model, pipeline.parse("infer-shapes,expand-functions,raise-moe"), report)
-    (found,) = report.unraised
-    assert (found.experts, found.top_k) == (4, 1)
-    assert found.reason.startswith("its router chooses 1 experts by identity, but its experts have 1 projections")
+    (actual,) = report.unraised
+    assert (actual.experts, actual.top_k) == (4, 1)
+    assert actual.reason.startswith("its router chooses 1 experts by identity, but its experts have 1 projections")

@@ -47,7 +47,7 @@ ALIKE = {
 def text_of(router: str, body: str, other: str | None = None) -> str:
     """The nodes of a block of experts; ``other``: the last one, where it is not like the others."""
     bodies = [body, body, body, other or body]
-    experts = "\n".join((one + MIX).replace("{e}", str(e)) for e, one in enumerate(bodies))
+    experts = "\n".join((body + MIX).replace("{e}", str(e)) for e, body in enumerate(bodies))
     return f"{router}{experts}\n y01 = Add (y_0, y_1)\n y23 = Add (y_2, y_3)\n y = Add (y01, y23)\n"
 
 

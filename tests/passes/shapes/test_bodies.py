@@ -17,8 +17,10 @@ def shapes(results: str, text: str) -> list[list[str] | None]:
     return [None if value.shape is None else [str(size) for size in value.shape] for value in model.graph.outputs]
 
 
-def loop(step: str, state: str = "float[A,B] v", carried: str = "x", trips: str = "n", made: str = "bool d, float[] w"):
-    return f"Loop ({trips}, yes, {carried}) <body = step (int64 i, bool g, {state}) => ({made}) {{ {step} }}>"
+def loop(
+    step: str, state: str = "float[A,B] v", carried: str = "x", trips: str = "n", results: str = "bool d, float[] w"
+):
+    return f"Loop ({trips}, yes, {carried}) <body = step (int64 i, bool g, {state}) => ({results}) {{ {step} }}>"
 
 
 def is_new(size: str) -> bool:
@@ -46,7 +48,7 @@ def test_states_that_take_turns_change_what_differs():
         "d = Identity (g)  w = Identity (u)  t = Identity (v)",
         "float[] v, float[] u",
         "x, z",
-        made="bool d, float[] w, float[] t",
+        results="bool d, float[] w, float[] t",
     )
     (first, second) = shapes("float[] y, float[] q", f"y, q = {text}")
     assert is_new(first[0]) and is_new(second[0]) and first[0] != second[0] and first[1] == second[1] == "4"
@@ -57,12 +59,14 @@ def test_states_that_take_turns_change_what_differs():
 def test_a_change_reaches_the_last_of_many_states():
     """Each step tells about one more of them."""
     states = ", ".join(f"float[] v{number}" for number in range(6))
-    made = ", ".join(["bool d", *(f"float[] w{number}" for number in range(6))])
+    built = ", ".join(["bool d", *(f"float[] w{number}" for number in range(6))])
     steps = "  ".join(f"w{number} = Identity (v{number + 1})" for number in range(5))
-    text = loop(f"d = Identity (g)  {steps}  w5 = Concat <axis = 0> (v5, x)", states, ", ".join(["x"] * 6), made=made)
-    found = shapes(", ".join(f"float[] y{number}" for number in range(6)), f"y0, y1, y2, y3, y4, y5 = {text}")
-    assert all(is_new(rows) and width == "4" for rows, width in found)
-    assert len({rows for rows, _ in found}) == 6
+    text = loop(
+        f"d = Identity (g)  {steps}  w5 = Concat <axis = 0> (v5, x)", states, ", ".join(["x"] * 6), results=built
+    )
+    actual = shapes(", ".join(f"float[] y{number}" for number in range(6)), f"y0, y1, y2, y3, y4, y5 = {text}")
+    assert all(is_new(rows) and width == "4" for rows, width in actual)
+    assert len({rows for rows, _ in actual}) == 6
 
 
 @pytest.mark.parametrize("grows", [False, True])
@@ -90,7 +94,7 @@ def test_only_the_branch_of_a_known_condition_counts():
 
 
 @pytest.mark.parametrize(
-    ("trips", "condition", "known"),
+    ("trips", "condition", "shape"),
     [
         ("m", "Identity (g)", True),
         ("m", "Identity (yes)", True),
@@ -98,23 +102,24 @@ def test_only_the_branch_of_a_known_condition_counts():
         ("m", "Less (i, n)", False),
     ],
 )
-def test_slices_are_as_many_as_steps(trips, condition, known):
+def test_slices_are_as_many_as_steps(trips, condition, shape):
     text = loop(
         f"d = {condition}  w = Neg (v)  s = ReduceSum <keepdims = 0> (w, axis)",
         trips=trips,
-        made="bool d, float[] w, float[] s",
+        results="bool d, float[] w, float[] s",
     )
     _, (count, width) = shapes("float[] y, float[] s", f"h = Shape (z)  m = Gather (h, zero)  y, s = {text}")
-    assert (count == "M" if known else is_new(count)) and width == "4"
+    assert (count == "M" if shape else is_new(count)) and width == "4"
 
 
 def test_sizes_of_a_step_have_other_names_outside():
     """Elements that are not zero are others in every step."""
     text = loop(
-        "d = Identity (g)  w = Neg (v)  s = NonZero (w)  t = Shape (s)", made="bool d, float[] w, int64[] s, int64[] t"
+        "d = Identity (g)  w = Neg (v)  s = NonZero (w)  t = Shape (s)",
+        results="bool d, float[] w, int64[] s, int64[] t",
     )
-    _, (_, _, found), (_, length) = shapes("float[] y, int64[] s, int64[] t", f"y, s, t = {text}")
-    assert is_new(found) and length == "2"
+    _, (_, _, actual), (_, length) = shapes("float[] y, int64[] s, int64[] t", f"y, s, t = {text}")
+    assert is_new(actual) and length == "2"
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(0, ["N", "4", "M"]), (1, ["4", "N", "M"]), (-1, ["4", "M", "N"])])
@@ -127,7 +132,7 @@ def test_slices_of_a_scan(axis, expected):
 
 def test_names_that_a_body_declares_are_not_those_outside():
     """A state of N rows there is one of any number."""
-    text = loop("d = Identity (g)  w = Concat <axis = 0> (v, z)", "float[N,4] v", made="bool d, float[N,4] w")
+    text = loop("d = Identity (g)  w = Concat <axis = 0> (v, z)", "float[N,4] v", results="bool d, float[N,4] w")
     ((rows, _),) = shapes("float[R,4] y, float[] r", f"y = {text}  r = Neg (y)")[:1]
     assert rows == "R"
     ((rows, _),) = shapes("float[] y", f"y = {text}")

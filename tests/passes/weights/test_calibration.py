@@ -34,13 +34,13 @@ SEEN = [1000] * E
 def part_errors(model: ir.Model, before: ir.Model) -> dict[str, np.ndarray]:
     """The error of each part's output of each expert on the inputs that the profile is of."""
     node, old = last_moec_node(model), last_moec_node(before)
-    found, expected = ExpertWeights(node), ExpertWeights(old)
-    errors: dict[str, list[float]] = {part: [] for part in found.parts}
+    result, expected = ExpertWeights(node), ExpertWeights(old)
+    errors: dict[str, list[float]] = {part: [] for part in result.parts}
     for expert in range(E):
         rows = rows_of(D, 1000, expert)
-        for part in found.parts:
+        for part in result.parts:
             inputs = hidden_of(old, expert, rows) if part == "down" else rows
-            difference = found.decoded(part, expert) - expected.decoded(part, expert)
+            difference = result.decoded(part, expert) - expected.decoded(part, expert)
             errors[part].append(float(np.linalg.norm(inputs @ difference)))
     return {part: np.array(of_part) for part, of_part in errors.items()}
 
@@ -88,9 +88,9 @@ def test_an_expert_that_saw_nothing_is_rounded_by_the_tokens_of_the_layer(tmp_pa
 
 
 def test_experts_are_made_once_whoever_reads_them(tmp_path, monkeypatch) -> None:
-    made: list[int] = []
+    built: list[int] = []
     factor = gptq._factor
-    monkeypatch.setattr(gptq, "_factor", lambda moment: made.append(len(moment)) or factor(moment))
+    monkeypatch.setattr(gptq, "_factor", lambda moment: built.append(len(moment)) or factor(moment))
     model = experts_model(SPECS["fused"])
     profile = write_experts(tmp_path / "p", model, SEEN)
     apply(model, f"quantize-experts{{format=int4,method=gptq,zero_points=true,profile={profile}}}")
@@ -99,7 +99,7 @@ def test_experts_are_made_once_whoever_reads_them(tmp_path, monkeypatch) -> None
             for tensor in (run.data, run.scale, run.zero_point):
                 assert tensor is not None and tensor.const_value is not None
                 assert tensor.const_value.numpy().shape == tuple(tensor.shape or ())
-    assert len(made) == 2 * E
+    assert len(built) == 2 * E
 
 
 def test_bits_are_the_same_for_any_number_of_workers(tmp_path, monkeypatch) -> None:
@@ -211,9 +211,9 @@ def test_too_few_rows_for_a_method_are_warned_of(method, rows, warned, tmp_path)
     model = experts_model(ExpertsSpec())
     profile = write_experts(tmp_path / "p", model, [rows] * E)
     report = apply(model, f"quantize-experts{{format=int8,method={method},profile={profile}}}")
-    found = [remark.message for remark in report.remarks if "profile more data" in remark.message]
-    assert len(found) == warned
-    assert all(one.startswith("half of the experts saw 100 rows of data or fewer; method=gptq fits") for one in found)
+    actual = [remark.message for remark in report.remarks if "profile more data" in remark.message]
+    assert len(actual) == warned
+    assert all(one.startswith("half of the experts saw 100 rows of data or fewer; method=gptq fits") for one in actual)
 
 
 @pytest.mark.parametrize(("rows", "warned"), [(100, 1), (2000, 0)])
@@ -222,7 +222,9 @@ def test_too_few_rows_for_a_dense_product_are_warned_of(rows, warned, tmp_path):
     model = linear_model("y = moec.Linear <transposed = 1> (x, w)", {"w": weight}, "float[T,512] y")
     profile = write_linear(tmp_path / "p", model, rows)
     report = apply(model, f"quantize-linears{{format=int8,method=gptq,profile={profile}}}")
-    found = [
-        one.message for one in report.remarks if one.message.startswith(f"it saw {rows} rows of data; method=gptq")
+    actual = [
+        remark.message
+        for remark in report.remarks
+        if remark.message.startswith(f"it saw {rows} rows of data; method=gptq")
     ]
-    assert len(found) == warned
+    assert len(actual) == warned

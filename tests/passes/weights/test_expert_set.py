@@ -96,10 +96,10 @@ def run(model: ir.Model, logits: np.ndarray) -> np.ndarray:
 def logits_of(count: int, kept: list[int]) -> list[np.ndarray]:
     """No token, one and many, of which experts that are not kept are never chosen."""
     random = np.random.default_rng(2)
-    found = [random.standard_normal((T, count), dtype=np.float32) for T in (0, 1, 33)]
-    for logits in found:
+    results = [random.standard_normal((T, count), dtype=np.float32) for T in (0, 1, 33)]
+    for logits in results:
         logits[:, [expert for expert in range(count) if expert not in kept]] = -np.inf
-    return found
+    return results
 
 
 def kept(model: ir.Model, experts: list[int]) -> ir.Node:
@@ -211,11 +211,11 @@ def test_sets_that_a_layer_cannot_have(reason):
     routing, experts = INFEASIBLE[reason]
     spec = ExpertsSpec(activation="relu", gate_layout="none", identity_experts=2)
     model = model_of(spec, routing)
-    found = ExpertSet(layer_of(model))
-    assert found.feasible(experts) == reason
-    assert found.feasible(list(range(8))) == (reason if routing.capacity else None)
+    actual = ExpertSet(layer_of(model))
+    assert actual.feasible(experts) == reason
+    assert actual.feasible(list(range(8))) == (reason if routing.capacity else None)
     with pytest.raises(UnsupportedError):
-        found.keep(model.graph, experts, {})
+        actual.keep(model.graph, experts, {})
 
 
 def test_biases_have_to_be_constant():

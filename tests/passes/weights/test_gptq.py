@@ -22,19 +22,19 @@ _INPUTS, _OUTPUTS = 256, 96
 _NO_WORSE = 1 + 1e-4
 
 
-def digest(found: Encoded) -> str:
-    return hashlib.sha256(b"".join(table.tobytes() for table in found if table is not None)).hexdigest()
+def digest(result: Encoded) -> str:
+    return hashlib.sha256(b"".join(table.tobytes() for table in result if table is not None)).hexdigest()
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_the_error_is_at_most_half_of_that_of_rounding_to_nearest(form: WeightFormat) -> None:
     weight, rows = weight_of(_INPUTS, _OUTPUTS), rows_of(_INPUTS, 2000)
-    found, plain = gptq(weight, form, moment_of(rows)), encode(weight, form, 0)
-    for one, other in zip(found, plain, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or other is None or (one.shape, one.dtype) == (other.shape, other.dtype)
+    result, plain = gptq(weight, form, moment_of(rows)), encode(weight, form, 0)
+    for actual, other in zip(result, plain, strict=True):
+        assert (actual is None) == (other is None)
+        assert actual is None or other is None or (actual.shape, actual.dtype) == (other.shape, other.dtype)
     for seen in (rows, rows_of(_INPUTS, 1000, seed=9)):
-        lost, before = (np.linalg.norm(errors_of(weight, one, form, seen)) for one in (found, plain))
+        lost, before = (np.linalg.norm(errors_of(weight, one, form, seen)) for one in (result, plain))
         assert lost < 0.5 * before
 
 
@@ -62,10 +62,10 @@ def test_scales_are_fitted_to_what_was_rounded_with_them(name, zero_points: bool
 @pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e30])
 def test_the_size_of_a_moment_does_not_matter(factor: float) -> None:
     weight, moment, form = weight_of(128, 20), moment_of(rows_of(128, 500)).astype(np.float64), WeightFormat("int4", 32)
-    found, expected = (gptq(weight, form, times * moment) for times in (factor, 1))
+    actual, expected = (gptq(weight, form, times * moment) for times in (factor, 1))
     rows = rows_of(128, 500)
     np.testing.assert_allclose(
-        errors_of(weight, found, form, rows).sum(), errors_of(weight, expected, form, rows).sum(), rtol=0.01
+        errors_of(weight, actual, form, rows).sum(), errors_of(weight, expected, form, rows).sum(), rtol=0.01
     )
 
 
@@ -80,10 +80,10 @@ def test_without_inputs_scales_are_searched_alone(form: WeightFormat) -> None:
 def test_inputs_that_are_always_zero_do_no_harm() -> None:
     weight, rows, form = weight_of(128, 20), rows_of(128, 500), WeightFormat("int4", 32)
     rows[:, 64:] = 0
-    found, plain = gptq(weight, form, moment_of(rows)), encode(weight, form, 0)
-    assert errors_of(weight, found, form, rows).sum() < 0.5 * errors_of(weight, plain, form, rows).sum()
+    actual, plain = gptq(weight, form, moment_of(rows)), encode(weight, form, 0)
+    assert errors_of(weight, actual, form, rows).sum() < 0.5 * errors_of(weight, plain, form, rows).sum()
     dead = np.eye(128)[64:]
-    assert errors_of(weight, found, form, dead).sum() < 1.5 * errors_of(weight, plain, form, dead).sum()
+    assert errors_of(weight, actual, form, dead).sum() < 1.5 * errors_of(weight, plain, form, dead).sum()
 
 
 def test_a_moment_is_dampened_until_it_has_a_factor() -> None:
@@ -130,7 +130,7 @@ def _digests() -> list[str]:
 
 
 def test_bits_are_the_same_for_any_number_of_threads() -> None:
-    found = set()
+    actual = set()
     for threads in "124":
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
         code = "from tests.passes.weights.test_gptq import _digests; print(_digests())"
@@ -138,5 +138,5 @@ def test_bits_are_the_same_for_any_number_of_threads() -> None:
         process = subprocess.run(
             [sys.executable, "-c", code], cwd=root, env=environment, check=True, capture_output=True, text=True
         )
-        found.add(process.stdout)
-    assert len(found) == 1
+        actual.add(process.stdout)
+    assert len(actual) == 1

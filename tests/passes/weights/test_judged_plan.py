@@ -29,7 +29,7 @@ def profiled(folder: pathlib.Path, *sensitivities: float, held: bool = True) -> 
     formats = "+".join(map(str, FORMS))
     path = write_measured(folder / "p", model_of(TEXT), formats, moments=False)
     if sensitivities:
-        with_measures(path, *({"sensitivity": np.full(2, one)} for one in sensitivities))
+        with_measures(path, *({"sensitivity": np.full(2, sensitivity)} for sensitivity in sensitivities))
     return with_held_back(path, [{"x": rows_of(64, 24), "logits": LOGITS}], "y") if held else path
 
 
@@ -68,8 +68,8 @@ def test_what_a_profile_lacks_is_told(tmp_path, sensitivities):
     """Profiles of earlier versions hold neither."""
     choice = chosen(profiled(tmp_path, *sensitivities, held=False), 3)
     assert choice.judgement is None
-    assert any("errors of all layers count alike: the profile holds no sensitivity of 2 of 2" in one
-               for one in choice.remarks) == (not sensitivities)  # fmt: skip
+    assert any("errors of all layers count alike: the profile holds no sensitivity of 2 of 2" in remark
+               for remark in choice.remarks) == (not sensitivities)  # fmt: skip
     assert choice.remarks[-1] == (
         "the plan was not judged against int2/32 for all: the profile holds no data back; make it anew with 8 rows of "
         "data or more"

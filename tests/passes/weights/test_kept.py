@@ -18,28 +18,28 @@ from .measured import weight_of
     "form", [WeightFormat("int4", 32, True), WeightFormat("mxfp4", 32), WeightFormat("int8")], ids=str
 )
 def test_what_was_made_is_read(form: WeightFormat) -> None:
-    made = [encode(index + weight_of(64, 5), form, 0) for index in range(9)]
-    kept = KeptExperts(len(made), made.__getitem__, 1)
-    for index, encoded in enumerate(made):
+    built = [encode(index + weight_of(64, 5), form, 0) for index in range(9)]
+    kept = KeptExperts(len(built), built.__getitem__, 1)
+    for index, encoded in enumerate(built):
         for table, array in encoded._asdict().items():
             if array is not None:
-                found = kept.read(index, table)
-                assert found.dtype == array.dtype
-                np.testing.assert_array_equal(found, array)
+                actual = kept.read(index, table)
+                assert actual.dtype == array.dtype
+                np.testing.assert_array_equal(actual, array)
 
 
 def test_the_first_expert_that_fails_is_named() -> None:
-    made = []
+    built = []
 
     def make(index: int) -> Encoded:
-        made.append(index)
+        built.append(index)
         if index >= 3:
             raise ValueError(f"expert {index}")
         return Encoded(np.zeros(4))
 
     with pytest.raises(ValueError, match="expert 3"):
         KeptExperts(4000, make, 1 << 40)
-    assert len(made) < 4000, "what has not begun is not made"
+    assert len(built) < 4000, "what has not begun is not made"
 
 
 def test_a_folder_that_is_not_there_is_an_error(monkeypatch, tmp_path) -> None:

@@ -19,9 +19,9 @@ def scaled(*numbers: float):
     return model_of(SCALED.format(", ".join(map(str, numbers))))
 
 
-def divergence(found: np.ndarray, first: np.ndarray) -> np.ndarray:
+def divergence(result: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The mean divergence by its definition."""
-    p, q = (np.exp(one.astype(np.float64)) for one in (first, found))
+    p, q = (np.exp(one.astype(np.float64)) for one in (first, result))
     p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
     return (p * np.log(p / q)).sum(axis=-1)
 
@@ -30,7 +30,7 @@ def test_a_variant_moves_by_the_mean_divergence_of_all_positions():
     model, other = scaled(1, 2, 3, 4), scaled(1, 2, 3, 3.5)
     change = OutputChange(model, BATCHES, "y")
     assert change.of(model) == 0
-    each = np.concatenate([divergence(run(other, one)["y"], run(model, one)["y"]) for one in BATCHES])
+    each = np.concatenate([divergence(run(other, batch)["y"], run(model, batch)["y"]) for batch in BATCHES])
     assert change.of(other) == pytest.approx(each.mean())
     assert each.mean() > 0
 
@@ -39,8 +39,8 @@ def test_an_error_of_a_node_moves_what_comes_behind_it():
     model = scaled(1, 2, 3, 4)
     change = OutputChange(model, BATCHES, "y")
     node = model.graph.node(0)
-    errors = [np.full(one["x"].shape, 0.5, np.float32) * [1, 0, 0, 0] for one in BATCHES]
-    hidden = [one["x"] * np.array([1, 2, 3, 4], np.float32) for one in BATCHES]
+    errors = [np.full(batch["x"].shape, 0.5, np.float32) * [1, 0, 0, 0] for batch in BATCHES]
+    hidden = [batch["x"] * np.array([1, 2, 3, 4], np.float32) for batch in BATCHES]
     pairs = zip(hidden, errors, strict=True)
     each = np.concatenate([divergence(np.maximum(h + error, 0), np.maximum(h, 0)) for h, error in pairs])
     assert change.with_errors(node, errors) == pytest.approx(each.mean())
@@ -61,6 +61,6 @@ def test_what_cannot_be_compared_is_refused(batches, output, message):
 
 
 def test_the_divergence_of_many_blocks_is_that_of_all():
-    found, first = np.random.default_rng(0).normal(size=(2, 5, 7, 300_000 // 35)).astype(np.float32)
-    total, count = total_divergence(found, first)
-    assert (count, total) == (35, pytest.approx(divergence(found, first).sum()))
+    actual, first = np.random.default_rng(0).normal(size=(2, 5, 7, 300_000 // 35)).astype(np.float32)
+    total, count = total_divergence(actual, first)
+    assert (count, total) == (35, pytest.approx(divergence(actual, first).sum()))

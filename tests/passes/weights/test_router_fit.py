@@ -36,7 +36,7 @@ def test_the_gradient_is_that_of_the_weights_while_the_choice_stays(spec):
     chosen = semantics.route(dataclasses.replace(spec, threshold=None, relative_threshold=0.0), logits)[1]
     if spec.threshold or spec.relative_threshold:
         assert (ids < 0).any() and (ids >= 0).any()
-    found = pulled_back(spec, logits, chosen, ids >= 0, by_weight)
+    actual = pulled_back(spec, logits, chosen, ids >= 0, by_weight)
     step = 1e-6
     for place in np.ndindex(5):
         moved = logits.copy()
@@ -45,4 +45,4 @@ def test_the_gradient_is_that_of_the_weights_while_the_choice_stays(spec):
         kept = (same == ids).all(axis=1)
         assert kept.mean() > 0.9
         slope = ((other - weights) * by_weight).sum(axis=1) / step
-        np.testing.assert_allclose(found[kept, place[0]], slope[kept], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(actual[kept, place[0]], slope[kept], rtol=1e-4, atol=1e-4)

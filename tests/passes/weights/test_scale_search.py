@@ -16,12 +16,12 @@ _NO_WORSE = 1 + 1e-6
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_searched_scales_lose_less_of_what_counts(form: WeightFormat) -> None:
     weight, importance = weight_of(192, 160), np.exp(np.random.default_rng(3).normal(size=192))
-    found, plain = nearest(weight, form, importance), encode(weight, form, 0)
-    for one, other in zip(found, plain, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or other is None or (one.shape, one.dtype) == (other.shape, other.dtype)
+    result, plain = nearest(weight, form, importance), encode(weight, form, 0)
+    for actual, other in zip(result, plain, strict=True):
+        assert (actual is None) == (other is None)
+        assert actual is None or other is None or (actual.shape, actual.dtype) == (other.shape, other.dtype)
     rows = np.diag(np.sqrt(importance))
-    lost, before = errors_of(weight, found, form, rows), errors_of(weight, plain, form, rows)
+    lost, before = errors_of(weight, result, form, rows), errors_of(weight, plain, form, rows)
     blocks = np.arange(0, 160, 128 if form == WeightFormat("fp8", 128) else 1)
     assert (np.add.reduceat(lost**2, blocks) <= np.add.reduceat(before**2, blocks) * _NO_WORSE).all()
     assert np.linalg.norm(lost) < np.linalg.norm(before)
@@ -30,8 +30,8 @@ def test_searched_scales_lose_less_of_what_counts(form: WeightFormat) -> None:
 @pytest.mark.parametrize("form", [WeightFormat("int2", 32), WeightFormat("int2", 32, True)], ids=str)
 def test_few_levels_gain_a_lot(form: WeightFormat) -> None:
     weight, rows = weight_of(256, 64), np.eye(256)
-    found = errors_of(weight, nearest(weight, form, np.ones(256)), form, rows)
-    assert np.linalg.norm(found) < 0.92 * np.linalg.norm(errors_of(weight, encode(weight, form, 0), form, rows))
+    actual = errors_of(weight, nearest(weight, form, np.ones(256)), form, rows)
+    assert np.linalg.norm(actual) < 0.92 * np.linalg.norm(errors_of(weight, encode(weight, form, 0), form, rows))
 
 
 def test_blocks_of_fp8_keep_one_scale() -> None:
@@ -51,10 +51,10 @@ def test_zeros_stay_zeros(form: WeightFormat) -> None:
 
 def test_the_last_group_may_be_shorter() -> None:
     weight, form = weight_of(80, 3), WeightFormat("int4", 32)
-    found = nearest(weight, form, np.ones(80))
-    assert found.scale is not None and found.scale.shape == (3, 3)
+    actual = nearest(weight, form, np.ones(80))
+    assert actual.scale is not None and actual.scale.shape == (3, 3)
     assert (
-        errors_of(weight, found, form, np.eye(80)) <= errors_of(weight, encode(weight, form, 0), form, np.eye(80))
+        errors_of(weight, actual, form, np.eye(80)) <= errors_of(weight, encode(weight, form, 0), form, np.eye(80))
     ).all()
 
 

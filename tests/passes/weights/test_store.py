@@ -89,10 +89,10 @@ def test_experts_are_encoded_once_by_who_reads_table_by_table(form) -> None:
     store(node, "up", [form] * len(array))
     (run,) = stored_weights(node)["up"].runs
     tables = Encoded._fields if form.zero_points else ("data", "scale")
-    found = [[run.encoded(expert).read(table) for expert in experts] for table in tables]
+    results = [[run.encoded(expert).read(table) for expert in experts] for table in tables]
     assert read == list(experts)
     for expert in experts:
-        for table, arrays in zip(tables, found, strict=True):
+        for table, arrays in zip(tables, results, strict=True):
             expected = getattr(encode(array[expert], form), table)
             np.testing.assert_array_equal(arrays[expert], expected)
             np.testing.assert_array_equal(run.encoded(expert).read(table), expected)  # whoever asks again gets the same

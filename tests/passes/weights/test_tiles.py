@@ -28,9 +28,9 @@ for dtype in (np.float32, np.float64):
 def test_products_are_those_of_numpy(shape) -> None:
     random, (rows, inner, columns) = np.random.default_rng(0), shape
     left, right = random.normal(size=(rows, inner)), random.normal(size=(inner, columns))
-    found = product(left, right)
-    assert found.shape == (rows, columns)
-    np.testing.assert_allclose(found, left @ right, atol=1e-12)
+    actual = product(left, right)
+    assert actual.shape == (rows, columns)
+    np.testing.assert_allclose(actual, left @ right, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 200])
@@ -49,9 +49,9 @@ def test_a_matrix_that_is_not_positive_has_no_factor(place) -> None:
 
 
 def test_bits_are_the_same_for_any_number_of_threads() -> None:
-    found = set()
+    actual = set()
     for threads in "124":
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
         command = [sys.executable, "-c", _DIGESTS]
-        found.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-    assert len(found) == 1
+        actual.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert len(actual) == 1

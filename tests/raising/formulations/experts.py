@@ -263,8 +263,8 @@ class ProductKeys(Mixture):
 
     def forward(self, x: Tensor) -> Tensor:
         halves = [query @ key.T for query, key in zip(x.chunk(2, dim=-1), self.keys, strict=True)]
-        (one, first), (other, second) = (torch.topk(half, K) for half in halves)
-        scores = (one.unsqueeze(-1) + other.unsqueeze(-2)).flatten(1)
+        (best_first, first), (other, second) = (torch.topk(half, K) for half in halves)
+        scores = (best_first.unsqueeze(-1) + other.unsqueeze(-2)).flatten(1)
         places = (first.unsqueeze(-1) * E + second.unsqueeze(-2)).flatten(1)
         best, chosen = torch.topk(scores, K)
         ids = places.gather(1, chosen)

@@ -38,8 +38,8 @@ def linear_of(node: ir.Node) -> Linear | None:
 
 
 def linears(model: ir.Model) -> list[Linear]:
-    found = map(linear_of, nodes(model, "MatMul", "Gemm"))
-    return [linear for linear in found if linear is not None]
+    result = map(linear_of, nodes(model, "MatMul", "Gemm"))
+    return [linear for linear in result if linear is not None]
 
 
 Spelling = Callable[[Writer, Linear], ir.Value]
@@ -202,7 +202,7 @@ def einsum_as_products(model: ir.Model, random: np.random.Generator) -> ir.Model
 @rewrite
 def addition_of_bias_into_gemm(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """An Add after a MatMul that has no other user."""
-    found = []
+    results = []
     for node in nodes(model, "Add"):
         for product, bias in (node.inputs, node.inputs[::-1]):
             array = array_of(bias)
@@ -211,8 +211,8 @@ def addition_of_bias_into_gemm(model: ir.Model, random: np.random.Generator) -> 
                 continue
             linear = linear_of(producer)
             if linear is not None and len(producer.outputs[0].uses()) == 1 and array.size == linear.matrix.shape[1]:
-                found.append((node, linear, array))
-    chosen = some(random, found)
+                results.append((node, linear, array))
+    chosen = some(random, results)
     for node, linear, array in chosen:
         substitute(node, Writer(model, node).op("Gemm", linear.x, linear.matrix.copy(), array))
     return model if chosen else None

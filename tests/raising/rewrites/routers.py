@@ -161,11 +161,11 @@ for _spelling in (equal_as_cast_difference, equal_as_two_comparisons, equal_of_f
 @rewrite
 def comparisons_as_slices_of_one_hot(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Comparisons of one value with ids become columns of its one-hot mask."""
-    found = [node for node in nodes(model, "Equal") if _compares_ids(node)]
-    if not found:
+    results = [node for node in nodes(model, "Equal") if _compares_ids(node)]
+    if not results:
         return None
-    largest = max(int(array_of(node.inputs[1])) for node in found)  # type: ignore[arg-type]
-    for node in found:
+    largest = max(int(array_of(node.inputs[1])) for node in results)  # type: ignore[arg-type]
+    for node in results:
         write, ids = Writer(model, node), node.inputs[0]
         hot = write.op("OneHot", ids, np.array(largest + 1), np.array([0, 1], np.int64), axis=-1)
         expert = array_of(node.inputs[1])
@@ -228,10 +228,10 @@ for _spelling in (
 def transposed_non_zero(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Places in the transpose come in another order. All NonZero nodes change, because two of one mask belong
     together."""
-    found = [node for node in nodes(model, "NonZero") if rank(node.inputs[0]) == 2]
-    if not found or any(node.op_type == "NonZero" for function in model.functions.values() for node in function):
+    results = [node for node in nodes(model, "NonZero") if rank(node.inputs[0]) == 2]
+    if not results or any(node.op_type == "NonZero" for function in model.functions.values() for node in function):
         return None
-    for node in found:
+    for node in results:
         write = Writer(model, node)
         turned = write.op("NonZero", write.op("Transpose", node.inputs[0], perm=[1, 0]))
         substitute(node, write.op("Gather", turned, ints(1, 0), axis=0))
@@ -241,19 +241,19 @@ def transposed_non_zero(model: ir.Model, random: np.random.Generator) -> ir.Mode
 @rewrite
 def logits_of_experts_by_tokens(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Logits as [E,T]: the router's product, its scores and its selection go down columns."""
-    found = []
+    results = []
     for node in nodes(model, "TopK"):
         chain, value = [], node.inputs[0]
         while _chosen(node) and value is not None and (producer := value.producer()) is not None:
             linear = linear_of(producer) if producer.op_type in ("MatMul", "Gemm") else None
             if linear is not None and linear.bias is None:
-                found.append((node, chain, linear))
+                results.append((node, chain, linear))
                 break
             if producer.op_type not in ("Softmax", "Sigmoid") or len(producer.inputs) != 1:
                 break
             chain.append(producer)
             value = producer.inputs[0]
-    chosen = some(random, found)[:1]
+    chosen = some(random, results)[:1]
     for node, chain, linear in chosen:
         _turn(Writer(model, linear.node), node, chain, linear)
     return model if chosen else None

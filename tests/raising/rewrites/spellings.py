@@ -130,14 +130,14 @@ for _spelling in (tanh_gelu_by_hand, tanh_gelu_by_sigmoid):
 @rewrite
 def silu_by_division(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """x * sigmoid(x) as x / (1 + exp(-x))."""
-    found = []
+    results = []
     for node in nodes(model, "Mul"):
         for x, factor in (node.inputs, node.inputs[::-1]):
             sigmoid = None if factor is None else factor.producer()
             if sigmoid is not None and sigmoid.op_type == "Sigmoid" and sigmoid.inputs[0] is x:
-                found.append((node, x))
+                results.append((node, x))
                 break
-    chosen = some(random, found)
+    chosen = some(random, results)
     for node, x in chosen:
         write = Writer(model, node)
         substitute(node, write.op("Div", x, write.op("Add", write.op("Exp", write.op("Neg", x)), 1.0)))
@@ -183,12 +183,12 @@ def subtraction_of_the_negative(model: ir.Model, random: np.random.Generator) ->
 @rewrite
 def factors_regrouped(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """(a * b) * c as a * (b * c)."""
-    found = []
+    results = []
     for node in nodes(model, "Mul"):
         inner = node.inputs[0].producer() if node.inputs[0] is not None else None
         if inner is not None and inner.op_type == "Mul" and len(inner.outputs[0].uses()) == 1:
-            found.append((node, inner))
-    chosen = some(random, found)[:1]
+            results.append((node, inner))
+    chosen = some(random, results)[:1]
     for node, inner in chosen:
         write = Writer(model, node)
         substitute(node, write.op("Mul", inner.inputs[0], write.op("Mul", inner.inputs[1], node.inputs[1])))

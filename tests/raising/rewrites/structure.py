@@ -84,10 +84,10 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
     inside, outside = every[start:end], [*list(model.graph)[:start], *list(model.graph)[end:]]
     if any(node.domain.startswith("local") or node.op_type == "If" for node in inside):
         return None  # no function of functions, nor branches, which use values from outside
-    made = {name for node in inside for name in node.output}
-    taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in made)
-    wanted = {value.name for node in outside for value in _read(node)} | {value.name for value in proto.graph.output}
-    given = [name for node in inside for name in node.output if name in wanted]
+    built = {name for node in inside for name in node.output}
+    taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in built)
+    expected = {value.name for node in outside for value in _read(node)} | {value.name for value in proto.graph.output}
+    given = [name for node in inside for name in node.output if name in expected]
     name = f"part_{len(proto.functions)}"
     proto.functions.append(helper.make_function("local", name, list(taken), given, inside, proto.opset_import))
     call = helper.make_node(name, list(taken), given, domain="local")
@@ -114,11 +114,11 @@ def value_computed_twice(model: ir.Model, random: np.random.Generator) -> ir.Mod
 @rewrite
 def no_op_if(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """A node stands in the branch of an If whose condition is constant."""
-    found = [node for node in nodes(model, "Softmax", "Mul", "MatMul", "Sigmoid") if len(node.outputs) == 1]
-    if not found:
+    results = [node for node in nodes(model, "Softmax", "Mul", "MatMul", "Sigmoid") if len(node.outputs) == 1]
+    if not results:
         return None
     proto = ir.to_proto(model)
-    place = list(model.graph).index(found[random.integers(len(found))])
+    place = list(model.graph).index(results[random.integers(len(results))])
     node = proto.graph.node[place]
     branches = [_branch(node, name) for name in ("then", "else")]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), f"condition_{place}"))

@@ -156,8 +156,8 @@ def _split_of(value: ir.Value) -> ir.Node | None:
 @rewrite
 def gate_and_up_apart(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """A product whose result is split into halves becomes two."""
-    found = [(linear, split) for linear in linears(model) if (split := _split_of(linear.node.outputs[0]))]
-    chosen = some(random, found)
+    results = [(linear, split) for linear in linears(model) if (split := _split_of(linear.node.outputs[0]))]
+    chosen = some(random, results)
     for linear, split in chosen:
         write = Writer(model, linear.node)
         bias = [None, None] if linear.bias is None else np.split(np.ravel(linear.bias), 2)
@@ -207,8 +207,8 @@ def split_as_slices(model: ir.Model, random: np.random.Generator) -> ir.Model | 
 
     def size(node: ir.Node) -> int | None:
         value = node.inputs[0]
-        found = value.shape[int(attribute(node, "axis", 0))] if value is not None and value.shape is not None else None
-        return found if isinstance(found, int) else None
+        result = value.shape[int(attribute(node, "axis", 0))] if value is not None and value.shape is not None else None
+        return result if isinstance(result, int) else None
 
     chosen = some(random, [node for node in nodes(model, "Split") if len(node.inputs) == 1 and size(node)])
     for node in chosen:
@@ -245,8 +245,8 @@ def halves_as_gathers(model: ir.Model, random: np.random.Generator) -> ir.Model 
 @rewrite
 def gate_and_up_interleaved(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Even outputs of a merged product are the gate, odd ones up."""
-    found = [(linear, split) for linear in linears(model) if (split := _split_of(linear.node.outputs[0]))]
-    chosen = some(random, found)
+    results = [(linear, split) for linear in linears(model) if (split := _split_of(linear.node.outputs[0]))]
+    chosen = some(random, results)
     for linear, split in chosen:
         write, size = Writer(model, linear.node), linear.matrix.shape[1]
         mixed = np.arange(size).reshape(2, -1).T.ravel()

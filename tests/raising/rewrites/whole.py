@@ -70,8 +70,8 @@ def onnxscript_optimiser(model: ir.Model, random: np.random.Generator) -> ir.Mod
 def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """A Cast makes them float32 when they are used. A weight that is stored several times is rounded in all of these
     places; otherwise one expert would differ from place to place."""
-    made = [*model.graph.initializers.values(), *(node.outputs[0] for node in nodes(model, "Constant"))]
-    weights = [value for value in made if is_float(value) and value.uses() and value.shape and value.shape.numpy()]
+    built = [*model.graph.initializers.values(), *(node.outputs[0] for node in nodes(model, "Constant"))]
+    weights = [value for value in built if is_float(value) and value.uses() and value.shape and value.shape.numpy()]
     chosen = some(random, [value for value in weights if len(value.shape or ()) >= 2])
     for one in chosen:  # and for those that join
         chosen += [value for value in weights if value not in chosen and _share_numbers(one, value)]
@@ -87,8 +87,8 @@ def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> i
 
 def _share_numbers(one: ir.Value, other: ir.Value) -> bool:
     """Whether two weights share numbers, up to powers of two."""
-    found = [np.frexp(np.abs(array))[0] for value in (one, other) if (array := array_of(value)) is not None]
-    return bool(np.setdiff1d(np.intersect1d(*found), [0, 0.5]).size)
+    results = [np.frexp(np.abs(array))[0] for value in (one, other) if (array := array_of(value)) is not None]
+    return bool(np.setdiff1d(np.intersect1d(*results), [0, 0.5]).size)
 
 
 @rewrite

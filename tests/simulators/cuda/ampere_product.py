@@ -103,5 +103,5 @@ class AmpereProduct:
         memory = np.full((len(self._expected) + 2, COLUMNS), _UNTOUCHED)
         memory[1:-1] = np.nan
         kernel(*self._arrays, memory[1:], block=128, dynamic_bytes=DYNAMIC_BYTES)
-        beside = memory[[0, -1]] != _UNTOUCHED
-        return bool(beside.any()) or not np.allclose(memory[1:-1], self._expected, atol=5e-3)
+        overwritten = memory[[0, -1]] != _UNTOUCHED
+        return bool(overwritten.any()) or not np.allclose(memory[1:-1], self._expected, atol=5e-3)

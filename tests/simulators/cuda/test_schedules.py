@@ -66,16 +66,16 @@ def product() -> Iterator[tuple[kernel_runner.Kernel, ctypes.c_int, list[np.ndar
 def test_every_order_computes_the_same(product, schedule):
     kernel, _, arrays, expected = product
     with kernel.scheduled(**SCHEDULES[schedule]):
-        found = kernel(*arrays)
-    np.testing.assert_array_equal(np.where(arrays[4][:, None] < 0, np.nan, found), expected)
+        actual = kernel(*arrays)
+    np.testing.assert_array_equal(np.where(arrays[4][:, None] < 0, np.nan, actual), expected)
 
 
 def test_a_warp_that_misses_its_turn_is_a_deadlock(product):
     kernel, one_thread, arrays, expected = product
     one_thread.value = 1
     try:
-        found = kernel(*arrays)  # in turn, no warp misses it
-        np.testing.assert_array_equal(np.where(arrays[4][:, None] < 0, np.nan, found), expected)
+        actual = kernel(*arrays)  # in turn, no warp misses it
+        np.testing.assert_array_equal(np.where(arrays[4][:, None] < 0, np.nan, actual), expected)
         with kernel.scheduled(behind=[7]), pytest.raises(RuntimeError, match=r"deadlock: .* at an mbarrier"):
             kernel(*arrays)
     finally:

@@ -135,6 +135,6 @@ def test_blocks_may_share_what_none_writes(kernels, name):
 @pytest.mark.parametrize("name", TOGETHER)
 def test_a_race_between_blocks_is_found(kernels, name):
     kernels[name](np.zeros(192, np.int32), grid=1, block=64)
-    found = r"race: this block (reads|overwrites) byte \d+ of an array in global memory, which .* in the same launch"
-    with pytest.raises(RuntimeError, match=found):
+    result = r"race: this block (reads|overwrites) byte \d+ of an array in global memory, which .* in the same launch"
+    with pytest.raises(RuntimeError, match=result):
         kernels[name](np.zeros(192, np.int32), grid=3, block=64)

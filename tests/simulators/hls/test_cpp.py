@@ -50,16 +50,16 @@ extern "C" void top(void) {}
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Function]:
+def functions() -> dict[str, Function]:
     return {function.name: function for function in Source("text.h", TEXT).functions}
 
 
-def test_functions_and_parameters(found):
-    assert list(found) == ["get", "join", "top"]
-    kinds = {one.name: (one.is_pointer, one.is_array) for one in found["join"].parameters}
+def test_functions_and_parameters(functions):
+    assert list(functions) == ["get", "join", "top"]
+    kinds = {parameter.name: (parameter.is_pointer, parameter.is_array) for parameter in functions["join"].parameters}
     assert kinds == {"left": (False, False), "memory": (True, False), "list": (False, True), "out": (False, False)}
-    assert found["top"].parameters == ()
-    assert Source("text.h", TEXT).line(found["join"].start) == 14
+    assert functions["top"].parameters == ()
+    assert Source("text.h", TEXT).line(functions["join"].start) == 14
 
 
 def test_functions_in_scopes_within_scopes():
@@ -67,17 +67,19 @@ def test_functions_in_scopes_within_scopes():
     assert [function.name for function in Source("text.h", text).functions] == ["first", "second", "third"]
 
 
-def test_loops_with_labels_and_what_is_around(found):
-    loops = [(loop.kind, loop.label, [one.label for one in around]) for loop, around in found["join"].body.loops()]
+def test_loops_with_labels_and_what_is_around(functions):
+    loops = [
+        (loop.kind, loop.label, [block.label for block in around]) for loop, around in functions["join"].body.loops()
+    ]
     inner = [("while", "first", []), ("for", "second", ["first"])]
     assert loops == [("for", "", []), *inner, ("do", "", []), ("for", "", [])]
 
 
-def test_a_pragma_belongs_to_the_block_that_it_stands_in(found):
-    second = next(loop for loop, _ in found["join"].body.loops() if loop.label == "second")
+def test_a_pragma_belongs_to_the_block_that_it_stands_in(functions):
+    second = next(loop for loop, _ in functions["join"].body.loops() if loop.label == "second")
     assert [(pragma.directive, pragma.options) for pragma in second.body.pragmas] == [("PIPELINE", {"II": "2"})]
     assert second.has("UNROLL", "PIPELINE") and not second.has("UNROLL")
-    assert found["join"].body.pragmas == ()
+    assert functions["join"].body.pragmas == ()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_names_stand_without_their_scopes():
     text = "template <> void a::b<N + 1>::get<int>(const int* const in, int (&all)[3], void (*call)(int*), int) {}"
     (function,) = Source("text.h", text).functions
     assert function.name == "get"
-    assert [(one.name, one.is_pointer, one.is_array) for one in function.parameters] == [
+    assert [(parameter.name, parameter.is_pointer, parameter.is_array) for parameter in function.parameters] == [
         ("in", True, False),
         ("all", False, True),
         ("call", True, False),

@@ -96,7 +96,7 @@ def test_cycles(options, cycles):
 
 def test_masters_are_connected_as_the_project_says():
     def linked(*connections: str) -> int:
-        link = "[connectivity]\n" + "\n".join(f"sp=top_1.m_axi_{one}" for one in connections)
+        link = "[connectivity]\n" + "\n".join(f"sp=top_1.m_axi_{connection}" for connection in connections)
         return simulate_timed({**project(source()), "link.cfg": link.encode()}, memory_latency=0).cycles
 
     assert linked("gmem_in:HP0", "gmem_out:HP1") == 18

@@ -38,9 +38,9 @@ def check(problem: AttentionProblem, machine: Machine, dtype: type = np.float32,
         for name in ("query", "key", "value"):
             arrays[name] = arrays[name].astype(dtype)
         result = np.full((*arrays["query"].shape[:3], problem.value_size), 7, dtype)
-        found = run(*arrays.values(), result)
-        wanted = expected(problem, arrays)
-        np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=tolerance, atol=tolerance)
+        actual = run(*arrays.values(), result)
+        expected_result = expected(problem, arrays)
+        np.testing.assert_allclose(actual.astype(np.float64), expected_result, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_blocks_of_hidden_keys(hidden, padding):
     arrays = operands(PROBLEM, 200, 260)
     arrays["mask"] = causal_mask(200, 260, hidden)
     arrays["mask"][..., :padding] = hidden
-    found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
+    actual = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
     # Beside 1e4 float32 has steps of 2**-10: a score that is rounded to the next one has a weight off by so much.
     tolerance = 1e-3 if hidden == -1e4 else 1e-4
-    np.testing.assert_allclose(found, expected(MASKED, arrays, None), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(actual, expected(MASKED, arrays, None), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("queries", [3, 200])
@@ -96,10 +96,10 @@ def test_infinity_and_nan_spread_as_in_the_reference(number, name, queries):
     arrays = operands(PROBLEM, queries, 260)
     arrays["mask"] = causal_mask(queries, 260)
     arrays[name][..., -1, 7] = number
-    found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, queries, 24), np.float32))
-    wanted = expected(MASKED, arrays)
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
-    np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=3e-5)
+    actual = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, queries, 24), np.float32))
+    expected_result = expected(MASKED, arrays)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected_result))
+    np.testing.assert_allclose(actual, expected_result, rtol=3e-5, atol=3e-5)
 
 
 def test_scores_that_overflow_behind_the_frontier_are_computed():
@@ -107,8 +107,8 @@ def test_scores_that_overflow_behind_the_frontier_are_computed():
     arrays["mask"] = causal_mask(200, 260, -np.inf)
     arrays["query"][...] = 1e25
     arrays["key"][:, :, -1] = 1e25
-    found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
-    assert np.isnan(found).all()
+    actual = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
+    assert np.isnan(actual).all()
 
 
 @pytest.mark.parametrize("queries", [2, 100])
@@ -116,9 +116,9 @@ def test_results_are_bit_identical_for_any_number_of_threads(queries, in_pool):
     run, arrays = built(MASKED, Machine.host()), operands(PROBLEM, queries, 700)
     arrays["mask"] = causal_mask(queries, 700)
     result = np.empty((2, 4, queries, 24), np.float32)
-    found = [in_pool(threads, lambda: run(*arrays.values(), result)) for threads in (1, 2, 3)]
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    actual = [in_pool(threads, lambda: run(*arrays.values(), result)) for threads in (1, 2, 3)]
+    np.testing.assert_array_equal(actual[0], actual[1])
+    np.testing.assert_array_equal(actual[0], actual[2])
 
 
 @pytest.mark.parametrize("mask", [None, "float[S,P]", "bool[B,1,S,P]", "float[B,4,S,1]"])

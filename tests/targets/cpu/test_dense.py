@@ -81,14 +81,14 @@ def test_matmul_by_a_constant(normal, machine_name):
 def _check_products(normal: Callable[..., np.ndarray], products: Iterable[tuple[str, str, str, str]]) -> None:
     """Compare products of two operands. Each is its call, with ``{a}`` and ``{b}`` for the operands, and the shapes of
     these and of the result. One graph holds all: compiling is most of the time."""
-    sizes, bodies, declared, made, inputs = {"B": 2, "S": 7, "P": 11}, [], [], [], {}
+    sizes, bodies, declared, built, inputs = {"B": 2, "S": 7, "P": 11}, [], [], [], {}
     for at, (call, left, right, result) in enumerate(products):
         bodies.append(f"y{at} = {call.format(a=f'a{at}', b=f'b{at}')}")
         declared += [f"float[{left}] a{at}", f"float[{right}] b{at}"]
-        made.append(f"float[{result}] y{at}")
+        built.append(f"float[{result}] y{at}")
         for name, shape in (("a", left), ("b", right)):
             inputs[f"{name}{at}"] = normal(*(sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")))
-    _check(_model(f"g ({', '.join(declared)}) => ({', '.join(made)}) {{ {' '.join(bodies)} }}"), inputs)
+    _check(_model(f"g ({', '.join(declared)}) => ({', '.join(built)}) {{ {' '.join(bodies)} }}"), inputs)
 
 
 def test_matmul_of_two_activations_broadcasts(normal):

@@ -78,8 +78,8 @@ def test_kernels_say_how_many_hidden_units_each_expert_has():
     spec = ExpertsSpec(**{**vars(SPECS["swiglu"]), "hidden_sizes": SIZES})
     kernels = lower_node("Experts", FEEDS, weights(spec), spec).kernels.values()
     products = [record.attributes for record in kernels if "gemm" in record.name]
-    assert [one["hidden_sizes"] for one in products] == [list(SIZES)] * 2
-    assert [(one["inner"], one["width"]) for one in products] == [(d, f), (f, d)]
+    assert [product["hidden_sizes"] for product in products] == [list(SIZES)] * 2
+    assert [(product["inner"], product["width"]) for product in products] == [(d, f), (f, d)]
 
 
 @thinned("passes", PASSES, 3)

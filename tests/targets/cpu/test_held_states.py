@@ -103,16 +103,16 @@ def test_what_is_held_is_what_would_be_copied(body):
         (1, 1, 2 * PAGE - 1),
     ):
         values = feeds([spec.name for spec in compiled.inputs], batch, new, past)
-        found, wanted = compiled.run(values), run(moec.import_model(graph), values)
+        actual, expected = compiled.run(values), run(moec.import_model(graph), values)
         for name in ("y", "nk", "nv"):
-            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
         memory = memory_of(compiled, values, new)
         others = {name: array for name, array in values.items() if name not in held(compiled)}
         in_place = run_in_place(compiled, others, memory)
         assert list(in_place) == ["y"] and set(memory.lengths.values()) == {past + new}
-        np.testing.assert_array_equal(in_place["y"], found["y"])
+        np.testing.assert_array_equal(in_place["y"], actual["y"])
         for name, result in (("pk", "nk"), ("pv", "nv")):
-            np.testing.assert_array_equal(memory._pages[name], pages_of(found[result], 0))
+            np.testing.assert_array_equal(memory._pages[name], pages_of(actual[result], 0))
 
 
 @pytest.mark.parametrize("size", [24, 64])
@@ -132,16 +132,16 @@ def test_rows_in_int8_are_what_the_graph_rounds(size):
             name: random.standard_normal((batch, 4 if name == "q" else 2, length, size), dtype=np.float32)
             for name, length in lengths.items()
         }
-        found, wanted = compiled.run(values), run(rounding, values)
+        actual, expected = compiled.run(values), run(rounding, values)
         for name in ("nk", "nv"):
-            np.testing.assert_array_equal(found[name], wanted[name])
-        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-4, atol=2e-5)
+            np.testing.assert_array_equal(actual[name], expected[name])
+        np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-4, atol=2e-5)
         memory = StateMemory(cached(compiled), {name: (batch, 2, 0, size) for name in ("pk", "pv")}, past + new)
         if past:
             queries = np.zeros((batch, 4, past, size), np.float32)
             run_in_place(compiled, {"q": queries, "k": values["pk"], "v": values["pv"]}, memory)
         in_place = run_in_place(compiled, {name: values[name] for name in "qkv"}, memory)
-        np.testing.assert_array_equal(in_place["y"], found["y"])
+        np.testing.assert_array_equal(in_place["y"], actual["y"])
 
 
 def test_a_row_in_int8_that_is_not_finite_becomes_nan():
@@ -149,10 +149,10 @@ def test_a_row_in_int8_that_is_not_finite_becomes_nan():
     graph = f"{HEAD} {text} {{\n present = Concat<axis = 1>(past, x)\n y = Neg(present)\n}}"
     compiled = moec.compile(onnx.parser.parse_model(graph), passes="O2,cast-states{dtype=int8}")
     rows = np.array([[1, -np.inf, 0, 2, 3], [np.nan, 0, 0, 0, 0], [0, 0, 0, 0, 0], [127, -3.4, 0.4, 126.6, 0]], "f")
-    found = compiled.run({"x": rows[None, 2:], "past": rows[None, :2]})
-    wanted = np.array([[np.nan] * 5, [np.nan] * 5, [0] * 5, [127, -3, 0, 127, 0]], "f")
-    np.testing.assert_array_equal(found["present"][0], wanted)
-    np.testing.assert_array_equal(found["y"][0], -wanted)
+    actual = compiled.run({"x": rows[None, 2:], "past": rows[None, :2]})
+    expected = np.array([[np.nan] * 5, [np.nan] * 5, [0] * 5, [127, -3, 0, 127, 0]], "f")
+    np.testing.assert_array_equal(actual["present"][0], expected)
+    np.testing.assert_array_equal(actual["y"][0], -expected)
 
 
 def test_pages_without_room_are_refused_before_anything_is_written(attending, monkeypatch):
@@ -176,8 +176,8 @@ def test_memory_grows_where_its_end_is_not_known(attending):
     for start in range(0, 3 * PAGE, 100):
         part = {name: values[name][:, :, start : start + 100] for name in "qkv"}
         copy = memory.copy()
-        found = run_in_place(compiled, {name: np.ascontiguousarray(one) for name, one in part.items()}, memory)["y"]
-        np.testing.assert_allclose(found, whole[:, :, start : start + 100], rtol=1e-5, atol=1e-5)
+        actual = run_in_place(compiled, {name: np.ascontiguousarray(one) for name, one in part.items()}, memory)["y"]
+        np.testing.assert_allclose(actual, whole[:, :, start : start + 100], rtol=1e-5, atol=1e-5)
         assert set(copy.lengths.values()) == {start}
     memory.truncate(5)
     again = run_in_place(compiled, {name: values[name][:, :, 5:6].copy() for name in "qkv"}, memory)["y"]
@@ -189,12 +189,12 @@ def test_pages_are_handed_over_once_for_as_long_as_they_are_enough():
     memory = StateMemory(states, dict.fromkeys(("pk", "pv"), (1, 2, 0, 16)), 3 * PAGE)
 
     def pages(growth: int) -> dict[str, Any]:
-        found = memory.pages({"pk": growth, "pv": growth})
+        result = memory.pages({"pk": growth, "pv": growth})
         memory.grow({"pk": growth, "pv": growth})
-        return found
+        return result
 
     one = pages(PAGE - 1)
-    assert pages(1) is one and [tuple(found.shape) for found in one.values()] == [(1, 1, 2, PAGE, 16)] * 2
+    assert pages(1) is one and [tuple(actual.shape) for actual in one.values()] == [(1, 1, 2, PAGE, 16)] * 2
     two = pages(1)
     assert pages(PAGE - 1) is two and two["pk"].data_ptr() == one["pk"].data_ptr() and two["pk"].shape[0] == 2
     assert memory.copy().pages({"pk": 0, "pv": 0})["pk"].data_ptr() != two["pk"].data_ptr()
@@ -208,12 +208,12 @@ def test_one_of_the_states_that_are_alike_tells_all_sizes():
     growths = {"pk": "s", "pv": "s", "other": "s", "faster": "2*s"}
     states = [HeldState(name, f"n{name}", 1, "float32", growth) for name, growth in growths.items()]
     outputs = [TensorSpec(state.output, "float32", (1, "n")) for state in states]
-    found = HeldStates(states, inputs, outputs)
-    assert [spec.name for spec in found.size_inputs] == ["x", "pk", "other", "faster"]
+    actual = HeldStates(states, inputs, outputs)
+    assert [spec.name for spec in actual.size_inputs] == ["x", "pk", "other", "faster"]
     arrays = [np.zeros((1, size), np.float32) for size in (3, 5, 7, 5)]
-    assert found.growths(arrays) == {"pk": 3, "pv": 3, "other": 3, "faster": 6}
+    assert actual.growths(arrays) == {"pk": 3, "pv": 3, "other": 3, "faster": 6}
     pages = dict.fromkeys(growths, "pages")
-    (x, *others), lengths = found.in_place(arrays, pages, Host())
+    (x, *others), lengths = actual.in_place(arrays, pages, Host())
     assert tuple(x.shape) == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
 
 
@@ -242,8 +242,8 @@ def test_memory_that_cannot_grow_stays_what_it_was(attending, monkeypatch):
             run_in_place(compiled, part(PAGE - 1, PAGE + 2), memory)
     assert set(memory.lengths.values()) == {PAGE - 1}
     for start, end in ((PAGE - 1, PAGE), (PAGE, PAGE + 2)):
-        found = run_in_place(compiled, part(start, end), memory)["y"]
-        np.testing.assert_allclose(found, whole[:, :, start:end], rtol=1e-5, atol=1e-5)
+        actual = run_in_place(compiled, part(start, end), memory)["y"]
+        np.testing.assert_allclose(actual, whole[:, :, start:end], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +297,8 @@ def test_what_nothing_reads_is_copied():
     np.testing.assert_array_equal(compiled.run(values)["one"], np.concatenate([values["pk"], values["k"]], 2))
     rounding = moec.compile(graph, passes="O2,cast-states{dtype=int8}")
     assert held(rounding) == []
-    wanted = np.concatenate([round_rows(values["pk"]), round_rows(values["k"])], 2)
-    np.testing.assert_array_equal(rounding.run(values)["one"], wanted)
+    expected = np.concatenate([round_rows(values["pk"]), round_rows(values["k"])], 2)
+    np.testing.assert_array_equal(rounding.run(values)["one"], expected)
 
 
 def test_a_past_that_is_continued_twice_is_held_for_one_of_them():
@@ -308,9 +308,9 @@ def test_a_past_that_is_continued_twice_is_held_for_one_of_them():
     compiled = moec.compile(graph)
     assert held(compiled) == ["pk"]
     values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)
-    found = compiled.run(values)
-    np.testing.assert_array_equal(found["one"], np.concatenate([values["pk"], values["k"]], 2))
-    np.testing.assert_array_equal(found["two"], np.concatenate([values["pk"], values["v"]], 2))
+    actual = compiled.run(values)
+    np.testing.assert_array_equal(actual["one"], np.concatenate([values["pk"], values["k"]], 2))
+    np.testing.assert_array_equal(actual["two"], np.concatenate([values["pk"], values["v"]], 2))
 
 
 def test_any_input_may_be_the_one_that_grows():
@@ -318,9 +318,9 @@ def test_any_input_may_be_the_one_that_grows():
     compiled = moec.compile(model(body))
     assert held(compiled) == ["k", "v"]
     values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)
-    found, wanted = compiled.run(values), run(moec.import_model(model(body)), values)
+    actual, expected = compiled.run(values), run(moec.import_model(model(body)), values)
     for name in ("y", "nk", "nv"):
-        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
 ROOM = """(float[b,4,s,16] q, float[b,2,s,16] k, float[b,2,s,16] v, int64[b] at, float[b,2,c,16] pk, float[b,2,c,16] pv,
@@ -340,17 +340,17 @@ def test_caches_with_room_are_written_where_they_lie():
         values |= {name: random.standard_normal((3, 2, room, 16), dtype=np.float32) for name in ("pk", "pv")}
         values |= {"q": random.standard_normal((3, 4, new, 16), dtype=np.float32), "at": np.array(at)}
         values["used"] = np.clip(values["at"] + new, new, room)
-        found, memory = compiled.run(values), memory_of(compiled, values, 0)
+        actual, memory = compiled.run(values), memory_of(compiled, values, 0)
         for name, past, added in (("nk", "pk", "k"), ("nv", "pv", "v")):
-            wanted = values[past].copy()
+            expected = values[past].copy()
             for row, number in np.ndindex(3, new):
                 if 0 <= at[row] + number < room:
-                    wanted[row, :, at[row] + number] = values[added][row, :, number]
-            np.testing.assert_array_equal(found[name], wanted)
+                    expected[row, :, at[row] + number] = values[added][row, :, number]
+            np.testing.assert_array_equal(actual[name], expected)
         in_place = run_in_place(compiled, {name: values[name] for name in ("q", "k", "v", "at", "used")}, memory)
-        np.testing.assert_array_equal(in_place["y"], found["y"])
+        np.testing.assert_array_equal(in_place["y"], actual["y"])
         for name, result in (("pk", "nk"), ("pv", "nv")):
-            np.testing.assert_array_equal(memory._pages[name], pages_of(found[result], 0))
+            np.testing.assert_array_equal(memory._pages[name], pages_of(actual[result], 0))
         assert set(memory.lengths.values()) == {room}
 
 
@@ -393,12 +393,12 @@ def test_room_that_is_appended_holds_zeros():
         values = {name: random.standard_normal((2, 2, new, 16), dtype=np.float32) for name in "qk"}
         values |= {"mask": np.ones((2, total), np.float32), "at": np.array(at)}
         values["past"] = random.standard_normal((2, 2, past, 16), dtype=np.float32)
-        found, wanted = compiled.run(values), run(moec.import_model(graph), values)
-        np.testing.assert_array_equal(found["present"], wanted["present"])
-        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5)
+        actual, expected = compiled.run(values), run(moec.import_model(graph), values)
+        np.testing.assert_array_equal(actual["present"], expected["present"])
+        np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-5, atol=1e-5)
         memory = memory_of(compiled, values, new)
         in_place = run_in_place(compiled, {name: one for name, one in values.items() if name != "past"}, memory)
-        np.testing.assert_array_equal(in_place["y"], found["y"])
+        np.testing.assert_array_equal(in_place["y"], actual["y"])
         assert memory.lengths == {"past": max(past, total)}
 
 
@@ -409,9 +409,9 @@ def test_states_of_different_lengths(results):
     compiled = moec.compile(onnx.parser.parse_model(f"{HEAD} {text} {{\n {body}\n}}"))
     assert sorted(held(compiled)) == ["pa", "pb"]
     a, b, x = (np.arange(2 * size, dtype=np.float32).reshape(2, size) + size for size in (3, 300, 2))
-    found = compiled.run({"pa": a, "pb": b, "x": x})
-    np.testing.assert_array_equal(-found["a"], np.concatenate([a, x], 1))
-    np.testing.assert_array_equal(-found["b"], np.concatenate([b, x], 1))
+    actual = compiled.run({"pa": a, "pb": b, "x": x})
+    np.testing.assert_array_equal(-actual["a"], np.concatenate([a, x], 1))
+    np.testing.assert_array_equal(-actual["b"], np.concatenate([b, x], 1))
     memory = StateMemory(cached(compiled), {"pa": (2, 0), "pb": (2, 0)}, None)
     for past in (a, b):  # each run puts as much behind both
         run_in_place(compiled, {"x": past}, memory)

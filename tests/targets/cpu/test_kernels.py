@@ -119,14 +119,14 @@ def test_kernel_text(name, golden):
 
 def _divisions(function: tirx.PrimFunc) -> list[str]:
     """Floor divisions by what is no constant, for which TVM generates code for all signs."""
-    found: list[str] = []
+    results: list[str] = []
 
     def note(division: tirx.FloorDiv | tirx.FloorMod) -> None:
         if not isinstance(division.b, tirx.IntImm):
-            found.append(str(division))
+            results.append(str(division))
 
     tvm_ffi.structural_walk(function.body, [((tirx.FloorDiv, tirx.FloorMod), note)])
-    return found
+    return results
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -52,12 +52,12 @@ def model(kind: str, arithmetic: str) -> ir.Model:
     }
     operands |= {name: builder.matrix(name, *shape) for name, shape in shapes_of.items()}
     write.output(write.moec("Experts", "y", ExpertsSpec("silu", "separate"), **operands)[0], "y")
-    made = ir.Model(write.graph, ir_version=10)
-    shapes.infer(made)
+    built = ir.Model(write.graph, ir_version=10)
+    shapes.infer(built)
     if arithmetic == "int8":
-        QuantizeExperts("int8").apply(made, Report())
-        assert made.graph.node(-1).attributes["arithmetic"].as_string() == "int8"
-    return made
+        QuantizeExperts("int8").apply(built, Report())
+        assert built.graph.node(-1).attributes["arithmetic"].as_string() == "int8"
+    return built
 
 
 def feeds(tokens: int) -> dict[str, np.ndarray]:
@@ -74,12 +74,12 @@ def feeds(tokens: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind, how", sampled(KINDS, HOW, 11))
 def test_products(kind: str, how: tuple[str, str], in_pool: Any) -> None:
     machine, arithmetic = how
-    made = model(kind, arithmetic)
-    run = compile_model(made, Machine.for_name(machine))
+    built = model(kind, arithmetic)
+    run = compile_model(built, Machine.for_name(machine))
     for tokens in ROWS:
         case = feeds(tokens)
         (y,) = run(**case)
-        (expected,) = interpreter.run(made, case, dtype=np.float64).values()
+        (expected,) = interpreter.run(built, case, dtype=np.float64).values()
         error = np.abs(y - expected).max(initial=0) / max(1e-9, np.abs(expected).max(initial=0))
         assert error < (1e-5 if arithmetic == "float32" else 1e-2), (tokens, error)
     shared = in_pool(2, functools.partial(run, **case, threads=2))

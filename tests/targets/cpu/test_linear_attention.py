@@ -32,19 +32,19 @@ def test_equals_the_interpreter_token_by_token_too(name):
     compiled = [moec.compile(proto, threads=threads) for threads in (1, 2)]
     for tokens in (0, 1, 30):
         inputs = inputs_of(proto, tokens)
-        found, again = (model.run(inputs) for model in compiled)
+        actual, again = (model.run(inputs) for model in compiled)
         expected = interpreter.run(import_model(proto), inputs)
         for output, array in expected.items():
-            np.testing.assert_allclose(found[output], array, rtol=1e-5, atol=1e-5)
-            np.testing.assert_array_equal(found[output], again[output])
+            np.testing.assert_allclose(actual[output], array, rtol=1e-5, atol=1e-5)
+            np.testing.assert_array_equal(actual[output], again[output])
     state, rows = inputs["s"], []
     for token in range(30):
         step = {key: value if key == "s" else value[:, token : token + 1] for key, value in inputs.items()}
         results = compiled[0].run({**step, "s": state})
         state = results["n"]
         rows.append(results["y"])
-    np.testing.assert_array_equal(np.concatenate(rows, axis=1), found["y"])
-    np.testing.assert_array_equal(state, found["n"])
+    np.testing.assert_array_equal(np.concatenate(rows, axis=1), actual["y"])
+    np.testing.assert_array_equal(state, actual["n"])
 
 
 def inputs_of(proto: onnx.ModelProto, tokens: int) -> dict[str, np.ndarray]:

@@ -100,6 +100,8 @@ def test_other_arithmetic_and_machines_have_no_tiles(machine: str, arithmetic: s
 @pytest.mark.parametrize("missing, arithmetic", [("amx-bf16", "bfloat16"), ("amx-int8", "int8")])
 def test_tiles_of_one_element_say_nothing_of_the_other(missing: str, arithmetic: str) -> None:
     machine = MACHINES["amx"]
-    machine = dataclasses.replace(machine, features=tuple(one for one in machine.features if one != missing))
+    machine = dataclasses.replace(
+        machine, features=tuple(feature for feature in machine.features if feature != missing)
+    )
     for one, stored in (("bfloat16", "bfloat16"), ("int8", "int8")):
         assert Multiplication(machine, TiledFormat(stored), one).tiles_used == (one != arithmetic)

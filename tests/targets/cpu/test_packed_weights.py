@@ -21,11 +21,11 @@ FORM = WeightFormat("int4", 32)
 def stored(**changed: float) -> StoredWeight:
     """Scales in float32 that float16 holds, but for the last one if it is ``changed``."""
     generator = np.random.default_rng(0)
-    found = encode(generator.standard_normal((E, WIDTH, INNER)).astype(np.float32), FORM)
-    assert found.scale is not None
-    scale = found.scale.astype(np.float32)
+    actual = encode(generator.standard_normal((E, WIDTH, INNER)).astype(np.float32), FORM)
+    assert actual.scale is not None
+    scale = actual.scale.astype(np.float32)
     scale[-1, -1, -1] = changed.get("last", scale[-1, -1, -1])
-    data, scales = (ir.Value(const_value=ir.tensor(array)) for array in (found.data, scale))
+    data, scales = (ir.Value(const_value=ir.tensor(array)) for array in (actual.data, scale))
     scales.dtype = ir.DataType.FLOAT
     return StoredWeight("weight", (WeightRun(0, E, FORM, data, scales, axis=1),))
 

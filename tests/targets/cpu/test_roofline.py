@@ -32,9 +32,9 @@ def test_reading_faster_than_the_least_is_no_accident():
 @pytest.mark.parametrize("name", MACHINES)
 def test_instructions_assemble_for_every_machine(name):
     machine = MACHINES[name]
-    found = instructions(machine)
-    assert any(one.arithmetic == "float32" for one in found)
-    for one in found:
+    actual = instructions(machine)
+    assert any(one.arithmetic == "float32" for one in actual)
+    for one in actual:
         module = tvm.IRModule({"kernel": peak(one, machine).with_attr("global_symbol", "kernel")})
         built = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm))
         mnemonic = one.text.split("}} ")[-1].split()[0]
@@ -43,5 +43,9 @@ def test_instructions_assemble_for_every_machine(name):
 
 
 def test_features_choose_the_instructions():
-    assert {one.arithmetic for one in instructions(MACHINES["avx2"])} == {"float32"}
-    assert {one.arithmetic for one in instructions(MACHINES["avx512bf16"])} == {"float32", "int8", "bfloat16"}
+    assert {instruction.arithmetic for instruction in instructions(MACHINES["avx2"])} == {"float32"}
+    assert {instruction.arithmetic for instruction in instructions(MACHINES["avx512bf16"])} == {
+        "float32",
+        "int8",
+        "bfloat16",
+    }

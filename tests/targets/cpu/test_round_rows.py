@@ -31,9 +31,9 @@ def test_rows(width: int, group: int, dtype: type) -> None:
         rows = (RANDOM.standard_normal((count, width + 3)) * 2.0 ** RANDOM.integers(-14, 1, (count, width + 3))).astype(
             dtype
         )
-        found = kernel(rows, np.zeros_like(rows))
-        np.testing.assert_array_equal(found[:, :width], expected(rows[:, :width], group))
-        np.testing.assert_array_equal(found[:, width:], rows[:, width:])
+        actual = kernel(rows, np.zeros_like(rows))
+        np.testing.assert_array_equal(actual[:, :width], expected(rows[:, :width], group))
+        np.testing.assert_array_equal(actual[:, width:], rows[:, width:])
 
 
 def test_every_place_between_two_numbers_and_numbers_that_are_none() -> None:

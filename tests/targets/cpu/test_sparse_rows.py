@@ -105,8 +105,8 @@ def test_skipping_zeros_changes_no_bit(machine, way):
         rows = rows_with(way, nonzero)
         for count in (1, 3, 5):
             expected = run(machine, way, "never", rows, weights, 2, count)
-            found = run(machine, way, "chosen", rows, weights, 2, count)
-            np.testing.assert_array_equal(found.view(np.int32), expected.view(np.int32))
+            actual = run(machine, way, "chosen", rows, weights, 2, count)
+            np.testing.assert_array_equal(actual.view(np.int32), expected.view(np.int32))
 
 
 @pytest.mark.parametrize("way", WAYS)

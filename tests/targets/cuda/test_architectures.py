@@ -47,7 +47,7 @@ def artifact(tmp_path_factory):
 
 def _texts(artifact, architecture):
     """The CUDA C of each kernel."""
-    names = [one["name"] for one in artifact.program(architecture).kernels]
+    names = [kernel["name"] for kernel in artifact.program(architecture).kernels]
     return {name: find_kernel(artifact, name, architecture).source("cuda") for name in names}
 
 
@@ -84,12 +84,12 @@ def test_each_computes_the_same(artifact):
 def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
     """All declarations have the same alignment, since nvcc uses that of the first one for all of them."""
     texts = _texts(artifact, "sm_90a").values()
-    found = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
-    assert [one for one in found if one] == [["1024"]] * 3
+    actual = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
+    assert [one for one in actual if one] == [["1024"]] * 3
 
 
 def test_kernels_are_found_by_architecture(artifact):
-    wgmma = next(one["name"] for one in artifact.program("sm_90a").kernels if "wgmma" in one["name"])
+    wgmma = next(kernel["name"] for kernel in artifact.program("sm_90a").kernels if "wgmma" in kernel["name"])
     assert "wgmma" in find_kernel(artifact, wgmma, "sm_90a").source("cuda")
     for other in ("sm_80", "sm_120", None):
         with pytest.raises(MoecError, match=f"has no kernel '{wgmma}'"):
@@ -100,7 +100,9 @@ def test_kernels_are_found_by_architecture(artifact):
 
 @pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
 def test_nvcc_compiles_a_program_with_tensor_maps(artifact, tmp_path):
-    kernel = next(one["name"] for one in artifact.program("sm_90a").kernels if one["launches"][0]["tensor_maps"])
+    kernel = next(
+        kernel["name"] for kernel in artifact.program("sm_90a").kernels if kernel["launches"][0]["tensor_maps"]
+    )
     source = program_text(artifact, kernel, "sm_90a")
     assert "encode_tensor_map(matrix_ptr, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, {128, 128, 1}, {256, 32768}" in source
     (tmp_path / f"{kernel}.cu").write_text(source)
@@ -123,8 +125,8 @@ def test_lists_that_are_refused(name, message):
 
 
 def test_programs_go_from_the_oldest_to_the_newest_by_number():
-    found = targets.get_all("cuda:sm_120+sm_90a+sm_100+sm_80")
-    assert [one.name for one in found] == ["cuda:sm_80", "cuda:sm_90a", "cuda:sm_100", "cuda:sm_120"]
+    actual = targets.get_all("cuda:sm_120+sm_90a+sm_100+sm_80")
+    assert [one.name for one in actual] == ["cuda:sm_80", "cuda:sm_90a", "cuda:sm_100", "cuda:sm_120"]
 
 
 def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
@@ -138,9 +140,9 @@ def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_ha
 def test_the_doctor_names_the_target_of_a_gpu(capability, target, monkeypatch):
     gpu = GpuFacts("a GPU", capability, 1 << 30)
     monkeypatch.setattr(doctor, "open_driver", lambda: SimpleNamespace(version=(13, 0), gpus=lambda: [gpu]))
-    found = doctor.examine_gpus()
-    assert [one["target"] for one in found["devices"]] == [target]
-    (shown,) = doctor.gpu_tables(found)
+    actual = doctor.examine_gpus()
+    assert [device["target"] for device in actual["devices"]] == [target]
+    (shown,) = doctor.gpu_tables(actual)
     assert [str(cell) for cell in shown.columns[-1].cells] == [target or "none"]
 
 

@@ -51,8 +51,8 @@ def test_equals_the_interpreter(emulated):
     run = emulated(model)
     for new, past in ((1, 0), (1, 300), (20, 5)):
         values = _feeds(new, past)
-        expected, found = interpreter.run(model, values, dtype=np.float64), run(values)
-        np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-4, atol=1e-4)
+        expected, actual = interpreter.run(model, values, dtype=np.float64), run(values)
+        np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

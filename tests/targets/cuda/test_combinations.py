@@ -90,9 +90,9 @@ def agree(run, model, experts: int) -> None:
     # Kernels round hidden units to the type of the tokens, and sum in float32.
     for feeds in cases(experts):
         (expected,) = interpreter.run(model, feeds, dtype=np.float64).values()
-        found = run(feeds)["y"].astype(np.float64)
+        actual = run(feeds)["y"].astype(np.float64)
         largest = max(np.abs(expected).max(initial=0), 1e-3)
-        assert np.abs(found - expected).max(initial=0) <= 2e-2 * largest, f"{len(feeds['x'])} tokens"
+        assert np.abs(actual - expected).max(initial=0) <= 2e-2 * largest, f"{len(feeds['x'])} tokens"
 
 
 @pytest.mark.parametrize("router, variant, form", combinations())

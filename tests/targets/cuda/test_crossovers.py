@@ -90,17 +90,17 @@ def launched(model: CompiledModel, T: int) -> set[str]:
     in every call, because otherwise memory might already hold the results."""
     launched.calls += 1
     memory: dict[str, list[bytes]] = {}
-    found: set[str] = set()
+    results: set[str] = set()
 
     def before(name, arguments):
-        memory[name] = [one.array.tobytes() for one in arguments]
+        memory[name] = [argument.array.tobytes() for argument in arguments]
 
     def after(name, arguments):
-        if memory[name] != [one.array.tobytes() for one in arguments]:
-            found.add(name)
+        if memory[name] != [argument.array.tobytes() for argument in arguments]:
+            results.add(name)
 
     model.probe.watch_kernels(inputs_of(T, launched.calls), after, before)
-    return found
+    return results
 
 
 launched.calls = 0
@@ -108,7 +108,7 @@ launched.calls = 0
 
 def test_the_artifact_holds_estimates(load):
     assert load().probe.crossovers == ESTIMATES
-    kernel = next(one for one in load().describe()["kernels"] if one["name"] == WAYS["16"])
+    kernel = next(kernel for kernel in load().describe()["kernels"] if kernel["name"] == WAYS["16"])
     assert kernel["crossovers"] == [f"{SHAPE}16", f"{SHAPE}64"]
     assert kernel["parameters"][0]["name"] == "rows", "the numbers are the host's alone"
 
@@ -128,18 +128,18 @@ def test_one_way_is_taken_whatever_the_numbers_are(load, weights, crossovers, wa
     model = load()
     model.probe.set_crossovers(dict(zip(list(ESTIMATES)[:3], crossovers, strict=True)))
     assert launched(model, 20) & set(WAYS.values()) == {WAYS[way]}
-    given = inputs_of(20)
-    expected = moe(ROUTE, ExpertsSpec(), given["x"], given["logits"], None, **weights, dtype=np.float64)
-    np.testing.assert_allclose(model.run(given)["y"].astype(np.float64), expected, rtol=2e-2, atol=2e-2)
+    feeds = inputs_of(20)
+    expected = moe(ROUTE, ExpertsSpec(), feeds["x"], feeds["logits"], None, **weights, dtype=np.float64)
+    np.testing.assert_allclose(model.run(feeds)["y"].astype(np.float64), expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("crossover", "one"), [(21, True), (20, False)])
 def test_dispatch_follows_its_own_crossover(load, crossover, one):
     model = load()
     model.probe.set_crossovers({**dict.fromkeys(ESTIMATES, ALWAYS), LAUNCHES: crossover})
-    found = launched(model, 20)
-    assert any(name.startswith("moe_dispatch") for name in found) == one
-    assert ("moe_scatter_pairs" in found) == (not one)
+    actual = launched(model, 20)
+    assert any(name.startswith("moe_dispatch") for name in actual) == one
+    assert ("moe_scatter_pairs" in actual) == (not one)
 
 
 def test_pair_by_pair_has_a_limit(load):

@@ -31,9 +31,9 @@ def test_rows_of_many_pairs(monkeypatch, emulated):
     run = emulated(dispatch_model())
     for tokens in (0, 1, 30, 31, 300):
         for ids in (np.minimum(ids, E - 2) for ids in choices(tokens)):
-            found = run({"e": ids.astype(np.int32)})
+            actual = run({"e": ids.astype(np.int32)})
             for name, array in zip("optn", dispatch(DispatchSpec(E), ids), strict=True):
-                np.testing.assert_array_equal(found[name], array)
+                np.testing.assert_array_equal(actual[name], array)
 
 
 def dispatch_model() -> ir.Model:
@@ -49,10 +49,10 @@ def dispatch_model() -> ir.Model:
 def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
     model = model_of(FORMS["three layers"])
     pipeline.run(model, pipeline.parse("cast-weights{weights=experts,dtype=fp16}"))
-    given = inputs(9, next(choices(9)))
-    reference = interpreter.run(model, given, dtype=np.float64)["y"]
+    feeds = inputs(9, next(choices(9)))
+    reference = interpreter.run(model, feeds, dtype=np.float64)["y"]
     program = program_of(model)
-    np.testing.assert_allclose(emulated(program)(given)["y"], reference, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(emulated(program)(feeds)["y"], reference, rtol=1e-4, atol=1e-4)
     assert "float16" in {weight.dtype for weight in program.weights}
 
 
@@ -60,7 +60,7 @@ def test_experts_in_formats_of_their_own(emulated):
     passes = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
     model = model_of(FORMS["three layers"])
     pipeline.run(model, pipeline.parse(passes))
-    given = inputs(30, next(choices(30)))
-    reference = interpreter.run(model, given, dtype=np.float64)["y"]
-    y = emulated(model)(given)["y"]
+    feeds = inputs(30, next(choices(30)))
+    reference = interpreter.run(model, feeds, dtype=np.float64)["y"]
+    y = emulated(model)(feeds)["y"]
     assert np.linalg.norm(y - reference) <= 2e-2 * np.linalg.norm(reference)

@@ -45,7 +45,7 @@ def test_a_layer_of_experts(without_nvcc, architecture, passes, dtype, sizes, ro
         ("kept as floats (the code is for sm_80; products in fp8 need sm_89 or newer)", architecture == "sm_80"),
         ("kept as floats (64 inputs are no multiple of 128)", sizes == (128, 64)),
     ):
-        assert any(reason in one for one in words) == is_there
+        assert any(reason in word for word in words) == is_there
     for tokens in (0, 3, 20, 130):
         inputs = case(tokens, dtype, sizes[0])
         y, expected = program.run(inputs)["y"], interpreter.run(model, inputs, dtype=np.float64)["y"]

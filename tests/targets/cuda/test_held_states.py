@@ -106,13 +106,13 @@ def test_plain_runs_take_and_give_what_the_model_says(past, new, on_cuda, on_cpu
     random = np.random.default_rng(past)
     pasts = {name: random.standard_normal((2, 1, past, 8), np.float32) for name in ("k", "v")}
     values = {"ids": IDS[:, :new], **pasts}
-    wanted, found = on_cpu.run(values), on_cuda.run(values)
+    expected, actual = on_cpu.run(values), on_cuda.run(values)
     there = on_cuda.run({name: on_gpu(np.ascontiguousarray(array)) for name, array in values.items()})
-    for name, array in wanted.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4)
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, rtol=1e-4, atol=1e-4)
         assert there[name].__dlpack_device__() == (2, 0)
-        np.testing.assert_array_equal(numbers_of(there[name]), found[name])
-    assert found["pk"].dtype == np.float32
+        np.testing.assert_array_equal(numbers_of(there[name]), actual[name])
+    assert actual["pk"].dtype == np.float32
 
 
 def test_pages_without_room_are_refused(on_cuda, monkeypatch):
@@ -143,17 +143,17 @@ def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
     driver.runs = model._executor._captured
     for turn in range(3):
         pasts = {name: np.full((2, 1, 4, 8), turn, np.float32) for name in ("k", "v")}
-        found, wanted = (one.run({"ids": IDS[:, turn : turn + 2], **pasts}) for one in (model, on_cuda))
-        for name, array in wanted.items():
-            np.testing.assert_array_equal(found[name], array)
+        actual, expected = (one.run({"ids": IDS[:, turn : turn + 2], **pasts}) for one in (model, on_cuda))
+        for name, array in expected.items():
+            np.testing.assert_array_equal(actual[name], array)
     assert driver.calls.count("launch 1 on stream 0") == 2
     sessions = [model.session(batch=2) for _ in range(3)]
     for start, session in enumerate(sessions):
         session.run(IDS[:, start : start + 4])
     for start, session in enumerate(sessions):
-        found, plain = session.run(IDS[:, :1]), on_cuda.session(batch=2)
+        actual, plain = session.run(IDS[:, :1]), on_cuda.session(batch=2)
         plain.run(IDS[:, start : start + 4])
-        np.testing.assert_array_equal(found, plain.run(IDS[:, :1]))
+        np.testing.assert_array_equal(actual, plain.run(IDS[:, :1]))
     assert sum("launch" in call for call in driver.calls) == 2
 
 
@@ -176,13 +176,13 @@ def test_caches_with_room_are_written_where_they_lie(without_nvcc):
         shapes = {"q": (3, 2, new, 8), "k": (3, 2, new, 8), "pk": (3, 2, room, 8)}
         values = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
         values |= {"at": np.array(at), "used": np.array([300, 5, 257])}
-        found, wanted = model.run(values), reference.run(values)
-        np.testing.assert_array_equal(found["nk"], wanted["nk"])
-        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5)
+        actual, expected = model.run(values), reference.run(values)
+        np.testing.assert_array_equal(actual["nk"], expected["nk"])
+        np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-5, atol=1e-5)
         memory = model._executor.state_memory({"pk": (3, 2, room, 8)}, room)
         memory._device.assign(memory._pages["pk"], _there(model, pages_of(values["pk"], 0)))
         in_place = model._executor.run_in_place({name: array for name, array in values.items() if name != "pk"}, memory)
-        np.testing.assert_array_equal(in_place["y"], found["y"])
+        np.testing.assert_array_equal(in_place["y"], actual["y"])
 
 
 def _there(model: CompiledModel, array: np.ndarray) -> OnDevice:
@@ -214,6 +214,6 @@ def test_a_state_that_begins_with_the_axis_it_grows_along(emulated):
     run = emulated(model)
     for P, S in ((0, 1), (3, 2), (5, 0)):
         past, new = (RANDOM.standard_normal((rows, 8), np.float32) for rows in (P, S))
-        found = run({"past": past, "new": new})
-        np.testing.assert_array_equal(found["present"], np.concatenate([past, new]))
-        np.testing.assert_array_equal(found["y"], -found["present"])
+        actual = run({"past": past, "new": new})
+        np.testing.assert_array_equal(actual["present"], np.concatenate([past, new]))
+        np.testing.assert_array_equal(actual["y"], -actual["present"])

@@ -187,12 +187,12 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
     ],
 )
 def test_choices_cover_all_numbers_of_rows(problem, architecture, expected):
-    found = []
+    actual = []
     for choice in choices(problem, architecture):
         name, rows = choice.selection.kernel.name, choice.rows
         height = "" if name in ("gemv", "gemm_mma_parts") else f" of {choice.problem.block_rows}"
-        found.append((f"{name}{height}", rows.least, rows.most))
-    assert found == expected
+        actual.append((f"{name}{height}", rows.least, rows.most))
+    assert actual == expected
 
 
 def test_what_is_not_chosen_has_a_reason():

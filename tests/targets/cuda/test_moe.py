@@ -106,7 +106,7 @@ def test_results_of_pairs_have_the_type_of_tokens_of_16_bits(program_of, dtype, 
     feeds = {"x": np.zeros((1, 16), dtype), "logits": np.zeros((1, E), dtype)}
     weights = {"up": np.zeros((E, 32, 16), dtype), "down": np.zeros((E, 16, 16), dtype)}
     kernels = program_of(node_model("MoE", feeds, weights, RouteSpec(k=2), ExpertsSpec())).kernels
-    assert {one.attributes["out_dtype"] for one in kernels if "grouped" in one.name} == {stored}
+    assert {kernel.attributes["out_dtype"] for kernel in kernels if "grouped" in kernel.name} == {stored}
 
 
 @thinned("one_launch", [FEW_TOKENS, 40], 2)

@@ -102,8 +102,8 @@ def test_a_kernel_is_all_of_its_text_and_its_pool():
 def test_ptx_does_not_say_where_and_when_it_was_made():
     module = ",".join(map(str, b"_INTERNAL_0123abcd_7_kernels"))
     text = f'\t.file\t1 "/tmp/tmp0/all_kernels.cu", 1764325550, 3102\n.b8 95,90,78,52,53,{module}\n'
-    made = f'\t.file\t1 "all_kernels.cu"\n.b8 95,90,78,52,53,{",".join(map(str, b"_INTERNAL_00000000_7_kernels"))}\n'
-    assert without_paths(text) == made
+    built = f'\t.file\t1 "all_kernels.cu"\n.b8 95,90,78,52,53,{",".join(map(str, b"_INTERNAL_00000000_7_kernels"))}\n'
+    assert without_paths(text) == built
 
 
 def test_calls_and_spills_of_machine_code_are_counted():

@@ -44,7 +44,7 @@ def with_scale(proto: onnx.ModelProto, factor: float) -> onnx.ModelProto:
     """A copy of the model in which the scales of one expert are multiplied by ``factor``."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
-    (scales,) = (one for one in changed.graph.initializer if one.name == SCALES)
+    (scales,) = (initializer for initializer in changed.graph.initializer if initializer.name == SCALES)
     numbers = onnx.numpy_helper.to_array(scales).copy()
     numbers[1] *= factor
     scales.CopyFrom(onnx.numpy_helper.from_array(numbers, SCALES))

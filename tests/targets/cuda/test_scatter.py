@@ -41,19 +41,19 @@ def test_updates_are_made_in_their_order(emulated):
     run = emulated(model)
     for sizes in ((5, 9, 3, 7), (1, 1, 1, 1), (6, 0, 0, 0), (0, 0, 0, 0), (70, 300, 40, 300)):
         inputs = _inputs(*sizes)
-        expected, found = interpreter.run(model, inputs), run(inputs)
+        expected, actual = interpreter.run(model, inputs), run(inputs)
         for name in ("last", "along"):
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name}, {sizes}")
+            np.testing.assert_array_equal(actual[name], expected[name], err_msg=f"{name}, {sizes}")
         for name in ("sum", "down", "one", "running"):
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{name}, {sizes}")
+            np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{name}, {sizes}")
 
 
 def test_places_outside_are_left_out(emulated):
     text = "(float[P] x, int64[N] i, float[N] u) => (float[P] y) { y = ScatterElements (x, i, u) }"
     model = ir.serde.deserialize_model(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g {text}'))
     x, places = np.arange(4, dtype=np.float32), np.array([4, -5, 1, 1 << 62, 1], np.int64)
-    found = emulated(model)({"x": x, "i": places, "u": np.array([9, 9, 7, 9, 8], np.float32)})["y"]
-    np.testing.assert_array_equal(found, [0, 8, 2, 3])
+    actual = emulated(model)({"x": x, "i": places, "u": np.array([9, 9, 7, 9, 8], np.float32)})["y"]
+    np.testing.assert_array_equal(actual, [0, 8, 2, 3])
 
 
 @pytest.mark.parametrize("name", ["ScatterND", "CumSum"])

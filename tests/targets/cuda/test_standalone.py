@@ -31,7 +31,7 @@ def artifact(tmp_path_factory):
 
 
 def test_agrees_with_its_numbers_and_notices_others(artifact, tmp_path):
-    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    (kernel,) = (kernel["name"] for kernel in artifact.program().kernels)
     write_standalone(artifact, kernel, tmp_path / "made")
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [f"{kernel}.cu", f"{kernel}.numbers"]
     program, numbers = tmp_path / kernel, tmp_path / "made" / f"{kernel}.numbers"
@@ -55,7 +55,7 @@ def test_agrees_with_its_numbers_and_notices_others(artifact, tmp_path):
 
 @pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
 def test_nvcc_compiles_it_as_its_head_says(artifact, tmp_path):
-    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    (kernel,) = (kernel["name"] for kernel in artifact.program().kernels)
     source = program_text(artifact, kernel)
     (tmp_path / f"{kernel}.cu").write_text(source)
     command = re.search(r"^//     nvcc (.*) && ", source, re.MULTILINE)[1]
@@ -65,7 +65,7 @@ def test_nvcc_compiles_it_as_its_head_says(artifact, tmp_path):
 
 def test_nothing_is_written_where_it_cannot_be(artifact, tmp_path):
     (tmp_path / "file").write_text("precious")
-    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    (kernel,) = (kernel["name"] for kernel in artifact.program().kernels)
     with pytest.raises(MoecError, match="file: the program cannot be written"):
         write_standalone(artifact, kernel, tmp_path / "file")
     with pytest.raises(MoecError, match="has no kernel 'absent'"):
@@ -74,7 +74,7 @@ def test_nothing_is_written_where_it_cannot_be(artifact, tmp_path):
 
 
 def test_only_its_own_files_are_replaced(artifact, tmp_path):
-    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    (kernel,) = (kernel["name"] for kernel in artifact.program().kernels)
     write_standalone(artifact, kernel, tmp_path)
     (tmp_path / "notes").write_text("data")
     write_standalone(artifact, kernel, tmp_path)

@@ -81,9 +81,9 @@ def test_the_text_of_a_kernel_is_its_functions_and_their_helpers():
         + kernels.format("a", "one")
         + kernels.format("b", "two")
     )
-    found = sources_of(text, ["a", "b"])
-    assert found["a"].startswith("template <typename T>\n__forceinline__ __device__ T zero(T x)")
-    assert "T one(" in found["a"]  # which calls zero
-    assert "two" not in found["a"] and "zero" not in found["b"]
-    assert "b_kernel" in found["b"]
-    assert "a_kernel" not in found["b"]
+    actual = sources_of(text, ["a", "b"])
+    assert actual["a"].startswith("template <typename T>\n__forceinline__ __device__ T zero(T x)")
+    assert "T one(" in actual["a"]  # which calls zero
+    assert "two" not in actual["a"] and "zero" not in actual["b"]
+    assert "b_kernel" in actual["b"]
+    assert "a_kernel" not in actual["b"]

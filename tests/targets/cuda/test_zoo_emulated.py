@@ -30,6 +30,6 @@ def test_model(folder: pathlib.Path) -> None:
     model = moec.compile(source, target="cuda", emulate=True)
     for path in sorted(folder.glob("inputs*.npz")):
         verification = verify(source, model, dict(np.load(path)))
-        differences = [one for case in verification.cases for one in case.differences]
+        differences = [difference for case in verification.cases for difference in case.differences]
         assert differences and not verification.failures
-        assert verification.matches, [one for one in differences if not one.matches]
+        assert verification.matches, [difference for difference in differences if not difference.matches]

@@ -97,8 +97,8 @@ def quantized(block: FloatBlock, *, most_tokens: int = 16, weight_bits: int = 8)
 
 def project(block: QuantizedBlock, steps: Array, **design: Any) -> dict[str, bytes]:
     """The project of a block for tokens int8 [T, d]. ``design``: fields of :class:`Design`."""
-    made = ModelDesign(Design(block.shape, **design))
-    return model_files(made, block_plan("layer", block), steps, device=DEVICE, clock=300)
+    built = ModelDesign(Design(block.shape, **design))
+    return model_files(built, block_plan("layer", block), steps, device=DEVICE, clock=300)
 
 
 def estimated(

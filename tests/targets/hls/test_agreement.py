@@ -71,9 +71,9 @@ def with_epsilon_of_rows(numbers):
 )
 def test_attention_that_is_read_wrongly_is_refused_with_both_figures(fault):
     block, tokens, output = attention()
-    found = attention_agreement(block, tokens, output)
-    assert found.largest < BOUND / 10
-    assert found.tokens == 18
+    actual = attention_agreement(block, tokens, output)
+    assert actual.largest < BOUND / 10
+    assert actual.tokens == 18
     broken = dataclasses.replace(block, numbers=fault(block.numbers))
     with pytest.raises(UnsupportedError, match=rf"{block.name}: .* is \S+; expected \S+ within"):
         attention_agreement(broken, tokens, output)
@@ -134,9 +134,9 @@ def test_what_the_data_does_not_show_is_said():
     block, tokens, output = experts(TOKENS[:1, :1])
     chosen = block.numbers.chosen(tokens)[0]
     missing = ", ".join(str(expert) for expert in range(E) if expert not in chosen)
-    found = experts_agreement(block, tokens, output)
-    assert found.unseen == (f"experts {missing}, which no token chose",)
-    both = unseen([found, dataclasses.replace(found, node="other"), Agreement("third", 0.0, BOUND, 1)])
+    actual = experts_agreement(block, tokens, output)
+    assert actual.unseen == (f"experts {missing}, which no token chose",)
+    both = unseen([actual, dataclasses.replace(actual, node="other"), Agreement("third", 0.0, BOUND, 1)])
     assert both is not None and both.endswith(f"experts {missing}, which no token chose (block and 1 more)")
     assert unseen([]) is None
 
@@ -165,8 +165,8 @@ def test_a_near_tie_may_go_to_either_expert():
         block.numbers, router=np.repeat(block.numbers.router[:1], E, axis=0), router_bias=np.zeros(E)
     )
     tied = dataclasses.replace(block, numbers=twice)
-    found = experts_agreement(tied, tokens, output)
-    assert found.unseen[-1] == "18 tokens, whose choice of experts is a near tie or rounding"
+    actual = experts_agreement(tied, tokens, output)
+    assert actual.unseen[-1] == "18 tokens, whose choice of experts is a near tie or rounding"
 
 
 def test_few_tokens_are_compared_as_far_as_they_go():

@@ -90,8 +90,8 @@ def quantized(block, most_tokens=21, cached=0) -> QuantizedAttention:
 
 
 def files_of(block, steps, **design):
-    made = ModelDesign(None, AttentionDesign(block.shape, **design))
-    return model_files(made, block_plan("attention", block), steps, device=DEVICE, clock=300)
+    built = ModelDesign(None, AttentionDesign(block.shape, **design))
+    return model_files(built, block_plan("attention", block), steps, device=DEVICE, clock=300)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
@@ -102,8 +102,8 @@ def test_integers_are_close_to_floats(kind, sharpness, decibels):
     tokens = tokens_for(block, 4, 50)
     integers, floats = quantize_attention(block, tokens, most_tokens=50), block.run(tokens)
     for sequence, expected in zip(tokens, floats.output, strict=True):
-        found = attention_reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
-        assert signal_to_noise(expected, found) > decibels
+        actual = attention_reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
+        assert signal_to_noise(expected, actual) > decibels
 
 
 def test_the_best_key_has_the_largest_weight_and_equal_keys_equal_ones():
@@ -128,8 +128,8 @@ def test_integers_of_a_decoder_are_close_to_floats(fields):
     tokens = tokens_for(block, 4, 50)
     integers, floats = quantize_attention(block, tokens, most_tokens=50), block.run(tokens)
     for sequence, expected in zip(tokens, floats.output, strict=True):
-        found = attention_reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
-        assert signal_to_noise(expected, found) > 30
+        actual = attention_reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
+        assert signal_to_noise(expected, actual) > 30
 
 
 def test_a_causal_block_does_not_look_ahead():
@@ -309,8 +309,8 @@ def test_other_sizes_equal_the_reference(sizes, design):
     ],
 )
 def test_designs_that_cannot_be_built(design, widest_sum, reason):
-    found = design.why_not(widest_sum)
-    assert found is None if reason is None else found is not None and reason in found
+    actual = design.why_not(widest_sum)
+    assert actual is None if reason is None else actual is not None and reason in actual
 
 
 @pytest.mark.parametrize("tokens", [np.zeros((1, 0, 24), np.float32), np.full((1, 2, 24), np.nan, np.float32)])

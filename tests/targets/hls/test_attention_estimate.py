@@ -129,10 +129,10 @@ def test_arrays_take_a_dsp_for_two_products():
 def test_logic_by_hand():
     """The LUTs of four arrays of 16 x 16 products, four of which are summed in a word, of rounding the results of each
     array and the weights of keys, of the divider, control and masters."""
-    found = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300)
+    actual = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300)
     arrays, rounding, reciprocal = 4 * 8 * (4 * (432 + 7 * 27) // 3), 5 * 16 * 26, 20 * 20
     logic = arrays + rounding + reciprocal + 3000 + 4 * 1100
-    assert found.resources.lut == logic + sum(memory.luts for memory in found.memories)
+    assert actual.resources.lut == logic + sum(memory.luts for memory in actual.memories)
 
 
 @pytest.mark.parametrize("block", [None, decoder(joint=True), decoder(window=4, sinks=SINKS)])
@@ -158,6 +158,6 @@ def test_what_does_not_fit_is_said():
 
 
 def test_an_estimate_is_plain_data():
-    found = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300).as_dict()
-    assert found["cycles"]["total"] > found["cycles"]["products"] > 0
-    assert found["resources"]["dsp"] == sum(found["dsp_by_process"].values())
+    actual = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300).as_dict()
+    assert actual["cycles"]["total"] > actual["cycles"]["products"] > 0
+    assert actual["resources"]["dsp"] == sum(actual["dsp_by_process"].values())

@@ -75,8 +75,8 @@ def test_a_fixed_number_of_tokens_is_probed_call_by_call(tokens):
 def test_a_mask_that_masks_nothing_is_none(mask):
     graph = GraphBuilder()
     graph.x.shape = ir.Shape(["B", 5, D])
-    _, found, refused = found_in(graph, with_mask(graph, repeated(graph, mask)))
-    assert (len(found), refused) == (1, [])
+    _, actual, refused = found_in(graph, with_mask(graph, repeated(graph, mask)))
+    assert (len(actual), refused) == (1, [])
 
 
 def by_position(graph: GraphBuilder) -> ir.Value:
@@ -224,12 +224,12 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
 )
 def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
     graph = GraphBuilder()
-    model, found, refused = found_in(graph, build(graph))
+    model, actual, refused = found_in(graph, build(graph))
     assert refused == []
-    assert {name: getattr(found[0].numbers, name) for name in expected} == expected
+    assert {name: getattr(actual[0].numbers, name) for name in expected} == expected
     x = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
     (output,) = interpreter.run(model, {"x": x}).values()
-    np.testing.assert_allclose(found[0].numbers.run(x).output, output, atol=5e-5)
+    np.testing.assert_allclose(actual[0].numbers.run(x).output, output, atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
 )
 def test_what_the_templates_do_not_compute_is_refused(heads, reason):
     graph = GraphBuilder()
-    _, found, refused = found_in(graph, heads(graph))
-    assert found == []
+    _, actual, refused = found_in(graph, heads(graph))
+    assert actual == []
     (message,) = refused
     assert any(part in message for part in reason.split("|"))
 
@@ -335,6 +335,6 @@ def test_positions_may_be_the_sum_of_a_mask(monkeypatch):
 def test_a_result_that_is_not_added_to_its_tokens_is_refused():
     graph = GraphBuilder()
     model = graph.model(graph.dense(flat_heads(graph, normalized(graph)), D))
-    found, (message,) = find_attention(model)
-    assert found == []
+    actual, (message,) = find_attention(model)
+    assert actual == []
     assert "not added to its input tokens" in message

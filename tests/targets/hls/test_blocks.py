@@ -51,8 +51,8 @@ def test_the_numbers_compute_what_the_graph_does(norm, shared):
     (block,) = blocks
     assert (block.numbers.norm is None) == (norm is None)
     assert block.numbers.shared == (3 if shared else 0)  # 20 hidden units in pieces of 8
-    found = run_with(model, blocks, {"x": x}, lambda _index, tokens: block.numbers.run(tokens).output)
-    np.testing.assert_allclose(*found.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
+    actual = run_with(model, blocks, {"x": x}, lambda _index, tokens: block.numbers.run(tokens).output)
+    np.testing.assert_allclose(*actual.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_table_of_ids_is_followed():
@@ -63,8 +63,8 @@ def test_a_table_of_ids_is_followed():
     x = np.random.default_rng(1).normal(0, 1, (2, T, D)).astype(np.float32)
     (block,) = blocks = find_blocks(model)
     assert block.numbers.up.shape[0] == E
-    found = run_with(model, blocks, {"x": x}, lambda _index, tokens: block.numbers.run(tokens).output)
-    np.testing.assert_allclose(*found.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
+    actual = run_with(model, blocks, {"x": x}, lambda _index, tokens: block.numbers.run(tokens).output)
+    np.testing.assert_allclose(*actual.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_table_of_ids_that_no_expert_has_is_refused():

@@ -132,9 +132,9 @@ def test_the_script_needs_nothing_but_python(tmp_path, text, code, said):
     script = shutil.copy(pathlib.Path(compare_report.__file__), tmp_path)
     (tmp_path / "estimate.json").write_text(json.dumps(ESTIMATE))
     if text:
-        found = tmp_path / "component" / "hls" / "syn" / "report" / "csynth.xml"
-        found.parent.mkdir(parents=True)
-        found.write_text(text)
+        result = tmp_path / "component" / "hls" / "syn" / "report" / "csynth.xml"
+        result.parent.mkdir(parents=True)
+        result.write_text(text)
     done = subprocess.run([sys.executable, "-I", "-S", script], capture_output=True, text=True)
     assert done.returncode == code
     assert said in done.stdout + done.stderr
@@ -153,36 +153,36 @@ def test_what_is_saved_corrects_estimates(tmp_path):
     estimated = ESTIMATE["resources"]
     (_, one), (missed, other) = save(tmp_path, "one.json", depth=31), save(tmp_path, "other.json", estimated="4.600")
     assert missed == 1
-    found = read_calibrations([one, other])
-    assert found.dsp == 400 / estimated["dsp"] and found.lut == 25000 / estimated["lut"]
-    assert found.uram == 1, "nothing was estimated"
-    assert found.stages == 23, "31 and 17, without the first"
-    assert found.clock("XCZU9EG-ffvb1156-2-e") == pytest.approx(200) and found.clock("xcu50") == math.inf
+    actual = read_calibrations([one, other])
+    assert actual.dsp == 400 / estimated["dsp"] and actual.lut == 25000 / estimated["lut"]
+    assert actual.uram == 1, "nothing was estimated"
+    assert actual.stages == 23, "31 and 17, without the first"
+    assert actual.clock("XCZU9EG-ffvb1156-2-e") == pytest.approx(200) and actual.clock("xcu50") == math.inf
     part, shape = find_part("zcu102"), BlockShape(16, 64, 128, 4, 2)
-    exploration = explore(shape, part, Constraints(calibration=found))
+    exploration = explore(shape, part, Constraints(calibration=actual))
     chosen = exploration.chosen.estimate
     plain = estimate_of(chosen.design, part, exploration.loads, 200)
     assert chosen.clock_megahertz == pytest.approx(200)
-    assert chosen.resources.lut == round(plain.resources.lut * found.lut)
-    assert chosen.cycles == estimate_of(chosen.design, part, exploration.loads, 200, calibration=found).cycles
+    assert chosen.resources.lut == round(plain.resources.lut * actual.lut)
+    assert chosen.cycles == estimate_of(chosen.design, part, exploration.loads, 200, calibration=actual).cycles
     assert chosen.cycles.total > plain.cycles.total
-    assert Constraints(calibration=found, clock_megahertz=250).clock(part) == 250
+    assert Constraints(calibration=actual, clock_megahertz=250).clock(part) == 250
 
 
 def test_what_was_estimated_as_nothing_has_no_factor(tmp_path):
     _, path = save(tmp_path, "one.json")
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps({**found, "estimated": {**found["estimated"], "dsp": 1e-300}}))
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "estimated": {**result["estimated"], "dsp": 1e-300}}))
     assert read_calibrations([path]).dsp == 1
 
 
 def test_corrected_estimates_are_not_corrected_twice(tmp_path):
     _, once = save(tmp_path, "once.json")
-    found = read_calibrations([once])
-    corrected = estimate_of(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4, calibration=found)
+    actual = read_calibrations([once])
+    corrected = estimate_of(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4, calibration=actual)
     assert corrected.resources.dsp == 400
     _, twice = save(tmp_path, "twice.json", estimate=corrected.as_dict())
-    assert read_calibrations([twice]).dsp == pytest.approx(found.dsp, rel=0.01)
+    assert read_calibrations([twice]).dsp == pytest.approx(actual.dsp, rel=0.01)
 
 
 @pytest.mark.parametrize("changes", [{"interval": 2}, {"depth": 61}])
@@ -203,13 +203,13 @@ def test_a_file_that_is_something_else_is_not_replaced(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda found: [],
-        lambda found: {**found, "format": "other"},
-        lambda found: {**found, "stages": [99]},
-        lambda found: {**found, "stages": [10**400]},
-        lambda found: {**found, "reported": {**found["reported"], "lut": float("nan")}},
-        lambda found: {**found, "estimated": {}},
-        lambda found: {**found, "clock_megahertz": "fast"},
+        lambda result: [],
+        lambda result: {**result, "format": "other"},
+        lambda result: {**result, "stages": [99]},
+        lambda result: {**result, "stages": [10**400]},
+        lambda result: {**result, "reported": {**result["reported"], "lut": float("nan")}},
+        lambda result: {**result, "estimated": {}},
+        lambda result: {**result, "clock_megahertz": "fast"},
     ],
 )
 def test_what_is_no_calibration(tmp_path, change):

@@ -86,8 +86,8 @@ def test_tokens_of_a_call_that_failed_may_be_given_again(tmp_path, monkeypatch):
         board.run(tokens[:1], sequence)
     assert sequence.past == 5
     kernel.state = fake_xrt.COMPLETED
-    found = board.run(tokens[:1], sequence)
-    assert found[0, 0] == np.float32(5 * host["LAYOUT"]["stream_scale"])
+    actual = board.run(tokens[:1], sequence)
+    assert actual[0, 0] == np.float32(5 * host["LAYOUT"]["stream_scale"])
     assert (kernel.pasts, sequence.past) == ([0, 5, 5], 6)
 
 
@@ -134,8 +134,8 @@ def test_ids_of_a_prompt_become_the_most_probable_ids_behind_it(cached, tmp_path
     assert kernel.rows[0] == [3] * 6
     assert len(kernel.tokens) == 6
     sequence = host["Sequence"]()
-    found = board.run(np.array(expected[:6]), sequence)
-    np.testing.assert_array_equal(found, logits(expected[:6]) * np.float32(plan.output_scale))
+    actual = board.run(np.array(expected[:6]), sequence)
+    np.testing.assert_array_equal(actual, logits(expected[:6]) * np.float32(plan.output_scale))
     assert (kernel.rows[-1], sequence.past) == ([6] * 6, 6)
     assert board.next(expected[:5], host["Sequence"]()) == expected[5]
     assert kernel.rows[-1] == [5] * 4 + [1] * 2

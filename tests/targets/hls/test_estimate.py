@@ -251,17 +251,17 @@ def test_ultra_rams_of_an_array(bits, words, blocks):
 
 
 def test_memories_of_the_example():
-    found = {(memory.process, memory.name): memory for memory in memories_of(Design(M3VIT))}
-    assert found["product_up", "tokens"].bram18 == 20
-    assert found["product_down", "partial sums"].bram18 == 60
-    assert found["combine", "combined results"].bram18 == 80
-    assert found["dispatch", "lists of tokens"].bram18 == 16
-    assert found["load_up", "channel beats_up"].bram18 == 15
-    weights = found["product_up", "weights"]
+    actual = {(memory.process, memory.name): memory for memory in memories_of(Design(M3VIT))}
+    assert actual["product_up", "tokens"].bram18 == 20
+    assert actual["product_down", "partial sums"].bram18 == 60
+    assert actual["combine", "combined results"].bram18 == 80
+    assert actual["dispatch", "lists of tokens"].bram18 == 16
+    assert actual["load_up", "channel beats_up"].bram18 == 15
+    weights = actual["product_up", "weights"]
     assert (weights.copies, weights.bits, weights.words, weights.bram18) == (8, 512, 48, 0)
     assert weights.luts == 8 * 74 * 8
-    assert found["router", "weights"].copies == 64
-    assert found["select", "scores"].copies == 3  # two lanes a copy: four slots, and one for all experts in turn
+    assert actual["router", "weights"].copies == 64
+    assert actual["select", "scores"].copies == 3  # two lanes a copy: four slots, and one for all experts in turn
 
 
 def test_large_arrays_move_to_ultra_ram():
@@ -291,9 +291,9 @@ def test_channels_are_as_wide_as_the_words_of_the_library(struct, words):
 
 
 def test_an_estimate_is_plain_data():
-    found = estimated(Design(M3VIT), find_part("zcu102"), M3VIT_LOADS, clock_megahertz=200)
-    data = json.loads(json.dumps(found.as_dict()))
+    actual = estimated(Design(M3VIT), find_part("zcu102"), M3VIT_LOADS, clock_megahertz=200)
+    data = json.loads(json.dumps(actual.as_dict()))
     assert data["milliseconds"] == pytest.approx(data["cycles"]["total"] / 200e3)
-    assert data["gigabytes_per_second"] == pytest.approx(found.cycles.beats * 64 / found.milliseconds / 1e6)
+    assert data["gigabytes_per_second"] == pytest.approx(actual.cycles.beats * 64 / actual.milliseconds / 1e6)
     assert data["resources"]["dsp"] == sum(data["dsp_by_process"].values())
     assert data["resources"]["bram18"] == sum(m["blocks"] for m in data["memories"] if m["storage"] == "bram")

@@ -55,7 +55,7 @@ def test_no_design_of_the_front_is_beaten(m3vit):
 
 @pytest.mark.parametrize("resource", ["dsp", "bram18", "lut"])
 def test_the_front_reaches_to_the_cheapest(m3vit, resource):
-    cheapest = min(getattr(resources_of(one), resource) for one in designs_of(M3VIT) if not one.why_not())
+    cheapest = min(getattr(resources_of(design), resource) for design in designs_of(M3VIT) if not design.why_not())
     assert min(getattr(one.estimate.resources, resource) for one in m3vit.front) <= 1.05 * cheapest
 
 
@@ -87,10 +87,10 @@ def test_loads_that_were_measured_count():
     ],
 )
 def test_limits_are_kept(constraints, resource):
-    found = explore(M3VIT, ZCU102, constraints)
+    actual = explore(M3VIT, ZCU102, constraints)
     limit = getattr(constraints, f"max_{resource}")
-    assert all(getattr(one.estimate.resources, resource) <= limit for one in found.front)
-    assert found.fitting < found.considered
+    assert all(getattr(one.estimate.resources, resource) <= limit for one in actual.front)
+    assert actual.fitting < actual.considered
 
 
 def test_a_users_limit_never_makes_a_part_larger():

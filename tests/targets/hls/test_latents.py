@@ -120,8 +120,8 @@ def test_what_is_found_computes_what_the_graph_does(fields, latents, width):
 def test_a_fixed_number_of_sequences_is_probed_together():
     graph = GraphBuilder()
     graph.x.shape = ir.Shape([2, 9, D])
-    _, found, refused = found_in(graph, latent_heads(graph))
-    assert (len(found), refused) == (1, [])
+    _, actual, refused = found_in(graph, latent_heads(graph))
+    assert (len(actual), refused) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_fixed_number_of_sequences_is_probed_together():
 )
 def test_other_forms_are_refused(fields, reason):
     graph = GraphBuilder()
-    _, found, (message,) = found_in(graph, latent_heads(graph, **fields))
-    assert found == [] and reason in message
+    _, actual, (message,) = found_in(graph, latent_heads(graph, **fields))
+    assert actual == [] and reason in message
 
 
 def test_latents_are_normalised_by_their_root_mean_squares():
@@ -186,8 +186,8 @@ def test_integers_are_close_to_floats(form):
     tokens = tokens_for(block, 4, 50)
     integers, floats = quantize_attention(block, tokens, most_tokens=50), block.run(tokens)
     for sequence, expected in zip(tokens, floats.output, strict=True):
-        found = reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
-        assert signal_to_noise(expected, found) > 30
+        actual = reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
+        assert signal_to_noise(expected, actual) > 30
 
 
 @pytest.mark.parametrize("calls", [[12], [9, 1, 1, 1], [1] * 12, [5, 7]])

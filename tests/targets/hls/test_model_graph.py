@@ -15,21 +15,21 @@ from . import vision_models as vision
 from .graphs import D, GraphBuilder
 
 
-def computed(found, images):
+def computed(result, images):
     """The output of a model that was found: its float parts, run one after the other."""
-    stream = images if found.embedding is None else found.embedding.run(images)
-    for block in found.blocks:
+    stream = images if result.embedding is None else result.embedding.run(images)
+    for block in result.blocks:
         rows = stream if isinstance(block, GraphAttention) else stream.reshape(-1, D)
         stream = block.numbers.run(rows).output.reshape(stream.shape)
-    if found.head is None:
+    if result.head is None:
         return stream
-    results = found.head.products(stream)
-    return {"none": results, "first": results[:, 0], "mean": results.mean(axis=1)}[found.head.pool]
+    results = result.head.products(stream)
+    return {"none": results, "first": results[:, 0], "mean": results.mean(axis=1)}[result.head.pool]
 
 
-def expect_the_same(model, found, images):
+def expect_the_same(model, actual, images):
     (expected,) = interpreter.run(model, {"images": images}).values()
-    np.testing.assert_allclose(computed(found, images), expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(computed(actual, images), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def pixels(count=3, kind=np.float32):
@@ -50,10 +50,10 @@ def test_a_model_is_found_from_pixels_to_logits(embed, head, tokens, pool):
     graph = GraphBuilder()
     vision.images(graph)
     model = vision.transformer(graph, embedded(graph, embed, tokens), head)
-    found = vision.found(model)
-    assert (found.tokens, found.width, len(found.blocks), found.head.pool) == (4 + tokens, D, 4, pool)
-    assert [block.numbers.count for block in found.blocks[1::2]] == [0, 4]
-    expect_the_same(model, found, pixels() / np.float32(256))
+    actual = vision.found(model)
+    assert (actual.tokens, actual.width, len(actual.blocks), actual.head.pool) == (4 + tokens, D, 4, pool)
+    assert [block.numbers.count for block in actual.blocks[1::2]] == [0, 4]
+    expect_the_same(model, actual, pixels() / np.float32(256))
 
 
 @pytest.mark.parametrize("activation", [vision.gelu, vision.erf_gelu])
@@ -61,9 +61,9 @@ def test_results_may_be_scaled_and_activations_spelled_in_any_way(activation):
     graph = GraphBuilder()
     vision.images(graph, batch=1)
     model = vision.transformer(graph, embedded(graph, vision.convolution), activation=activation, scaled=True)
-    found = vision.found(model)
-    assert found.blocks[1].numbers.experts.activation == "gelu"
-    expect_the_same(model, found, pixels(1) / np.float32(256))
+    actual = vision.found(model)
+    assert actual.blocks[1].numbers.experts.activation == "gelu"
+    expect_the_same(model, actual, pixels(1) / np.float32(256))
 
 
 def test_bytes_that_are_normalised_in_the_graph_are_taken_as_they_are():
@@ -74,9 +74,9 @@ def test_bytes_that_are_normalised_in_the_graph_are_taken_as_they_are():
     normal = graph.add("Mul", graph.add("Sub", floats, mean), scale)
     tokens = vision.placed(graph, vision.with_class(graph, vision.convolution(graph, normal)), 5)
     model = vision.transformer(graph, tokens)
-    found = vision.found(model)
-    assert found.embedding.places[1].tolist() == [0, 1, 4, 5]
-    expect_the_same(model, found, pixels(kind=np.uint8))
+    actual = vision.found(model)
+    assert actual.embedding.places[1].tolist() == [0, 1, 4, 5]
+    expect_the_same(model, actual, pixels(kind=np.uint8))
 
 
 def test_patches_may_overlap_and_reach_over_the_edge():
@@ -85,18 +85,18 @@ def test_patches_may_overlap_and_reach_over_the_edge():
     patches = graph.add("Conv", graph.x, graph.normal(D, 1, 3, 3), graph.normal(D), strides=[2, 2], pads=[1, 1, 0, 0])
     flat = graph.add("Transpose", graph.add("Reshape", patches, graph.constant(np.array([0, D, 4]))), perm=[0, 2, 1])
     model = vision.transformer(graph, vision.placed(graph, flat, 4), vision.mean_token)
-    found = vision.found(model)
-    assert found.embedding.places[0].tolist() == [-1, -1, -1, -1, 0, 1, -1, 4, 5]
-    expect_the_same(model, found, pixels() / np.float32(256))
+    actual = vision.found(model)
+    assert actual.embedding.places[0].tolist() == [-1, -1, -1, -1, 0, 1, -1, 4, 5]
+    expect_the_same(model, actual, pixels() / np.float32(256))
 
 
 def test_the_stream_itself_may_be_input_and_output():
     graph = GraphBuilder()
     graph.x = ir.Value(name="images", shape=ir.Shape([1, 4, D]), type=ir.TensorType(ir.DataType.FLOAT))
     model = vision.finished(graph, vision.experts(graph, vision.attention(graph, graph.x)))
-    found = vision.found(model)
-    assert (found.embedding, found.head) == (None, None)
-    expect_the_same(model, found, np.random.default_rng(0).normal(size=(1, 4, D)).astype(np.float32))
+    actual = vision.found(model)
+    assert (actual.embedding, actual.head) == (None, None)
+    expect_the_same(model, actual, np.random.default_rng(0).normal(size=(1, 4, D)).astype(np.float32))
 
 
 def test_the_first_token_may_be_taken_in_front_of_the_normalisation():
@@ -105,9 +105,9 @@ def test_the_first_token_may_be_taken_in_front_of_the_normalisation():
     stream = vision.experts(graph, vision.attention(graph, embedded(graph, vision.convolution)))
     first = graph.add("Gather", stream, graph.constant(np.array(0)), axis=1)
     model = vision.finished(graph, graph.dense(vision.normal(graph, first), vision.CLASSES))
-    found = vision.found(model)
-    assert found.head.pool == "first"
-    expect_the_same(model, found, pixels() / np.float32(256))
+    actual = vision.found(model)
+    assert actual.head.pool == "first"
+    expect_the_same(model, actual, pixels() / np.float32(256))
 
 
 def twice(graph):
@@ -152,8 +152,8 @@ def test_images_that_no_memory_holds_are_refused():
 def test_patches_that_overlap_too_much_are_refused():
     graph = GraphBuilder()
     graph.x = ir.Value(name="images", shape=ir.Shape(["B", 1, 400, 400]), type=ir.TensorType(ir.DataType.FLOAT))
-    made = graph.add("Conv", graph.x, graph.constant(np.zeros((D, 1, 200, 200), np.float32)))
-    patches = graph.add("Reshape", made, graph.constant(np.array([0, D, -1])))
+    built = graph.add("Conv", graph.x, graph.constant(np.zeros((D, 1, 200, 200), np.float32)))
+    patches = graph.add("Reshape", built, graph.constant(np.array([0, D, -1])))
     tokens = vision.placed(graph, graph.add("Transpose", patches, perm=[0, 2, 1]), 201 * 201)
     with pytest.raises(UnsupportedError, match="Conv_0: 201x201 patches of 40000 elements of 1 channels"):
         vision.found(vision.transformer(graph, tokens, vision.mean_token))
@@ -217,9 +217,9 @@ def normalised_otherwise(weights, **attributes):
 
 def test_one_weight_may_be_that_of_all_channels():
     model = normalised_otherwise((1,))
-    found = vision.found(model)
-    assert len(found.head.norm.weight) == D
-    expect_the_same(model, found, pixels() / np.float32(256))
+    actual = vision.found(model)
+    assert len(actual.head.norm.weight) == D
+    expect_the_same(model, actual, pixels() / np.float32(256))
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def test_as_many_masters_as_single_tokens_gain_from(plan):
     for name in ("u55c", "zcu102"):
         part, loads = find_part(name), loads_of(plan, steps)
         plain = estimate_model(model_design(plan, 16, 64, 8), plan, loads, part, 300)
-        found = with_masters(plain, plan, loads, part, Constraints())
-        chosen[name] = (found.design.experts.masters_up, found.design.experts.masters_down)
-        assert found.cycles.total <= plain.cycles.total
+        actual = with_masters(plain, plan, loads, part, Constraints())
+        chosen[name] = (actual.design.experts.masters_up, actual.design.experts.masters_down)
+        assert actual.cycles.total <= plain.cycles.total
     assert chosen == {"u55c": (8, 4), "zcu102": (1, 1)}
 
 

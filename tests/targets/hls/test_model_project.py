@@ -209,10 +209,10 @@ def test_layers_that_differ_in_wires_are_refused():
     *others, last = plan.blocks
     gated = dataclasses.replace(last, shape=dataclasses.replace(last.shape, gated=True))
     int4 = tuple(
-        dataclasses.replace(one, shape=dataclasses.replace(one.shape, weight_bits=4))
-        if isinstance(one, QuantizedBlock)
-        else one
-        for one in plan.blocks
+        dataclasses.replace(block, shape=dataclasses.replace(block.shape, weight_bits=4))
+        if isinstance(block, QuantizedBlock)
+        else block
+        for block in plan.blocks
     )
     with pytest.raises(UnsupportedError, match="linear layers have int8 weights"):
         model_design(dataclasses.replace(plan, blocks=int4), 8, 16, 4)
@@ -229,7 +229,9 @@ def test_layers_of_all_kinds_share_one_design():
     plan = model_layers.plan(last=[model_layers.gated_block(32, group=32), model_layers.sigmoid_block(32)], tokens=9)
     shapes = [block.shape for block in plan.blocks if isinstance(block, QuantizedBlock)]
     assert len(shapes) == 3
-    assert {(one.gated, one.group, one.weight_bits, one.biased_choice) for one in shapes} == {(True, 32, 8, True)}
+    assert {(shape.gated, shape.group, shape.weight_bits, shape.biased_choice) for shape in shapes} == {
+        (True, 32, 8, True)
+    }
     files = files_of(plan, tile=32)
     assert "PASS: 7 layers" in simulate_functionally(files)
     assert "PASS: 7 layers" in simulate_timed(files, pipeline_depth=USUAL_STAGES).output
@@ -297,15 +299,15 @@ def test_latencies_of_m3vit_are_those_of_the_docs():
     every layer those of random tokens."""
     plan = m3vit()
     loads = [EDGE_LOADS if len(layer) == 16 else layer for layer in loads_of(plan, plan.input_steps(image_of(plan)))]
-    found = {}
+    actual = {}
     for name in ("zcu104", "zcu102", "u55c"):
         part = find_part(name)
         chosen = choose_model(plan, loads, part, Constraints())
         design = with_masters(chosen, plan, loads, part, Constraints())
         experts, attention = design.design.experts, design.design.attention
         masters = (experts.masters_up, experts.masters_down)
-        found[name] = (experts.lanes_in, attention.lanes, experts.hidden_tile, masters, round(design.milliseconds, 1))
-    assert found == {
+        actual[name] = (experts.lanes_in, attention.lanes, experts.hidden_tile, masters, round(design.milliseconds, 1))
+    assert actual == {
         "zcu104": (16, 16, 64, (1, 1), 6.4),
         "zcu102": (32, 16, 128, (1, 1), 5.2),
         "u55c": (32, 32, 128, (2, 2), 1.8),

@@ -203,8 +203,8 @@ def test_calibration_without_an_image_is_refused():
 
 def test_gated_layers_beside_others_lose_nothing():
     model = model_of()
-    found = vision.found(model)
-    dense = found.blocks[1]
+    result = vision.found(model)
+    dense = result.blocks[1]
     gated = dataclasses.replace(
         dense,
         numbers=dataclasses.replace(
@@ -214,25 +214,25 @@ def test_gated_layers_beside_others_lose_nothing():
             experts=dataclasses.replace(dense.numbers.experts, gate_layout="separate"),
         ),
     )
-    other = dataclasses.replace(found, blocks=(found.blocks[0], gated, *found.blocks[2:]))
+    other = dataclasses.replace(result, blocks=(result.blocks[0], gated, *result.blocks[2:]))
     plan = quantize_model(model, other, {"images": images(4)}, name="vision")
     assert all(block.shape.gated for block in plan.blocks if isinstance(block, QuantizedBlock))
 
 
 def test_layers_that_need_another_array_are_refused():
     model = model_of()
-    found = vision.found(model)
-    *others, experts = found.blocks
+    result = vision.found(model)
+    *others, experts = result.blocks
     unnormalised = dataclasses.replace(experts.numbers.routing, score="sigmoid")
     sigmoid = dataclasses.replace(experts, numbers=dataclasses.replace(experts.numbers, routing=unnormalised))
-    both = dataclasses.replace(found, blocks=(*others, experts, sigmoid))
+    both = dataclasses.replace(result, blocks=(*others, experts, sigmoid))
     with pytest.raises(
         UnsupportedError,
         match=r"scoring is sigmoid and that of .* softmax; expected the same, because layers of one design",
     ):
         quantize_model(model, both, {"images": images(4)}, name="vision")
     with pytest.raises(UnsupportedError, match="experts have int4 weights and linear layers int8"):
-        quantize_model(model, found, {"images": images(4)}, name="vision", weight_bits=4)
+        quantize_model(model, result, {"images": images(4)}, name="vision", weight_bits=4)
 
 
 @pytest.mark.nightly
@@ -249,8 +249,8 @@ def test_the_example_reads_digits_in_integers_as_in_floats():
     graph = vision.found(model)
     plan = quantize_model(model, graph, {"images": calibration}, name="vision")
     (floats,) = evaluate(model, {graph.source: inputs}, [graph.result])
-    found = integers(plan, inputs)[:, 0]
-    right = [int((logits.argmax(axis=1) == labels).sum()) for logits in (floats, found)]
+    result = integers(plan, inputs)[:, 0]
+    right = [int((logits.argmax(axis=1) == labels).sum()) for logits in (floats, result)]
     np.testing.assert_allclose(right, [446, 445], atol=1)
-    by_image = [signal_to_noise(*pair) or 99 for pair in zip(floats, found, strict=True)]
+    by_image = [signal_to_noise(*pair) or 99 for pair in zip(floats, result, strict=True)]
     assert np.median(by_image) > 36

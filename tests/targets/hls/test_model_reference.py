@@ -23,10 +23,10 @@ def image_of(model, seed=0):
 
 def test_a_model_runs_layer_by_layer():
     model = plan()
-    found = reference.run(model, model.input_steps(image_of(model)))
-    assert [stream.shape for stream in found.streams] == [(5, 32)] * 5
-    assert (found.output.shape, found.output.dtype) == ((1, 10), np.int16)
-    assert len(np.unique(found.output)) > 5
+    actual = reference.run(model, model.input_steps(image_of(model)))
+    assert [stream.shape for stream in actual.streams] == [(5, 32)] * 5
+    assert (actual.output.shape, actual.output.dtype) == ((1, 10), np.int16)
+    assert len(np.unique(actual.output)) > 5
 
 
 @pytest.mark.parametrize("pool", ["none", "first", "mean"])
@@ -34,15 +34,15 @@ def test_a_head_is_a_product_of_normalised_tokens(pool):
     model = plan(pool=pool)
     (head,) = model.heads
     stream = tokens_for(feed_forward(32, 48), 5)
-    found = reference.run_linear(head, np.round(stream / STREAM_SCALE).astype(np.int16)) * head.output_scale
+    actual = reference.run_linear(head, np.round(stream / STREAM_SCALE).astype(np.int16)) * head.output_scale
     steps = head.input_scale * head.down.multipliers.values[0] * head.output_scale / head.input_scale
     weights = head.down.weights[0] * (steps / head.input_scale * 2.0**-head.down.multipliers.shift)[:, None]
     bias = head.down.biases[0] * head.down.multipliers.values[0] * 2.0**-head.down.multipliers.shift * head.output_scale
     normal = (stream - stream.mean(axis=1, keepdims=True)) / stream.std(axis=1, keepdims=True)
     logits = normal @ weights.T + bias
     expected = {"none": logits, "first": logits[:1], "mean": logits.mean(axis=0, keepdims=True)}[pool]
-    assert found.shape == expected.shape == (model.output_rows, 10)
-    assert (signal_to_noise(expected, found) or 0) > 30
+    assert actual.shape == expected.shape == (model.output_rows, 10)
+    assert (signal_to_noise(expected, actual) or 0) > 30
 
 
 def test_a_dense_layer_is_a_shared_expert_alone():
@@ -50,8 +50,8 @@ def test_a_dense_layer_is_a_shared_expert_alone():
     tokens = tokens_for(block, 20)
     integers = quantize(block, tokens, most_tokens=20)
     assert (integers.shape.experts, integers.shape.slots, integers.shape.all_experts) == (0, 0, 1)
-    found = reference.run_layer(integers, integers.quantized(tokens)) * integers.output_scale
-    assert (signal_to_noise(block.run(tokens).output, found) or 0) > 30
+    actual = reference.run_layer(integers, integers.quantized(tokens)) * integers.output_scale
+    assert (signal_to_noise(block.run(tokens).output, actual) or 0) > 30
 
 
 def test_an_image_is_cut_into_patches_and_saturated():

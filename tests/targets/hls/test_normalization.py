@@ -38,47 +38,47 @@ def both(norm, tokens):
 def test_integers_are_as_good_as_rounding_to_int8(kind, width):
     tokens = np.random.default_rng(1).normal(0.3, 2, (40, width)).astype(np.float32)
     norm = norm_of(kind, width)
-    expected, found = both(norm, tokens)
+    expected, actual = both(norm, tokens)
     rounding = scale_for(expected, 8)
     reachable = np.clip(np.round(expected / rounding), -127, 127) * rounding
-    assert signal_to_noise(expected, found) > signal_to_noise(expected, reachable) - 1
+    assert signal_to_noise(expected, actual) > signal_to_noise(expected, reachable) - 1
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_tokens_of_all_sizes_in_one_call(kind):
     sizes = np.logspace(-3, 0, 13, dtype=np.float32)[:, None]
     tokens = np.random.default_rng(2).normal(size=(13, 64)).astype(np.float32)
-    expected, found = both(norm_of(kind, 64), sizes * tokens)
-    assert signal_to_noise(expected, found) > 30
+    expected, actual = both(norm_of(kind, 64), sizes * tokens)
+    assert signal_to_noise(expected, actual) > 30
 
 
 def test_tokens_without_variance_become_the_bias():
     norm = norm_of("layer", 16)
-    expected, found = both(norm, np.full((3, 16), 5, np.float32))
+    expected, actual = both(norm, np.full((3, 16), 5, np.float32))
     np.testing.assert_allclose(expected, np.tile(norm.bias, (3, 1)), atol=1e-5)
-    assert signal_to_noise(expected, found) > 30
+    assert signal_to_noise(expected, actual) > 30
 
 
 @pytest.mark.parametrize("factor", [1e-4, 0.01, 100])
 def test_biases_much_larger_or_smaller_than_weights(factor):
     norm = norm_of("layer", 64)
     norm = dataclasses.replace(norm, weight=norm.weight * np.float32(factor))
-    expected, found = both(norm, np.random.default_rng(3).normal(size=(20, 64)).astype(np.float32))
-    assert signal_to_noise(expected, found) > 35
+    expected, actual = both(norm, np.random.default_rng(3).normal(size=(20, 64)).astype(np.float32))
+    assert signal_to_noise(expected, actual) > 35
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_extremes_of_int16(kind):
     steps = np.array([[-32768] * 8, [32767] * 8, [32767, -32768] * 4, [0] * 7 + [32767], [0] * 8])
-    found = quantize_norm(
+    actual = quantize_norm(
         "block", FloatNorm(kind, np.ones(8, np.float32), np.zeros(8, np.float32), 0.0), 1.0, 1 / 32
     ).run(steps)
     level = [0] * 8 if kind == "layer" else [-32] * 8
-    assert found[0].tolist() == level
-    assert found[1].tolist() == [-number for number in level]
-    assert found[2].tolist() == [32, -32] * 4
-    assert found[3, -1] == (85 if kind == "layer" else 91)  # the root of 7, or of 8, times 32
-    assert not found[4].any()
+    assert actual[0].tolist() == level
+    assert actual[1].tolist() == [-number for number in level]
+    assert actual[2].tolist() == [32, -32] * 4
+    assert actual[3, -1] == (85 if kind == "layer" else 91)  # the root of 7, or of 8, times 32
+    assert not actual[4].any()
 
 
 def test_the_table_of_inverse_roots():

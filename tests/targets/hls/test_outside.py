@@ -37,15 +37,19 @@ def test_operations_outside_are_listed_with_their_share(width):
     _, model = graph_with_a_head(width)
     pipeline.run(model, pipeline.parse("O1"))
     feeds = {model.graph.inputs[0]: np.zeros((2, TOKENS // 2, D), np.float32)}
-    found = find_outside(model, find_blocks(model), feeds)
+    actual = find_outside(model, find_blocks(model), feeds)
     relu, product, added = TOKENS * D, 2 * TOKENS * D * width, TOKENS * width
     router = 2 * TOKENS * D * E + TOKENS * E
     total = relu + product + added + router + 2 * TOKENS * 2 * 2 * D * F
-    assert {one.operator: one.operations for one in found.operators} == {"Relu": relu, "MatMul": product, "Add": added}
-    assert found.share == pytest.approx((relu + product + added) / total)
-    assert found.operators[0].operator == "MatMul"
-    assert found.unknown == ()
-    assert f"{found.share:.1%} of the operations are in no project: 1 MatMul (" in str(found)
+    assert {operator.operator: operator.operations for operator in actual.operators} == {
+        "Relu": relu,
+        "MatMul": product,
+        "Add": added,
+    }
+    assert actual.share == pytest.approx((relu + product + added) / total)
+    assert actual.operators[0].operator == "MatMul"
+    assert actual.unknown == ()
+    assert f"{actual.share:.1%} of the operations are in no project: 1 MatMul (" in str(actual)
 
 
 def test_nothing_is_outside_of_a_model_that_is_a_block():
@@ -53,15 +57,15 @@ def test_nothing_is_outside_of_a_model_that_is_a_block():
     rows = graph.rows(graph.x)
     model = graph.model(graph.like_x(graph.moe(rows, graph.dense(rows, E), EXPERTS)))
     pipeline.run(model, pipeline.parse("O1"))
-    found = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((1, 4, D), np.float32)})
-    assert (found.operators, found.share) == ((), 0)
+    actual = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((1, 4, D), np.float32)})
+    assert (actual.operators, actual.share) == ((), 0)
 
 
 def test_nodes_of_unknown_sizes_are_named():
     _, model = graph_with_a_head(3)
-    found = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((2, 3, D), np.float32)})
-    assert found.operators == ()
-    assert len(found.unknown) == 6  # seven nodes, except the one that only moves data
+    actual = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((2, 3, D), np.float32)})
+    assert actual.operators == ()
+    assert len(actual.unknown) == 6  # seven nodes, except the one that only moves data
 
 
 def test_a_model_that_was_not_raised_says_why(tmp_path: pathlib.Path):

@@ -30,12 +30,12 @@ def test_tokens_follow_themselves_in_the_place_of_pads():
         positions = np.clip(np.cumsum(mask, axis=1) - 1, 0, None)
         rows = given[..., None] * np.float32(0.5)
         inputs = {"mask": mask, "ids": given, "positions": positions, "rows": rows, "size": np.zeros((2, 3))}
-        found, said = without_pads(inputs, ["mask", "other"])
-        assert found["ids"].tolist() == whole
-        assert found["rows"][..., 0].tolist() == (np.array(whole) * 0.5).tolist()
-        assert found["positions"].tolist() == [[0, 1, 2, 3, 4]] * 2
-        assert found["mask"].all() and found["mask"].dtype == mask.dtype
-        assert found["size"] is inputs["size"]
+        actual, said = without_pads(inputs, ["mask", "other"])
+        assert actual["ids"].tolist() == whole
+        assert actual["rows"][..., 0].tolist() == (np.array(whole) * 0.5).tolist()
+        assert actual["positions"].tolist() == [[0, 1, 2, 3, 4]] * 2
+        assert actual["mask"].all() and actual["mask"].dtype == mask.dtype
+        assert actual["size"] is inputs["size"]
         assert said.startswith("'mask' hides 2 of 10 calibration tokens, pads of 1 of 2 sequences")
 
 
@@ -47,9 +47,9 @@ def test_ids_that_happen_to_count_are_no_positions():
         "places": np.arange(4)[None],
         "from_0": mask * [[0, 0, 0, 1]],
     }
-    found, _ = without_pads(inputs, ["mask"])
+    actual, _ = without_pads(inputs, ["mask"])
     expected = {"ids": [[94, 95, 94, 95]], "places": [[2, 3, 4, 5]], "from_0": [[0, 1, 2, 3]]}
-    assert {name: found[name].tolist() for name in expected} == expected
+    assert {name: actual[name].tolist() for name in expected} == expected
 
 
 def test_what_is_whole_stays_as_it_is():
@@ -91,10 +91,10 @@ def test_tokens_keep_their_numbers_and_a_project_is_made_of_them():
     x = np.random.default_rng(1).normal(size=(2, 5, D)).astype(np.float32)
     x[RIGHT == 0] = 1e4
     inputs = {"x": x, "mask": RIGHT}
-    found, _ = without_pads(inputs, ["mask"])
-    padded, whole = (next(iter(interpreter.run(model, one).values())) for one in (inputs, found))
+    result, _ = without_pads(inputs, ["mask"])
+    padded, whole = (next(iter(interpreter.run(model, one).values())) for one in (inputs, result))
     np.testing.assert_allclose(padded[RIGHT == 1], whole[RIGHT == 1], atol=1e-6)
     assert len(find_attention(model)[0]) == 1
     projects = HlsTarget.create("hls:zcu102", HlsOptions(inputs, max_tokens=5)).compile(model)
     assert "'mask' hides 2 of 10" in projects.warnings[0]
-    assert all(one["decibels"] > 25 for one in projects.projects[0].report["model_outputs"].values())
+    assert all(model_output["decibels"] > 25 for model_output in projects.projects[0].report["model_outputs"].values())

@@ -105,12 +105,12 @@ def test_a_stalling_pipeline_needs_room_for_all_that_its_first_stages_write(dept
     """The first of 6 stages writes ``early`` and the last ``late``, so 6 early words are written before the first late
     one."""
     files = small_design.project(TWO_WAYS)
-    found = {
+    actual = {
         style: cycles_or_failure(files, pipeline_style=style, pipeline_depth=6, fifo_depths={"early": depth})
         for style in STYLES
     }
-    assert (found["stp"] == "deadlock") == locks
-    assert isinstance(found["flp"], int) and isinstance(found["frp"], int)
+    assert (actual["stp"] == "deadlock") == locks
+    assert isinstance(actual["flp"], int) and isinstance(actual["frp"], int)
     assert isinstance(cycles_or_failure(files, fifo_depths=1), int)  # without stages, a depth of 1 is enough
 
 

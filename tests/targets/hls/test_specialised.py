@@ -102,8 +102,8 @@ def test_layers_may_have_different_numbers_of_experts():
     x = {"x": np.random.default_rng(1).normal(0, 1, (2, 8, D)).astype(np.float32)}
     blocks = find_blocks(model)
     assert [block.numbers.count for block in blocks] == [E, 2]
-    found = run_with(model, blocks, x, lambda index, tokens: blocks[index].numbers.run(tokens).output)
-    np.testing.assert_allclose(*found.values(), *interpreter.run(model, x).values(), rtol=1e-4, atol=1e-4)
+    actual = run_with(model, blocks, x, lambda index, tokens: blocks[index].numbers.run(tokens).output)
+    np.testing.assert_allclose(*actual.values(), *interpreter.run(model, x).values(), rtol=1e-4, atol=1e-4)
     assert [len(project.report["exploration"]["loads"]) for project in projects(model, x)] == [E, 2]
 
 

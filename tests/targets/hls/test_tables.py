@@ -16,8 +16,8 @@ from moec.targets.hls.moe.exploration import explore
 
 def printed(*renderables):
     console = Console(file=io.StringIO(), width=240)
-    for one in renderables:
-        console.print(one)
+    for renderable in renderables:
+        console.print(renderable)
     return console.file.getvalue()
 
 
@@ -55,7 +55,7 @@ def test_the_dataflow_before_simulation(exploration):
     channels = [channel.as_dict() for channel in channels_of(exploration.chosen.estimate.design)]
     text = printed(tables.dataflow_picture(channels))
     assert text.startswith("Dataflow, not simulated")
-    assert all(f"{one['name']} " in text and f"─► {one['consumer']}" in text for one in channels)
+    assert all(f"{channel['name']} " in text and f"─► {channel['consumer']}" in text for channel in channels)
     assert "at most" not in text
 
 

@@ -150,8 +150,8 @@ def test_limits_of_hardware_are_for_hls():
     ],
 )
 def test_an_unsupported_router_is_refused(change, said, model):
-    (found,) = find_blocks(model)
-    block = dataclasses.replace(found.numbers, routing=dataclasses.replace(found.numbers.routing, **change))
+    (result,) = find_blocks(model)
+    block = dataclasses.replace(result.numbers, routing=dataclasses.replace(result.numbers.routing, **change))
     with pytest.raises(UnsupportedError, match=said):
         quantize(block, np.ones((4, 32), np.float32), most_tokens=4)
 

@@ -59,11 +59,11 @@ def test_rows_that_ids_choose_are_a_table(embed):
     graph = Decoder()
     stream = embed(graph)
     model = graph.of(stream)
-    found = find_token_table(model, stream)
+    actual = find_token_table(model, stream)
     ids = np.random.default_rng(0).integers(0, IDS, (3, 5))
     (expected,) = interpreter.run(model, {"ids": ids}).values()
-    assert (found.tokens.name, found.rows.shape) == ("ids", (IDS, D))
-    np.testing.assert_array_equal(found.rows[ids], expected)
+    assert (actual.tokens.name, actual.rows.shape) == ("ids", (IDS, D))
+    np.testing.assert_array_equal(actual.rows[ids], expected)
 
 
 @pytest.mark.parametrize("embed", [placed, summed])

@@ -57,8 +57,8 @@ def chain(export, sizes, folder, attention_design, moe_design):
     x = export.sample(sizes)
     floats = run_floats(model, [attention, moe], {"x": x})
     parts = [
-        StreamPart(one.tokens, one.output, one.numbers.needed_scale(tokens))
-        for one, tokens in zip((attention, moe), floats.tokens, strict=True)
+        StreamPart(first.tokens, first.output, first.numbers.needed_scale(tokens))
+        for first, tokens in zip((attention, moe), floats.tokens, strict=True)
     ]
     scale, same = shared_scales(parts)
     assert scale == same
@@ -79,12 +79,12 @@ def chain(export, sizes, folder, attention_design, moe_design):
 @pytest.mark.nightly
 def test_memory_chains_both_projects(export, tmp_path):
     lanes = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
-    attention, moe, expected, found = chain(export, small(export), tmp_path, {"lanes": 8}, lanes)
+    attention, moe, expected, actual = chain(export, small(export), tmp_path, {"lanes": 8}, lanes)
     assert moe["data/stream.bin"].startswith(attention["data/outputs.bin"])
     for files in (attention, moe):
         results = [simulate_timed(files, fifo_depths=depth) for depth in (None, 1)]
         assert all("PASS: 9 tokens" in result.output for result in results)
-    assert signal_to_noise(expected, found) > 20
+    assert signal_to_noise(expected, actual) > 20
     assert attention["data/stream.bin"].startswith(host_of(attention)["tokens_in"](export.sample(small(export))[0]))
     assert signal_to_noise(expected, host_of(moe)["tokens_out"](moe["data/outputs.bin"], 9)) > 20
 
@@ -98,14 +98,14 @@ def host_of(files: dict[str, bytes]) -> dict[str, Any]:
 
 @pytest.mark.nightly
 def test_a_block_of_the_size_of_m3vit(export, tmp_path):
-    attention, moe, expected, found = chain(export, export.Sizes(), tmp_path, {"norm_lanes": 16}, {"router_lanes": 16})
+    attention, moe, expected, actual = chain(export, export.Sizes(), tmp_path, {"norm_lanes": 16}, {"router_lanes": 16})
     assert moe["data/stream.bin"].startswith(attention["data/outputs.bin"])
     results = [simulate_timed(files, memory_latency=0) for files in (attention, moe)]
     narrow = [simulate_timed(files, fifo_depths=1) for files in (attention, moe)]
     assert all("PASS: 197 tokens" in result.output for result in (*results, *narrow))
     bounds = [197 * 3 * 192 * 192 // 16**2, 197 * 4 * 192 * 768 // 16**2]
     assert [bound / result.cycles > 0.95 for bound, result in zip(bounds, results, strict=True)] == [True, True]
-    assert signal_to_noise(expected, found) > 20
+    assert signal_to_noise(expected, actual) > 20
 
 
 def test_the_target_makes_both_projects(export, tmp_path):

@@ -57,12 +57,12 @@ def test_some_outputs_stand_for_all(monkeypatch):
     arrays = {name: random.normal(size=shape).astype(np.float32) / 4 for name, shape in shapes.items()}
     weights = ExpertWeights(experts_model(ExpertsSpec("silu", "separate"), arrays).graph.node(0))
     own = {part: weights.decoded(part, 1) for part in weights.parts}
-    found = {}
+    actual = {}
     for sampled in (400, 100):
         monkeypatch.setattr(formats, "SAMPLED", sampled)
-        found[sampled] = expert_errors(weights, 1, rows, rows, own, FORMS)[1]
-    assert not np.array_equal(found[400], found[100])
-    np.testing.assert_allclose(found[100], found[400], rtol=0.2)
+        actual[sampled] = expert_errors(weights, 1, rows, rows, own, FORMS)[1]
+    assert not np.array_equal(actual[400], actual[100])
+    np.testing.assert_allclose(actual[100], actual[400], rtol=0.2)
 
 
 def test_a_number_beyond_a_format_shows_wherever_it_is(monkeypatch):

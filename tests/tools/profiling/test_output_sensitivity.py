@@ -47,12 +47,12 @@ def test_a_sensitivity_is_the_divergence_over_the_error_of_the_layer(more):
     assert first.shape == (3,) and first[0] == first[1] and second.shape == (2,)
     change = OutputChange(model, batches(), "y")
     before = given_by_first(model)
-    for name, found in (("up", first[0]), ("down", first[2])):
+    for name, actual in (("up", first[0]), ("down", first[2])):
         variant = model.clone()
-        store(next(one for one in variant.graph if one.op_type == "MoE"), name, [FORMS[1]] * 4)
+        store(next(node for node in variant.graph if node.op_type == "MoE"), name, [FORMS[1]] * 4)
         error = np.square(given_by_first(variant) - before, dtype=np.float64).sum(axis=1).mean()
-        assert found == pytest.approx(change.of(variant) / error, rel=0.02)
-        assert found > 0
+        assert actual == pytest.approx(change.of(variant) / error, rel=0.02)
+        assert actual > 0
 
 
 def given_by_first(model) -> np.ndarray:
@@ -75,8 +75,8 @@ def test_a_layer_whose_output_counts_more_is_more_sensitive():
 def test_threads_change_nothing():
     alone = measured(two_layers())
     with workers(2) as run:
-        for found, expected in zip(measured(two_layers(), run).values(), alone.values(), strict=True):
-            assert found.tolist() == expected.tolist()
+        for actual, expected in zip(measured(two_layers(), run).values(), alone.values(), strict=True):
+            assert actual.tolist() == expected.tolist()
 
 
 def test_positions_and_sizes_are_bounded():

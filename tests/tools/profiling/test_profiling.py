@@ -78,7 +78,7 @@ def reads(model: pathlib.Path, ids: np.ndarray) -> list[tuple[ir.Node, np.ndarra
 def test_counts_weights_pairs_and_transitions(made, reads):
     chosen = []
     for node, _, logits in reads:
-        found = made.experts(node)
+        actual = made.experts(node)
         gates, experts = semantics.route(dialect.spec_of(node, RouteSpec), logits)
         count, gate_sum, pairs = np.zeros(8), np.zeros(8), np.zeros((8, 8))
         for own, weights in zip(experts, gates, strict=True):
@@ -88,11 +88,11 @@ def test_counts_weights_pairs_and_transitions(made, reads):
                 for other in own:
                     pairs[expert, other] += 1
         chosen.append(experts)
-        assert found.count.tolist() == count.tolist()
-        assert found.array("pairs").tolist() == pairs.tolist()
-        np.testing.assert_allclose(found.array("gate_sum"), gate_sum, rtol=1e-5)
-        assert found.array("gate_histogram").sum(axis=1).tolist() == count.tolist()
-        assert found.array("ratio_histogram")[0].tolist() == [0] * (BINS - 1) + [len(logits)]
+        assert actual.count.tolist() == count.tolist()
+        assert actual.array("pairs").tolist() == pairs.tolist()
+        np.testing.assert_allclose(actual.array("gate_sum"), gate_sum, rtol=1e-5)
+        assert actual.array("gate_histogram").sum(axis=1).tolist() == count.tolist()
+        assert actual.array("ratio_histogram")[0].tolist() == [0] * (BINS - 1) + [len(logits)]
     following = np.zeros((8, 8))
     for first, second in zip(*chosen, strict=True):
         for one in first:
@@ -104,7 +104,7 @@ def test_counts_weights_pairs_and_transitions(made, reads):
 
 def test_moments_norms_and_rows(made, reads):
     for node, x, logits in reads:
-        found = made.experts(node)
+        actual = made.experts(node)
         gates, experts = semantics.route(dialect.spec_of(node, RouteSpec), logits)
         inputs = dialect.inputs_of(node)
         weights = {name: None if value is None else value.const_value.numpy() for name, value in inputs.items()
@@ -117,13 +117,13 @@ def test_moments_norms_and_rows(made, reads):
             hidden = semantics.activated(spec, *semantics.projections_in(spec, rows, own))
             y = hidden @ (own["down"] if spec.down_transposed else own["down"].T)
             share = gate / gates[tokens].sum(axis=1)
-            np.testing.assert_allclose(found.moment_in(expert), (rows * gate[:, None]).T @ rows, atol=1e-4)
-            np.testing.assert_allclose(found.moment_hidden(expert), (hidden * gate[:, None]).T @ hidden, atol=1e-4)
+            np.testing.assert_allclose(actual.moment_in(expert), (rows * gate[:, None]).T @ rows, atol=1e-4)
+            np.testing.assert_allclose(actual.moment_hidden(expert), (hidden * gate[:, None]).T @ hidden, atol=1e-4)
             norms = np.linalg.norm(y, axis=1)
-            np.testing.assert_allclose(found.array("output_norm")[expert], norms.sum(), rtol=1e-4, atol=1e-6)
-            np.testing.assert_allclose(found.array("saliency")[expert], share @ norms, rtol=1e-4, atol=1e-6)
-            assert np.array_equal(found.rows(expert), rows)
-            assert np.array_equal(found.row_gates(expert), gate)
+            np.testing.assert_allclose(actual.array("output_norm")[expert], norms.sum(), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(actual.array("saliency")[expert], share @ norms, rtol=1e-4, atol=1e-6)
+            assert np.array_equal(actual.rows(expert), rows)
+            assert np.array_equal(actual.row_gates(expert), gate)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_the_sample_holds_what_the_layer_returns(spec, tmp_path):
         spec, x, gates, ids, *(None if value is None else value.const_value.numpy() for value in weights)
     )
     assert (ids < 0).any()
-    found = dict(sums.arrays([]))
-    np.testing.assert_array_equal(found["sample"], x)
-    np.testing.assert_allclose(found["sample_output"], expected, rtol=1e-4, atol=1e-5)
+    actual = dict(sums.arrays([]))
+    np.testing.assert_array_equal(actual["sample"], x)
+    np.testing.assert_allclose(actual["sample_output"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_bits_cost_more_and_only_where_tokens_came(made):
@@ -161,13 +161,13 @@ def test_profiles_of_two_halves_merge_to_that_of_both(model, made, ids, tmp_path
     first = measured(model, tmp_path, ids[:1], "first")
     both = measured(model, tmp_path, ids[1:], "both", merge_with=[first.path])
     assert [piece["tokens"] for piece in both.head.data] == [22, 11]
-    for one, other in zip(both.all_experts(), made.all_experts(), strict=True):
-        assert one.tokens == other.tokens == ids.size
-        assert one.count.tolist() == other.count.tolist()
-        assert one.array("pairs").tolist() == other.array("pairs").tolist()
+    for all_expert, other in zip(both.all_experts(), made.all_experts(), strict=True):
+        assert all_expert.tokens == other.tokens == ids.size
+        assert all_expert.count.tolist() == other.count.tolist()
+        assert all_expert.array("pairs").tolist() == other.array("pairs").tolist()
         for expert in range(8):
-            np.testing.assert_allclose(one.moment_in(expert), other.moment_in(expert), atol=1e-4)
-            assert len(one.rows(expert)) == len(one.row_gates(expert)) <= max(one.count)
+            np.testing.assert_allclose(all_expert.moment_in(expert), other.moment_in(expert), atol=1e-4)
+            assert len(all_expert.rows(expert)) == len(all_expert.row_gates(expert)) <= max(all_expert.count)
 
 
 def test_a_layer_is_known_after_its_weights_change_only_if_that_was_noted(model, made):
@@ -207,7 +207,7 @@ def test_data_that_does_not_fit_leaves_no_profile(model, arrays, message, tmp_pa
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(MoecError, match=message):
         profile(model, [tmp_path / "bad.npz"], tmp_path / "p.moeprof")
-    assert [one.name for one in tmp_path.iterdir()] == ["bad.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.npz"]
 
 
 def test_data_without_a_token_leaves_no_profile(model, tmp_path):
@@ -215,7 +215,7 @@ def test_data_without_a_token_leaves_no_profile(model, tmp_path):
         np.savez(tmp_path / "none.npz", ids=ids)
         with pytest.raises(MoecError, match=r"none\.npz: holds no token; nothing can be measured"):
             profile(model, [tmp_path / "none.npz"], tmp_path / "p.moeprof")
-    assert [one.name for one in tmp_path.iterdir()] == ["none.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["none.npz"]
 
 
 @pytest.mark.parametrize("period", [1, 8, 128])
@@ -237,11 +237,11 @@ def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(perio
 
 def test_small_dense_products_are_measured_where_asked(model, ids, tmp_path):
     np.savez(tmp_path / "in.npz", ids=ids)
-    found = profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
-    assert found.linears > 0
+    actual = profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
+    assert actual.linears > 0
     passes = "O2,quantize-linears{{format=int4,method=gptq,profile={},minimum=0}}"
     compiled = moec.compile(model, passes=passes.format(tmp_path / "p.moeprof"))
-    assert len(compiled.describe()["losses"]) == found.linears
+    assert len(compiled.describe()["losses"]) == actual.linears
     small = measured(model, tmp_path, ids)
     with pytest.raises(MoecError, match=r"make one with moec profile, with --minimum where the product is small"):
         moec.compile(model, passes=passes.format(small.path))
@@ -323,7 +323,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, ids, tmp_path, monkey
             profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert [one.name for one in tmp_path.iterdir()] == ["in.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npz"]
 
 
 def test_another_models_profile_is_refused_before_anything_runs(model, made, ids, tmp_path, monkeypatch):

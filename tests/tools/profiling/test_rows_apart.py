@@ -46,7 +46,7 @@ def test_batches_of_a_fixed_size_are_held_back_whole():
 
 def test_inputs_of_unequal_lengths_are_held_back_whole():
     apart = RowsApart(FREE)
-    seen = [apart.split(one | {"mask": np.ones((2, 3))}) for one in batches([1] * 8)]
+    seen = [apart.split(batch | {"mask": np.ones((2, 3))}) for batch in batches([1] * 8)]
     assert [at for at, batch in enumerate(seen) if batch is None] == [7]
 
 

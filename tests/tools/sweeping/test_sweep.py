@@ -64,24 +64,24 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_variants_are_judged_against_the_first_and_timed(swept, data):
-    folder, found = swept
-    first, second = found.variants
-    assert (found.reused, found.failures, found.metric) == (0, {}, "loss")
+    folder, actual = swept
+    first, second = actual.variants
+    assert (actual.reused, actual.failures, actual.metric) == (0, {}, "loss")
     assert (first.expert_bits, second.expert_bits) == (32, 4)
     assert second.weight_bytes < first.weight_bytes / 2
     assert first.qualities["kl"].value == 0 == first.qualities["loss"].difference
     judged = evaluate([folder / first.artifact, folder / second.artifact], [data], metrics=["loss", "kl"])
-    assert [one.qualities for one in judged.models][1] == second.qualities
+    assert [model.qualities for model in judged.models][1] == second.qualities
     assert list(second.times) == ["ids[1, 1]", "ids[4, 97]"]
     assert all(times.milliseconds > 0 and times.first > 0 for times in second.times.values())
-    assert found.fronts()["weights, bytes"] == [True, True]
+    assert actual.fronts()["weights, bytes"] == [True, True]
 
 
 def test_what_is_known_does_not_run_again(swept, again, no_compiler):
     for pipelines in (PIPELINES, PIPELINES[:1]):
-        found = again(pipelines)
-        assert found.reused == len(pipelines)
-        assert found.variants == swept[1].variants[: len(pipelines)]
+        actual = again(pipelines)
+        assert actual.reused == len(pipelines)
+        assert actual.variants == swept[1].variants[: len(pipelines)]
 
 
 def test_other_data_settings_and_pipelines_run(again, data, no_compiler, tmp_path):
@@ -124,17 +124,17 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(model, data, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         sweep(model, [data], tmp_path, PIPELINES, threads=1)
     assert [variant.pipeline for variant in read_variants(tmp_path)] == PIPELINES[:1]
-    found = sweep(model, [data], tmp_path, PIPELINES, threads=1)
-    assert found.reused == 1
+    actual = sweep(model, [data], tmp_path, PIPELINES, threads=1)
+    assert actual.reused == 1
     assert compiled[2:] == [PIPELINES[1], PIPELINES[0]]  # the first, to compare with
-    assert found.variants[1].qualities["loss"] == swept[1].variants[1].qualities["loss"]
+    assert actual.variants[1].qualities["loss"] == swept[1].variants[1].qualities["loss"]
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
 def test_a_variant_that_cannot_be_made_is_noted(again):
-    found = again([PIPELINES[0], "O2,quantize-experts{format=int4,group=7,experts=90}"])
-    assert len(found.variants) == 1
-    assert "90" in next(iter(found.failures.values()))
+    actual = again([PIPELINES[0], "O2,quantize-experts{format=int4,group=7,experts=90}"])
+    assert len(actual.variants) == 1
+    assert "90" in next(iter(actual.failures.values()))
 
 
 def test_files_of_others_are_refused(model, data, tmp_path, swept):

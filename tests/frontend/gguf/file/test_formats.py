@@ -122,9 +122,9 @@ DEFINITIONS: dict[str, Callable[[Array, int], np.float32]] = {
 
 def weights(kind: str) -> Iterator[Array]:
     """Compute the rows of :func:`tensor` by the definition."""
-    found = tensor(kind)
-    size = found.shape[1] // PER_ROW
-    for row in found.blocks:
+    result = tensor(kind)
+    size = result.shape[1] // PER_ROW
+    for row in result.blocks:
         yield np.array([DEFINITIONS[kind](block, i) for block in row for i in range(size)], np.float32)
 
 
@@ -134,9 +134,9 @@ def test_every_format_has_a_definition() -> None:
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
 def test_stored_numbers(kind: str) -> None:
-    expected, found = np.stack(list(weights(kind))), tensor(kind)
-    np.testing.assert_array_equal(formats.decoded(found), expected)
-    weight = formats.weight_of(found)
+    expected, actual = np.stack(list(weights(kind))), tensor(kind)
+    np.testing.assert_array_equal(formats.decoded(actual), expected)
+    weight = formats.weight_of(actual)
     assert weight.form is not None
     tables = {name: array.read() for name, array in weight.tables.items()}
     for name, array in weight.tables.items():
@@ -146,18 +146,18 @@ def test_stored_numbers(kind: str) -> None:
 
 def stored_weight(kind: str) -> StoredWeight:
     """Read the stored weight from the nodes that a builder makes of :func:`tensor`."""
-    found = tensor(kind)
-    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": found.shape[1]}
-    builder = Builder(GgufFile(Path("model.gguf"), metadata, {"w": found}), with_cache=False)
-    weight = StoredWeight.of(builder.matrix("w", *found.shape))
+    result = tensor(kind)
+    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": result.shape[1]}
+    builder = Builder(GgufFile(Path("model.gguf"), metadata, {"w": result}), with_cache=False)
+    weight = StoredWeight.of(builder.matrix("w", *result.shape))
     assert weight.formats == [formats.QUANTISED[kind].form]
     return weight
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q6_K"])
 def test_one_expert_is_read_alone(kind: str) -> None:
-    found = tensor(kind)
-    stack = GgufTensor(kind, kind, (ROWS, 1, found.shape[1]), found.blocks[:, None])
+    result = tensor(kind)
+    stack = GgufTensor(kind, kind, (ROWS, 1, result.shape[1]), result.blocks[:, None])
     for array in formats.weight_of(stack).tables.values():
         np.testing.assert_array_equal(array.entry(1), array.read()[1])
 

@@ -40,17 +40,17 @@ SENTENCE_PIECE: dict[str, Any] = {
 }
 
 
-def file(given: dict[str, Any], template: str | None = None) -> GgufFile:
-    metadata = {f"tokenizer.ggml.{key}": value for key, value in given.items()}
+def file(fields: dict[str, Any], template: str | None = None) -> GgufFile:
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     return GgufFile(Path("model.gguf"), metadata | {"tokenizer.chat_template": template}, {})
 
 
-def pieces(given: dict[str, Any], text: str) -> list[str]:
+def pieces(fields: dict[str, Any], text: str) -> list[str]:
     tokenizers = pytest.importorskip("tokenizers")
-    made = text_files(file(given))
-    assert made is not None
-    ids = tokenizers.Tokenizer.from_str(made.tokenizer).encode(text).ids
-    return [given["tokens"][token] for token in ids]
+    built = text_files(file(fields))
+    assert built is not None
+    ids = tokenizers.Tokenizer.from_str(built.tokenizer).encode(text).ids
+    return [fields["tokens"][token] for token in ids]
 
 
 @pytest.mark.parametrize(
@@ -82,15 +82,15 @@ def test_sentence_piece(changes: dict[str, Any], text: str, expected: list[str])
 
 
 def test_what_comes_beside_it() -> None:
-    made = text_files(file(BPE | {"eot_token_id": 5}, "{{ messages }}"))
-    assert made is not None
-    assert (made.chat_template, made.end_ids) == ("{{ messages }}", (1, 5))
-    assert made.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    built = text_files(file(BPE | {"eot_token_id": 5}, "{{ messages }}"))
+    assert built is not None
+    assert (built.chat_template, built.end_ids) == ("{{ messages }}", (1, 5))
+    assert built.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     assert text_files(file({})) is None
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("fields", "message"),
     [
         (BPE | {"token_type": np.ones(3, np.int32)}, "tokenizer.ggml.token_type has 3 entries for 14 tokens"),
         (BPE | {"merges": ["h x"]}, "tokenizer.ggml.merges joins texts that are not tokens"),
@@ -107,9 +107,9 @@ def test_what_comes_beside_it() -> None:
         (SENTENCE_PIECE | {"scores": np.zeros(2, np.float32)}, "tokenizer.ggml.scores has 2 entries for 266 tokens"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+def test_tables_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(MoecError, match=message) as caught:
-        text_files(file(given))
+        text_files(file(fields))
     assert "\n" not in str(caught.value)
 
 

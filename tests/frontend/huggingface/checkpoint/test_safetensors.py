@@ -27,10 +27,10 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 def test_tensors_are_views_of_the_file(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "a.safetensors", {"__metadata__": {"format": "pt"}, **entry()})
-    found = read_file(path)
-    assert list(found) == ["w"]
-    np.testing.assert_array_equal(found["w"].numpy(), DATA.reshape(2, 3))
-    assert not found["w"].numpy().flags.owndata and not found["w"].numpy().flags.writeable
+    actual = read_file(path)
+    assert list(actual) == ["w"]
+    np.testing.assert_array_equal(actual["w"].numpy(), DATA.reshape(2, 3))
+    assert not actual["w"].numpy().flags.owndata and not actual["w"].numpy().flags.writeable
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,6 @@ def test_operations_see_numbers_and_other_types_move(dtype: Any) -> None:
     operation = SimpleNamespace(convert=lambda tensors, **_: {"w": tensors["w"][0]}) if moved else Doubled()
     converter = SimpleNamespace(operations=[operation], source_patterns=["w"], target_patterns=["w"])
     conversion = Conversion(converter, "w", sources, SimpleNamespace(config=None))  # type: ignore[arg-type]
-    found = conversion.weights()["w"].data
-    assert found.dtype == kind
-    np.testing.assert_array_equal(found.read(), array if moved else 2 * array)
+    actual = conversion.weights()["w"].data
+    assert actual.dtype == kind
+    np.testing.assert_array_equal(actual.read(), array if moved else 2 * array)

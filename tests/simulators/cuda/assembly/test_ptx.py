@@ -69,11 +69,11 @@ PRODUCTS = "wgmma.commit_group.sync.aligned;"
 SILENT = "mov.u32 %0, %1;"
 
 
-@pytest.mark.parametrize("text, told", [(FENCE, 2), (PRODUCTS, 1), (SILENT, 0)])
-def test_the_compiler_is_told_what_assembly_does(text, told):
+@pytest.mark.parametrize("text, effects", [(FENCE, 2), (PRODUCTS, 1), (SILENT, 0)])
+def test_the_compiler_is_told_what_assembly_does(text, effects):
     for volatile, orders_memory in [(False, False), (True, False), (True, True)]:
         statement = assembly(text, "a", "b", volatile=volatile, orders_memory=orders_memory)
-        if volatile + orders_memory >= told:
+        if volatile + orders_memory >= effects:
             assert to_cpp(statement)
             continue
         missing = 'does not clobber "memory"' if volatile else "is not volatile"

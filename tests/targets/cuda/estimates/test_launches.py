@@ -146,8 +146,8 @@ def test_what_is_printed():
 
 def printed(model: ModelEstimate) -> str:
     out = io.StringIO()
-    for one in launch_tables(model):
-        Console(file=out, width=200).print(one)
+    for launch_table in launch_tables(model):
+        Console(file=out, width=200).print(launch_table)
     return out.getvalue()
 
 
@@ -201,8 +201,8 @@ def test_a_model_without_layers_of_experts_is_estimated_by_the_rows_of_its_produ
 
 def test_kernels_with_computed_sizes_are_listed():
     computed = {**TILES, "name": "computed[/b]", "sizes": {"M": "chosen * 2"}}
-    made = artifact(*KERNELS, computed, {**computed, "name": "view", "launches": []})
-    model = estimate_launches(made, None, [3])
+    built = artifact(*KERNELS, computed, {**computed, "name": "view", "launches": []})
+    model = estimate_launches(built, None, [3])
     assert model.others == (computed,) and model.outside == ()
     assert launch_data(model)["not_estimated"] == [
         {"kernel": "computed[/b]", "op": "MatMul", "nodes": ["a", "b"], "functions": ["product_kernel"]},
@@ -217,7 +217,7 @@ def test_a_past_of_a_model_that_keeps_none_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("made", "gpu", "message"),
+    ("compiled", "gpu", "message"),
     [
         (artifact(*KERNELS), "gtx", "GPU 'gtx' is unknown; expected one of a100, h100, rtx4090"),
         (artifact(*KERNELS, architecture="sm_90a"), "a100", "has code for sm_90a; expected code for the GPU, sm_80"),
@@ -232,16 +232,16 @@ def test_a_past_of_a_model_that_keeps_none_is_refused():
         (artifact({**KERNELS[0], "sizes": {TOKENS: "64"}}), None, "the layer has 64 tokens; 3 are none"),
     ],
 )
-def test_what_cannot_be_estimated_is_refused(made, gpu, message):
+def test_what_cannot_be_estimated_is_refused(compiled, gpu, message):
     with pytest.raises(MoecError, match=message):
-        estimate_launches(made, gpu, [3])
+        estimate_launches(compiled, gpu, [3])
 
 
 def test_artifacts_of_other_kinds_are_refused():
-    made = artifact(*KERNELS)
-    made.manifest.target = "cpu"
+    built = artifact(*KERNELS)
+    built.manifest.target = "cpu"
     with pytest.raises(MoecError, match="art: is for cpu, which has no launches of a GPU; choose an artifact for"):
-        targets.kind_of("cpu").estimate_launches(made, None, [3], None)
+        targets.kind_of("cpu").estimate_launches(built, None, [3], None)
 
 
 def _altered(**changes: object) -> dict:
@@ -251,11 +251,11 @@ def _altered(**changes: object) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "message"),
     [({"block": ["0"]}, "0 threads"), ({"shared_bytes": "999999"}, "999999 b"), ({"registers": 999}, "999 registers")],
 )
-def test_blocks_that_do_not_fit_are_refused(changes, found):
-    with pytest.raises(MoecError, match=f"kernel 'route': a block of .*{found}.* does not fit on A100"):
+def test_blocks_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(MoecError, match=f"kernel 'route': a block of .*{message}.* does not fit on A100"):
         estimate_launches(artifact(_altered(**changes)), None, [3])
 
 
@@ -295,13 +295,13 @@ def test_kernels_of_a_layer_say_how_they_are_called(program_of):
     names = {"moe_route", "moe_scatter_pairs", "moe_grouped_gemv", "moe_grouped_gemm_simt", "moe_combine"}
     assert names <= {kernel.name for kernel in kernels}
     operations = {}
-    for one in kernels:
-        sizes = {name: evaluate(text, {tokens: 5}, one.name) for name, text in one.sizes.items()}
+    for entry in kernels:
+        sizes = {name: evaluate(text, {tokens: 5}, entry.name) for name, text in entry.sizes.items()}
         assert sizes[TOKENS] == 5
-        operations[one.name] = evaluate(one.sized_work.operations, sizes, one.name)
+        operations[entry.name] = evaluate(entry.sized_work.operations, sizes, entry.name)
         assert sizes.get("B", 3) == 3  # at most one block for each expert: ten pairs, blocks of 64 rows
-        for launch in one.launches:
-            assert all(evaluate(extent, sizes, one.name) > 0 for extent in launch.grid)
+        for launch in entry.launches:
+            assert all(evaluate(extent, sizes, entry.name) > 0 for extent in launch.grid)
     assert {name: count for name, count in operations.items() if count} == {
         "moe_grouped_gemv": 2 * 10 * 32 * 16,
         "moe_grouped_gemm_simt": 2 * 10 * 32 * 16,

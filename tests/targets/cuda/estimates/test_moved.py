@@ -32,7 +32,7 @@ MOVED = {
 def kernels(program_of):
     model = parse_model(GRAPH)
     constants = {"table": np.zeros((50, 24), np.float16), "scale": np.zeros(24, np.float16)}
-    for value in [one for one in model.graph.inputs if one.name in constants]:
+    for value in [constant for constant in model.graph.inputs if constant.name in constants]:
         model.graph.inputs.remove(value)
         value.const_value = ir.tensor(constants[value.name], name=value.name)
         model.graph.register_initializer(value)
@@ -44,7 +44,10 @@ def test_tensors_are_moved_once_and_of_a_table_what_is_looked_up(kernels):
     for name, moved in MOVED.items():
         kernel = kernels[name]
         assert kernel.sized_work.operations == "0"
-        parameters = [{"name": one.name, "dtype": one.dtype, "shape": one.shape} for one in kernel.parameters]
+        parameters = [
+            {"name": parameter.name, "dtype": parameter.dtype, "shape": parameter.shape}
+            for parameter in kernel.parameters
+        ]
         for T in (1, 7, 30, 1000):
             sizes = kernel_sizes({"sizes": kernel.sizes}, {"T": T}, name)
             actual = tensor_bytes(parameters, kernel.sized_work.moved, sizes, name)

@@ -45,7 +45,7 @@ def _origins(instructions: list[tuple[str, str]], pointers: set[str]) -> dict[st
                 continue  # the value in memory, which does not come from the address
             result, *sources = _NAME.findall(operands) or [""]
             known = origins.setdefault(result, set())
-            found = {origin for source in sources for origin in origins.get(source, ())}
-            changed |= not found <= known
-            known |= found
+            results = {origin for source in sources for origin in origins.get(source, ())}
+            changed |= not results <= known
+            known |= results
     return origins

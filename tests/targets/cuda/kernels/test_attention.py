@@ -99,8 +99,8 @@ def test_equals_the_operator(name, generate):
     for queries, keys in SIZES[generate]:
         if problem.causal != "last" or keys >= queries:
             arrays = operands(problem, queries, keys)
-            wanted = expected(problem, arrays)
-            np.testing.assert_allclose(attend(kernel, problem, arrays), wanted, rtol=3e-5, atol=3e-5)
+            expected_result = expected(problem, arrays)
+            np.testing.assert_allclose(attend(kernel, problem, arrays), expected_result, rtol=3e-5, atol=3e-5)
 
 
 HALF = AttentionProblem(72, 40, 0.12, heads_per_group=2)
@@ -122,8 +122,8 @@ def test_tensor_cores(name):
     for queries, keys in [(0, 3), (3, 0), (5, 7), (37, 140)]:
         arrays = operands(problem, queries, keys)
         arrays |= {part: arrays[part].astype(dtype) for part in ("query", "key", "value")}
-        found, tolerance = attend(kernel, problem, arrays).astype(np.float64), 8 * ml_dtypes.finfo(dtype).eps
-        np.testing.assert_allclose(found, expected(problem, arrays), rtol=tolerance, atol=tolerance)
+        actual, tolerance = attend(kernel, problem, arrays).astype(np.float64), 8 * ml_dtypes.finfo(dtype).eps
+        np.testing.assert_allclose(actual, expected(problem, arrays), rtol=tolerance, atol=tolerance)
 
 
 @thinned(
@@ -138,8 +138,8 @@ def test_tensor_cores(name):
 def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
     kernel = built(generate, HALF, np.dtype(dtype).name, watch=True, first_thread=77, completion="earliest")
     arrays = {name: array.astype(dtype) for name, array in operands(HALF, 3, 70, batch=1).items()}
-    found = attend(kernel, HALF, arrays).astype(np.float64)
-    np.testing.assert_allclose(found, expected(HALF, arrays), rtol=tolerance, atol=tolerance)
+    actual = attend(kernel, HALF, arrays).astype(np.float64)
+    np.testing.assert_allclose(actual, expected(HALF, arrays), rtol=tolerance, atol=tolerance)
 
 
 def in_pages(state: np.ndarray, size: int) -> np.ndarray:
@@ -171,10 +171,10 @@ def test_keys_in_pages(generate, dtype):
         arrays["query"] = arrays["query"].astype(dtype)
         arrays |= {name: arrays[name].astype(np.float16) for name in ("key", "value")}
         arrays["lengths"][:] = keys, max(keys - 2, 0)
-        wanted = expected(PAGED, arrays)
+        expected_result = expected(PAGED, arrays)
         arrays |= {name: in_pages(arrays[name], max(page, 1)) for name in ("key", "value")}
-        found = attend(kernel, PAGED, arrays).astype(np.float64)
-        np.testing.assert_allclose(found, wanted, rtol=4e-3, atol=4e-3)
+        actual = attend(kernel, PAGED, arrays).astype(np.float64)
+        np.testing.assert_allclose(actual, expected_result, rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize("generate", SIZES)
@@ -182,12 +182,12 @@ def test_keys_that_are_not_in_use_are_not_read(generate):
     problem = dataclasses.replace(PROBLEM, has_lengths=True)
     arrays = operands(problem, 2, 9)
     arrays["lengths"][:] = 5, 0
-    wanted = expected(problem, arrays)
+    expected_result = expected(problem, arrays)
     arrays["lengths"][1] = 2_000_000 - 2**32  # negative, so no keys, but positive if cut to 32 bits
     arrays["key"][0, :, 5:] = arrays["value"][0, :, 5:] = arrays["key"][1] = arrays["value"][1] = np.nan
-    found = attend(built(generate, problem, "float32"), problem, arrays)
-    np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=3e-5)
-    assert not found[1].any()
+    actual = attend(built(generate, problem, "float32"), problem, arrays)
+    np.testing.assert_allclose(actual, expected_result, rtol=3e-5, atol=3e-5)
+    assert not actual[1].any()
 
 
 @pytest.mark.parametrize("generate", SIZES)
@@ -197,10 +197,10 @@ def test_infinity_spreads_as_in_the_reference(name, generate):
     arrays = operands(MASKED, 2, 9)
     arrays["mask"][..., -1] = -np.inf
     arrays[name][..., -1, 7] = np.inf
-    wanted = expected(MASKED, arrays)
-    assert np.isnan(wanted).any()
-    found = attend(_masked(generate), MASKED, arrays)
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+    expected_result = expected(MASKED, arrays)
+    assert np.isnan(expected_result).any()
+    actual = attend(_masked(generate), MASKED, arrays)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected_result))
 
 
 def test_what_cannot_be_computed_has_a_reason():
@@ -238,10 +238,10 @@ def test_sinks_take_weight_and_give_nothing(generate, dtype):
         padded = {name: np.pad(arrays[name], before) for name in ("key", "value")}
         column = np.broadcast_to(sinks[:, None, None], (1, 4, queries, 1))
         padded["mask"] = np.concatenate([column, arrays["mask"]], axis=3)
-        wanted = expected(problem, arrays | padded)
-        found = attend(kernel, problem, arrays | {"sinks": sinks}).astype(np.float64)
+        expected_result = expected(problem, arrays | padded)
+        actual = attend(kernel, problem, arrays | {"sinks": sinks}).astype(np.float64)
         tolerance = 4e-3 if dtype is np.float16 else 3e-5
-        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(actual, expected_result, rtol=tolerance, atol=tolerance)
 
 
 def test_parts_follow_from_sizes():

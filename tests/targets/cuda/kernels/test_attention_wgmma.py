@@ -43,8 +43,8 @@ def check(problem: AttentionProblem, dtype: Any, sizes: list[tuple[int, int]], *
     for queries, keys in sizes:
         arrays = operands(problem, queries, keys)
         arrays |= {part: arrays[part].astype(dtype) for part in ("query", "key", "value")}
-        found, tolerance = attend(kernel, problem, arrays).astype(np.float64), 8 * ml_dtypes.finfo(dtype).eps
-        np.testing.assert_allclose(found, expected(problem, arrays), rtol=tolerance, atol=tolerance)
+        actual, tolerance = attend(kernel, problem, arrays).astype(np.float64), 8 * ml_dtypes.finfo(dtype).eps
+        np.testing.assert_allclose(actual, expected(problem, arrays), rtol=tolerance, atol=tolerance)
 
 
 @thinned("name", PROBLEMS, 3)

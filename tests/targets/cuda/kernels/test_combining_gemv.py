@@ -37,9 +37,9 @@ def _check(problem: CombiningProblem, kernel: object, ids: np.ndarray) -> None:
     expected = np.zeros((len(ids), WIDTH))
     for (t, slot), expert in np.ndenumerate(ids):
         if 0 <= expert < E:
-            found = matrix[expert].astype(np.float64) @ rows[t * ids.shape[1] + slot].astype(np.float64) + bias[expert]
-            found = np.clip(found, -combine.limit, combine.limit) if combine.limit else found
-            expected[t] += (weights[t, slot] if combine.weighted else 1) * found
+            result = matrix[expert].astype(np.float64) @ rows[t * ids.shape[1] + slot].astype(np.float64) + bias[expert]
+            result = np.clip(result, -combine.limit, combine.limit) if combine.limit else result
+            expected[t] += (weights[t, slot] if combine.weighted else 1) * result
     largest = max(np.abs(expected).max(initial=0), 1e-3)
     np.testing.assert_allclose(y.astype(np.float64), expected, atol=TOLERANCES[combine.dtype] * largest, rtol=0)
 

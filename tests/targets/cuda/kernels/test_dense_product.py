@@ -54,8 +54,8 @@ def test_tensor_cores(name):
     for rows in (0, 1, 150):
         x = _normal(rows, problem.inner).astype(np.float16)
         expected = x.astype(np.float64) @ matrix[0].astype(np.float64).T + bias
-        found = kernel(x, matrix, bias, undefined((rows, problem.width), "float32"))
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        actual = kernel(x, matrix, bias, undefined((rows, problem.width), "float32"))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @thinned("name", ANY_WIDTH, 5)
@@ -69,9 +69,9 @@ def test_any_number_of_columns(name):
         x = _normal(rows, problem.inner)
         x = (rounded_to_tf32(x) if problem.tf32 else x).astype(dtype)
         expected = x.astype(np.float64) @ matrix[0].astype(np.float64).T + (bias if problem.biased else 0)
-        found = kernel(x, matrix, bias, undefined((rows, problem.width), problem.out_dtype)).astype(np.float64)
+        actual = kernel(x, matrix, bias, undefined((rows, problem.width), problem.out_dtype)).astype(np.float64)
         tolerance = 1e-4 if out_dtype.itemsize == 4 else 1e-2
-        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_few_rows_of_a_quantised_matrix():
@@ -85,8 +85,8 @@ def test_few_rows_of_a_quantised_matrix():
     for rows in (0, 1, 7):
         x = _normal(rows, 64)
         expected = 2 * (x.astype(np.float64) @ numbers.T + bias)
-        found = kernel(x, *packed, bias, undefined((rows, 37), "float32"))
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        actual = kernel(x, *packed, bias, undefined((rows, 37), "float32"))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_few_rows_cannot_be_has_a_reason():

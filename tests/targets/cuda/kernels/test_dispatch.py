@@ -101,8 +101,8 @@ def test_three_launches_do_the_same_as_one(experts, block_rows, shapes):
     calls = [RANDOM.integers(-1, experts + 2, shape) for shape in shapes]
     for ids in [*calls, np.full((200, 3), 2)]:
         in_chunks = sort_in_chunks(experts, block_rows, ids.astype(np.int32))
-        for one, other in zip(in_chunks, sort_pairs(experts, block_rows, ids), strict=True):
-            np.testing.assert_array_equal(one, other)
+        for in_chunk, other in zip(in_chunks, sort_pairs(experts, block_rows, ids), strict=True):
+            np.testing.assert_array_equal(in_chunk, other)
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,14 @@ def test_rows_are_packed(dtype):
 
 def test_numbers_that_are_none_and_groups_without_a_scale_are_packed():
     rows = np.pad(SPECIAL, ((0, 0), (60, 60))) * np.float32(0.5)
-    (found,) = build(round_rows.round_rows(RowRounding(128, 128, "float32", "fp8", packed=True))).outputs(
+    (actual,) = build(round_rows.round_rows(RowRounding(128, 128, "float32", "fp8", packed=True))).outputs(
         1, rows, np.zeros((len(rows), row_bytes(128)), np.uint8)
     )
     expected = pack_rows(rows)
-    np.testing.assert_array_equal(found[:, :128], expected[:, :128])
-    scales, wanted = (np.ascontiguousarray(made[:, 128:132]).view(np.float32) for made in (found, expected))
-    np.testing.assert_array_equal(np.isfinite(scales), np.isfinite(wanted))
-    np.testing.assert_array_equal(scales[np.isfinite(wanted)], wanted[np.isfinite(wanted)])
+    np.testing.assert_array_equal(actual[:, :128], expected[:, :128])
+    scales, expected_result = (np.ascontiguousarray(made[:, 128:132]).view(np.float32) for made in (actual, expected))
+    np.testing.assert_array_equal(np.isfinite(scales), np.isfinite(expected_result))
+    np.testing.assert_array_equal(scales[np.isfinite(expected_result)], expected_result[np.isfinite(expected_result)])
 
 
 def test_only_rows_in_use_are_packed():

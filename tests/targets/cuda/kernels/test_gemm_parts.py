@@ -50,8 +50,8 @@ def test_sums_of_parts_are_joined(options):
         x = _normal(rows, INNER).astype(np.float16)
         assert _parts(problem, rows) == 3
         expected = 2 * (x.astype(np.float64) @ matrix[0].astype(np.float64).T + bias)
-        found = _multiply(problem, kernels, x, matrix, bias)
-        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+        actual = _multiply(problem, kernels, x, matrix, bias)
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.nightly
@@ -63,8 +63,8 @@ def test_a_quantised_matrix():
     packed.append(np.zeros((1, 1, 1), np.uint8))
     numbers, x = decode(encoded, form, axis=1), (_normal(65, 832) / 29).astype(np.float16)
     kernels = build(gemm_parts(problem), watch=True), build(join_parts(problem, lambda total: total), watch=True)
-    found = _multiply(problem, kernels, x, *packed, np.zeros((1, 1), np.float32))
-    np.testing.assert_allclose(found, x.astype(np.float64) @ numbers.T, rtol=5e-3, atol=5e-3)
+    actual = _multiply(problem, kernels, x, *packed, np.zeros((1, 1), np.float32))
+    np.testing.assert_allclose(actual, x.astype(np.float64) @ numbers.T, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -190,5 +190,5 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
 )
 def test_intensity_where_the_matrix_is_read_once(stored, matrix_bytes):
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "float32"}
-    found = GroupedProblem(8, 64, 32, gated=True, stored=stored, **types).intensity(rows=3)
-    assert found == pytest.approx(3 * 2 * 2 * 64 * 32 / (matrix_bytes + 3 * (64 * 2 + 32 * 4)))
+    actual = GroupedProblem(8, 64, 32, gated=True, stored=stored, **types).intensity(rows=3)
+    assert actual == pytest.approx(3 * 2 * 2 * 64 * 32 / (matrix_bytes + 3 * (64 * 2 + 32 * 4)))

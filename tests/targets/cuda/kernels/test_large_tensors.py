@@ -93,6 +93,6 @@ token or pair."""
 def test_rows_are_found_with_64_bits(name):
     kernel, buffers = LARGE_BUFFERS[name]
     uses = re.findall(r"\b(\w+)_ptr(?:\[| \+ )([^\[\];=]*)", source_of(kernel()))
-    found = {buffer for buffer, index in uses if "(int64_t)" in index}
-    assert buffers <= found
+    actual = {buffer for buffer, index in uses if "(int64_t)" in index}
+    assert buffers <= actual
     assert not {buffer for buffer, index in uses if "(int64_t)" not in index} & buffers

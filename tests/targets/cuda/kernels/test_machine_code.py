@@ -211,12 +211,12 @@ def test_newer_gpus_find_ptx_in_a_binary(name, architecture, kinds):
     binary = compile_source(source_of(KERNELS[name](), architecture), architecture).binary
     magic, _version, start, size = struct.unpack_from("<IHHQ", binary)
     assert (magic, start + size) == (0xBA55ED50, len(binary))
-    found, at = set(), start
+    actual, at = set(), start
     while at < len(binary):
         kind, _flags, head, length = struct.unpack_from("<HHIQ", binary, at)
-        found.add(kind)
+        actual.add(kind)
         at += head + length
-    assert found == kinds
+    assert actual == kinds
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")

@@ -40,8 +40,8 @@ def test_dispatch_in_order():
     outputs = [np.full(size, -7, np.int32) for size in (blocks * 16, blocks, 1)]
     kernel = dispatch.dispatch(8, 16)
     watched, plain = build(kernel, watch=True), build(kernel)
-    for one, other in zip(watched.outputs(3, ids, *outputs), plain.outputs(3, ids, *outputs), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for output, other in zip(watched.outputs(3, ids, *outputs), plain.outputs(3, ids, *outputs), strict=True):
+        np.testing.assert_array_equal(output, other)
 
 
 @pytest.mark.nightly

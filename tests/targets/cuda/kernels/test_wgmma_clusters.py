@@ -113,9 +113,9 @@ def _with_faults(source: str) -> str:
     """The kernel's source with all faults; the exported variable ``fault`` is the number of the active one."""
     changes = []
     for number, (pattern, which, fault) in enumerate(FAULTS.values()):
-        found = list(pattern.finditer(source))[which]
-        assert found
-        changes += [(match.span(), number, match[0], fault) for match in found]
+        actual = list(pattern.finditer(source))[which]
+        assert actual
+        changes += [(match.span(), number, match[0], fault) for match in actual]
     for (start, end), number, right, wrong in sorted(changes, reverse=True):
         if right.lstrip().endswith(";"):
             new = f"if (fault != {number}) {{ {right.lstrip()} }}"

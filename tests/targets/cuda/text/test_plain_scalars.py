@@ -61,6 +61,6 @@ def test_helpers_stay():
 
 
 def test_names_are_of_one_kernel():
-    one = _KERNEL.format("  alignas(64) int x_ptr[1];\n  x_ptr[0] = 0;")
+    single = _KERNEL.format("  alignas(64) int x_ptr[1];\n  x_ptr[0] = 0;")
     other = _KERNEL.format("  alignas(64) int x_ptr[2];\n  x_ptr[0] = 0;")
-    assert with_plain_scalars(one + other) == _KERNEL.format("  int x;\n  x = 0;") + other
+    assert with_plain_scalars(single + other) == _KERNEL.format("  int x;\n  x = 0;") + other

@@ -61,10 +61,10 @@ def known_pragmas(linted: Linted) -> Iterator[Finding]:
                 message = f"pragma {pragma.directive} is not known; expected one of {', '.join(KNOWN)}"
                 yield Finding(source.name, line, "known-pragmas", message)
                 continue
-            known = KNOWN[pragma.directive]
-            for option in (*[name for name in pragma.options if name not in known], *pragma.unreadable):
+            options = KNOWN[pragma.directive]
+            for option in (*[name for name in pragma.options if name not in options], *pragma.unreadable):
                 message = (
-                    f"option {option} of {pragma.directive} is not known; expected one of {', '.join(sorted(known))}"
+                    f"option {option} of {pragma.directive} is not known; expected one of {', '.join(sorted(options))}"
                 )
                 yield Finding(source.name, line, "known-pragmas", message)
             for option, value in pragma.options.items():

@@ -35,17 +35,17 @@ def exported() -> Exported:
     ) -> tuple[ir.Model, Report]:
         model, report = model_of(text), Report()
         pipeline.run(model, pipeline.parse(f"infer-shapes,{passes}" if passes else "infer-shapes"), verify_each=True)
-        wanted = [interpreter.run(model, case) for case in cases]
+        references = [interpreter.run(model, case) for case in cases]
         pipeline.run(model, pipeline.parse(by), report, verify_each=True)
         finish(model)
         session = _session(model)
         names = [output.name for output in model.graph.outputs]
-        for case, expected in zip(cases, wanted, strict=True):
-            for name, found in zip(names, session.run(names, dict(case)), strict=True):
+        for case, expected in zip(cases, references, strict=True):
+            for name, actual in zip(names, session.run(names, dict(case)), strict=True):
                 value = expected[str(name)]
-                assert (found.shape, found.dtype) == (value.shape, value.dtype)
+                assert (actual.shape, actual.dtype) == (value.shape, value.dtype)
                 largest = float(np.abs(value.astype(np.float64)).max(initial=0))
-                np.testing.assert_allclose(found, value, rtol=0, atol=tolerance * max(largest, 1e-3))
+                np.testing.assert_allclose(actual, value, rtol=0, atol=tolerance * max(largest, 1e-3))
         return model, report
 
     return run

@@ -36,8 +36,8 @@ def test_products(exported, normal, product, declared):
 
 
 def test_no_pair_at_all(exported, normal):
-    given = [{"x": normal(3, D), "logits": np.zeros((3, E), np.float32)}]
-    exported(graph("own = moec.GroupedMatMul (rows, w, offsets)", route="k = 2, threshold = 0.9"), *given)
+    feeds = [{"x": normal(3, D), "logits": np.zeros((3, E), np.float32)}]
+    exported(graph("own = moec.GroupedMatMul (rows, w, offsets)", route="k = 2, threshold = 0.9"), *feeds)
 
 
 @pytest.mark.parametrize("options", ["format=int8", "format=int4,group=4", "format=int8,experts=1-2"])

@@ -50,10 +50,10 @@ def test_formats_are_decoded_for_one_expert_at_a_time(exported, normal, form, si
     options += ",zero_points=true" if "z" in rest else ""
     declared = f"float[{E},{size},{D}] up, float[{E},{D},{size}] down".replace(f",{D}", ",7" if size == 5 else f",{D}")
     text = layer("k = 2", f'{NONE}, activation = "gelu"', declared=declared)
-    given = cases(normal)
+    feeds = cases(normal)
     if size == 5:
-        text, given = text.replace(f"[T,{D}]", "[T,7]"), [{**case, "x": case["x"][:, :7]} for case in given]
-    model, _ = exported(text, *given, passes=f"quantize-experts{{{options}}},keep-rows")
+        text, feeds = text.replace(f"[T,{D}]", "[T,7]"), [{**case, "x": case["x"][:, :7]} for case in feeds]
+    model, _ = exported(text, *feeds, passes=f"quantize-experts{{{options}}},keep-rows")
     floats = [value.const_value.size for value in model.graph.initializers.values() if value.dtype.name == "FLOAT"]
     assert operators(model) == [] and max(floats) <= max(256, E * size * D // 3)
 
@@ -68,8 +68,8 @@ def test_experts_in_different_formats_have_loops_of_their_own(exported, normal):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("double", 1e-12)])
 def test_other_types_of_numbers(exported, normal, dtype, tolerance):
     text = layer("k = 2", "output_limit = 0.5").replace("float[", f"{dtype}[")
-    given = [{name: array.astype(dtype) for name, array in case.items()} for case in cases(normal)]
-    exported(text, *given, tolerance=tolerance)
+    feeds = [{name: array.astype(dtype) for name, array in case.items()} for case in cases(normal)]
+    exported(text, *feeds, tolerance=tolerance)
 
 
 def test_weights_that_are_computed_stay():

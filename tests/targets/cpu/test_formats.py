@@ -6,11 +6,14 @@ import functools
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, LinearSpec
+from moec.ir.weights.encode import decode, encode
+from moec.ir.weights.format import ELEMENTS, MX_GROUP, Elements, WeightFormat
 from moec.passes.cast_weights import CastWeights
 from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
@@ -124,6 +127,25 @@ def test_groups_are_whole_steps_of_a_kernel():
     check("fp8 in groups of 12", "swiglu", 72, 40, "native")
     with pytest.raises(UnsupportedError, match=r"groups of 6, .*; kernels for CPUs read 4 inputs with one scale"):
         both("fp8 in groups of 6", "swiglu", 72, 40, "native")
+
+
+EXPONENTS = ELEMENTS["mxfp4"].scales
+NEW = {
+    "int7": Elements(ir.DataType.INT8, 1 / 64, ir.DataType.UINT8, ELEMENTS["int6"].scales, (32,), width=7),
+    "mxfp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 8, None, EXPONENTS, (MX_GROUP,)),
+}
+"""Formats that no list has: integers packed in three planes, and known elements with other scales."""
+
+
+@pytest.mark.parametrize("name", ["int7", pytest.param("mxfp8", marks=pytest.mark.nightly)])
+def test_a_format_needs_a_row_and_nothing_else(name, monkeypatch):
+    monkeypatch.setitem(ELEMENTS, name, NEW[name])
+    monkeypatch.setitem(PASSES, name, (QuantizeExperts(name),))
+    check(name, "relu", 64, 40, "native")
+    weight = weights(specs(64)["relu"], 64, 40)["up"]
+    groups = weight.reshape(-1, 32)
+    error = np.abs(decode(encode(weight, WeightFormat(name, 32)), WeightFormat(name, 32)).reshape(-1, 32) - groups)
+    assert (error <= 1.001 * NEW[name].error * np.abs(groups).max(-1, keepdims=True)).all()
 
 
 STORED = ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "int4 and int8"]

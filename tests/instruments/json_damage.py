@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def damage(content: Any, rng: random.Random, among: Callable[[Path], bool] = lam
 
 
 def _set(parent: Any, key: Any, value: Any) -> None:
-    parent[key] = value
+    parent[key] = copy.deepcopy(value)  # a later change may be one of the value, which other cases are given too
 
 
 def _delete(parent: Any, key: Any, _value: Any) -> None:

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from . import json_damage
 from .malformed.judge import Case, Verdict, judge, run
 from .malformed.kinds import MODULES, kind_named
 from .malformed.sweep import sweep, table
@@ -31,6 +32,13 @@ def test_many(kind: str) -> None:
 def test_a_case_follows_from_its_number(tmp_path: pathlib.Path) -> None:
     first, again, other = (judge(Case("gguf", str(tmp_path), 1, index)) for index in (4, 4, 5))
     assert first.damage == again.damage != other.damage
+
+
+def test_a_change_of_a_value_that_was_set_is_no_other_cases() -> None:
+    content, value = {"a": 0}, [[0]]
+    for where, new in ((("a",), value), (("a", 0), value)):
+        json_damage.change(content, "set", where, new)
+    assert (content, value) == ({"a": [[[0]]]}, [[0]])
 
 
 def test_what_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

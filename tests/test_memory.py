@@ -19,7 +19,7 @@ from moec.passes import pipeline
 
 from .products import thinned
 
-E, d, f = 24, 512, 512
+E, d, f = 24, 512, 256
 FLOATS = 4 * 3 * d * f
 """Bytes of one expert in float32."""
 FIXED = 4 << 20

@@ -289,7 +289,7 @@ def test_formats_without_groups_beside_others_run(spec, tmp_path):
     """Kernels sum up products in one size of groups: activations then have groups of the weights' size."""
     model = experts_model(spec)
     node = last_moec_node(model)
-    plan = {name: ["int8", "int2/32", *["int4/32"] * (E - 2)] for name in weight_inputs(node)}
+    plan = {name: ["int8", *["int4/32"] * (E - 1)] for name in weight_inputs(node)}
     (tmp_path / "plan.json").write_text(plan_text([LayerPlan(key_of(node), "layer", plan)], {}))
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32

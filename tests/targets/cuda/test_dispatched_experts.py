@@ -57,7 +57,7 @@ def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
 
 
 def test_experts_in_formats_of_their_own(emulated):
-    passes = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
+    passes = "quantize-experts{format=int4,group=32,experts=0+3}"
     model = model_of(FORMS["three layers"])
     pipeline.run(model, pipeline.parse(passes))
     feeds = inputs(30, next(choices(30)))

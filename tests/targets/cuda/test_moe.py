@@ -100,7 +100,12 @@ def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored"), [(np.float32, "float32"), (np.float16, "float16"), (ml_dtypes.bfloat16, "bfloat16")]
+    ("dtype", "stored"),
+    [
+        (np.float32, "float32"),
+        (np.float16, "float16"),
+        pytest.param(ml_dtypes.bfloat16, "bfloat16", marks=pytest.mark.nightly),
+    ],
 )
 def test_results_of_pairs_have_the_type_of_tokens_of_16_bits(program_of, dtype, stored):
     feeds = {"x": np.zeros((1, 16), dtype), "logits": np.zeros((1, E), dtype)}

@@ -33,7 +33,8 @@ class PrepareLoops:
 
     1. A value from outside that a body uses, except a constant, becomes a state that no step changes, so that the
        inputs of a node are all that it reads. (A target copies no such state.)
-    2. A body gets the passes that make a graph compilable, as a graph by itself. All others leave it as it is, those
+    2. Inputs of a body get the shapes that they have in every step (:mod:`moec.passes.shapes.bodies`).
+    3. A body gets the passes that make a graph compilable, as a graph by itself. All others leave it as it is, those
        that look for MoE blocks or round weights, too, which a remark says.
 
     ::

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx.parser
@@ -10,7 +16,9 @@ import pytest
 
 import moec
 from moec.common.dtypes import dtype_of
+from moec.compiling.compile_options import CompileOptions
 
+from .building import SANITIZED, built, run
 from .library import ARGUMENT, INPUT, UNSUPPORTED, CError, CLibrary, same_bits
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\ngraph '
@@ -51,7 +59,14 @@ MODELS = {
         "s = ReduceSum <keepdims = 1> (next, one) logits = Add (e, s)",
     ),
 }
-STATES = [name for name in MODELS if name not in ("room",)]
+STATES = ["attending", "recurrent", "stateless", pytest.param("narrow", marks=pytest.mark.nightly)]
+
+
+def graph(name: str) -> onnx.ModelProto:
+    inputs, outputs, body = MODELS[name]
+    constants = f"float[{WORDS},4] table = {{{TABLE}}}, int64[1] one = {{1}}, int64[2] places = {{1, 2}}, "
+    text = f"{HEADER}({inputs}) => ({outputs}) <{constants}int64[1] two = {{2}}, int64 axis = {{1}}> {{{body}}}"
+    return onnx.parser.parse_model(text)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +75,10 @@ def made(tmp_path_factory) -> Callable[[str], tuple[CLibrary, moec.CompiledModel
     folder, models = tmp_path_factory.mktemp("c"), {}
 
     def make(name: str, passes: str | None = None) -> tuple[CLibrary, moec.CompiledModel]:
-        inputs, outputs, body = MODELS[name]
-        key, place = (name, passes), folder / f"{name}_{len(models)}"
+        key, place = (name, passes), folder / str(len(models)) / name
         if key not in models:
-            constants = f"float[{WORDS},4] table = {{{TABLE}}}, int64[1] one = {{1}}, int64[2] places = {{1, 2}}, "
-            text = f"{HEADER}({inputs}) => ({outputs}) <{constants}int64[1] two = {{2}}, int64 axis = {{1}}> {{{body}}}"
-            moec.compile(onnx.parser.parse_model(text), output=place, form="c", passes=passes)
+            place.parent.mkdir()
+            moec.compile(graph(name), output=place, form="c", passes=passes)
             models[key] = CLibrary(place), moec.load(place)
         return models[key]
 
@@ -142,25 +155,28 @@ def test_states_with_room(made):
                 session.run([1])
 
 
-def test_runs_that_are_given_states_return_them(made):
-    """States in pages, in other types than the pages have, and in int8 with a scale per row."""
-    for name, passes, stored in (
+@pytest.mark.parametrize(
+    ("name", "passes", "stored"),
+    [
         ("attending", None, "float32"),
-        ("narrow", None, "bfloat16"),
-        ("attending", "O2,cast-states{dtype=fp16}", "float16"),
         ("attending", "O2,cast-states{dtype=int8}", "int8"),
-    ):
-        library, python = made(name, passes)
-        assert {state.dtype for state in python._executor.held} == {stored}
-        values: dict[str, np.ndarray] = {}
-        for spec in python.inputs:
-            shape = [{"B": 2, "P": 7, "S": 3, "M": 10}.get(str(size), size) for size in spec.shape]
-            values[spec.name] = np.random.default_rng(1).normal(size=shape).astype(dtype_of(spec.dtype))
-        ordinary = {"ids": ids_of(2, 3), "attention_mask": np.ones((2, 10), np.int64)}
-        values |= {key: array for key, array in ordinary.items() if key in values}
-        with library.loaded() as model:
-            found, expected = model.run(values), python.run(values)
-        assert all(same_bits(found[output], expected[output]) for output in expected)
+        pytest.param("narrow", None, "bfloat16", marks=pytest.mark.nightly),
+        pytest.param("attending", "O2,cast-states{dtype=fp16}", "float16", marks=pytest.mark.nightly),
+    ],
+)
+def test_runs_that_are_given_states_return_them(made, name, passes, stored):
+    """States in pages, in other types than the pages have, and in int8 with a scale per row."""
+    library, python = made(name, passes)
+    assert {state.dtype for state in python._executor.held} == {stored}
+    values: dict[str, np.ndarray] = {}
+    for spec in python.inputs:
+        shape = [{"B": 2, "P": 7, "S": 3, "M": 10}.get(str(size), size) for size in spec.shape]
+        values[spec.name] = np.random.default_rng(1).normal(size=shape).astype(dtype_of(spec.dtype))
+    ordinary = {"ids": ids_of(2, 3), "attention_mask": np.ones((2, 10), np.int64)}
+    values |= {key: array for key, array in ordinary.items() if key in values}
+    with library.loaded() as model:
+        found, expected = model.run(values), python.run(values)
+    assert all(same_bits(found[output], expected[output]) for output in expected)
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -179,3 +195,69 @@ def test_what_cannot_be_run_leaves_the_session_as_it_was(made, name):
             assert refused.value.number == INPUT
         assert session.length == 2
         assert same_bits(session.run([3]), session_of(python, [1, 2], max_tokens=4).run([3]))
+
+
+EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"
+PROMPT = [1, 2, 3]
+
+
+def generated(python: moec.CompiledModel, count: int) -> list[int]:
+    """The tokens with the largest logits, one after the other."""
+    session, tokens, new = python.session(), [], PROMPT
+    for _ in range(count):
+        new = [int(session.run(new)[0, -1].argmax())]
+        tokens += new
+    return tokens
+
+
+def test_the_example_generates_what_a_session_of_python_does(made, tmp_path):
+    library, python = made("attending")
+    text = (EXAMPLES / "c" / "generate.c").read_text().replace("char_lm", "attending")
+    program = built(tmp_path, text, library.weights.parent)
+    said = run([program, library.weights, "300", *map(str, PROMPT)])
+    assert list(map(int, said.split())) == generated(python, 300)
+    refused = subprocess.run([program, library.weights, "3", "77"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "error: token id 77 is outside of the vocabulary; expected 0 to 4\n"
+
+
+ARM = ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objcopy", "qemu-aarch64")
+
+
+@pytest.mark.skipif(any(shutil.which(tool) is None for tool in ARM), reason=f"needs {', '.join(ARM)}")
+def test_a_library_for_aarch64_generates_the_same(made, tmp_path):
+    _, python = made("attending")
+    place = tmp_path / "attending"
+    moec.compiling.compiler.write(graph("attending"), place, CompileOptions(target="cpu:neon", form="c"))
+    text = (EXAMPLES / "c" / "generate.c").read_text().replace("char_lm", "attending")
+    program = built(tmp_path, text, place, compiler=ARM[0], options=["-static"])
+    said = run([ARM[2], program, place / "weights.bin", "20", *map(str, PROMPT)])
+    assert list(map(int, said.split())) == generated(python, 20)
+
+
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(SANITIZED, marks=pytest.mark.nightly)], ids=["plain", "sanitized"]
+)
+def test_calls_that_are_wrong_or_at_the_edge(made, tmp_path, options):
+    """``attack.c``; with sanitizers, the runtime is compiled with them, too."""
+    library, _ = made("attending")
+    (tmp_path / "cut.bin").write_bytes(library.weights.read_bytes()[:-1])
+    text = (pathlib.Path(__file__).with_name("attack.c")).read_text()
+    program = built(tmp_path, text, library.weights.parent, options=options, from_sources=bool(options))
+    run([program, library.weights, tmp_path / "cut.bin", "1000"])
+
+
+@pytest.mark.nightly
+def test_the_commands_of_the_example(tmp_path):
+    """README.md of examples/c, as a reader would run it, and its CMake file."""
+    place = shutil.copytree(EXAMPLES, tmp_path / "examples") / "c"
+    blocks: Sequence[str] = re.findall(r"```bash\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    commands = "\n".join(["set -e", *blocks, "cmake -B build && cmake --build build"])
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", commands], cwd=place, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    first = run([place / "generate", place / "char_lm" / "weights.bin", "20", "5", "17", "42"])
+    again = run([place / "build" / "generate", place / "char_lm" / "weights.bin", "20", "5", "17", "42"])
+    assert first == again and done.stdout.count(first) == 2  # on AArch64, too

@@ -30,7 +30,7 @@ int main(int count, char **arguments) {
 
     moec_model *model;
     moec_session *session;
-    if (moec_load(&char_lm, arguments[1], NULL, &model) != MOEC_OK) return failed();
+    if (moec_load(&char_lm_program, arguments[1], NULL, &model) != MOEC_OK) return failed();
     if (moec_session_begin(model, 0, 1, &session) != MOEC_OK) return failed();
 
     moec_tensor logits = {0}; /* allocated by the first run, and used again by the others */

@@ -52,8 +52,8 @@ static void null_pointers(moec_model *model, const char *weights) {
     int64_t id = 1;
     prepare(&data);
     EXPECT(moec_load(NULL, weights, NULL, &other), MOEC_ERROR_ARGUMENT);
-    EXPECT(moec_load(&attending, weights, NULL, NULL), MOEC_ERROR_ARGUMENT);
-    EXPECT(moec_load(&attending, NULL, NULL, &other), MOEC_ERROR_ARGUMENT);
+    EXPECT(moec_load(&attending_program, weights, NULL, NULL), MOEC_ERROR_ARGUMENT);
+    EXPECT(moec_load(&attending_program, NULL, NULL, &other), MOEC_ERROR_ARGUMENT);
     CHECK(other == NULL);
     EXPECT(moec_run(NULL, data.inputs, 4, data.outputs, 3), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_run(model, NULL, 4, data.outputs, 3), MOEC_ERROR_ARGUMENT);
@@ -71,7 +71,7 @@ static void null_pointers(moec_model *model, const char *weights) {
     size_t count = 1;
     CHECK(moec_inputs(NULL, &count) == NULL && count == 0);
     CHECK(moec_name(NULL) == NULL && moec_threads(NULL) == 0 && moec_session_length(NULL) == 0);
-    CHECK(moec_outputs(&attending, NULL) != NULL);
+    CHECK(moec_outputs(&attending_program, NULL) != NULL);
     CHECK(strcmp(moec_type_name((moec_type)99), "unknown") == 0 && moec_type_size((moec_type)-1) == 0);
     moec_free(NULL), moec_session_end(NULL), moec_release(NULL);
 }
@@ -79,13 +79,13 @@ static void null_pointers(moec_model *model, const char *weights) {
 static void files(const char *truncated) {
     moec_model *model;
     moec_options wrong = {.threads = -1}, unknown = {.reserved = 1};
-    EXPECT(moec_load(&attending, "no such file", NULL, &model), MOEC_ERROR_FILE);
-    EXPECT(moec_load(&attending, "/", NULL, &model), MOEC_ERROR_FILE);
-    EXPECT(moec_load(&attending, "/dev/zero", NULL, &model), MOEC_ERROR_FILE);
-    EXPECT(moec_load(&attending, truncated, NULL, &model), MOEC_ERROR_FILE);
+    EXPECT(moec_load(&attending_program, "no such file", NULL, &model), MOEC_ERROR_FILE);
+    EXPECT(moec_load(&attending_program, "/", NULL, &model), MOEC_ERROR_FILE);
+    EXPECT(moec_load(&attending_program, "/dev/zero", NULL, &model), MOEC_ERROR_FILE);
+    EXPECT(moec_load(&attending_program, truncated, NULL, &model), MOEC_ERROR_FILE);
     CHECK(strstr(moec_last_error(), truncated) != NULL);
-    EXPECT(moec_load(&attending, truncated, &wrong, &model), MOEC_ERROR_ARGUMENT);
-    EXPECT(moec_load(&attending, truncated, &unknown, &model), MOEC_ERROR_ARGUMENT);
+    EXPECT(moec_load(&attending_program, truncated, &wrong, &model), MOEC_ERROR_ARGUMENT);
+    EXPECT(moec_load(&attending_program, truncated, &unknown, &model), MOEC_ERROR_ARGUMENT);
 }
 
 /* One input at a time is wrong; then nothing is allocated, and the model works on. */
@@ -225,7 +225,7 @@ static void two_models_in_eight_threads(const char *weights, int times) {
     pthread_t threads[THREADS];
     run_data data;
     for (int at = 0; at < 2; at++)
-        EXPECT(moec_load(&attending, weights, &(moec_options){.threads = 1 + at}, all.models + at), MOEC_OK);
+        EXPECT(moec_load(&attending_program, weights, &(moec_options){.threads = 1 + at}, all.models + at), MOEC_OK);
     EXPECT(moec_session_begin(all.models[0], 0, 1, &all.shared), MOEC_OK);
     prepare(&data);
     EXPECT(moec_run(all.models[0], data.inputs, 4, data.outputs, 3), MOEC_OK);
@@ -253,7 +253,7 @@ static void load_and_free(const char *weights, int times) {
         run_data data;
         moec_model *model;
         prepare(&data);
-        EXPECT(moec_load(&attending, weights, NULL, &model), MOEC_OK);
+        EXPECT(moec_load(&attending_program, weights, NULL, &model), MOEC_OK);
         EXPECT(moec_run(model, data.inputs, 4, data.outputs, 3), MOEC_OK);
         release(&data);
         moec_free(model);
@@ -270,7 +270,7 @@ int main(int count, char **arguments) {
     moec_model *model;
     if (count != 4) return 2;
     CHECK(moec_last_error()[0] == 0);
-    EXPECT(moec_load(&attending, arguments[1], NULL, &model), MOEC_OK);
+    EXPECT(moec_load(&attending_program, arguments[1], NULL, &model), MOEC_OK);
     if (model == NULL) return 1;
     null_pointers(model, arguments[1]);
     files(arguments[2]);

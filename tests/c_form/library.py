@@ -71,7 +71,7 @@ class CLibrary:
         self.name = artifact.stem
         self.weights = artifact / "weights.bin"
         self.calls = ctypes.CDLL(str(artifact / f"lib{self.name}.so"))
-        self.program = ctypes.byref(ctypes.c_char.in_dll(self.calls, self.name))
+        self.program = ctypes.byref(ctypes.c_char.in_dll(self.calls, f"{self.name}_program"))
         for name in ("moec_last_error", "moec_name", "moec_error_name", "moec_type_name"):
             getattr(self.calls, name).restype = ctypes.c_char_p
         self.calls.moec_type_size.restype = ctypes.c_size_t

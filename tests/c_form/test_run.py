@@ -29,7 +29,7 @@ int main(int count, char **arguments) {
     moec_model *model;
     moec_tensor in = {.data = x, .type = MOEC_FLOAT32, .rank = 2, .shape = {6, 16}}, out = {0};
     if (count != 2 || fread(x, sizeof x, 1, stdin) != 1) return 2;
-    if (moec_load(&layer, arguments[1], NULL, &model) || moec_run(model, &in, 1, &out, 1)) {
+    if (moec_load(&layer_program, arguments[1], NULL, &model) || moec_run(model, &in, 1, &out, 1)) {
         fprintf(stderr, "%s\n", moec_last_error());
         return 1;
     }

@@ -20,6 +20,11 @@ from moec.targets.base import INSTRUCTIONS, Program
 _LIBRARY = pathlib.Path(__file__).with_name("library")
 HEADER = "moec.h"
 _SOURCES = "src/c"
+_OF_THE_SYSTEM = (
+    "c dl gcc m moec moec_hooks moec_internal moec_machine moec_program moec_session pthread rt "
+    "errno fcntl math sched signal stddef stdint stdio stdlib string time unistd"
+)
+"""Names of libraries and headers that a program's own must not hide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +90,9 @@ def library_files() -> dict[str, bytes]:
 
 
 def program_name(stem: str) -> str:
-    """Make a name of C from that of a file or folder."""
+    """Make a name for C from that of a file or folder. Libraries and headers of the system keep theirs."""
     clean = re.sub(r"\W+", "_", stem, flags=re.ASCII).strip("_") or "model"
-    return f"model_{clean}" if clean[0].isdigit() else clean
+    return f"model_{clean}" if clean[0].isdigit() or clean in _OF_THE_SYSTEM.split() else clean
 
 
 def _interface(program: Program, context: Context) -> Interface:
@@ -120,7 +125,7 @@ def _header(name: str, interface: Interface) -> str:
             "#ifdef __cplusplus",
             'extern "C"',
             "#endif",
-            f"extern const moec_program {name};",
+            f"extern const moec_program {name}_program;",
             "",
             "#endif",
             "",

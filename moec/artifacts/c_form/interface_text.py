@@ -40,7 +40,7 @@ class Facts:
 
 
 def tables(facts: Facts) -> str:
-    """All tables; the last is the program itself, under its name."""
+    """All tables; the last is the program itself, ``<name>_program``."""
     return "\n\n".join(part for part in _Tables(facts).parts() if part)
 
 
@@ -214,7 +214,7 @@ class _Tables:
         }
         lines = [
             f"static const char *const features[] = {{{_list(features, 'NULL')}}};\n",
-            f'__attribute__((visibility("default"))) const moec_program {facts.name} = {{',
+            f'__attribute__((visibility("default"))) const moec_program {facts.name}_program = {{',
             f"    .abi = MOEC_ABI, .threads = {facts.threads or 0},",
             f"    .name = {c_string(facts.name)}, .version = {c_string(facts.version)},",
             *(f"    .{name}_count = {count}," for name, count in counts.items()),

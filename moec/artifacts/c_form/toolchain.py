@@ -45,10 +45,10 @@ def find_toolchain(processor: str) -> Toolchain:
     hint = f"on Debian: apt-get install {install}"
     compilers = [f"{prefix}{name}" for prefix in prefixes for name in ("cc", "gcc", "clang")]
     return Toolchain(
-        tuple(shlex.split(os.environ.get("CC", ""))) or (_found(compilers, "C compiler", "CC", processor, hint),),
-        os.environ.get("AR") or _found([f"{prefix}ar" for prefix in prefixes], "ar", "AR", processor, hint),
+        tuple(shlex.split(os.environ.get("CC", ""))) or (_found(compilers, "a C compiler", "CC", processor, hint),),
+        os.environ.get("AR") or _found([f"{prefix}ar" for prefix in prefixes], "an ar", "AR", processor, hint),
         os.environ.get("OBJCOPY")
-        or _found([f"{prefix}objcopy" for prefix in prefixes], "objcopy", "OBJCOPY", processor, hint),
+        or _found([f"{prefix}objcopy" for prefix in prefixes], "an objcopy", "OBJCOPY", processor, hint),
     )
 
 
@@ -56,7 +56,7 @@ def _found(names: Sequence[str], what: str, variable: str, processor: str, hint:
     path = next((path for path in map(shutil.which, names) if path), None)
     if path is None:
         raise MoecError(
-            f"--form c needs a {what} for {processor}, and none of {', '.join(names)} is on PATH; {hint}, or name one "
+            f"--form c needs {what} for {processor}, and none of {', '.join(names)} is on PATH; {hint}, or name one "
             f"in the environment variable {variable}"
         )
     return path
@@ -116,7 +116,7 @@ def _compile(tools: Toolchain, folder: pathlib.Path, source: str, level: str) ->
 
 def _link(tools: Toolchain, folder: pathlib.Path, name: str, files: Sequence[str]) -> bytes:
     """Link a shared library that shows the functions of moec.h and the program alone, and that uses its own."""
-    (folder / "exports").write_text(f"{{ global: {name}; moec_*; local: *; }};\n")
+    (folder / "exports").write_text(f"{{ global: {name}_program; moec_*; local: *; }};\n")
     shared = f"lib{name}.so"
     options = [
         "-shared",
@@ -135,7 +135,7 @@ def _archive(
     kernels of one name."""
     static, whole = f"lib{name}.a", f"{name}.o"
     _run(folder, [*tools.compiler, "-r", "-nostdlib", "-o", whole, f"{name}.c.o", *kernels])
-    _run(folder, [tools.copier, f"--keep-global-symbol={name}", whole])
+    _run(folder, [tools.copier, f"--keep-global-symbol={name}_program", whole])
     _run(folder, [tools.archiver, "rcsD", static, whole, *runtime])
     return (folder / static).read_bytes()
 

@@ -1,9 +1,9 @@
 /* moec.h: run a model that `moec compile --form c` made, from C, without Python.
  *
- *     #include "char_lm.h"                                    // extern const moec_program char_lm;
+ *     #include "char_lm.h"                                    // extern const moec_program char_lm_program;
  *
  *     moec_model *model;
- *     if (moec_load(&char_lm, "weights.bin", NULL, &model) != MOEC_OK) {
+ *     if (moec_load(&char_lm_program, "weights.bin", NULL, &model) != MOEC_OK) {
  *         fprintf(stderr, "%s\n", moec_last_error());
  *         return 1;
  *     }

@@ -61,7 +61,3 @@ FOLLOWED_ZEROS = Budget(
 )
 """Each chain of ScatterElements would be followed again from each of its nodes."""
 
-PLANNED_SIZES = Budget(
-    "planning memory", 32, "dynamic sizes", "tensors of other sizes take theirs when the program runs"
-)
-"""Every pair of sizes is compared, and each comparison is a proof."""

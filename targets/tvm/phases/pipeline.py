@@ -11,7 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
-from moec.common.budgets import PLANNED_SIZES, Budget
+from moec.common.budgets import Budget
 from moec.common.names import node_name
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import Launch
@@ -24,11 +24,11 @@ from moec.targets.tvm.phases.limit_fusion import fused_within
 from moec.targets.tvm.phases.merge_alike import merge_alike
 from moec.targets.tvm.phases.order_bindings import OrderBindings
 from moec.targets.tvm.phases.order_sizes import OrderSizes
-from moec.targets.tvm.phases.own_memory import OwnMemory
 from moec.targets.tvm.phases.provenance import nodes_by_kernel
 from moec.targets.tvm.phases.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.phases.schedule import ScheduleGenericKernels
 from moec.targets.tvm.phases.share_calls import ShareCalls
+from moec.targets.tvm.phases.share_memory import ShareMemory
 from moec.targets.tvm.phases.share_views import ShareViews
 from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
 from moec.targets.tvm.phases.stack_buffers import StackBuffers
@@ -62,16 +62,15 @@ def fusion_phases() -> list[tvm.transform.Pass]:
     return [transform.FuseTIR(), transform.DeadCodeElimination(), OrderBindings()]
 
 
-def memory_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
-    """Relax to Relax with explicit memory, planned so that dead tensors are reused. ``unplanned``: gets the sizes that
-    planning has no budget for."""
+def memory_phases() -> list[tvm.transform.Pass]:
+    """Relax to Relax with explicit memory, planned so that dead tensors are reused."""
     transform = relax.transform
     return [
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         # Kernel calls become: allocate the results, call the kernel on them.
         transform.CallTIRRewrite(),
-        OwnMemory(unplanned),
+        ShareMemory(),
         transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
     ]
@@ -236,10 +235,9 @@ def build(
     """Generate the VM's instructions for an optimised module, and the code of the kernels that they call.
 
     ``others``: further modules by name; their ``main`` becomes a function of this name."""
-    unplanned: list[str] = []
     with target:
         planned = {
-            name: tvm.ir.transform.Sequential(memory_phases(unplanned))(part)
+            name: tvm.ir.transform.Sequential(memory_phases())(part)
             for name, part in {"main": module, **others}.items()
         }
         # Passes may change the module that they are given.
@@ -253,8 +251,6 @@ def build(
     library = host_code.code_of(tvm.IRModule({}), target.host or target)
     if generated.device is not None:
         library.import_module(generated.device)
-    if unplanned:
-        generated.warnings.append(PLANNED_SIZES.remark(unplanned))
     linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
     return Built(relax.VMExecutable(linked), generated, planned["main"])
 

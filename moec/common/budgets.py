@@ -60,4 +60,3 @@ FOLLOWED_ZEROS = Budget(
     "it may have all of them",
 )
 """Each chain of ScatterElements would be followed again from each of its nodes."""
-

@@ -41,7 +41,8 @@ def prim_func(
     extra = sorted(used - bound, key=lambda variable: variable.name)
     if extra:
         # FuseTIR cannot merge kernels that take sizes as arguments of their own.
-        kernel = te.create_prim_func([*inputs, *extra, *outputs], "int64").without_attr("global_symbol")
+        before, after = kernel.params[: len(inputs)], kernel.params[len(inputs) :]
+        kernel = tirx.PrimFunc([*before, *extra, *after], kernel.body, kernel.ret_type, kernel.attrs)
     if extra or requirements:
         kernel = kernel.with_attr("op_pattern", OPAQUE)
     kernel = checked(kernel, requirements)

@@ -106,7 +106,7 @@ def _key(binding: relax.Binding, values: Mapping[relax.Var, Any]) -> Key:
     if isinstance(value, relax.TupleGetItem):
         return "item", _original(value.tuple_value, values), value.index
     if isinstance(value, relax.Call):
-        return str(value.op), _kernel_symbol(value), *(_original(part, values) for part in value.args)
+        return _original(value.op, values), _kernel_symbol(value), *(_original(part, values) for part in value.args)
     return "value", _original(value, values)
 
 
@@ -115,4 +115,6 @@ def _original(part: relax.Expr, values: Mapping[relax.Var, Any]) -> Any:
         return values.get(part, part)
     if isinstance(part, relax.Tuple):
         return tuple(_original(field, values) for field in part.fields)
+    if isinstance(part, tvm.ir.Op | tvm.ir.GlobalVar):  # the text of an expression is slow to make
+        return part.name if isinstance(part, tvm.ir.Op) else part.name_hint
     return str(part)

@@ -34,6 +34,8 @@ from tvm import relax
 
 _KILL, _STORAGE, _TENSOR = "relax.vm.kill_object", "relax.vm.alloc_storage", "relax.vm.alloc_tensor"
 _VIEWS = ("vm.builtin.make_shape", "vm.builtin.make_prim_value", "vm.builtin.reshape")
+_Read = tuple[relax.VarBinding, Collection[tvm.ir.Var]]
+"""A binding and the variables that it reads."""
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ShareViews")
@@ -50,14 +52,12 @@ class ShareViews:
         return module
 
 
-def _made_once(
-    bindings: Sequence[relax.VarBinding], result: relax.Expr
-) -> tuple[list[relax.VarBinding], set[tvm.ir.Var]]:
+def _made_once(bindings: Sequence[relax.VarBinding], result: relax.Expr) -> tuple[list[_Read], set[tvm.ir.Var]]:
     """The bindings without those that make something again, and without kills; and the variables that were killed."""
     first_of: dict[tvm_ffi.StructuralKey, tvm.ir.Var] = {}
     instead: dict[tvm.ir.Var, tvm.ir.Var] = {}
     killed: set[tvm.ir.Var] = set()
-    kept: list[relax.VarBinding] = []
+    kept: list[_Read] = []
     inside = [variables(binding.value) for binding in bindings]
     read = {result}
     for binding, variables_of in zip(bindings, inside, strict=True):
@@ -66,7 +66,10 @@ def _made_once(
     for binding, variables_of in zip(bindings, inside, strict=True):
         if isinstance(binding.value, relax.Tuple) and binding.var not in read:
             continue
-        value = renamed(binding.value, instead) if not instead.keys().isdisjoint(variables_of) else binding.value
+        value = binding.value
+        if not instead.keys().isdisjoint(variables_of):
+            value = _replaced(value, instead)
+            variables_of = dict.fromkeys(instead.get(variable, variable) for variable in variables_of).keys()
         if is_call_of(value, _KILL):
             killed.add(value.args[0])
             continue
@@ -75,16 +78,16 @@ def _made_once(
             if not first.same_as(binding.var):
                 instead[binding.var] = first
                 continue
-        kept.append(relax.VarBinding(binding.var, value))
+        kept.append((relax.VarBinding(binding.var, value), variables_of))
     return kept, killed
 
 
-def _with_kills(bindings: Sequence[relax.VarBinding], killed: set[tvm.ir.Var]) -> list[relax.VarBinding]:
+def _with_kills(bindings: Sequence[_Read], killed: set[tvm.ir.Var]) -> list[relax.VarBinding]:
     """Each of the variables is killed behind its last use, if memory is taken after that."""
     backwards: list[relax.VarBinding] = []
     alive, takes_memory = set(killed), False
-    for binding in reversed(bindings):
-        last_used = [variable for variable in variables(binding.value) if variable in alive] if alive else []
+    for binding, variables_of in reversed(bindings):
+        last_used = [variable for variable in variables_of if variable in alive]
         alive.difference_update(last_used)
         if takes_memory:
             backwards += map(_kill, last_used)
@@ -114,7 +117,9 @@ def variables(value: relax.Expr) -> Collection[tvm.ir.Var]:
 
 
 def renamed(value: relax.Expr, instead: dict[tvm.ir.Var, tvm.ir.Var]) -> relax.Expr:
-    """The expression with other variables in the place of some."""
-    if not any(variable in instead for variable in variables(value)):
-        return value
+    """The expression with other variables in the place of some; the expression itself where it has none of these."""
+    return _replaced(value, instead) if any(variable in instead for variable in variables(value)) else value
+
+
+def _replaced(value: relax.Expr, instead: dict[tvm.ir.Var, tvm.ir.Var]) -> relax.Expr:
     return tvm_ffi.structural_map(value, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])

@@ -1,9 +1,9 @@
 """Let tensors of equally many bytes take turns in one memory where the number is known only at run time.
 
 The memory of a tensor is free behind the last binding that reads it, itself or a view of it, and the next tensor of
-this size takes it. Sizes are simplified once and found by a hash, so the time is linear in the number of tensors. (TVM's
-planner, which does the same afterwards for tensors of known sizes, looks for a proof for every pair of dynamic sizes.)
-A result of ``main`` keeps memory of its own.
+this size takes it. A result of ``main`` keeps memory of its own. Sizes are simplified once and found by a hash, so the
+time is linear in the number of tensors. TVM's planner does the same afterwards for tensors of known sizes; for every
+pair of dynamic sizes it would look for a proof.
 
 ::
 

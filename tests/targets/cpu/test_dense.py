@@ -43,7 +43,7 @@ def _compiled(model: ir.Model, machine_name: str = "native") -> Callable[[Arrays
     executable = relax.build(
         pipeline.optimize(lowered.module, target, lowered.nodes).module,
         target=target,
-        relax_pipeline=tvm.ir.transform.Sequential([*pipeline.memory_phases([]), *pipeline.instruction_phases()]),
+        relax_pipeline=tvm.ir.transform.Sequential([*pipeline.memory_phases(), *pipeline.instruction_phases()]),
         tir_pipeline=pipeline.KERNEL_PIPELINE,
     )
     function = relax.VirtualMachine(executable, tvm.cpu())["main"]

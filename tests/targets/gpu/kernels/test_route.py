@@ -14,7 +14,7 @@ from moec.targets.gpu.kernels import capacity, route
 from moec.targets.tvm.heavy.route import RouteProblem
 
 from ....products import thinned
-from .kernel_runner import build
+from ...cuda.kernels.kernel_runner import build
 
 RANDOM = np.random.default_rng(0)
 TOKENS = (0, 1, 7, 64, 300)

@@ -12,8 +12,8 @@ from moec.targets.gpu.kernels import round_rows
 from moec.targets.gpu.kernels.round_rows import RowRounding, round_blocks, round_pairs
 
 from ....products import thinned
-from .kernel_runner import build
-from .layers import DTYPES, sort_pairs
+from ...cuda.kernels.kernel_runner import build
+from ...cuda.kernels.layers import DTYPES, sort_pairs
 
 RANDOM = np.random.default_rng(0)
 SPECIAL = np.array(

@@ -15,8 +15,8 @@ from moec.targets.gpu.kernels.dispatch_many import MOST_CHUNKS, chunk_pairs, chu
 from moec.targets.gpu.kernels.launch import SHARED_BYTES
 
 from ....products import thinned
-from .kernel_runner import Kernel, build
-from .layers import sort_pairs
+from ...cuda.kernels.kernel_runner import Kernel, build
+from ...cuda.kernels.layers import sort_pairs
 
 RANDOM = np.random.default_rng(0)
 CHUNK_PAIRS = chunk_pairs(0)

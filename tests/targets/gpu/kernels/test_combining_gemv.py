@@ -12,8 +12,8 @@ from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.tvm.heavy.experts import CombineProblem
 
-from .kernel_runner import build
-from .layers import DTYPES, TOLERANCES, undefined
+from ...cuda.kernels.kernel_runner import build
+from ...cuda.kernels.layers import DTYPES, TOLERANCES, undefined
 
 E, INNER, WIDTH = 5, 72, 22
 RANDOM = np.random.default_rng(0)

@@ -7,8 +7,8 @@ import numpy as np
 from moec.targets.gpu.kernels.pad_rows import Padding, pad_rows
 
 from ....products import thinned
-from .kernel_runner import build
-from .layers import DTYPES, undefined
+from ...cuda.kernels.kernel_runner import build
+from ...cuda.kernels.layers import DTYPES, undefined
 
 
 @thinned("inner, padded, dtype", [(61, 64, "bfloat16"), (5, 64, "float16"), (1, 4, "float32")], 3)

@@ -14,7 +14,7 @@ from moec.targets.gpu.kernels.expert_choice import score_tokens, take_tokens, we
 from moec.targets.tvm.heavy.route import RouteProblem
 
 from ....products import thinned
-from .kernel_runner import build
+from ...cuda.kernels.kernel_runner import build
 
 RANDOM = np.random.default_rng(0)
 ROUTERS = {

@@ -10,8 +10,8 @@ from moec.targets.gpu.kernels.softmax import SOFTMAX, softmax
 from moec.targets.tvm.heavy.rows import RowProblem
 
 from ....products import thinned
-from .kernel_runner import build
-from .layers import DTYPES, undefined
+from ...cuda.kernels.kernel_runner import build
+from ...cuda.kernels.layers import DTYPES, undefined
 
 RANDOM = np.random.default_rng(0)
 ROWS = (0, 1, 9)

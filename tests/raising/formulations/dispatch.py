@@ -12,32 +12,26 @@ from .module import (
     F,
     K,
     Mixture,
-    SwiGlu,
+    OfModules,
+    OfReluModules,
     all_outputs,
     dense_weights,
     formulation,
     loop,
-    relu_expert,
     several,
     stack,
 )
 
 
 @formulation
-class LoopWithOneHotMask(Mixture):
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
-
+class LoopWithOneHotMask(OfModules):
     def forward(self, x: Tensor) -> Tensor:
         return loop(x, *self.route(x), self.experts)
 
 
 @formulation
-class LoopWithWhere(Mixture):
+class LoopWithWhere(OfModules):
     """Mistral's own code."""
-
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
@@ -49,10 +43,7 @@ class LoopWithWhere(Mixture):
 
 
 @formulation
-class LoopWithBooleanSelection(Mixture):
-    def make(self) -> None:
-        self.experts = several(relu_expert)
-
+class LoopWithBooleanSelection(OfReluModules):
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
         y = torch.zeros_like(x)
@@ -65,11 +56,8 @@ class LoopWithBooleanSelection(Mixture):
 
 
 @formulation
-class SortAndSplit(Mixture):
+class SortAndSplit(OfModules):
     """DeepSeek's moe_infer: pairs are sorted by expert, and split by how many each has."""
-
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
@@ -183,10 +171,7 @@ class DenseBatchedProducts(_Stacked):
 
 
 @formulation
-class DenseUnrolled(Mixture):
-    def make(self) -> None:
-        self.experts = several(relu_expert)
-
+class DenseUnrolled(OfReluModules):
     def forward(self, x: Tensor) -> Tensor:
         mixture = dense_weights(*self.route(x))
         y = torch.zeros_like(x)
@@ -196,11 +181,8 @@ class DenseUnrolled(Mixture):
 
 
 @formulation
-class DenseUnrolledWithMasks(Mixture):
+class DenseUnrolledWithMasks(OfModules):
     """ONNX-friendly loops: the weight is zero where an expert was not chosen."""
-
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
@@ -212,10 +194,7 @@ class DenseUnrolledWithMasks(Mixture):
 
 
 @formulation
-class OutputsOfAllExpertsGathered(Mixture):
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
-
+class OutputsOfAllExpertsGathered(OfModules):
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
         chosen = torch.gather(all_outputs(x, self.experts), 1, ids.unsqueeze(-1).expand(-1, -1, D))
@@ -223,10 +202,7 @@ class OutputsOfAllExpertsGathered(Mixture):
 
 
 @formulation
-class OutputsOfAllExpertsUnderOneHot(Mixture):
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
-
+class OutputsOfAllExpertsUnderOneHot(OfModules):
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
         mask = functional.one_hot(ids, E).to(x.dtype)

@@ -6,17 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .module import D, E, F, K, Mixture, SwiGlu, all_outputs, dense_weights, formulation, loop, several, stack
+from .module import (
+    D,
+    E,
+    F,
+    K,
+    Mixture,
+    OfModules,
+    SwiGlu,
+    all_outputs,
+    dense_weights,
+    formulation,
+    loop,
+    several,
+    stack,
+)
 
 
-class _Experts(Mixture):
+class _Experts(OfModules):
     """Every expert computes every token."""
-
-    def expert(self) -> nn.Module:
-        raise NotImplementedError
-
-    def make(self) -> None:
-        self.experts = several(self.expert)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("ted,te->td", all_outputs(x, self.experts), dense_weights(*self.route(x)))
@@ -194,11 +202,10 @@ class LoraInsideOfAnMlp(Mixture):
 
 
 @formulation
-class CopyExperts(Mixture):
+class CopyExperts(OfModules):
     """LongCat: the last two experts return the token as it is."""
 
-    def make(self) -> None:
-        self.experts = several(SwiGlu, E - 2)
+    count = E - 2
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)
@@ -210,11 +217,10 @@ class CopyExperts(Mixture):
 
 
 @formulation
-class ZeroExperts(Mixture):
+class ZeroExperts(OfModules):
     """The last expert returns nothing."""
 
-    def make(self) -> None:
-        self.experts = several(SwiGlu, E - 1)
+    count = E - 1
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)

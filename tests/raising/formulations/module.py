@@ -72,6 +72,29 @@ def stack(*sizes: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*sizes) / sizes[-1] ** 0.5)
 
 
+class OfModules(Mixture):
+    """A mixture whose experts are modules of their own."""
+
+    count: ClassVar[int] = E
+
+    def expert(self) -> nn.Module:
+        return SwiGlu()
+
+    def make(self) -> None:
+        self.experts = nn.ModuleList(self.expert() for _ in range(self.count))
+        self.more()
+
+    def more(self) -> None:
+        """Further parameters."""
+
+
+class OfReluModules(OfModules):
+    """A mixture whose experts are not gated."""
+
+    def expert(self) -> nn.Module:
+        return relu_expert()
+
+
 def dense_weights(weights: Tensor, ids: Tensor) -> Tensor:
     """Weights of all experts [T,E]."""
     return torch.zeros(weights.shape[0], E).scatter(1, ids, weights)

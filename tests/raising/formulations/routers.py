@@ -6,17 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .module import D, E, K, Mixture, SwiGlu, all_outputs, dense_weights, formulation, loop, several
+from .module import D, E, K, OfModules, all_outputs, dense_weights, formulation, loop
 
 
-class _Routed(Mixture):
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
-        self.more()
-
-    def more(self) -> None:
-        """Further parameters of the router."""
-
+class _Routed(OfModules):
     def mixture(self, x: Tensor) -> Tensor:
         """Weights [T,E]."""
         return dense_weights(*self.route(x))

@@ -12,6 +12,7 @@ from .module import (
     F,
     K,
     Mixture,
+    OfModules,
     SwiGlu,
     all_outputs,
     dense_weights,
@@ -23,14 +24,7 @@ from .module import (
 )
 
 
-class _Surrounded(Mixture):
-    def make(self) -> None:
-        self.experts = several(SwiGlu)
-        self.more()
-
-    def more(self) -> None:
-        """Further parameters."""
-
+class _Surrounded(OfModules):
     def routed(self, x: Tensor) -> Tensor:
         return loop(x, *self.route(x), self.experts)
 

@@ -150,10 +150,7 @@ def in_pages(state: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(*state.shape[:2], count, size, state.shape[3]).transpose(2, 0, 1, 3, 4))
 
 
-PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="float16")
-
-
-@pytest.mark.parametrize(
+KERNELS = pytest.mark.parametrize(
     ("generate", "dtype"),
     [
         (attention_few, np.float32),
@@ -162,6 +159,11 @@ PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="flo
         (attention_wgmma, np.float16),
     ],
 )
+"""One kernel without tensor cores and one with them in every run."""
+PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="float16")
+
+
+@KERNELS
 def test_keys_in_pages(generate, dtype):
     """Keys in several pages of 256, or in one page that is just large enough. Queries may have another type than
     keys."""
@@ -217,15 +219,7 @@ def test_what_cannot_be_computed_has_a_reason():
         assert reason in attention_mma.why_not(*problem)
 
 
-@pytest.mark.parametrize(
-    ("generate", "dtype"),
-    [
-        (attention_few, np.float32),
-        pytest.param(attention_tiled, np.float32, marks=pytest.mark.nightly),
-        pytest.param(attention_mma.attention_mma, np.float16, marks=pytest.mark.nightly),
-        (attention_wgmma, np.float16),
-    ],
-)
+@KERNELS
 def test_sinks_take_weight_and_give_nothing(generate, dtype):
     """A sink is equivalent to a further key of zeros to which the mask adds the sink; a sink of -inf has no effect."""
     problem = dataclasses.replace(HALF, mask="float32", mask_broadcast=(True, False, False))

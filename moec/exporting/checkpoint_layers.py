@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,31 +13,34 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
+from moec.common.mapped_files import release_pages
+from moec.exporting.compressed_tensors import packed_tensors
 from moec.exporting.layer_changes import LayerChange, LayerState
 from moec.exporting.part_layouts import PartLayout, layout_of
 from moec.frontend.huggingface.checkpoint.safetensors import FileTensor, NewTensor
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.ir.expert_weights import Part
-from moec.ir.weights.encode import decode
+from moec.ir.weights.encode import Table, decode
+from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.lazy import LazyMatrix
 
 Array = np.ndarray[Any, Any]
 _LAYER = re.compile(r"(.*?\.\d+)\.")
-_OPERANDS = {"gate": ("gate", "up"), "up": ("up",), "down": ("down",)}
 _ROUTING = ("router", "router_bias", "correction_bias")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertAxis:
-    """A weight of a checkpoint with an entry for each expert, and perhaps for identity experts behind them.
+    """A weight of a checkpoint with an entry for each expert.
 
     ``names``: one weight for each expert, or a single one with ``axis`` for all of them; ``blocks``: entries of that
-    axis that belong to one expert together.
+    axis that belong to one expert together. ``more``: entries of identity experts, behind the others.
     """
 
     names: tuple[str, ...]
     axis: int = 0
     blocks: int = 1
+    more: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -149,20 +153,92 @@ def tensors_after(checkpoint: Checkpoint, piece: Piece, change: LayerChange) -> 
     copied = _copied(piece, change)
     place = piece.place
     if all(expert is not None for expert in copied):
-        return _copies(checkpoint, place, [expert for expert in copied if expert is not None])
+        behind = range(change.before.count, change.before.count + place.more) if len(copied) == change.count else ()
+        experts = [*(expert for expert in copied if expert is not None), *behind]
+        if len(experts) != change.count + place.more:
+            where = checkpoint.weights[place.names[0]].where
+            raise UnsupportedError(
+                f"{where}: has {place.more} entries behind those of experts, and the router of the graph "
+                f"{len(experts) - change.count}; export for onnxruntime instead"
+            )
+        return _copies(checkpoint, place, experts)
     weight = checkpoint.weights[place.names[0]]
-    if piece.layout is None and not piece.routing:
+    if (piece.layout is None and not piece.routing) or (piece.layout is not None and place.more):
         raise UnsupportedError(f"{weight.where}: what it is for an average of experts is not known; prune instead")
+    _check_every_expert(checkpoint, piece, change.before)
+    if (form := quantised_form(piece, change)) is not None:
+        return _packed(weight, piece, change, form)
     dtype = _dtype(weight, piece, change)
     if not place.stacked:
-        entries = {name: (lambda e=e: _new(piece, change, e)) for e, name in enumerate(place.names[: change.count])}
-        return {name: _tensor(dtype, weight.data.shape, [make]) for name, make in entries.items()}
+        makers = [functools.partial(_new, piece, change, expert) for expert in range(change.count)]
+        pairs = zip(place.names, makers, strict=False)
+        return {name: _tensor(dtype, weight.data.shape, [make]) for name, make in pairs}
     if place.axis or place.blocks > 1:
-        raise UnsupportedError(
-            f"{weight.where}: has its experts along axis {place.axis}; new ones are not written there"
-        )
-    makers = [lambda e=e: _new(piece, change, e) for e in range(len(copied))]
+        raise UnsupportedError(f"{weight.where}: has experts along axis {place.axis}, where only copies are written")
+    makers = [functools.partial(_new, piece, change, expert) for expert in range(len(copied))]
     return {place.names[0]: _tensor(dtype, (len(copied), *weight.data.shape[1:]), makers)}
+
+
+def _check_every_expert(checkpoint: Checkpoint, piece: Piece, before: LayerState) -> None:
+    """Raise UnsupportedError where the meaning of a weight, found from two of its experts, does not hold for all."""
+    for expert in range(before.count if piece.layout is not None else 0):
+        assert piece.layout is not None
+        expected = piece.layout.of(parts_of(before, expert, piece.is_bias))
+        if not np.array_equal(expected, checkpoint.entry(piece.place, expert), equal_nan=True):
+            where = checkpoint.weights[piece.place.names[0]].where
+            raise UnsupportedError(f"{where}: expert {expert} has other numbers in the graph; prune instead")
+        release_pages()
+
+
+def quantised_form(piece: Piece, change: LayerChange) -> WeightFormat | None:
+    """The format of numbers with scales that passes gave a weight; None where they did not. Raises UnsupportedError
+    where its parts or experts have several."""
+    if piece.layout is None or piece.is_bias:
+        return None
+    names = {_operand(change, part) for part in piece.layout.parts}
+    before, after = (
+        {form for name in names for form in state.weights[name].formats} for state in (change.before, change.after)
+    )
+    if before == after or not any(form.quantized for form in after):
+        return None
+    (form, *others) = after
+    if others:
+        raise UnsupportedError(
+            f"node {change.before.node.name}: its experts have the formats {', '.join(sorted(map(str, after)))}; a "
+            "layer of a folder has one for each of its matrices: give all experts the same"
+        )
+    return form
+
+
+def _packed(weight: CheckpointWeight, piece: Piece, change: LayerChange, form: WeightFormat) -> dict[str, NewTensor]:
+    """The tensors of a weight that passes quantised."""
+    layout, place = piece.layout, piece.place
+    assert layout is not None
+    if weight.form is not None:
+        raise UnsupportedError(f"{weight.where}: is quantised already; export from the folder that is not")
+    if place.stacked or not layout.turned or layout.axis:
+        raise UnsupportedError(
+            f"{weight.where}: would be {form}, but holds all experts of its layer; only matrices of single experts can "
+            "be quantised in a folder: leave it in floats, or export a GGUF file"
+        )
+    run = change.after.weights[_operand(change, layout.parts[0])].runs[0]
+    assert run.scale is not None and run.scale.dtype is not None
+    tensors: dict[str, NewTensor] = {}
+    for expert, name in enumerate(place.names[: change.count]):
+        read = functools.partial(_table, change, layout, expert)
+        tensors |= packed_tensors(name, form, run.scale.dtype, weight.data.shape, read)
+    return tensors
+
+
+def _table(change: LayerChange, layout: PartLayout, expert: int, table: Table) -> Array:
+    """A table [out, ...] of an expert's matrix in the file."""
+    tables = {part: change.after.parts.encoded(part, expert).read(table) for part in layout.parts}
+    return layout.of({part: array for part, array in tables.items() if array is not None})
+
+
+def _operand(change: LayerChange, part: Part) -> str:
+    """The operand that holds a part."""
+    return "up" if change.after.experts.fused and part == "gate" else part
 
 
 def _tensor(dtype: ir.DataType, shape: tuple[int, ...], makers: Sequence[Any]) -> NewTensor:
@@ -174,8 +250,7 @@ def _copied(piece: Piece, change: LayerChange) -> Sequence[int | None]:
     """The source's expert whose entry each expert has."""
     if piece.layout is None:
         return change.operands[piece.routing or "router"].copied
-    spec = change.after.experts
-    names = {"up" if spec.fused and part == "gate" else part for part in piece.layout.parts}
+    names = {_operand(change, part) for part in piece.layout.parts}
     changes = [change.operands[f"{name}_bias" if piece.is_bias else name].copied for name in sorted(names)]
     return [entry[0] if len(set(entry)) == 1 else None for entry in zip(*changes, strict=True)]
 
@@ -189,12 +264,12 @@ def _dtype(weight: CheckpointWeight, piece: Piece, change: LayerChange) -> ir.Da
         )
     if piece.layout is None or piece.is_bias:
         return weight.data.dtype
-    name = "up" if change.after.experts.fused and piece.layout.parts[0] == "gate" else piece.layout.parts[0]
+    name = _operand(change, piece.layout.parts[0])
     forms = [set(state.weights[name].formats) for state in (change.before, change.after)]
     if forms[0] == forms[1]:
         return weight.data.dtype
     (form, *others) = forms[1]
-    if others or form.quantized:
+    if others:
         raise UnsupportedError(
             f"{weight.where}: would be {', '.join(sorted(map(str, forms[1])))}; a folder of floats has fp16, bf16 or "
             "fp32, the same for all experts of a tensor"
@@ -215,10 +290,7 @@ def _copies(checkpoint: Checkpoint, place: ExpertAxis, experts: Sequence[int]) -
         pairs = zip(place.names, experts, strict=False)
         return dict(pair for name, e in pairs for pair in _renamed(checkpoint, place.names[e], name))
     rows = [expert * place.blocks + row for expert in experts for row in range(place.blocks)]
-    return {
-        name: _selected(checkpoint.tensors[name], place.axis, rows, len(experts))
-        for name in checkpoint.parts[place.names[0]]
-    }
+    return {name: _selected(checkpoint.tensors[name], place.axis, rows) for name in checkpoint.parts[place.names[0]]}
 
 
 def _renamed(checkpoint: Checkpoint, old: str, new: str) -> Iterator[tuple[str, NewTensor]]:
@@ -227,7 +299,7 @@ def _renamed(checkpoint: Checkpoint, old: str, new: str) -> Iterator[tuple[str, 
         yield theirs, NewTensor.of(checkpoint.tensors[mine])
 
 
-def _selected(tensor: FileTensor, axis: int, rows: Sequence[int], count: int) -> NewTensor:
+def _selected(tensor: FileTensor, axis: int, rows: Sequence[int]) -> NewTensor:
     array = tensor.numpy()
     if axis >= array.ndim or array.shape[axis] <= max(rows):
         raise UnsupportedError(f"{tensor.where}: is {list(array.shape)}, not with an entry for each expert")

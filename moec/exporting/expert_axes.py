@@ -29,10 +29,11 @@ _FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden
 
 @dataclasses.dataclass(frozen=True)
 class ParameterAxis:
-    """An axis of a parameter; an expert has ``blocks`` entries of it."""
+    """An axis of a parameter; an expert has ``blocks`` entries of it. ``more``: identity experts behind the others."""
 
     axis: int
     blocks: int
+    more: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +133,11 @@ def _axes(before: Shapes, after: Shapes, count: int) -> dict[str, ParameterAxis]
         grown = [(axis, new - old) for axis, (old, new) in enumerate(pairs) if new != old]
         if len(shape) != len(after[name]) or len(grown) > 1:
             return {}
-        for axis, more in grown:
-            if more <= 0 or more % count or shape[axis] < more:
+        for axis, difference in grown:
+            blocks = difference // count
+            if blocks <= 0 or difference % count or shape[axis] < difference or shape[axis] % blocks:
                 return {}
-            axes[name] = ParameterAxis(axis, more // count)
+            axes[name] = ParameterAxis(axis, blocks, shape[axis] // blocks - count)
     return axes
 
 
@@ -169,12 +171,13 @@ def expert_weights(
         if source is None:  # made together with another parameter, or kept in no file
             continue
         for names in source.names.values():
-            if source.by_expert and len(names) == setting.count:
-                own = ExpertAxis(tuple(names))
+            stored = setting.count + place.more
+            if source.by_expert and len(names) == stored:
+                own = ExpertAxis(tuple(names), more=place.more)
             elif source.converter is None:
-                own = ExpertAxis(tuple(names), place.axis, place.blocks)
-            elif len(names) == 1 and weights[names[0]].data.shape[:1] == (setting.count,):
-                own = ExpertAxis(tuple(names))
+                own = ExpertAxis(tuple(names), place.axis, place.blocks, place.more)
+            elif len(names) == 1 and weights[names[0]].data.shape[:1] == (stored,):
+                own = ExpertAxis(tuple(names), more=place.more)
             else:
                 raise UnsupportedError(
                     f"{where}: {parameter} is made of {len(names)} tensors, of which none can be said to be an "

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from moec.common.errors import UnsupportedError
-from moec.exporting.checkpoint_layers import Checkpoint, Piece, by_layer, pieces_of, tensors_after
+from moec.exporting.checkpoint_layers import Checkpoint, Piece, by_layer, pieces_of, quantised_form, tensors_after
+from moec.exporting.compressed_tensors import quantization_config
 from moec.exporting.expert_axes import ExpertSetting, check_shapes, expert_setting, expert_weights
 from moec.exporting.form import ExportedPart
 from moec.exporting.layer_changes import LayerChange
 from moec.exporting.one_number import one_number
 from moec.frontend.huggingface.checkpoint.safetensors import FileTensor, NewTensor, read_metadata, write_file
 from moec.frontend.huggingface.checkpoint.sources import parameter_sources
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.folder import CONFIG, INDEX, read_config, read_json, read_shards
+from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Report
 
 Config = dict[str, Any]
@@ -30,13 +33,14 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".
 @dataclasses.dataclass(frozen=True)
 class FolderContents:
     """``config``: new content of config.json; None to copy it. ``shards``: tensors by name, by file. ``removed``: names
-    of tensors that the source has and the result has not."""
+    of tensors that the source has and the result has not. ``replaced``: names of several tensors for one of these."""
 
     folder: Path
     shards: Mapping[str, Mapping[str, FileTensor]]
     config: Config | None = None
     changed: Mapping[str, NewTensor] = dataclasses.field(default_factory=dict)
     removed: frozenset[str] = frozenset()
+    replaced: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     parts: list[ExportedPart] = dataclasses.field(default_factory=list)
 
     @staticmethod
@@ -72,8 +76,14 @@ class FolderContents:
                 shutil.copyfile(self.folder / file, path / file)
 
     def _after(self, shard: Mapping[str, FileTensor]) -> dict[str, NewTensor]:
-        kept = {name: NewTensor.of(tensor) for name, tensor in shard.items() if name not in self.removed}
-        return {name: self.changed.get(name, tensor) for name, tensor in kept.items()}
+        """The tensors of a file after passes; parts of a weight that was one tensor are in its place."""
+        tensors: dict[str, NewTensor] = {}
+        for name, tensor in shard.items():
+            if name in self.replaced:
+                tensors |= {part: self.changed[part] for part in self.replaced[name]}
+            elif name not in self.removed:
+                tensors[name] = self.changed.get(name) or NewTensor.of(tensor)
+        return tensors
 
 
 class _Edit:
@@ -102,9 +112,15 @@ class _Edit:
         check_shapes(setting, self._shapes(self.raw), self._shapes(config), counts, self.where)
         layers, unused = self._layers(setting)
         changed: dict[str, NewTensor] = {}
+        forms: dict[str, WeightFormat] = {}
         for pieces, change in zip(layers, self.changes, strict=True):
             for piece in pieces:
                 changed |= tensors_after(self.checkpoint, piece, change)
+                if (form := quantised_form(piece, change)) is not None:
+                    forms |= dict.fromkeys(piece.place.names[: change.count], form)
+        if forms:
+            floats = [n for n, weight in self.checkpoint.weights.items() if n not in forms and _is_matrix(n, weight)]
+            config["quantization_config"] = quantization_config(forms, floats)
         names = {name for pieces in layers for piece in pieces for name in self._names(piece)}
         removed = names - changed.keys() | (self._further_layers(unused) if counts != before else set())
         return dataclasses.replace(
@@ -112,7 +128,8 @@ class _Edit:
             config=None if config == self.raw else config,
             changed=changed,
             removed=frozenset(removed),
-            parts=[ExportedPart(str(c.before.node.name), f"layers of {c.count} experts") for c in self.changes],
+            replaced={name: [part for part in changed if part.startswith(f"{name}_")] for name in forms},
+            parts=[ExportedPart(str(c.before.node.name), _described(c)) for c in self.changes],
         )
 
     def _layers(self, setting: ExpertSetting) -> tuple[list[list[Piece]], list[str]]:
@@ -152,6 +169,15 @@ class _Edit:
             reason = "and the other tensors of layers that predict further tokens are left out: they have all experts"
             self.report.warn("export", names[0], reason)
         return {part for name in names for part in self.checkpoint.parts[name]}
+
+
+def _is_matrix(name: str, weight: CheckpointWeight) -> bool:
+    return name.endswith(".weight") and len(weight.data.shape) == 2
+
+
+def _described(change: LayerChange) -> str:
+    formats = {str(form) for weight in change.after.weights.values() for form in weight.formats if form.quantized}
+    return f"layers of {change.count} experts{' in ' if formats else ''}{' and '.join(sorted(formats))}"
 
 
 def _parts(weights: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> dict[str, list[str]]:

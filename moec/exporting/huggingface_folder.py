@@ -62,11 +62,26 @@ def _changes(contents: Any, finding: Any, changing: Any, report: Report) -> list
         report.progress(step.name)
         pipeline.run(model, (step,), report)
     layers = [LayerState.of(node) for node in _layers(model)]
+    dense = _dense(model)
     for step in changing:
         report.progress(step.name)
         pipeline.run(model, (step,), report)
     report.progress("comparing")
-    return [change_of(layer) for layer in layers]
+    changes = [change_of(layer) for layer in layers]
+    routers = {state.router.node for change in changes for state in (change.before, change.after) if state.router}
+    if any(dense.get(node) is not weight for node, weight in _dense(model).items() if node not in routers):
+        raise UnsupportedError(
+            f"{contents.folder}: passes changed weights of dense products; of a folder only experts and routers are "
+            "rewritten: leave out linears and quantize-linears, and give cast-weights the option weights=experts"
+        )
+    return changes
+
+
+def _dense(model: ir.Model) -> dict[ir.Node, ir.Value | None]:
+    """The products with dense weights, and these."""
+    from moec.ir.dialect import is_moec
+
+    return {node: node.inputs[1] for node in model.graph if is_moec(node, "Linear")}
 
 
 def _layers(model: ir.Model) -> list[ir.Node]:

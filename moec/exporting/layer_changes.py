@@ -33,13 +33,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class LayerState:
-    """A layer of experts at one moment. ``count``: experts with weights. ``values``: the operands of the node that are
-    stored weights. ``router``: the product that its logits are; None where they are something else."""
+    """A layer of experts at one moment. ``count``: experts with weights. ``routed``: experts that the router knows;
+    ``is_direct``: whether these are the former and identity experts, in this order. ``values``: the operands of the
+    node that are stored weights. ``router``: the product that its logits are; None where they are something else."""
 
     node: ir.Node
     routing: RouteSpec
     experts: ExpertsSpec
     count: int
+    routed: int
+    is_direct: bool
     parts: ExpertWeights
     values: Mapping[str, ir.Value]
     weights: Mapping[str, StoredWeight]
@@ -53,18 +56,22 @@ class LayerState:
         in a way that no pass may change."""
         where = f"node {node_name(node)}"
         try:
-            route, weights = routing_of(node).route, stored_weights(node)
+            routed_by, weights = routing_of(node), stored_weights(node)
         except UnsupportedError as error:
             raise UnsupportedError(f"{where}: {error}") from error
+        route, table, count = routed_by.route, routed_by.table, weights["down"].experts
         inputs, routing = dialect.inputs_of(node), dialect.inputs_of(route)
+        spec = dialect.spec_of(node, ExpertsSpec)
         biases = {name: inputs[name] for name in EXPERT_WEIGHTS if name not in weights and inputs[name] is not None}
         assert routing["logits"] is not None and inputs["x"] is not None
         correction = routing["correction_bias"]
         return LayerState(
             node,
             dialect.spec_of(route, RouteSpec),
-            dialect.spec_of(node, ExpertsSpec),
-            weights["down"].experts,
+            spec,
+            count,
+            count + spec.identity_experts if table is None else len(table),
+            table is None,
             ExpertWeights(node),
             weight_inputs(node),
             weights,
@@ -136,7 +143,8 @@ def change_of(before: LayerState) -> LayerChange:
     groups = origins[: after.count]
     operands = {name: _weight_change(before, after, name, groups) for name in after.weights}
     operands |= {name: _rows_change(before.biases[name], after.biases[name], groups) for name in after.biases}
-    return LayerChange(before, after, operands | _router(before, after, origins))
+    routed = origins if after.is_direct else [(entry,) for entry in range(after.routed)]
+    return LayerChange(before, after, operands | _router(before, after, routed))
 
 
 def _check_specs(before: LayerState, after: LayerState, where: str) -> None:

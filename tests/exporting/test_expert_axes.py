@@ -21,7 +21,7 @@ def test_the_number_of_experts_is_found():
     setting = expert_setting(CONFIG, 8, shapes_of, "folder")
     assert setting.path == ("text", "num_experts")
     assert setting.parameters == {
-        "experts": ParameterAxis(0, 3), "bias": ParameterAxis(1, 1), "router": ParameterAxis(0, 1),
+        "experts": ParameterAxis(0, 3), "bias": ParameterAxis(1, 1), "router": ParameterAxis(0, 1, more=2),
     }  # fmt: skip
 
 

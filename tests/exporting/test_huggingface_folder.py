@@ -48,17 +48,23 @@ def logits_of_transformers(source: Path) -> np.ndarray:
         return module(input_ids=torch.from_numpy(IDS), use_cache=False).logits.numpy()
 
 
-def check_agreement(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, passes: str) -> Export:
-    """Export, and compare what transformers computes with the graph that the passes left behind."""
+def exported(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[ir.Model, Export]:
+    """Export; also returns the graph that the passes left behind."""
     graphs: list[ir.Model] = []
 
-    def importing(*arguments: Any, **options: Any) -> ir.Model:
-        graphs.append(import_folder(*arguments, **options))
+    def importing(*arguments: Any, **settings: Any) -> ir.Model:
+        graphs.append(import_folder(*arguments, **settings))
         return graphs[0]
 
     monkeypatch.setattr(huggingface, "import_folder", importing)
-    result = written(source, folder, passes=passes)
-    expected = run(graphs[0], {"input_ids": IDS})["logits"]
+    result = written(source, folder, **options)
+    return graphs[0], result
+
+
+def check_agreement(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, passes: str) -> Export:
+    """Export, and compare what transformers computes with the graph that the passes left behind."""
+    graph, result = exported(source, folder, monkeypatch, passes=passes)
+    expected = run(graph, {"input_ids": IDS})["logits"]
     np.testing.assert_allclose(
         logits_of_transformers(result.path), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
     )
@@ -92,6 +98,43 @@ def test_other_floats(passes: str, folder: Path, tmp_path: Path, monkeypatch: py
     result = check_agreement(folder, tmp_path, monkeypatch, passes)
     types = {str(tensor.dtype) for name, tensor in read_tensors(result.path).items() if ".experts." in name}
     assert types == {"FLOAT16"}
+
+
+@pytest.mark.nightly
+def test_experts_of_four_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(mixtral(num_hidden_layers=1, hidden_size=64), tmp_path / "model")
+    graph, result = exported(source, tmp_path, monkeypatch, passes=f"O2,{PRUNE}", experts="int4/32")
+    for node in graph.graph:
+        node.attributes.pop("arithmetic", None)
+    expected = run(graph, {"input_ids": IDS})["logits"]
+    actual = run(import_folder(result.path), {"input_ids": IDS})["logits"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    config = json.loads((result.path / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized" and config["num_local_experts"] == 3
+    assert "model.layers.0.self_attn.q_proj" in config["quantization_config"]["ignore"]
+    again = export(result.path, tmp_path / "again", passes="O2,prune-experts{keep=2,method=random}")
+    names = [name for name in read_tensors(again.path) if name.endswith("w1.weight_packed")]
+    assert names == [f"model.layers.0.block_sparse_moe.experts.{expert}.w1.weight_packed" for expert in range(2)]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("text", ["quantize-linears{format=int8", "cast-weights{dtype=fp16,weights=all"])
+def test_dense_products_are_not_rewritten(text: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="of a folder only experts and routers are rewritten"):
+        written(folder, tmp_path, passes=f"O2,{text},minimum=0}}")
+
+
+@pytest.mark.nightly
+def test_layers_that_predict_further_tokens_go_when_counts_change(tmp_path: Path) -> None:
+    module = mixtral(num_hidden_layers=2)
+    source = saved(module, tmp_path / "model")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "num_nextn_predict_layers": 1}
+    (source / "config.json").write_text(json.dumps(config))
+    result = written(source, tmp_path, passes=f"O2,{PRUNE}")
+    assert not any(".layers.1." in name for name in read_tensors(result.path))
+    assert json.loads((result.path / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert any("predict further tokens" in remark.message for remark in result.remarks)
 
 
 def test_nothing_changes_without_a_pass_that_changes_the_function(folder: Path, tmp_path: Path) -> None:

@@ -78,6 +78,15 @@ def unpacked(words: Array, bits: int) -> Array:
     return pairs.reshape(*stored.shape[:-1], -1)
 
 
+def packed(numbers: Array, bits: int) -> Array:
+    """Pack numbers of 4 or 8 bits, uint8, along the last axis into words (int32): the inverse of :func:`unpacked`.
+    The last word is filled up with zeros."""
+    missing = -numbers.shape[-1] % (32 // bits)
+    padded = np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, missing)])
+    stored = padded if bits == 8 else padded[..., 0::2] | (padded[..., 1::2] << 4)
+    return np.ascontiguousarray(stored).view("<i4")
+
+
 def whole_numbers(
     where: str,
     bits: int,

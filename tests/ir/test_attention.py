@@ -39,7 +39,7 @@ def reference(*inputs: np.ndarray | None, **attributes: float) -> np.ndarray:
 @pytest.mark.parametrize(
     "attributes",
     [{}, {"is_causal": 1}, {"scale": 0.3}, {"softcap": 2.0, "is_causal": 1}],
-    ids=lambda one: ",".join(one),
+    ids=lambda names: ",".join(names),
 )
 @pytest.mark.parametrize("mask", [None, normal(B, H, S, L), normal(B, H, S, L) > 0, normal(S, L - 2)])
 def test_masks(attributes, mask):
@@ -71,7 +71,9 @@ def test_a_causal_mask_that_is_the_same_for_all_queries():
     mask = normal(1, H, 1, L)
     whole = np.broadcast_to(mask, (B, H, S, L))
     lengths = np.array([4, 5])
-    actual, expected = (attention(*operands(), one, None, None, lengths, is_causal=1)[0] for one in (mask, whole))
+    actual, expected = (
+        attention(*operands(), attention_mask, None, None, lengths, is_causal=1)[0] for attention_mask in (mask, whole)
+    )
     np.testing.assert_array_equal(actual, expected)
 
 

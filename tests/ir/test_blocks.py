@@ -72,11 +72,11 @@ def test_experts_that_no_route_serves_have_no_router(routed_by):
         for name, shape in shapes.items()
     }
     values["experts"] = ir.Value(name="experts", shape=ir.Shape(["T", 3]), type=ir.TensorType(ir.DataType.INT64))
-    given, nodes = dict(values), []
+    operands, nodes = dict(values), []
     if routed_by:
         nodes.append(ir.node(routed_by, [values["weights"]]))
-        given["weights"] = nodes[0].outputs[0]
-    nodes.append(make_node("Experts", given, ExpertsSpec(), name="experts"))
+        operands["weights"] = nodes[0].outputs[0]
+    nodes.append(make_node("Experts", operands, ExpertsSpec(), name="experts"))
     graph = ir.Graph(list(values.values()), list(nodes[-1].outputs), nodes=nodes, opset_imports={"": 24, "moec": 1})
     (block,) = moe_blocks(ir.Model(graph, ir_version=10))
     assert (block["top_k"], block["router"], block["routing"]) == (3, None, None)
@@ -129,8 +129,8 @@ def test_experts_that_are_a_graph_over_dispatched_rows_are_a_block():
     weight = ir.val(
         "weight", const_value=ir.tensor(stored), shape=stored.shape, type=ir.TensorType(ir.DataType.FLOAT16)
     )
-    given = {"x": ir.val("rows"), "weights": weight, "offsets": dispatch.outputs[0]}
-    product = make_node("GroupedMatMul", given, name="widen")
+    operands = {"x": ir.val("rows"), "weights": weight, "offsets": dispatch.outputs[0]}
+    product = make_node("GroupedMatMul", operands, name="widen")
     nodes = [route, ids, dispatch, product]
     graph = ir.Graph([], list(product.outputs), nodes=nodes, opset_imports={"": 24, "moec": 1})
     (block,) = moe_blocks(ir.Model(graph, ir_version=10))

@@ -63,6 +63,6 @@ def test_against_onnxruntime(new: int, past: int, packed: bool, attributes: str,
 
 
 def test_what_is_not_supported_is_refused() -> None:
-    q, none, one = normal(B, 1, (H + 2 * KV) * h), None, np.zeros(B, np.int32)
+    q, none, ones = normal(B, 1, (H + 2 * KV) * h), None, np.zeros(B, np.int32)
     with pytest.raises(NotImplementedError, match="softcap"):
-        group_query_attention(q, none, none, none, none, one, np.array(1), num_heads=H, kv_num_heads=KV, softcap=1.0)
+        group_query_attention(q, none, none, none, none, ones, np.array(1), num_heads=H, kv_num_heads=KV, softcap=1.0)

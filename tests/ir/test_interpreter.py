@@ -231,10 +231,10 @@ def test_a_slope_that_is_no_number_is_only_for_negative_numbers() -> None:
 
 def test_a_slope_is_broadcast_to_x_alone() -> None:
     model = model_of("y = PRelu (x, s)", "(float[N] x, float[M] s) => (y)", "float[1] unused")
-    one, two = np.array([-3], np.float32), np.array([2, 4], np.float32)
-    assert run(model, {"x": -two, "s": one})["y"].tolist() == [6, 12]
+    single, two = np.array([-3], np.float32), np.array([2, 4], np.float32)
+    assert run(model, {"x": -two, "s": single})["y"].tolist() == [6, 12]
     with pytest.raises(EvaluationError):
-        run(model, {"x": one, "s": two})
+        run(model, {"x": single, "s": two})
 
 
 @pytest.mark.parametrize("exponent", ["float e = {0.5}", "float[1] e = {0.5}", "float[4] e = {0.5, 0.5, 0.5, 0.5}"])
@@ -429,16 +429,16 @@ _GATHER_CAST = "wide = Cast <to = 1> (w)\n y = Gather (wide, ids)"
 
 @pytest.mark.parametrize("body", [_GATHER, _GATHER_ND, _GATHER_CAST])
 @pytest.mark.parametrize("dtype", [None, np.float64])
-@pytest.mark.parametrize(("ids", "made"), [([2, 0, 2], [0, 2]), ([-1], [2]), ([], [])])
+@pytest.mark.parametrize(("ids", "produced"), [([2, 0, 2], [0, 2]), ([-1], [2]), ([], [])])
 def test_of_a_stack_the_experts_that_are_picked_are_made(
-    body: str, ids: list[int], made: list[int], dtype: type | None
+    body: str, ids: list[int], produced: list[int], dtype: type | None
 ) -> None:
     read: list[int] = []
     model = picking(body, read)
     y = run(model, {"ids": np.array(ids, np.int64)}, dtype=dtype)["y"]
     np.testing.assert_array_equal(y, np.broadcast_to((np.array(ids) % 3 + 1).reshape(-1, 1, 1), (len(ids), 2, 2)))
     assert y.dtype == (dtype or np.float32)
-    assert read == made
+    assert read == produced
 
 
 def test_rows_are_picked_from_the_experts_that_they_are_part_of() -> None:

@@ -69,9 +69,9 @@ EXAMPLES: dict[str, tuple[str, list[list[list[float]]], list[list[list[float]]],
 
 def test_each_operator_is_of_a_kind_that_says_what_is_seen() -> None:
     assert not PLAIN & DECIDING.keys()
-    known = PLAIN | DECIDING.keys()
-    assert all(kind.operators <= known and kind.seen for kind in KINDS)
-    assert known == set().union(*(kind.operators for kind in KINDS))
+    classified = PLAIN | DECIDING.keys()
+    assert all(kind.operators <= classified and kind.seen for kind in KINDS)
+    assert classified == set().union(*(kind.operators for kind in KINDS))
     assert len({kind.name for kind in KINDS}) == len(KINDS)
 
 
@@ -88,6 +88,6 @@ def test_what_was_not_shown_is_told_and_what_was_is_not(name: str) -> None:
     text, few, more, operator = EXAMPLES[name]
     runs = Runs(text)
     runs.unseen(*few)
-    assert operator in {one.node.op_type for one in runs.watch.unseen()}
+    assert operator in {decision.node.op_type for decision in runs.watch.unseen()}
     runs.unseen(*more)
-    assert (operator not in {one.node.op_type for one in runs.watch.unseen()}) == bool(more)
+    assert (operator not in {decision.node.op_type for decision in runs.watch.unseen()}) == bool(more)

@@ -34,9 +34,9 @@ def test_what_rules_read_and_keep(operator: str, places: bool, pointwise: bool) 
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("constants", "expected"),
     [([np.zeros((2, 3), bool)], False), ([np.eye(2, 3) > 0], True), ([None, np.ones(4, bool)], True), ([None], False)],
 )
-def test_an_operator_without_a_rule_reads_everything_for_whatever_counts(found: Found, expected: bool) -> None:
-    run = NodeRun(node("Hardmax"), lambda *_: [], [(2, 3)], [(2, 3)] * len(found), [None], {})
-    np.testing.assert_array_equal(reached(run, 0, found), np.full((2, 3), expected))
+def test_an_operator_without_a_rule_reads_everything_for_whatever_counts(constants: Found, expected: bool) -> None:
+    run = NodeRun(node("Hardmax"), lambda *_: [], [(2, 3)], [(2, 3)] * len(constants), [None], {})
+    np.testing.assert_array_equal(reached(run, 0, constants), np.full((2, 3), expected))

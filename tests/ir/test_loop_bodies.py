@@ -60,7 +60,7 @@ def test_a_loop_in_these_terms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "asks", "made"),
+    ("condition", "asks", "going_on"),
     [
         ("Identity (c)", False, None),
         ("Identity (yes)", False, None),
@@ -68,22 +68,24 @@ def test_a_loop_in_these_terms() -> None:
         ("Not (yes)", True, False),
     ],
 )
-def test_a_body_asks_whether_it_goes_on_where_it_computes_that(condition: str, asks: bool, made: bool | None) -> None:
+def test_a_body_asks_whether_it_goes_on_where_it_computes_that(
+    condition: str, asks: bool, going_on: bool | None
+) -> None:
     _, body = found(LOOP.replace("CONDITION", condition))
     assert body.asks is asks and len(body.graph.outputs) == 2 + asks
     assert list(body.states) == [body.graph.outputs[int(asks)]]
     results = step(body, 0, True, x=ROW, k=ROW, o=ROW)
     if asks:
-        assert results[0].shape == () and bool(results[0]) is made
+        assert results[0].shape == () and bool(results[0]) is going_on
 
 
-@pytest.mark.parametrize(("never", "given"), [("Identity (no)", {}), ("Identity (o)", {"o": False})])
-def test_a_value_from_outside_that_ends_a_loop_is_asked_for(never: str, given: dict[str, bool]) -> None:
+@pytest.mark.parametrize(("never", "outer"), [("Identity (no)", {}), ("Identity (o)", {"o": False})])
+def test_a_value_from_outside_that_ends_a_loop_is_asked_for(never: str, outer: dict[str, bool]) -> None:
     text = """(float[3] x, bool go, int64 n) => (float[3] y) <bool yes = {1}, bool no = {0}> { o = Not (go)
         y = Loop (n, yes, x) <body = b (int64 i, bool c, float[3] v) => (bool d, float[3] t) {
             d = NEVER  t = Neg (v) }> }""".replace("NEVER", never)
     _, body = found(text)
-    going, after = step(body, 0, True, x=ROW, **{name: np.array(flag) for name, flag in given.items()})
+    going, after = step(body, 0, True, x=ROW, **{name: np.array(flag) for name, flag in outer.items()})
     assert body.asks and not going
     np.testing.assert_array_equal(after, -ROW)
 

@@ -57,8 +57,8 @@ def test_without_a_step_states_are_what_they_were(operator: str) -> None:
     inputs = arrays(operator, 0, 2)
     y, *last = recurrent(operator, *inputs, direction="bidirectional")
     assert y.shape == (0, 2, BATCH, HIDDEN) and y.dtype == np.float32
-    for state, given in zip(last, inputs[5:], strict=True):
-        np.testing.assert_array_equal(state, given)
+    for state, initial in zip(last, inputs[5:], strict=True):
+        np.testing.assert_array_equal(state, initial)
 
 
 @pytest.mark.parametrize("operator", list(GATES))

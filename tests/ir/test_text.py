@@ -38,7 +38,7 @@ def moe_model() -> tuple[ir.Model, dict[str, np.ndarray]]:
     inputs |= {"up": weights["up"], "down": weights["down"]}
     node = make_node("Experts", inputs, ExpertsSpec(alpha=1.702, limit=7.0), name="experts")
     names = ["rows", "logits", "weights", "experts", "y"]
-    values = [value for one in (rows, logits, routed, node) for value in one.outputs]
+    values = [value for producer in (rows, logits, routed, node) for value in producer.outputs]
     for name, value in zip(names, values, strict=True):
         value.name = name
     values[1].dtype, values[1].shape = ir.DataType.FLOAT, ir.Shape(("T", 4))

@@ -271,14 +271,14 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
 ]
 
 
-@pytest.mark.parametrize("rule, found, make", BROKEN, ids=[f"{rule}: {found}" for rule, found, _ in BROKEN])
-def test_a_broken_rule_is_named_with_its_node(rule: str, found: str, make: Callable[[], ir.Node]) -> None:
+@pytest.mark.parametrize("rule, excerpt, make", BROKEN, ids=[f"{rule}: {message}" for rule, message, _ in BROKEN])
+def test_a_broken_rule_is_named_with_its_node(rule: str, excerpt: str, make: Callable[[], ir.Node]) -> None:
     with pytest.raises(VerificationError) as caught:
         verify(model_with(make()))
     message = str(caught.value)
     assert message.startswith("node the_node (moec.")
     assert f"breaks rule {rule}: " in message
-    assert found in message and "\n" not in message
+    assert excerpt in message and "\n" not in message
 
 
 def test_every_rule_has_a_model_that_breaks_it() -> None:

@@ -46,7 +46,7 @@ class Runs:
         """The conditions that are unseen after runs on these x."""
         for x in runs:
             self._evaluator.run({self.x: np.array(x, np.float32).reshape(-1, 3)}, self.watch)
-        return [str(one.condition) for one in self.watch.unseen()]
+        return [str(decision.condition) for decision in self.watch.unseen()]
 
 
 class Initializers:
@@ -193,7 +193,7 @@ def test_each_number_of_a_result_has_to_be_met(monkeypatch: pytest.MonkeyPatch) 
     node = ir.node("Neg", [ir.Value(name="flag")])
     monkeypatch.setattr("moec.ir.watch.conditions", lambda node, facts: (Takes(np.array([0.0, 1.0])),))
     watch = Watch([node], Facts())
-    reported = [str(one.condition) for one in watch.unseen()]
+    reported = [str(decision.condition) for decision in watch.unseen()]
     assert reported == ["it is each of the 2 numbers that it can be"]
     watch(node, [np.array([False])], [np.array([0.0])])
     assert watch.unseen()

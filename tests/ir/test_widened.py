@@ -20,12 +20,12 @@ def values_named(*names: str) -> list[ir.Value]:
 
 
 def test_what_is_asked_for_last_is_kept():
-    kept, (one, two, large) = WidenedConstants(most_bytes=64), values_named("one", "two", "large")
+    kept, (single, two, large) = WidenedConstants(most_bytes=64), values_named("one", "two", "large")
     ones = np.ones(6, np.float32)
-    first = kept.of(one, ones)
-    assert first.dtype == np.float64 and kept.of(one, ones) is first
+    first = kept.of(single, ones)
+    assert first.dtype == np.float64 and kept.of(single, ones) is first
     kept.of(two, ones)
-    assert kept.of(one, ones) is not first
+    assert kept.of(single, ones) is not first
     assert kept.of(large, np.ones(9, np.float32)).dtype == np.float32
 
 
@@ -50,9 +50,11 @@ def test_results_are_the_same_with_and_without():
 def test_what_runs_a_few_times_widens_as_it_goes(monkeypatch, runs, asked):
     graph = parse_model(TEXT).graph
     feeds = dict.fromkeys(graph.inputs, np.ones((2, 2)))
-    kept, known = WidenedConstants(), WidenedConstants.of
+    kept, widened = WidenedConstants(), WidenedConstants.of
     actual = []
-    monkeypatch.setattr(WidenedConstants, "of", lambda *given: actual.append(given[1].name) or known(*given))
+    monkeypatch.setattr(
+        WidenedConstants, "of", lambda *arguments: actual.append(arguments[1].name) or widened(*arguments)
+    )
     evaluator = Evaluator(list(graph), feeds, graph.outputs, {"": 24}, dtype=np.float64, widened=kept)
     for _ in range(runs):
         evaluator.run(feeds)

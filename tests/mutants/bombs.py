@@ -32,14 +32,14 @@ def _cast_and_add(name: str) -> list[NodeProto]:
 def functions(rng: random.Random) -> ModelProto:
     """Each function calls the one before it twice."""
     imports = [helper.make_opsetid("", 24), helper.make_opsetid("own", 1)]
-    made = [helper.make_function("own", "F0", ["a"], ["c"], [_node("Neg", ["a"], ["c"])], imports)]
+    functions = [helper.make_function("own", "F0", ["a"], ["c"], [_node("Neg", ["a"], ["c"])], imports)]
     for level in range(1, rng.choice([5, 11, 20, 60])):
         called = f"F{level - 1}"
         body = [_node(called, ["a"], ["b"], domain="own"), _node(called, ["b"], ["c"], domain="own")]
-        made.append(helper.make_function("own", f"F{level}", ["a"], ["c"], body, imports))
-    rng.shuffle(made)
-    top = max(made, key=lambda one: int(one.name[1:])).name
-    return _model([_node(top, ["x"], ["y"], domain="own")], {}, made)
+        functions.append(helper.make_function("own", f"F{level}", ["a"], ["c"], body, imports))
+    rng.shuffle(functions)
+    top = max(functions, key=lambda function: int(function.name[1:])).name
+    return _model([_node(top, ["x"], ["y"], domain="own")], {}, functions)
 
 
 def chain_of_functions(rng: random.Random) -> ModelProto:
@@ -48,11 +48,11 @@ def chain_of_functions(rng: random.Random) -> ModelProto:
     depth = rng.choice([3, 100, 2000])
     first = f"F{depth - 1}" if rng.random() < 0.3 else ""
     start = _node(first or "Neg", ["a"], ["c"], domain="own" if first else "")
-    made = [helper.make_function("own", "F0", ["a"], ["c"], [start], imports)]
+    functions = [helper.make_function("own", "F0", ["a"], ["c"], [start], imports)]
     for level in range(1, depth):
         body = [_node(f"F{level - 1}", ["a"], ["c"], domain="own")]
-        made.append(helper.make_function("own", f"F{level}", ["a"], ["c"], body, imports))
-    return _model([_node(f"F{depth - 1}", ["x"], ["y"], domain="own")], {}, made)
+        functions.append(helper.make_function("own", f"F{level}", ["a"], ["c"], body, imports))
+    return _model([_node(f"F{depth - 1}", ["x"], ["y"], domain="own")], {}, functions)
 
 
 def doubling(rng: random.Random) -> ModelProto:

@@ -92,7 +92,7 @@ def _feeds(compiled: Any) -> list[dict[str, np.ndarray]]:
     feeds = []
     for number, sizes in enumerate(size_cases(compiled.inputs, (1, 3, 2), (1, 2, 3), compiled.interface.sizes)[:2]):
         shapes = [
-            [sizes.get(size, 1) if isinstance(size, str) else size for size in one.shape] for one in compiled.inputs
+            [sizes.get(size, 1) if isinstance(size, str) else size for size in spec.shape] for spec in compiled.inputs
         ]
         if all(np.prod(shape, dtype=float) < 1 << 20 for shape in shapes):
             feeds.append(random_inputs(compiled.inputs, sizes, compiled.interface.limits, number))
@@ -109,7 +109,7 @@ def _compare(path: pathlib.Path, runs: Runs) -> Verdict:
         session = open_session(path, threads=1)
     except MoecError as error:
         return Verdict("unchecked", str(error))
-    for feeds, found in runs.cases:
+    for feeds, actual in runs.cases:
         try:
             expected, again = run_session(session, feeds), run_session(session, feeds)
         except MoecError:
@@ -117,9 +117,9 @@ def _compare(path: pathlib.Path, runs: Runs) -> Verdict:
         for name, value in expected.items():
             if not np.array_equal(value, again[name], equal_nan=value.dtype.kind == "f"):
                 return Verdict("unchecked", f"{name} differs from run to run")
-            difference = compare(name, found[name], value, TOLERANCE)
+            difference = compare(name, actual[name], value, TOLERANCE)
             if not difference.matches:
-                shapes = {one: list(array.shape) for one, array in feeds.items()}
+                shapes = {name: list(array.shape) for name, array in feeds.items()}
                 return Verdict("wrong", f"{name}: {difference.note or difference.absolute} on {shapes}")
         verdict = Verdict("match")
     return verdict

@@ -38,7 +38,7 @@ def graphs(model: ModelProto) -> Iterator[GraphProto]:
 
 def lists_of_nodes(model: ModelProto) -> list[list[NodeProto]]:
     lists = [graph.node for graph in graphs(model)] + [function.node for function in model.functions]
-    return [one for one in lists if one]  # type: ignore[misc]
+    return [nodes for nodes in lists if nodes]  # type: ignore[misc]
 
 
 def some_nodes(model: ModelProto, rng: random.Random) -> list[NodeProto]:
@@ -193,31 +193,31 @@ def some_attribute(model: ModelProto, rng: random.Random) -> AttributeProto:
 @mutation
 def change_attribute(model: ModelProto, rng: random.Random) -> None:
     """Another value of the same type, usually an extreme one."""
-    one = some_attribute(model, rng)
-    if one.type == AttributeProto.INT:
-        one.i = rng.choice(WHOLE_NUMBERS)
-    elif one.type == AttributeProto.FLOAT:
-        one.f = rng.choice(FLOATS)
-    elif one.type == AttributeProto.STRING:
-        one.s = rng.choice(TEXTS).encode()
-    elif one.type == AttributeProto.INTS:
-        values = list(one.ints)
+    attribute = some_attribute(model, rng)
+    if attribute.type == AttributeProto.INT:
+        attribute.i = rng.choice(WHOLE_NUMBERS)
+    elif attribute.type == AttributeProto.FLOAT:
+        attribute.f = rng.choice(FLOATS)
+    elif attribute.type == AttributeProto.STRING:
+        attribute.s = rng.choice(TEXTS).encode()
+    elif attribute.type == AttributeProto.INTS:
+        values = list(attribute.ints)
         if values and rng.random() < 0.6:
             values[rng.randrange(len(values))] = rng.choice(WHOLE_NUMBERS)
         else:
             values = [rng.choice(WHOLE_NUMBERS) for _ in range(rng.choice([0, 1, 2, 5]))]
-        one.ints[:] = values
-    elif one.type == AttributeProto.FLOATS:
-        one.floats[:] = [rng.choice(FLOATS) for _ in range(rng.choice([0, 1, 3]))]
+        attribute.ints[:] = values
+    elif attribute.type == AttributeProto.FLOATS:
+        attribute.floats[:] = [rng.choice(FLOATS) for _ in range(rng.choice([0, 1, 3]))]
 
 
 @mutation
 def change_type_of_attribute(model: ModelProto, rng: random.Random) -> None:
-    one = some_attribute(model, rng)
+    attribute = some_attribute(model, rng)
     value = rng.choice([1, -1, 1.5, "text", [1, 2], [0.5], TensorProto(data_type=1, dims=[1], float_data=[1.0])])
-    one.CopyFrom(helper.make_attribute(one.name or "axis", value))
+    attribute.CopyFrom(helper.make_attribute(attribute.name or "axis", value))
     if rng.random() < 0.2:
-        one.type = rng.randint(0, 14)  # type: ignore[assignment]
+        attribute.type = rng.randint(0, 14)  # type: ignore[assignment]
 
 
 @mutation
@@ -257,6 +257,8 @@ def repeat_attribute(model: ModelProto, rng: random.Random) -> None:
 
 @mutation
 def refer_to_attribute(model: ModelProto, rng: random.Random) -> None:
-    one = some_attribute(model, rng)
-    kind = one.type
-    one.CopyFrom(AttributeProto(name=one.name or "axis", ref_attr_name=rng.choice(["alpha", "absent"]), type=kind))
+    attribute = some_attribute(model, rng)
+    kind = attribute.type
+    attribute.CopyFrom(
+        AttributeProto(name=attribute.name or "axis", ref_attr_name=rng.choice(["alpha", "absent"]), type=kind)
+    )

@@ -40,13 +40,13 @@ def node_tests() -> dict[str, Files]:
         warnings.simplefilter("ignore")
         models = {case.name: case.model for case in collect_testcases(None) if case.model is not None}
     for model in models.values():
-        for one in model.opset_import:
-            one.version = min(one.version, 24) if one.domain == "" else one.version
+        for opset in model.opset_import:
+            opset.version = min(opset.version, 24) if opset.domain == "" else opset.version
     return {name: _files(model) for name, model in sorted(models.items()) if model.ByteSize() < 1 << 14}
 
 
-def _files(made: ModelProto | Files) -> Files:
-    return made if isinstance(made, dict) else {MODEL: made.SerializeToString()}
+def _files(seed: ModelProto | Files) -> Files:
+    return seed if isinstance(seed, dict) else {MODEL: seed.SerializeToString()}
 
 
 def _numbers(name: str, *shape: int) -> TensorProto:

@@ -39,26 +39,29 @@ def shrunk(files: Files, verdict: Verdict, judge: Callable[[Files], Verdict]) ->
 def _kind(verdict: Verdict) -> tuple[str, str]:
     """The status and, of a message, what does not depend on names and numbers."""
     status, message = verdict
-    known = re.search(r"\b\w+(Error|Exception)\b[^;']{0,40}", message)
-    return status, re.sub(r"\d+", "", known.group()) if known and status == "internal" else ""
+    exception = re.search(r"\b\w+(Error|Exception)\b[^;']{0,40}", message)
+    return status, re.sub(r"\d+", "", exception.group()) if exception and status == "internal" else ""
 
 
 def _smaller(model: ModelProto) -> Iterator[ModelProto]:
     """The model without one of its parts, for every part, the largest first."""
     for field in ("functions", "metadata_props"):
         for index in range(len(getattr(model, field))):
-            yield _without(model, lambda one, f=field, i=index: getattr(one, f).__delitem__(i))
+            yield _without(model, lambda smaller, f=field, i=index: getattr(smaller, f).__delitem__(i))
     for number, graph in enumerate(graphs(model)):
         for field in ("node", "value_info", "initializer", "input", "output"):
             for index in reversed(range(len(getattr(graph, field)))):
                 yield _without(
-                    model, lambda one, n=number, f=field, i=index: getattr(list(graphs(one))[n], f).__delitem__(i)
+                    model,
+                    lambda smaller, n=number, f=field, i=index: getattr(list(graphs(smaller))[n], f).__delitem__(i),
                 )
         for position, node in enumerate(graph.node):
             for index in range(len(node.attribute)):
                 yield _without(
                     model,
-                    lambda one, n=number, p=position, i=index: list(graphs(one))[n].node[p].attribute.__delitem__(i),
+                    lambda smaller, n=number, p=position, i=index: (
+                        list(graphs(smaller))[n].node[p].attribute.__delitem__(i)
+                    ),
                 )
 
 

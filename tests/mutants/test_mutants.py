@@ -33,7 +33,7 @@ def test_seeds_are_well_formed() -> None:
     worker = Worker(work)
     verdicts = {name: judge(files, worker) for name, files in own_seeds().items()}
     worker.close()
-    assert {name: one for name, one in verdicts.items() if one.status not in ("match", "refused")} == {}
+    assert {name: verdict for name, verdict in verdicts.items() if verdict.status not in ("match", "refused")} == {}
     assert sum(verdict.status == "match" for verdict in verdicts.values()) > len(verdicts) / 2
 
 

@@ -16,8 +16,8 @@ RIGHT = {"count": np.array([1, 2]), "rows/0": np.ones((3, 2)), "row_gates/0": np
 
 
 def read(path, name: str, **changes: np.ndarray):
-    arrays = {**RIGHT, **{one.replace("__", "/"): array for one, array in changes.items()}}
-    write_profile(path, HEAD, [(f"{KEY}/{one}", array) for one, array in arrays.items()])
+    arrays = {**RIGHT, **{name.replace("__", "/"): array for name, array in changes.items()}}
+    write_profile(path, HEAD, [(f"{KEY}/{name}", array) for name, array in arrays.items()])
     return Profile.read(path).array(name)
 
 

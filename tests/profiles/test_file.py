@@ -54,8 +54,8 @@ def with_held_back(path, batches):
 
 
 def test_data_that_was_held_back_is_read_and_merged_whole(tmp_path):
-    one, two = with_held_back(tmp_path / "one", BATCHES[:1]), with_held_back(tmp_path / "two", BATCHES[1:])
-    merge(tmp_path / "both", [one, two])
+    first, two = with_held_back(tmp_path / "one", BATCHES[:1]), with_held_back(tmp_path / "two", BATCHES[1:])
+    merge(tmp_path / "both", [first, two])
     both = Profile.read(tmp_path / "both")
     assert (both.head.output, both.head.inputs) == ("logits", ["ids", "mask"])
     for actual, expected in zip(both.held_back(), BATCHES, strict=True):
@@ -105,9 +105,9 @@ def test_sensitivities_of_merged_profiles_are_means_over_their_tokens(tmp_path):
 
 
 def test_merging_adds_counts_and_selects_rows(tmp_path):
-    one = written(tmp_path / "one")
+    first = written(tmp_path / "one")
     two = written(tmp_path / "two", arrays=[(name, array + 4) for name, array in ARRAYS])
-    merge(tmp_path / "both", [one, two])
+    merge(tmp_path / "both", [first, two])
     both = Profile.read(tmp_path / "both")
     (layer,) = both.all_experts()
     assert layer.tokens == 6
@@ -125,7 +125,7 @@ def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
             "count": np.array([count, 0]), "error/int4": np.array([[error, 0], [0, 0]]), "rows/0": np.zeros((kept, 2)),
             "rows/1": np.zeros((0, 2)), "energy": np.array([error, 0]),
         }  # fmt: skip
-        keyed = [(f"{LAYER.key}/{one}", array) for one, array in arrays.items()]
+        keyed = [(f"{LAYER.key}/{name}", array) for name, array in arrays.items()]
         profiles.append(written(tmp_path / name, arrays=keyed))
     merge(tmp_path / "both", profiles)
     (layer,) = Profile.read(tmp_path / "both").all_experts()
@@ -154,10 +154,10 @@ def test_a_profile_of_the_version_before_is_read(tmp_path):
     ],
 )
 def test_profiles_of_something_else_do_not_merge(changes, message, tmp_path):
-    one = written(tmp_path / "one")
+    first = written(tmp_path / "one")
     two = written(tmp_path / "two", Head(**{**HEAD.__dict__, **changes}), [])
     with pytest.raises(MoecError, match=message):
-        merge(tmp_path / "both", [one, two])
+        merge(tmp_path / "both", [first, two])
     assert not (tmp_path / "both").exists()
 
 

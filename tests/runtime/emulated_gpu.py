@@ -44,7 +44,7 @@ class EmulatedDriver:
     def launch(self, graph: int, stream: int) -> None:
         self.calls.append(f"launch {graph} on stream {stream}")
         assert self.runs is not None
-        captured = next(one for one in self.runs._captured.values() if one.graph == graph)
+        captured = next(capture for capture in self.runs._captured.values() if capture.graph == graph)
         results = self.runs._program([*captured.inputs, *captured.lengths], self.runs._weights)
         for target, result in zip(captured.outputs, results, strict=True):
             size = result.numel() * result.dtype.itemsize

@@ -55,6 +55,6 @@ def test_a_template_without_end_is_one_line(monkeypatch, template):
     start = time.monotonic()
     with pytest.raises(
         MoecError, match=r"^a\.moec: its chat template (does not|needs|fails).*; generate without"
-    ) as one:
+    ) as caught:
         chat_texts(template, [[USER]], {}, "a.moec")
-    assert "\n" not in str(one.value) and time.monotonic() - start < 20
+    assert "\n" not in str(caught.value) and time.monotonic() - start < 20

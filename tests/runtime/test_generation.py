@@ -56,9 +56,11 @@ def ids_of(model, text):
 
 def test_token_ids_go_on_as_their_text_does(model):
     ids = ids_of(model, "abc")
-    for given in (ids, tuple(ids), np.array(ids, np.int32), [ids], np.array([ids, ids])):
-        actual = moec.generate(model, given)
-        assert {one.text for one in actual} == {TEXT[3:]} and {one.prompt_tokens for one in actual} == {3}
+    for prompt in (ids, tuple(ids), np.array(ids, np.int32), [ids], np.array([ids, ids])):
+        actual = moec.generate(model, prompt)
+        assert {completion.text for completion in actual} == {TEXT[3:]} and {
+            completion.prompt_tokens for completion in actual
+        } == {3}
     assert moec.generate(model, []) == []
     with pytest.raises(MoecError, match=r"prompt 2 is '\[\]', which has no tokens"):
         moec.generate(model, [ids, []])
@@ -80,24 +82,30 @@ def test_prompts_of_unequal_lengths_go_on_as_each_alone(model, batch):
         model, prompts, batch=batch, on_text=lambda place, piece: pieces.setdefault(place, []).append(piece)
     )
     alone = [moec.generate(model, [prompt])[0] for prompt in prompts]
-    assert [(one.text, one.ids, one.ended, one.prompt_tokens, one.prompt) for one in actual] == [
-        (one.text, one.ids, one.ended, one.prompt_tokens, one.prompt) for one in alone
+    assert [
+        (completion.text, completion.ids, completion.ended, completion.prompt_tokens, completion.prompt)
+        for completion in actual
+    ] == [
+        (completion.text, completion.ids, completion.ended, completion.prompt_tokens, completion.prompt)
+        for completion in alone
     ]
-    assert ["".join(pieces[place]) for place in range(5)] == [one.text for one in actual]
-    assert all(one.prefill_seconds > 0 and one.decode_seconds >= 0 for one in actual)
+    assert ["".join(pieces[place]) for place in range(5)] == [completion.text for completion in actual]
+    assert all(completion.prefill_seconds > 0 and completion.decode_seconds >= 0 for completion in actual)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 6}, {"max_new_tokens": 2}, {"stop": "d"}])
 def test_rows_end_on_their_own(model, options):
     prompts = ["abc d", "a", "abc"]
     together, alone = moec.generate(model, prompts, **options), moec.generate(model, prompts, batch=1, **options)
-    assert [(one.text, one.ended) for one in together] == [(one.text, one.ended) for one in alone]
+    assert [(completion.text, completion.ended) for completion in together] == [
+        (completion.text, completion.ended) for completion in alone
+    ]
 
 
 def test_draws_side_by_side_are_those_of_each_place(model):
     options = {"temperature": 3.0, "max_new_tokens": 12, "seed": 4, "repetition_penalty": 1.1}
     together, alone = (moec.generate(model, ["abc", "ab", "a"], batch=batch, **options) for batch in (8, 1))
-    assert [one.ids for one in together] == [one.ids for one in alone]
+    assert [completion.ids for completion in together] == [completion.ids for completion in alone]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +213,7 @@ def test_messages_are_a_conversation(tmp_path):
     (actual,) = moec.generate(model, talk)
     assert (actual.prompt_tokens, actual.text, actual.prompt) == (7, TEXT[1:], talk)
     both = moec.generate(model, [talk, "ab", ids_of(model, "abc")], max_new_tokens=1)
-    assert [one.prompt_tokens for one in both] == [7, 2, 3] and both[0].ids == actual.ids[:1]
+    assert [completion.prompt_tokens for completion in both] == [7, 2, 3] and both[0].ids == actual.ids[:1]
     assert moec.generate(model, talk, system="w")[0].prompt_tokens == 9
     with pytest.raises(MoecError, match="prompt 1 has a message of the system already; leave system out"):
         moec.generate(model, [{"role": "system", "content": "v"}, *talk], system="w")

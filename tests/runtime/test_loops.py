@@ -24,18 +24,28 @@ def run(trips: int, state: np.ndarray, addend: np.ndarray, body=doubling) -> tup
     """The sizes that the loop found, the state after its last step, and its slices, the last ones first."""
     register_loops()
     loop, result = (load_ffi().get_global_func(name) for name in (LOOP, LOOP_RESULT))
-    found, after = to_runtime(np.zeros(3, np.int64)), to_runtime(np.empty_like(state))
+    counts, after = to_runtime(np.zeros(3, np.int64)), to_runtime(np.empty_like(state))
     with stepping(SimpleNamespace(get_function=lambda name: {"loop_4": body}[name])):
-        given = to_runtime(state)
+        initial = to_runtime(state)
         loop(
-            4, 1, 0, 1, 1, 0, to_runtime(np.array(trips)), to_runtime(np.array(True)), given, to_runtime(addend), found
+            4,
+            1,
+            0,
+            1,
+            1,
+            0,
+            to_runtime(np.array(trips)),
+            to_runtime(np.array(True)),
+            initial,
+            to_runtime(addend),
+            counts,
         )
-        from_runtime(given)[...] = -1  # a program may write results to the memory of what it gave
-        result(0, -1, 0, found, after)
-        _, steps, size = from_runtime(found).tolist()
+        from_runtime(initial)[...] = -1  # a program may write results to the memory of what it gave
+        result(0, -1, 0, counts, after)
+        _, steps, size = from_runtime(counts).tolist()
         slices = to_runtime(np.empty((size, steps), np.float32))
-        result(1, 1, 1, found, slices)
-    return from_runtime(found).tolist(), from_runtime(after), from_runtime(slices)
+        result(1, 1, 1, counts, slices)
+    return from_runtime(counts).tolist(), from_runtime(after), from_runtime(slices)
 
 
 @pytest.mark.parametrize("trips", [0, 1, 3])

@@ -240,7 +240,7 @@ def test_pytorch_owns_the_results_of_a_captured_run(captured, torch_on_gpu):
     values = {name: TorchTensor(tensor) for name, tensor in all_on_gpu(inputs()).items()}
     first, second, third = (compiled.run(values)["y"].tensor for _ in range(3))
     assert driver.calls[-1] == "launch 1 on stream 99"
-    assert len({one.data_ptr() for one in (first, second, third)}) == 3
+    assert len({tensor.data_ptr() for tensor in (first, second, third)}) == 3
     np.testing.assert_array_equal(numbers_of(third), numbers_of(first))
 
 

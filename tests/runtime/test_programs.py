@@ -32,16 +32,19 @@ def two_programs(context, tmp_path):
 
 def test_weights_of_equal_name_and_content_are_stored_once(two_programs):
     old, new = two_programs.manifest.programs
-    assert [one.name for one in two_programs.manifest.weights] == ["w", "v", "v", "u"]
+    assert [weight.name for weight in two_programs.manifest.weights] == ["w", "v", "v", "u"]
     assert (old.weights, new.weights) == ([0, 1], [2, 3, 0])
-    values = [[array[0] for array in two_programs.weights(one)[0]] for one in (old, new)]
+    values = [[array[0] for array in two_programs.weights(program)[0]] for program in (old, new)]
     assert values == [[1, 1], [2, 1, 1]]
 
 
 def test_files_of_each_program_are_its_own(two_programs):
     old, new = two_programs.manifest.programs
-    assert [path.read_bytes() for one in (old, new) for path in two_programs.object_paths(one)] == [b"old", b"new"]
-    assert [two_programs.text(one.kernels[0]["sources"]["tir"]) for one in (old, new)] == ["one", "two"]
+    assert [path.read_bytes() for program in (old, new) for path in two_programs.object_paths(program)] == [
+        b"old",
+        b"new",
+    ]
+    assert [two_programs.text(program.kernels[0]["sources"]["tir"]) for program in (old, new)] == ["one", "two"]
     assert (old.binary, new.binary) == ("device/sm_80.fatbin", None)
 
 

@@ -121,10 +121,10 @@ def with_tolerances_as_inputs(path: pathlib.Path) -> ir.Model:
     pipeline.run(model, pipeline.parse("infer-shapes,stream-experts"))
     for node in [node for node in model.graph if is_moec(node, "Absent")]:
         (old,) = node.outputs
-        given = ir.val(old.name, shape=old.shape, type=old.type)
-        old.replace_all_uses_with(given)
+        replacement = ir.val(old.name, shape=old.shape, type=old.type)
+        old.replace_all_uses_with(replacement)
         model.graph.remove(node, safe=True)
-        model.graph.inputs.append(given)
+        model.graph.inputs.append(replacement)
     return model
 
 

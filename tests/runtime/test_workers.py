@@ -131,10 +131,10 @@ def test_sixteen_threads_at_once_are_right_and_each_gets_its_share(pristine_arti
             runs[caller] += 1
 
     callers = [threading.Thread(target=call, args=(caller,)) for caller in range(16)]
-    for one in callers:
-        one.start()
-    for one in callers:
-        one.join()
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
     assert sum(wrong) == 0
     assert min(runs) >= sum(runs) / 16 / 3, runs
 
@@ -154,10 +154,10 @@ def test_callers_of_the_pool_and_others_are_served_alike():
             runs[caller] += 1
 
     callers = [threading.Thread(target=call, args=(caller,)) for caller in range(8)]
-    for one in callers:
-        one.start()
-    for one in callers:
-        one.join()
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
     assert min(runs) > max(runs) / 2, runs
 
 
@@ -212,12 +212,12 @@ def test_a_run_that_is_handed_over_when_an_interruption_comes_is_done_once_or_no
 
 
 def test_a_run_in_a_run_keeps_its_threads():
-    one, three = Launcher(1, has_team=False), Launcher(3, has_team=False)
+    single, three = Launcher(1, has_team=False), Launcher(3, has_team=False)
     seen = []
 
     def outer() -> None:
         three.run(lambda: seen.append(workers._state.count))
-        one.run(lambda: one.run(lambda: None))
+        single.run(lambda: single.run(lambda: None))
         seen.append(workers._state.count)
 
     run_with(2, outer)
@@ -226,7 +226,7 @@ def test_a_run_in_a_run_keeps_its_threads():
 
 
 def test_runs_with_as_many_threads_take_turns_and_those_inside_a_run_are_a_part_of_it():
-    one, other, order = Launcher(2, has_team=True), Launcher(2, has_team=True), []
+    first, other, order = Launcher(2, has_team=True), Launcher(2, has_team=True), []
     in_turn = threading.Event()
 
     def outer() -> None:
@@ -236,7 +236,7 @@ def test_runs_with_as_many_threads_take_turns_and_those_inside_a_run_are_a_part_
         order.append("outer")
 
     for _ in range(2):  # by the pool, and by the calling thread
-        caller = threading.Thread(target=lambda: one.run(outer))
+        caller = threading.Thread(target=lambda: first.run(outer))
         caller.start()
         assert in_turn.wait(10)
         in_a_thread(lambda: other.run(lambda: order.append("next")))

@@ -12,10 +12,10 @@ from moec.tools.bench import _kernel_work
 
 def test_calls_of_a_kernel_add_up_and_what_computes_sizes_is_left_out():
     kernels = {"softmax_1": types.SimpleNamespace(work=None)}
-    given, more = ([Argument(np.zeros(size, np.float32), constant=False)] for size in (3, 5))
+    few, more = ([Argument(np.zeros(size, np.float32), constant=False)] for size in (3, 5))
 
     def watch_kernels(inputs, watch):
-        for name, arguments in [("sizes", given), ("softmax_1", given), ("softmax_1", more)]:
+        for name, arguments in [("sizes", few), ("softmax_1", few), ("softmax_1", more)]:
             watch(name, arguments)
 
     probe = types.SimpleNamespace(watch_kernels=watch_kernels)

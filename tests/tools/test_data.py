@@ -57,9 +57,9 @@ def test_states_may_be_left_out_together(tmp_path: pathlib.Path) -> None:
     specs = [IDS, TensorSpec("past_key", "float32", ("batch", 2, "past", 4))]
     arrays = {"input_ids": np.zeros((2, 3), np.int64), "past_key": np.zeros((2, 2, 1, 4), np.float32)}
     states = [State("past_key", "present_key", 2)]
-    for given in (arrays, {"input_ids": arrays["input_ids"]}):
-        np.savez(tmp_path / "data.npz", **given)
+    for contents in (arrays, {"input_ids": arrays["input_ids"]}):
+        np.savez(tmp_path / "data.npz", **contents)
         (batch,) = Data(tmp_path / "data.npz", specs, states=states)
-        assert batch.keys() == given.keys()
+        assert batch.keys() == contents.keys()
     with pytest.raises(MoecError, match="has no array 'past_key'"):
         list(Data(tmp_path / "data.npz", specs))

@@ -112,7 +112,7 @@ def test_rows_count_as_they_hold_positions(models, tmp_path):
 def test_divergence_and_cosine_compare_with_the_first(models, data):
     actual = evaluate(models, [data], metrics=["kl", "cosine"])
     first, second = (table(seed)[IDS].astype(np.float64) for seed in (1, 2))
-    log = [log_softmax(one) for one in (first, second)]
+    log = [log_softmax(logits) for logits in (first, second)]
     divergence = (np.exp(log[0]) * (log[0] - log[1])).sum(axis=-1).mean()
     norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     np.testing.assert_allclose(values(actual, "kl"), [0, divergence], rtol=1e-10, atol=1e-12)
@@ -202,7 +202,7 @@ def test_rows_of_text(models, tmp_path):
     built = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
     built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     built.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "text.txt").write_text("\n".join(" ".join("abcde"[one] for one in row) for row in IDS))
+    (tmp_path / "text.txt").write_text("\n".join(" ".join("abcde"[token] for token in row) for row in IDS))
     text = TextOptions(tmp_path / "tokenizer.json", length=7, batch=4)
     actual = evaluate(models, [tmp_path / "text.txt"], metrics=["loss"], text=text)
     np.testing.assert_allclose(values(actual, "loss"), [losses(1).mean(), losses(2).mean()], rtol=1e-12)

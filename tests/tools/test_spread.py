@@ -50,7 +50,9 @@ def stacks(model: ir.Model, rank: int) -> list[ir.Value]:
     """List the weights (rank 3) or biases (rank 2) of all experts."""
     result = model.graph.initializers.values()
     return [
-        one for one in result if len(one.shape) == rank and one.shape[0] == LAYER.E and one.dtype.is_floating_point()
+        tensor
+        for tensor in result
+        if len(tensor.shape) == rank and tensor.shape[0] == LAYER.E and tensor.dtype.is_floating_point()
     ]
 
 
@@ -85,46 +87,46 @@ def rounding_model(arithmetic: str, fault: str = "none") -> ir.Model:
 @pytest.mark.parametrize("fault", ["scale", "swap", "no bias"])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_faults_of_one_expert_are_found_in_16_bits(dtype, fault):
-    spread = Spreads(narrow_model(dtype)).of(feeds(dtype))
+    spreads = Spreads(narrow_model(dtype)).of(feeds(dtype))
     wrong = Spreads(changed(narrow_model(dtype), fault)).of(feeds(dtype)).exact["y"].astype(TYPES[dtype][1])
-    expected = spread.exact["y"].astype(TYPES[dtype][1])
-    assert spread.why_not({"y": wrong}, {"y": expected}, 1e-4)
-    assert not spread.why_not({"y": expected}, {"y": expected}, 1e-4)
+    expected = spreads.exact["y"].astype(TYPES[dtype][1])
+    assert spreads.why_not({"y": wrong}, {"y": expected}, 1e-4)
+    assert not spreads.why_not({"y": expected}, {"y": expected}, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_other_rounding_is_no_fault(dtype):
     """A nearly undecided selection may change a row, too."""
-    model, given = narrow_model(dtype), feeds(dtype)
-    spread, run = Spreads(model).of(given), runner(model, dtype=np.float64)
-    expected = spread.exact["y"].astype(TYPES[dtype][1])
+    model, inputs = narrow_model(dtype), feeds(dtype)
+    spreads, run = Spreads(model).of(inputs), runner(model, dtype=np.float64)
+    expected = spreads.exact["y"].astype(TYPES[dtype][1])
     jumps = 0
     for seed in range(100, 104):
-        actual = run(given, None, rounding_otherwise(seed, 1.0))["y"]
-        jumps += int((np.abs(actual - spread.exact["y"]).max(axis=1) > 0.1).sum())
-        assert not spread.why_not({"y": actual.astype(expected.dtype)}, {"y": expected}, 1e-4)
+        actual = run(inputs, None, rounding_otherwise(seed, 1.0))["y"]
+        jumps += int((np.abs(actual - spreads.exact["y"]).max(axis=1) > 0.1).sum())
+        assert not spreads.why_not({"y": actual.astype(expected.dtype)}, {"y": expected}, 1e-4)
     assert jumps if dtype == "bfloat16" else True  # selections that changed were among them
 
 
 @pytest.mark.parametrize("fault", ["scale", "swap", "no bias"])
 @pytest.mark.parametrize("arithmetic", ROUNDING)
 def test_faults_of_one_expert_are_found_where_activations_are_rounded(arithmetic, fault):
-    given = feeds("float32")
-    spread = Spreads(rounding_model(arithmetic)).of(given)
-    wrong = Spreads(rounding_model(arithmetic, fault)).of(given).exact["y"].astype(np.float32)
-    expected = spread.exact["y"].astype(np.float32)
-    assert spread.why_not({"y": wrong}, {"y": expected}, TOLERANCES["float32"])
+    inputs = feeds("float32")
+    spreads = Spreads(rounding_model(arithmetic)).of(inputs)
+    wrong = Spreads(rounding_model(arithmetic, fault)).of(inputs).exact["y"].astype(np.float32)
+    expected = spreads.exact["y"].astype(np.float32)
+    assert spreads.why_not({"y": wrong}, {"y": expected}, TOLERANCES["float32"])
 
 
 @pytest.mark.parametrize("arithmetic", ROUNDING)
 def test_activations_that_are_rounded_otherwise_are_no_fault(arithmetic):
-    spread = Spreads(rounding_model(arithmetic)).of(feeds("float32"))
-    expected = spread.exact["y"].astype(np.float32)
+    spreads = Spreads(rounding_model(arithmetic)).of(feeds("float32"))
+    expected = spreads.exact["y"].astype(np.float32)
     farther = 0
     for seed in range(100, 104):
-        actual = spread.moved(seed, 0.5)["y"].astype(np.float32)
+        actual = spreads.moved(seed, 0.5)["y"].astype(np.float32)
         farther += not compare("y", actual, expected, TOLERANCES["float32"]).matches
-        assert not spread.why_not({"y": actual}, {"y": expected}, TOLERANCES["float32"])
+        assert not spreads.why_not({"y": actual}, {"y": expected}, TOLERANCES["float32"])
     assert farther  # right results here are not within the tolerance
 
 
@@ -202,10 +204,10 @@ def test_integers_are_those_of_a_reference():
 
 
 def test_runs_end():
-    model, given = narrow_model("bfloat16"), feeds("bfloat16", 3)
-    spread = Spreads(model).of(given)
-    assert len(list(spread._results())) == MOST_RUNS + 1
-    assert spread.why_not({"y": spread.exact["y"] + 99}, {"y": spread.exact["y"]}, 0) and ROOM > 1
+    model, inputs = narrow_model("bfloat16"), feeds("bfloat16", 3)
+    spreads = Spreads(model).of(inputs)
+    assert len(list(spreads._results())) == MOST_RUNS + 1
+    assert spreads.why_not({"y": spreads.exact["y"] + 99}, {"y": spreads.exact["y"]}, 0) and ROOM > 1
 
 
 TIED = """(int64[T] ids) => (float[T,4] y) <float[3,32] table, int8[4,32] w, float[4,1] scale> {
@@ -227,8 +229,8 @@ def test_what_no_product_made_may_be_rounded_to_either_side(steps: int, is_found
     ):
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     shapes.infer(model)
-    spread = Spreads(model).of({"ids": np.arange(3)})
-    expected = spread.exact["y"].astype(np.float32)
+    spreads = Spreads(model).of({"ids": np.arange(3)})
+    expected = spreads.exact["y"].astype(np.float32)
     step = model.graph.initializers["w"].const_value.numpy()[:, 1].astype(np.float32)
-    wrong = spread.why_not({"y": expected + steps * step}, {"y": expected}, TOLERANCES["float32"])
+    wrong = spreads.why_not({"y": expected + steps * step}, {"y": expected}, TOLERANCES["float32"])
     assert bool(wrong) == is_found

@@ -55,8 +55,8 @@ def test_shape_and_type_must_be_equal():
 
 
 def test_half_precision_is_compared_in_full():
-    one = np.array([1], ml_dtypes.bfloat16)
-    assert compare("y", one + one, one, tolerance=0.5).absolute == 1.0
+    single = np.array([1], ml_dtypes.bfloat16)
+    assert compare("y", single + single, single, tolerance=0.5).absolute == 1.0
 
 
 def test_a_verification_matches_when_every_case_that_ran_does():

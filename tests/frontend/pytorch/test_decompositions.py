@@ -61,7 +61,7 @@ def chunks(x: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "made", "gone"),
+    ("function", "created", "gone"),
     [
         (own, aten.div.Tensor, aten.div_.Tensor),
         (view_of_its_own, aten.add.Tensor, aten.add_.Tensor),
@@ -71,9 +71,9 @@ def chunks(x: Any) -> Any:
         (lambda x: torch.nn.functional.dropout(x, 0.5, False) + 1, aten.add.Tensor, aten.dropout.default),
     ],
 )
-def test_operators_are_decomposed_one_by_one(function: Callable[[Any], Any], made: Any, gone: Any) -> None:
+def test_operators_are_decomposed_one_by_one(function: Callable[[Any], Any], created: Any, gone: Any) -> None:
     actual, is_traced = decomposed(function)
-    assert not is_traced and made in targets(actual) and gone not in targets(actual)
+    assert not is_traced and created in targets(actual) and gone not in targets(actual)
 
 
 def test_the_results_of_a_decomposed_operator_are_outputs() -> None:

@@ -111,8 +111,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def module(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     kind = getattr(transformers, f"{request.param}TextConfig", None) or getattr(transformers, f"{request.param}Config")
-    given = {**{name: value for name, value in SIZES.items() if hasattr(kind(), name)}, **FAMILIES[request.param]}
-    built = getattr(transformers, f"{request.param}ForCausalLM")(kind(**given)).eval()
+    sizes = {**{name: value for name, value in SIZES.items() if hasattr(kind(), name)}, **FAMILIES[request.param]}
+    built = getattr(transformers, f"{request.param}ForCausalLM")(kind(**sizes)).eval()
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.dim() > 1:
@@ -172,8 +172,8 @@ def delta_rule(query: Any, key: Any, value: Any, g: Any, beta: Any) -> Any:
     for t in range(key.shape[1]):
         decay = g[:, t].exp()
         state = state * (decay[..., None] if g.dim() == 4 else decay[..., None, None])
-        known = (state * key[:, t, ..., None]).sum(-2)
-        state = state + key[:, t, ..., None] * ((value[:, t] - known) * beta[:, t, :, None])[..., None, :]
+        recalled = (state * key[:, t, ..., None]).sum(-2)
+        state = state + key[:, t, ..., None] * ((value[:, t] - recalled) * beta[:, t, :, None])[..., None, :]
         result.append((state * query[:, t, ..., None]).sum(-2) * key.shape[-1] ** -0.5)
     return torch.stack(result, 1)
 
@@ -207,14 +207,14 @@ def test_sequences_in_parts(first: int) -> None:
     rates = torch.ones(3)
 
     def delta(part: slice, state: Any) -> Any:
-        rows = [one[:, part] for one in (query, key, value, g, g.exp())]
+        rows = [tensor[:, part] for tensor in (query, key, value, g, g.exp())]
         return recurrences.gated_delta_rule(
             *rows, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True
         )
 
     def scan(part: slice, state: Any) -> Any:
-        rows = [one[:, part] for one in (value, g.exp())]
-        others = [one[:, part] for one in (key, query)]
+        rows = [tensor[:, part] for tensor in (value, g.exp())]
+        others = [tensor[:, part] for tensor in (key, query)]
         return recurrences.chunk_scan(*rows, -rates, *others, 16, initial_states=state, return_final_states=True)
 
     for run in (delta, scan):

@@ -71,10 +71,10 @@ def test_the_interpreter_multiplies_by_the_decoded_weight(form: WeightFormat, tr
     weight, x = RANDOM.normal(size=(6, K)).astype(np.float32), RANDOM.normal(size=(3, K)).astype(np.float32)
     model = linear_model(weight, form, transposed)
     shapes.infer(model)
-    (one,) = weight_runs(model.graph.node(1).inputs[1])
-    assert (one.format, one.first, one.count) == (form, 0, 1)
+    (weight_run,) = weight_runs(model.graph.node(1).inputs[1])
+    assert (weight_run.format, weight_run.first, weight_run.count) == (form, 0, 1)
     expected = decode(encode(weight, form), form)
-    decoded = one.decoded(0)
+    decoded = weight_run.decoded(0)
     np.testing.assert_array_equal(decoded.T if transposed else decoded, expected)
     np.testing.assert_allclose(run(model, {"x": x})["y"], x @ expected.T, rtol=1e-4, atol=1e-5)
     judged = run(model, {"x": x}, dtype=np.float64)["y"]
@@ -112,12 +112,14 @@ def test_runs_of_experts_in_several_formats() -> None:
         parts.append(constant("plain", piece) if plain else stored(piece, form, 2, f"w{index}")[1].outputs[0])
     joined = ir.node("Concat", parts, {"axis": 0}).outputs[0]
     runs = weight_runs(joined)
-    assert [(one.first, one.count, one.format) for one in runs] == [
+    assert [(weight_run.first, weight_run.count, weight_run.format) for weight_run in runs] == [
         (start, stop - start, form) for start, stop, form in zip(bounds, bounds[1:], forms, strict=False)
     ]
-    for one in runs:
-        for expert in range(one.first, one.first + one.count):
-            np.testing.assert_array_equal(one.decoded(expert), decode(encode(weight[expert], one.format), one.format))
+    for weight_run in runs:
+        for expert in range(weight_run.first, weight_run.first + weight_run.count):
+            np.testing.assert_array_equal(
+                weight_run.decoded(expert), decode(encode(weight[expert], weight_run.format), weight_run.format)
+            )
 
 
 def test_reading_one_expert_loads_no_other() -> None:
@@ -137,9 +139,9 @@ def test_reading_one_expert_loads_no_other() -> None:
         )
     ]
     data, scale = (ir.val(stack.name, const_value=stack) for stack in stacks)
-    (one,) = weight_runs(decoding_node(form, data, scale, None, 2, ir.DataType.FLOAT).outputs[0])
+    (weight_run,) = weight_runs(decoding_node(form, data, scale, None, 2, ir.DataType.FLOAT).outputs[0])
     assert not loaded
-    np.testing.assert_array_equal(one.decoded(2), decode(encode(weight[2], form), form))
+    np.testing.assert_array_equal(weight_run.decoded(2), decode(encode(weight[2], form), form))
     assert set(loaded) == {2}
 
 
@@ -206,5 +208,5 @@ def test_a_chain_that_joins_itself_is_walked_once() -> None:
 
 
 def test_a_block_of_all_inputs_is_per_channel() -> None:
-    (one,) = weight_runs(dequantize(INT8, np.ones((4, 1), np.float32), axis=-1, block=64))
-    assert one.format == WeightFormat("int8") and isinstance(one, WeightRun)
+    (weight_run,) = weight_runs(dequantize(INT8, np.ones((4, 1), np.float32), axis=-1, block=64))
+    assert weight_run.format == WeightFormat("int8") and isinstance(weight_run, WeightRun)

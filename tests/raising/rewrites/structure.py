@@ -87,10 +87,10 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
     built = {name for node in inside for name in node.output}
     taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in built)
     expected = {value.name for node in outside for value in _read(node)} | {value.name for value in proto.graph.output}
-    given = [name for node in inside for name in node.output if name in expected]
+    produced = [name for node in inside for name in node.output if name in expected]
     name = f"part_{len(proto.functions)}"
-    proto.functions.append(helper.make_function("local", name, list(taken), given, inside, proto.opset_import))
-    call = helper.make_node(name, list(taken), given, domain="local")
+    proto.functions.append(helper.make_function("local", name, list(taken), produced, inside, proto.opset_import))
+    call = helper.make_node(name, list(taken), produced, domain="local")
     del proto.graph.node[:]
     proto.graph.node.extend([*every[:start], call, *every[end:]])
     if not any(opset.domain == "local" for opset in proto.opset_import):
@@ -104,7 +104,7 @@ def value_computed_twice(model: ir.Model, random: np.random.Generator) -> ir.Mod
     shared = [node for node in model.graph if len(node.outputs) == 1 and len(node.outputs[0].uses()) > 1]
     chosen = some(random, shared)
     for node in chosen[:8]:
-        attributes = {name: found.value for name, found in node.attributes.items()}
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         again = Writer(model, node).op(node.op_type, *node.inputs, domain=node.domain, **attributes)
         user, place = list(node.outputs[0].uses())[-1]
         user.replace_input_with(place, again)

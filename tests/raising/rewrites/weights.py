@@ -116,14 +116,14 @@ def _pairs_of_one_x(model: ir.Model) -> list[tuple[Linear, Linear]]:
         by_input.setdefault(linear.x, []).append(linear)
     pairs = [pair for same in by_input.values() for pair in itertools.pairwise(same)]
     alike = [
-        (one, other)
-        for one, other in pairs
-        if one.matrix.shape == other.matrix.shape and (one.bias is None) == (other.bias is None)
+        (first, other)
+        for first, other in pairs
+        if first.matrix.shape == other.matrix.shape and (first.bias is None) == (other.bias is None)
     ]
     disjoint: dict[ir.Node, tuple[Linear, Linear]] = {}
-    for one, other in alike:
-        if one.node not in disjoint and other.node not in disjoint:
-            disjoint[one.node] = disjoint[other.node] = (one, other)
+    for first, other in alike:
+        if first.node not in disjoint and other.node not in disjoint:
+            disjoint[first.node] = disjoint[other.node] = (first, other)
     return list(dict.fromkeys(disjoint.values()))
 
 
@@ -132,14 +132,14 @@ def gate_and_up_merged(model: ir.Model, random: np.random.Generator) -> ir.Model
     """Two products of the same rows become one, whose result is split."""
     chosen = some(random, _pairs_of_one_x(model))
     for pair in chosen:
-        one, other = pair[:: random.choice([1, -1])]
-        both = np.concatenate([one.matrix, other.matrix], axis=1)
-        has_bias = one.bias is not None and other.bias is not None
-        bias = np.concatenate([np.ravel(one.bias), np.ravel(other.bias)]) if has_bias else None  # type: ignore[arg-type]
+        first, other = pair[:: random.choice([1, -1])]
+        both = np.concatenate([first.matrix, other.matrix], axis=1)
+        has_bias = first.bias is not None and other.bias is not None
+        bias = np.concatenate([np.ravel(first.bias), np.ravel(other.bias)]) if has_bias else None  # type: ignore[arg-type]
         write = Writer(model, min(pair, key=lambda linear: list(model.graph).index(linear.node)).node)
-        product = plus_bias(write, write.op("MatMul", one.x, both), Linear(one.node, both, bias))
+        product = plus_bias(write, write.op("MatMul", first.x, both), Linear(first.node, both, bias))
         halves = write.ops("Split", 2, product, axis=1, num_outputs=2)
-        substitute(one.node, halves[0])
+        substitute(first.node, halves[0])
         substitute(other.node, halves[1])
     return model if chosen else None
 
@@ -172,7 +172,7 @@ def gate_and_up_apart(model: ir.Model, random: np.random.Generator) -> ir.Model 
 @rewrite
 def gate_and_up_split_as_gathered_weights(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Gathered weights [P,2f,d] are split before they are multiplied, by Split or by Slice."""
-    found = []
+    splits = []
     for split in nodes(model, "Split"):
         chain, product = [split], split.inputs[0]
         while product is not None and (node := product.producer()) is not None and len(product.uses()) == 1:
@@ -187,10 +187,10 @@ def gate_and_up_split_as_gathered_weights(model: ir.Model, random: np.random.Gen
                 and array_of(gather.inputs[0]) is not None
                 and _split_of(split.inputs[0])
             ):  # type: ignore[arg-type]
-                found.append((split, chain[1:-1], node, gather.outputs[0]))
+                splits.append((split, chain[1:-1], node, gather.outputs[0]))
                 break
             product = node.inputs[0]
-    chosen = some(random, found)
+    chosen = some(random, splits)
     for split, between, product, gathered in chosen:
         write = Writer(model, product)
         halves = write.ops("Split", 2, gathered, axis=1, num_outputs=2)

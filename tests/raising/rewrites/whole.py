@@ -73,8 +73,8 @@ def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> i
     built = [*model.graph.initializers.values(), *(node.outputs[0] for node in nodes(model, "Constant"))]
     weights = [value for value in built if is_float(value) and value.uses() and value.shape and value.shape.numpy()]
     chosen = some(random, [value for value in weights if len(value.shape or ()) >= 2])
-    for one in chosen:  # and for those that join
-        chosen += [value for value in weights if value not in chosen and _share_numbers(one, value)]
+    for number in chosen:  # and for those that join
+        chosen += [value for value in weights if value not in chosen and _share_numbers(number, value)]
     for value in chosen:
         array = array_of(value)
         assert array is not None
@@ -85,9 +85,9 @@ def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> i
     return model if chosen else None
 
 
-def _share_numbers(one: ir.Value, other: ir.Value) -> bool:
+def _share_numbers(first: ir.Value, other: ir.Value) -> bool:
     """Whether two weights share numbers, up to powers of two."""
-    results = [np.frexp(np.abs(array))[0] for value in (one, other) if (array := array_of(value)) is not None]
+    results = [np.frexp(np.abs(array))[0] for value in (first, other) if (array := array_of(value)) is not None]
     return bool(np.setdiff1d(np.intersect1d(*results), [0, 0.5]).size)
 
 
@@ -98,7 +98,7 @@ def products_in_float16(model: ir.Model, random: np.random.Generator) -> ir.Mode
     for node in chosen:
         write = Writer(model, node)
         narrow = [write.op("Cast", value, to=ir.DataType.FLOAT16) for value in node.inputs]
-        attributes = {name: found.value for name, found in node.attributes.items()}
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         product = write.op(node.op_type, *narrow, **attributes)
         substitute(node, write.op("Cast", product, to=ir.DataType.FLOAT))
     return model if chosen else None

@@ -85,7 +85,7 @@ def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
     """All declarations have the same alignment, since nvcc uses that of the first one for all of them."""
     texts = _texts(artifact, "sm_90a").values()
     actual = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
-    assert [one for one in actual if one] == [["1024"]] * 3
+    assert [alignment for alignment in actual if alignment] == [["1024"]] * 3
 
 
 def test_kernels_are_found_by_architecture(artifact):
@@ -126,7 +126,7 @@ def test_lists_that_are_refused(name, message):
 
 def test_programs_go_from_the_oldest_to_the_newest_by_number():
     actual = targets.get_all("cuda:sm_120+sm_90a+sm_100+sm_80")
-    assert [one.name for one in actual] == ["cuda:sm_80", "cuda:sm_90a", "cuda:sm_100", "cuda:sm_120"]
+    assert [target.name for target in actual] == ["cuda:sm_80", "cuda:sm_90a", "cuda:sm_100", "cuda:sm_120"]
 
 
 def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
@@ -147,4 +147,4 @@ def test_the_doctor_names_the_target_of_a_gpu(capability, target, monkeypatch):
 
 
 def test_one_architecture_is_no_list():
-    assert [one.name for one in targets.get_all("cuda")] == ["cuda"]
+    assert [target.name for target in targets.get_all("cuda")] == ["cuda"]

@@ -82,8 +82,8 @@ def cases(experts: int):
         random = np.random.default_rng(T)
         logits = random.standard_normal((T, experts)).astype(np.float32)
         skewed = logits + np.where(np.arange(experts) < 2, 4, 0).astype(np.float32)
-        for one in (logits, skewed, np.round(logits)):
-            yield {"x": random.standard_normal((T, D)).astype(np.float32), "logits": one}
+        for scores in (logits, skewed, np.round(logits)):
+            yield {"x": random.standard_normal((T, D)).astype(np.float32), "logits": scores}
 
 
 def agree(run, model, experts: int) -> None:
@@ -98,8 +98,8 @@ def agree(run, model, experts: int) -> None:
 @pytest.mark.parametrize("router, variant, form", combinations())
 def test_combinations(emulated, router, variant, form):
     model = node(ROUTERS[router], VARIANTS[variant], 8)
-    for one in FORMATS[form]:
-        one.apply(model, Report())
+    for change in FORMATS[form]:
+        change.apply(model, Report())
     agree(emulated(model), model, 8)
 
 

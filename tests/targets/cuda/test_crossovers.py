@@ -133,13 +133,13 @@ def test_one_way_is_taken_whatever_the_numbers_are(load, weights, crossovers, wa
     np.testing.assert_allclose(model.run(feeds)["y"].astype(np.float64), expected, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize(("crossover", "one"), [(21, True), (20, False)])
-def test_dispatch_follows_its_own_crossover(load, crossover, one):
+@pytest.mark.parametrize(("crossover", "one_launch"), [(21, True), (20, False)])
+def test_dispatch_follows_its_own_crossover(load, crossover, one_launch):
     model = load()
     model.probe.set_crossovers({**dict.fromkeys(ESTIMATES, ALWAYS), LAUNCHES: crossover})
     actual = launched(model, 20)
-    assert any(name.startswith("moe_dispatch") for name in actual) == one
-    assert ("moe_scatter_pairs" in actual) == (not one)
+    assert any(name.startswith("moe_dispatch") for name in actual) == one_launch
+    assert ("moe_scatter_pairs" in actual) == (not one_launch)
 
 
 def test_pair_by_pair_has_a_limit(load):
@@ -167,9 +167,9 @@ def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, 
     monkeypatch.setattr(model.probe, "time_run", seconds)
     tuned = measure(model)
     expected = {f"{SHAPE}16": 21, f"{SHAPE}64": 20, f"{SHAPE}128": 97, LAUNCHES: 81}
-    assert {one.name: one.rows for one in tuned} == expected
-    assert {one.name: one.before for one in tuned} == ESTIMATES
-    assert all(WAYS["128"] in one.kernels for one in tuned[:3]) and "moe_scatter_pairs" in tuned[3].kernels
+    assert {crossover.name: crossover.rows for crossover in tuned} == expected
+    assert {crossover.name: crossover.before for crossover in tuned} == ESTIMATES
+    assert all(WAYS["128"] in crossover.kernels for crossover in tuned[:3]) and "moe_scatter_pairs" in tuned[3].kernels
     assert load().probe.crossovers == read_tuned("a GPU") == expected
     monkeypatch.setattr("moec.tools.tune.measure", lambda *_arguments: tuned)
     assert model.probe.crossovers == ESTIMATES and tune(model).probe.crossovers == expected

@@ -21,8 +21,8 @@ from ..dispatched_cases import FORMS, E, choices, expected, inputs, k, model_of
 def test_a_gpu_computes_what_dense_experts_do(emulated, name):
     run = emulated(model_of(FORMS[name]))
     cases = [inputs(7, ids) for ids in choices(7)] + [inputs(tokens, next(choices(tokens))) for tokens in (0, 1, 25)]
-    for given in cases:
-        np.testing.assert_allclose(run(given)["y"], expected(FORMS[name], given), rtol=1e-4, atol=1e-4)
+    for feeds in cases:
+        np.testing.assert_allclose(run(feeds)["y"], expected(FORMS[name], feeds), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_of_many_pairs(monkeypatch, emulated):

@@ -143,7 +143,7 @@ def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
     driver.runs = model._executor._captured
     for turn in range(3):
         pasts = {name: np.full((2, 1, 4, 8), turn, np.float32) for name in ("k", "v")}
-        actual, expected = (one.run({"ids": IDS[:, turn : turn + 2], **pasts}) for one in (model, on_cuda))
+        actual, expected = (program.run({"ids": IDS[:, turn : turn + 2], **pasts}) for program in (model, on_cuda))
         for name, array in expected.items():
             np.testing.assert_array_equal(actual[name], array)
     assert driver.calls.count("launch 1 on stream 0") == 2

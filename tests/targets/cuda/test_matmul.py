@@ -31,7 +31,7 @@ def _model(text: str, **constants: np.ndarray) -> ir.Model:
     """A graph, with the inputs named in ``constants`` turned into initializers."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g {text}')
     model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
-    for value in [one for one in model.graph.inputs if one.name in constants]:
+    for value in [value for value in model.graph.inputs if value.name in constants]:
         value.const_value = ir.tensor(constants[value.name], name=value.name)
         model.graph.inputs.remove(value)
         model.graph.register_initializer(value)

@@ -23,19 +23,19 @@ def model() -> onnx.ModelProto:
     the rows lie almost exactly between two int8 values, and may be rounded to either one."""
     experts, constants = qmoe("z", 8, 32, zeros=False)
     constants = {name.replace("z_", "experts_", 1): array for name, array in constants.items()}
-    nodes, given = [], "x"
+    nodes, rows = [], "x"
     for seed in range(PRODUCTS):
         name, generator = f"h{seed}", np.random.default_rng(seed)
         stored = packed(name, 4, (D,), D, 2, zeros=False)
         stored[f"{name}_w"] = generator.integers(0, 256, (D, 2, D // 4), dtype=np.uint8)
         attributes = f"K = {D}, N = {D}, bits = 4, block_size = 32, accuracy_level = 4"
-        nodes.append(f"{name} = com.microsoft.MatMulNBits <{attributes}> ({given}, {', '.join(stored)})")
+        nodes.append(f"{name} = com.microsoft.MatMulNBits <{attributes}> ({rows}, {', '.join(stored)})")
         nodes.append(f"t{seed} = Tanh ({name})")
-        constants, given = constants | stored, f"t{seed}"
+        constants, rows = constants | stored, f"t{seed}"
     constants["router"] = normal(D, E)
-    layer = experts.replace("z_", "experts_").replace("(x,", f"({given},")
-    body = f"{' '.join(nodes)} r = MatMul ({given}, router) {layer}"
-    proto = onnx.parser.parse_model(f"{HEADER}(float[T,{D}] x) => (float[T,{D}] {given}, float[T,{D}] z) {{ {body} }}")
+    layer = experts.replace("z_", "experts_").replace("(x,", f"({rows},")
+    body = f"{' '.join(nodes)} r = MatMul ({rows}, router) {layer}"
+    proto = onnx.parser.parse_model(f"{HEADER}(float[T,{D}] x) => (float[T,{D}] {rows}, float[T,{D}] z) {{ {body} }}")
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
     return proto
 

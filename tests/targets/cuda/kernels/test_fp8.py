@@ -69,7 +69,7 @@ def test_numbers_that_are_none_and_groups_without_a_scale_are_packed():
     )
     expected = pack_rows(rows)
     np.testing.assert_array_equal(actual[:, :128], expected[:, :128])
-    scales, expected_result = (np.ascontiguousarray(made[:, 128:132]).view(np.float32) for made in (actual, expected))
+    scales, expected_result = (np.ascontiguousarray(rows[:, 128:132]).view(np.float32) for rows in (actual, expected))
     np.testing.assert_array_equal(np.isfinite(scales), np.isfinite(expected_result))
     np.testing.assert_array_equal(scales[np.isfinite(expected_result)], expected_result[np.isfinite(expected_result)])
 
@@ -126,7 +126,7 @@ def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **op
         rows = rounded_rows(SPEC, x).repeat(2, axis=0)
 
     def products(matrix: list[Any]) -> np.ndarray:
-        decoded = [decode(one, form) for one in matrix]
+        decoded = [decode(expert, form) for expert in matrix]
         return np.stack([decoded[e] @ row for row, e in zip(rows, ids.flat, strict=True)])
 
     expected = np.prod([products(matrix) for matrix in matrices], axis=0)

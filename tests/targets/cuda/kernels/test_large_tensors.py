@@ -64,8 +64,10 @@ def test_an_expert_far_behind(kernel, stored):
     order = [np.full((1, 1), LAST)] if few else [np.array([pair] + [-1] * 15), np.array([LAST]), np.array([1])]
     out, result = reserve(((pair + 1), width), "float32")
     bias, weights = reserve((E, width), "float32")[0], reserve((tokens, count), "float32")[0]
-    tensors = [tvm.runtime.tensor(one.astype(np.int32), tvm.cuda(0)) for one in order]
-    build(kernel(problem, lambda total: total)).run_on(x, *(one for one, _ in matrices), bias, weights, *tensors, out)
+    tensors = [tvm.runtime.tensor(array.astype(np.int32), tvm.cuda(0)) for array in order]
+    build(kernel(problem, lambda total: total)).run_on(
+        x, *(codes for codes, _ in matrices), bias, weights, *tensors, out
+    )
     numbers = matrix[LAST].astype(np.float32) if stored is None else (matrix[LAST].astype(np.float32) - 128) / 64
     expected = numbers @ row[token].astype(np.float32)
     np.testing.assert_allclose(result[pair], expected, atol=2e-2 * np.abs(expected).max())

@@ -52,7 +52,7 @@ def packed(stored: PackedFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
     """Data, scales and zero points of all experts. ``matrices``: one, or gate and up."""
     arrays = []
     for table in Encoded._fields if stored.zero_points else ("data", "scale"):
-        parts = [np.stack([pack(stored, table, getattr(one, table)) for one in matrix]) for matrix in matrices]
+        parts = [np.stack([pack(stored, table, getattr(expert, table)) for expert in matrix]) for matrix in matrices]
         arrays.append(parts[0] if len(parts) == 1 else interleave(*parts))
     return arrays if stored.zero_points else [*arrays, np.zeros((1, 1, 1), np.uint8)]
 
@@ -71,7 +71,7 @@ def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **op
     out = run(x, *packed(stored, *matrices), bias, weights, *order, undefined((ids.size, problem.width), "float32"))
 
     def products(matrix: list[Encoded]) -> np.ndarray:
-        decoded = [encodings.decode(one, form) for one in matrix]
+        decoded = [encodings.decode(expert, form) for expert in matrix]
         rows = x.astype(np.float32).repeat(2, axis=0)
         return np.stack([decoded[e] @ row for row, e in zip(rows, ids.flat, strict=True)])
 

@@ -57,9 +57,9 @@ def test_high_blocks_are_for_clusters():
     assert wgmma_tile(Layer(3, 72, 56, 64, dtype="float16").problems[0]).cluster == 1
 
 
-@pytest.mark.parametrize("spread", SPREADS)
-def test_any_rows(spread):
-    assert_matches(Data(LAYER, SPREADS[spread]), wgmma)
+@pytest.mark.parametrize("ids", SPREADS)
+def test_any_rows(ids):
+    assert_matches(Data(LAYER, SPREADS[ids]), wgmma)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,11 @@ def test_every_order_computes_the_same(in_turn, schedule):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("spread", SPREADS)
-def test_accesses_to_memory_are_ordered(spread):
+@pytest.mark.parametrize("ids", SPREADS)
+def test_accesses_to_memory_are_ordered(ids):
     """Accesses of threads to shared memory, and of blocks to global memory, are ordered. If two blocks compute the same
     rows, only one stores them."""
-    assert_matches(Data(LAYER, SPREADS[spread]), wgmma, watch=True)
+    assert_matches(Data(LAYER, SPREADS[ids]), wgmma, watch=True)
 
 
 MEETING = re.compile(r"^ +barrier_cluster_(?:arrive|wait)\w*\(\);$", re.MULTILINE)

@@ -107,7 +107,7 @@ class CModel:
 
     def run(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         library = self.library
-        arrays = [np.ascontiguousarray(values[name]) for name in library.inputs]
+        arrays = [np.asarray(values[name], order="C") for name in library.inputs]
         inputs = (Tensor * max(len(arrays), 1))(*map(Tensor.of, arrays))
         outputs = (Tensor * max(len(library.outputs), 1))()
         library.check(library.calls.moec_run(self.model, inputs, len(arrays), outputs, len(library.outputs)))

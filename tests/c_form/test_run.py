@@ -10,8 +10,10 @@ import onnx.parser
 import pytest
 
 import moec
+from moec.common.errors import InputError
 
-from .library import CLibrary, same_bits
+from .building import run
+from .library import INPUT, CError, CLibrary, same_bits
 
 RANDOM = np.random.default_rng(0)
 LAYER = """<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
@@ -44,7 +46,16 @@ int main(int count, char **arguments) {
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory) -> pathlib.Path:
     """A layer of four experts for six rows."""
-    folder = tmp_path_factory.mktemp("c") / "layer"
+    return compiled_layer(tmp_path_factory.mktemp("c") / "layer")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> pathlib.Path:
+    """Another layer, of other weights."""
+    return compiled_layer(tmp_path_factory.mktemp("c") / "other")
+
+
+def compiled_layer(folder: pathlib.Path) -> pathlib.Path:
     proto = onnx.parser.parse_model(LAYER)
     for value in list(proto.graph.input)[1:]:
         shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
@@ -66,6 +77,132 @@ def test_a_program_in_c_computes_the_bits_of_python(layer, tmp_path, library):
     assert same_bits(np.frombuffer(ran.stdout, np.float32).reshape(6, 16), moec.load(layer).run({"x": x})["y"])
     missing = subprocess.run([tmp_path / "main", "nothing.bin"], input=x.tobytes(), capture_output=True, text=False)
     assert (missing.returncode, missing.stderr) == (1, b"nothing.bin: cannot be opened: No such file or directory\n")
+
+
+TWO = r"""
+#include "layer.h"
+#include "other.h"
+#include <stdio.h>
+#include <string.h>
+
+static int computed(const moec_program *program, const char *weights, float *y) {
+    float x[6 * 16];
+    moec_model *model;
+    moec_tensor in = {.data = x, .type = MOEC_FLOAT32, .rank = 2, .shape = {6, 16}};
+    moec_tensor out = {.data = y, .bytes = 6 * 16 * sizeof(float)};
+    for (int at = 0; at < 6 * 16; at++) x[at] = (float)(at % 7) - 3;
+    int failed = moec_load(program, weights, NULL, &model) != MOEC_OK || moec_run(model, &in, 1, &out, 1) != MOEC_OK;
+    moec_free(model);
+    return !failed;
+}
+
+int main(int count, char **arguments) {
+    float y[2][6 * 16];
+    if (count != 3 || !computed(&layer_program, arguments[1], y[0])) return 1;
+    if (!computed(&other_program, arguments[2], y[1])) return 2;
+    fwrite(y, sizeof y, 1, stdout);
+    return strcmp(moec_name(&layer_program), "layer") || strcmp(moec_name(&other_program), "other");
+}
+"""
+
+
+@pytest.mark.parametrize("libraries", [["-llayer", "-lother"], ["-l:liblayer.a", "-l:libother.a"]])
+def test_two_libraries_with_kernels_of_equal_names_in_one_process(layer, other, tmp_path, libraries):
+    (tmp_path / "main.c").write_text(TWO)
+    paths = [option for place in (layer, other) for option in (f"-I{place}", f"-L{place}", f"-Wl,-rpath,{place}")]
+    run(["cc", "-Wall", "-Wextra", "-Werror", tmp_path / "main.c", "-o", tmp_path / "main", *paths, *libraries, "-lm"])
+    places = [layer / "weights.bin", other / "weights.bin"]
+    said = subprocess.run([tmp_path / "main", *places], capture_output=True, check=True).stdout
+    x = (np.arange(6 * 16) % 7 - 3).astype(np.float32).reshape(6, 16)
+    expected = [moec.load(place).run({"x": x})["y"] for place in (layer, other)]
+    assert not np.array_equal(*expected)
+    assert same_bits(np.frombuffer(said, np.float32).reshape(2, 6, 16), np.stack(expected))
+
+
+VARIOUS = """<ir_version: 10, opset_import: ["" : 24]>
+various (float[N,M] x, float s, int64[N] i, bool[K] b, float16[K] h, uint8[P,2] u)
+    => (float[N,M] y, int64[2,F] nonzero, float[N,M] same, float[Q] largest, float[L] kept, float table, bool[K] c,
+        float[R,W] tall, float16[K] g, int64[N] j, uint8[A] v) <
+    float table = {7.5}, int64[1] k = {3}, int64[1] one = {-1}, int64[2] turned = {-1, 2}, int64[1] first = {0},
+    int64 step = {-4}> {
+    y = Mul (x, s)
+    nonzero = NonZero (y)
+    same = Identity (x)
+    flat = Reshape (x, one)
+    largest, places = TopK <axis = 0> (flat, k)
+    kept = Compress (flat, b)
+    c = Not (b)
+    tall = Reshape (x, turned)
+    g = Add (h, h)
+    j = Div (i, step)
+    v = Reshape (u, one)
+}"""
+
+
+@pytest.fixture(scope="module")
+def various(tmp_path_factory) -> tuple[CLibrary, moec.CompiledModel]:
+    """A graph with scalars, many types, sizes that data decide, and an input that is an output."""
+    place = tmp_path_factory.mktemp("c") / "various"
+    moec.compile(onnx.parser.parse_model(VARIOUS), output=place, form="c")
+    return CLibrary(place), moec.load(place)
+
+
+def values_for(n: int, m: int, k: int, p: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(n + 10 * m)
+    return {
+        "x": random.integers(-2, 3, (n, m)).astype(np.float32),
+        "s": np.array(0.5, np.float32),
+        "i": random.integers(-9, 9, n),
+        "b": random.integers(0, 2, k).astype(bool),
+        "h": random.normal(size=k).astype(np.float16),
+        "u": random.integers(0, 256, (p, 2)).astype(np.uint8),
+    }
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 8, 1), (5, 6, 3, 0), (1, 4, 0, 3), (40, 50, 1999, 7)])
+def test_types_scalars_and_sizes_that_data_decide(various, sizes):
+    library, python = various
+    values = values_for(*sizes)
+    expected = python.run(values)
+    with library.loaded() as model:
+        for found in (model.run(values), model.run({name: misplaced(array) for name, array in values.items()})):
+            assert all(same_bits(found[name], expected[name]) for name in expected)
+
+
+def misplaced(array: np.ndarray) -> np.ndarray:
+    """The array at an address that is no multiple of 16."""
+    memory = np.empty(array.nbytes + 16, np.uint8)
+    start = -memory.ctypes.data % 16 + array.itemsize
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (1, 3, 1, 1), (0, 4, 0, 0)])
+def test_sizes_that_do_not_fit_are_errors_on_both_sides(various, sizes):
+    """Too few elements for TopK, and an odd number for a Reshape."""
+    library, python = various
+    values = values_for(*sizes)
+    with pytest.raises(InputError):
+        python.run(values)
+    with library.loaded() as model, pytest.raises(CError, match=r"expected|cannot run") as refused:
+        model.run(values)
+    assert refused.value.number == INPUT
+
+
+def test_guards_are_checked_with_their_text(tmp_path):
+    """Sizes that the frontend found limits of, and one that is made of others."""
+    text = """<ir_version: 10, opset_import: ["" : 24]> g (float[S,4] x, float[T,4] z) => (float[3,4] y)
+        <int64[1] k = {3}> { y, places = TopK <axis = 0> (x, k) }"""
+    moec.compile(onnx.parser.parse_model(text), output=tmp_path / "guarded", form="c")
+    python, library = moec.load(tmp_path / "guarded"), CLibrary(tmp_path / "guarded")
+    assert python.guards == ["3 <= S"]
+    values = {"x": RANDOM.normal(size=(3, 4)).astype("f"), "z": np.zeros((0, 4), "f")}
+    with library.loaded() as model:
+        assert same_bits(model.run(values)["y"], python.run(values)["y"])
+        with pytest.raises(CError, match="the model was exported for sizes with 3 <= S only") as refused:
+            model.run({**values, "x": values["x"][:2]})
+    assert refused.value.number == INPUT
 
 
 @pytest.mark.parametrize("threads", [1, 2])

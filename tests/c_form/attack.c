@@ -260,8 +260,8 @@ static void load_and_free(const char *weights, int times) {
         behind = resident_pages();
         if (time == times / 10) before = behind;
     }
-#if defined(__SANITIZE_ADDRESS__)
-    before = behind; /* it keeps what was freed */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    before = behind; /* they keep what was freed */
 #endif
     CHECK(behind - before < 64); /* a quarter of a MiB */
 }

@@ -10,7 +10,11 @@ from typing import Any
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import INSTRUCTIONS
 
-SANITIZED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fwrapv", "-Wl,-z,noexecstack"]
+SANITIZERS = {
+    "memory": ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "threads": ["-g", "-fsanitize=thread"],
+}
+"""Options of a C compiler by what they watch."""
 
 
 def built(
@@ -30,7 +34,7 @@ def built(
     if from_sources:
         objects = [path for path in (artifact / "objects").glob("*.o") if path.name not in (INSTRUCTIONS, TEAM_OBJECT)]
         library = [*(artifact / "src" / "c").glob("*.c"), *objects]
-    warnings = ["-Wall", "-Wextra", "-Werror"] if not from_sources else []
+    warnings = ["-fwrapv", "-Wl,-z,noexecstack"] if from_sources else ["-Wall", "-Wextra", "-Werror"]
     command = [compiler, "-O2", *warnings, *options, f"-I{artifact}", source, *library, "-lm", "-lpthread"]
     run([*command, "-o", program])
     return program

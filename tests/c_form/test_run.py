@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import subprocess
 
 import numpy as np
@@ -52,14 +53,15 @@ def layer(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> pathlib.Path:
     """Another layer, of other weights."""
-    return compiled_layer(tmp_path_factory.mktemp("c") / "other")
+    return compiled_layer(tmp_path_factory.mktemp("c") / "other", seed=1)
 
 
-def compiled_layer(folder: pathlib.Path) -> pathlib.Path:
+def compiled_layer(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    random = np.random.default_rng(seed)
     proto = onnx.parser.parse_model(LAYER)
     for value in list(proto.graph.input)[1:]:
         shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(RANDOM.normal(size=shape).astype("f"), value.name))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(random.normal(size=shape).astype("f"), value.name))
         proto.graph.input.remove(value)
     moec.compile(proto, output=folder, form="c", passes="O0")
     return folder
@@ -117,6 +119,23 @@ def test_two_libraries_with_kernels_of_equal_names_in_one_process(layer, other, 
     expected = [moec.load(place).run({"x": x})["y"] for place in (layer, other)]
     assert not np.array_equal(*expected)
     assert same_bits(np.frombuffer(said, np.float32).reshape(2, 6, 16), np.stack(expected))
+
+
+def test_libraries_show_the_calls_and_the_program_alone(layer):
+    shown = [line.split()[2] for line in run(["nm", "-D", "--defined-only", layer / "liblayer.so"]).splitlines()]
+    assert {name for name in shown if not name.startswith("moec_")} == {"layer_program"}
+    declared = re.findall(r"\b(moec_\w+)\(", (layer / "moec.h").read_text())
+    assert {name for name in shown if name.startswith("moec_")} == set(declared)
+    members = run(["nm", "-g", "--defined-only", layer / "liblayer.a"]).partition("layer.o:\n")[2].partition("\n\n")[0]
+    assert [line.split()[2] for line in members.splitlines()] == ["layer_program"]
+
+
+@pytest.mark.nightly
+def test_the_same_model_makes_the_same_bytes(layer, tmp_path):
+    again = compiled_layer(tmp_path / "layer")
+    files = [path.relative_to(layer) for path in layer.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [str(file) for file in files if (layer / file).read_bytes() != (again / file).read_bytes()] == []
 
 
 VARIOUS = """<ir_version: 10, opset_import: ["" : 24]>

@@ -18,7 +18,7 @@ import moec
 from moec.common.dtypes import dtype_of
 from moec.compiling.compile_options import CompileOptions
 
-from .building import SANITIZED, built, run
+from .building import SANITIZERS, built, run
 from .library import ARGUMENT, INPUT, UNSUPPORTED, CError, CLibrary, same_bits
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\ngraph '
@@ -235,14 +235,13 @@ def test_a_library_for_aarch64_generates_the_same(made, tmp_path):
     assert list(map(int, said.split())) == generated(python, 20)
 
 
-@pytest.mark.parametrize(
-    "options", [[], pytest.param(SANITIZED, marks=pytest.mark.nightly)], ids=["plain", "sanitized"]
-)
-def test_calls_that_are_wrong_or_at_the_edge(made, tmp_path, options):
+@pytest.mark.parametrize("watched", [None, *(pytest.param(name, marks=pytest.mark.nightly) for name in SANITIZERS)])
+def test_calls_that_are_wrong_or_at_the_edge(made, tmp_path, watched):
     """``attack.c``; with sanitizers, the runtime is compiled with them, too."""
     library, _ = made("attending")
     (tmp_path / "cut.bin").write_bytes(library.weights.read_bytes()[:-1])
     text = (pathlib.Path(__file__).with_name("attack.c")).read_text()
+    options = [] if watched is None else SANITIZERS[watched]
     program = built(tmp_path, text, library.weights.parent, options=options, from_sources=bool(options))
     run([program, library.weights, tmp_path / "cut.bin", "1000"])
 

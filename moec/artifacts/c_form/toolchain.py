@@ -19,7 +19,9 @@ _PREFIXES = {"x86_64": "x86_64-linux-gnu-", "aarch64": "aarch64-linux-gnu-"}
 _PACKAGES = {"x86_64": "gcc-x86-64-linux-gnu", "aarch64": "gcc-aarch64-linux-gnu"}
 _SAME = {"amd64": "x86_64", "arm64": "aarch64"}
 _OPTIONS = ("-std=gnu11", "-fPIC", "-fwrapv", "-fvisibility=hidden", "-Wall", "-Werror=implicit-function-declaration")
-_RUNTIME_LEVEL, _PROGRAM_LEVEL = "-O2", "-O1"
+_RUNTIME_LEVEL, _PROGRAM_LEVEL = "-O2", "-O0"
+"""Levels of optimisation. A program is one long row of calls: level 1 takes six times as long for it, and saves 0.3 us
+in a run of 72 kernels."""
 
 
 @dataclasses.dataclass(frozen=True)

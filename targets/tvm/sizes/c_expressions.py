@@ -77,7 +77,7 @@ class _Spelling:
             return f"{functions[kind]}({self.text(expression.a)}, {self.text(expression.b)})", _ATOM
         if self.is_exact and kind is tirx.Select:
             parts = (expression.condition, expression.true_value, expression.false_value)
-            condition, chosen, other = (self._within(part, _LOGIC) for part in parts)
+            condition, chosen, other = (self.within(part, _LOGIC) for part in parts)
             return f"{condition} ? {chosen} : {other}", _CHOICE
         operators = {**_OPERATORS, **_CONDITIONS} if self.is_exact else _OPERATORS
         if kind not in operators:
@@ -85,10 +85,10 @@ class _Spelling:
                 raise UnsupportedError(f"size {expression} has no spelling in C; compile without --form c")
             return str(expression), _ATOM
         operator, strength = operators[kind]
-        left, right = self._within(expression.a, strength), self._within(expression.b, strength + 1)
+        left, right = self.within(expression.a, strength), self.within(expression.b, strength + 1)
         return f"{left} {operator} {right}", strength
 
-    def _within(self, expression: Any, least: int) -> str:
+    def within(self, expression: Any, least: int) -> str:
         """The text, in brackets where its outermost operator binds more loosely than ``least``."""
         text, strength = self._print(expression)
         return text if strength >= least else f"({text})"
@@ -96,6 +96,8 @@ class _Spelling:
 
 def _floating(expression: Any, name_of: Callable[[tirx.Var], str], *, first: bool) -> str:
     """``first``: whether nothing on its left makes it a product in floating point."""
+    if isinstance(expression, tirx.Cast):
+        return _floating(expression.value, name_of, first=first)
     if isinstance(expression, tirx.IntImm):
         return f"{expression.value}.0"
     if isinstance(expression, tirx.Mul):
@@ -106,7 +108,7 @@ def _floating(expression: Any, name_of: Callable[[tirx.Var], str], *, first: boo
     if isinstance(expression, tirx.Add | tirx.Sub):
         sign = "+" if isinstance(expression, tirx.Add) else "-"
         return f"({_floating(expression.a, name_of, first=True)} {sign} {_floating(expression.b, name_of, first=True)})"
-    text = in_exact_c(expression, name_of)
+    text = _Spelling(name_of, is_exact=True).within(expression, _ATOM)
     return f"(double){text}" if first else text
 
 
@@ -114,4 +116,4 @@ def _factors(expression: Any) -> list[Any]:
     """The factors of a product, in their order."""
     if isinstance(expression, tirx.Mul):
         return [*_factors(expression.a), *_factors(expression.b)]
-    return [expression]
+    return _factors(expression.value) if isinstance(expression, tirx.Cast) else [expression]

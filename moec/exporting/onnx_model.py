@@ -1,0 +1,90 @@
+"""The forms that are ONNX models: from a source, through passes, to a file or a folder."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moec.common.errors import UnsupportedError, reporting
+from moec.common.seals import foreign_file
+from moec.exporting.export_options import ExportOptions
+from moec.exporting.form import ExportedPart
+from moec.exporting.sealed_folder import foreign_folder, seal_folder
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moec.passes.framework.base import Pass, Report
+
+SUFFIX = ".onnx"
+_MODEL = "model.onnx"
+
+
+def write_model(
+    source: Any,
+    aside: pathlib.Path,
+    output: pathlib.Path,
+    options: ExportOptions,
+    report: Report,
+    pipelines: tuple[str, str],
+    part_of: Callable[[ir.Model, str, Report], ExportedPart],
+) -> list[ExportedPart]:
+    """Write a source as a file, or as a folder that has the weights beside the model.
+
+    ``pipelines``: the passes where the options name none, and those that spell the model for its reader. ``part_of``
+    says how a block, by the name of its node, is written in a spelled model.
+    """
+    from moec.exporting import onnx_file
+
+    if options.tokenizer is not None:
+        raise UnsupportedError("onnxruntime reads no tokenizer; leave the tokenizer out")
+    model, parts = _spelled(source, options, report, pipelines, part_of)
+    report.progress(f"writing {output.name}")
+    if output.suffix == SUFFIX:
+        onnx_file.write_file(model, aside)
+    else:
+        aside.mkdir()
+        onnx_file.write_file_and_data(model, aside / _MODEL)
+        seal_folder(aside)
+    return parts
+
+
+def _spelled(
+    source: Any,
+    options: ExportOptions,
+    report: Report,
+    pipelines: tuple[str, str],
+    part_of: Callable[[ir.Model, str, Report], ExportedPart],
+) -> tuple[ir.Model, list[ExportedPart]]:
+    from moec.compiling.compile_options import with_profile
+    from moec.compiling.compiler import import_model
+    from moec.exporting import onnx_file
+    from moec.ir.blocks import moe_blocks
+    from moec.passes import pipeline
+    from moec.passes.framework.shorthand import with_formats
+
+    before = pipelines[0] if options.passes is None else options.passes
+    chain = with_profile(with_formats(before, options.experts, options.linears), options.profile)
+    model = import_model(source, options.example_inputs, options.dynamic_shapes, options.cache)
+    _run(model, source, chain, report)
+    blocks = [block["name"] for block in moe_blocks(model)]
+    _run(model, source, pipeline.parse(pipelines[1]), report)
+    parts = [part_of(model, name, report) for name in blocks]
+    parts += [ExportedPart(block.node, "", f"was not raised: {block.reason}") for block in report.unraised]
+    onnx_file.finish(model)
+    return model, parts
+
+
+def _run(model: ir.Model, source: Any, passes: Sequence[Pass], report: Report) -> None:
+    from moec.passes import pipeline
+
+    for step in passes:
+        report.progress(step.name)
+        with reporting(step.name, source):
+            pipeline.run(model, (step,), report)
+
+
+def foreign(path: pathlib.Path) -> str | None:
+    """Explain why moec did not write a file or folder, or why it is changed. Returns None where it is moec's own."""
+    return foreign_folder(path) if path.is_dir() else foreign_file(path)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from moec.passes.framework.base import Report
 
 _OPERATORS = ("MoE", "QMoE")
+_USES = ("use-moe", "use-qmoe", "loop-experts", "expand-dispatch")
+"""The passes that say why a block is no operator."""
 
 
 def _write(
@@ -30,7 +32,7 @@ def _part(model: ir.Model, name: str, report: Report) -> ExportedPart:
     operators = {node.name: node.op_type for node in model.graph if node.domain == "com.microsoft"}
     if operators.get(name) in _OPERATORS:
         return ExportedPart(name, f"com.microsoft.{operators[name]}")
-    reasons = [remark.message for remark in report.remarks if remark.pass_name == "use-moe" and remark.subject == name]
+    reasons = [remark.message for remark in report.remarks if remark.pass_name in _USES and remark.subject == name]
     return ExportedPart(name, "", reasons[-1] if reasons else "its experts are a graph over dispatched rows already")
 
 

@@ -10,6 +10,7 @@ kernel skips; the result of a token without any pair is multiplied by 0.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,13 +20,18 @@ from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.expert_ids import routing_of
 from moec.ir.expert_weights import ExpertWeights
+from moec.ir.intervals import MOST_BOUNDS, intervals
 from moec.ir.rule import known_size
+from moec.ir.weights.stored import constant
 from moec.passes.graph.writer import Writer, as_float32
 
+Array = np.ndarray[Any, Any]
 _LEAST = -1e4
 """A logarithm whose exponential is 0 beside that of any weight, and which a float16 holds."""
 _SIGNED = ("identity",)
 """Scores that may be negative."""
+_MOST_NODES = 100
+"""Nodes in front of weights that are looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +55,36 @@ def why_not_routed(node: ir.Node, spec: ExpertsSpec) -> str | None:
     if spec.weight_on_input:
         several = "the routing weights of several experts per token multiply their inputs"
         return None if known_size(dialect.inputs_of(node)["weights"], 1) == 1 else several
-    route = _route_of(node)
+    route, shares = _route_of(node), dialect.inputs_of(node)["weights"]
     if route is None:
-        return "the routing weights are computed by other operators than a router, and may be negative"
+        others = "the routing weights are computed by other operators than a router, and may be negative"
+        return None if _is_not_negative(shares) else others
     routing = dialect.spec_of(route, RouteSpec)
-    if routing.score in _SIGNED or routing.scale < 0:
+    scores_are_signed = routing.score in _SIGNED and not _is_not_negative(dialect.inputs_of(route)["logits"])
+    if scores_are_signed or routing.scale < 0:
         return f"routing weights by the score {routing.score!r} may be negative"
     return None
+
+
+def _is_not_negative(value: ir.Value | None) -> bool:
+    """Whether no number of a value is negative, by what is known of the nodes in front of it."""
+    graph = None if value is None else value.graph
+    if value is None or not isinstance(graph, ir.Graph):
+        return False
+    pending, ancestors = [value.producer()], set[ir.Node]()
+    while pending and len(ancestors) < _MOST_NODES:
+        node = pending.pop()
+        if node is None or node in ancestors or node.graph is not graph:
+            continue
+        ancestors.add(node)
+        pending += [operand.producer() for operand in node.inputs if operand is not None]
+    bounds = intervals([node for node in graph if node in ancestors], {}, _numbers)
+    return value in bounds and bool(bounds[value].whole.low >= 0)
+
+
+def _numbers(value: ir.Value) -> Array | None:
+    tensor = constant(value)
+    return None if tensor is None or tensor.size > MOST_BOUNDS else tensor.numpy()
 
 
 def routed(write: Writer, weights: ExpertWeights) -> Routed:

@@ -103,3 +103,13 @@ def test_weights_of_16_bits_stay_so(exported, normal):
     model, _ = exported(layer(), *cases(normal), passes="cast-weights{dtype=bf16}", tolerance=1e-2)
     stored = [value.dtype.name for value in model.graph.initializers.values() if value.const_value.size > D * F]
     assert operators(model) == ["MoE"] and stored == ["BFLOAT16", "BFLOAT16"]
+
+
+@pytest.mark.parametrize(("made_by", "operator"), [("Abs (scores)", "MoE"), ("Neg (scores)", None)])
+def test_weights_that_other_operators_compute(exported, normal, made_by, operator):
+    """They are given as logarithms only where they cannot be negative."""
+    text = layer(f'k = {E}, selection = "all"').replace("(x, w, e,", "(x, s, e,")
+    text = text.replace("y = moec", f"scores = Tanh (logits) s = {made_by} y = moec")
+    model, report = exported(text, *cases(normal))
+    assert operators(model) == ([operator] if operator else [])
+    assert ["may be negative" in remark.message for remark in report.remarks] == ([] if operator else [True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ...products import thinned
 from ..before_after import check
 from .test_use_moe import operators
 
@@ -28,7 +29,7 @@ FORMATS = ["int8", "int8,group=4,zero_points=true", "int6", "int4,group=4", "int
            "mxfp4", "fp4", "fp8"]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@thinned("form", FORMATS, 3)
 @pytest.mark.parametrize("attributes", ["", "transposed = 1"])
 def test_formats_that_the_operator_of_onnxruntime_does_not_take(exported, normal, form, attributes):
     """onnxruntime joins some with the product, and then rounds rows to 8 bits."""

@@ -7,6 +7,7 @@ import pytest
 
 from moec.passes.framework.base import Report
 
+from ...products import thinned
 from ..before_after import rewrite
 
 E = 8
@@ -60,7 +61,7 @@ def test_results_are_those_of_the_router(exported, spec):
     assert not [node for node in model.graph if node.domain] and not report.remarks
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if "sparsemixer" not in spec and '"all"' not in spec])
+@thinned("spec", [spec for spec in SPECS if "sparsemixer" not in spec and '"all"' not in spec], 4)
 def test_a_bias_changes_the_selection_alone(exported, spec):
     exported(router(spec, "logits, bias", f"<float[{E}] bias>"), *CASES)
 

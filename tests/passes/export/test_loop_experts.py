@@ -7,13 +7,14 @@ import pytest
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
+from ...products import sampled, thinned
 from ..before_after import model_of
 from .test_use_moe import GATED, D, E, F, cases, layer, operators
 
 NONE = 'gate_layout = "none"'
 
 
-@pytest.mark.parametrize(
+@thinned(
     ("experts", "declared", "weights"),
     [
         ('activation = "gelu"', "", "up, down"),
@@ -27,8 +28,9 @@ NONE = 'gate_layout = "none"'
         ("weight_on_input = 1", "", "up, down"),
         ("weight_on_input = 1, identity_experts = 1", "", "up, down"),
     ],
+    2,
 )  # fmt: skip
-@pytest.mark.parametrize("route", ["k = 3, threshold = 0.15", 'k = 2, score = "identity"'])
+@thinned("route", ["k = 3, threshold = 0.15", 'k = 2, score = "identity"'], 2)
 def test_experts(exported, normal, experts, declared, weights, route):
     """Also with pairs that are dropped, and negative weights."""
     text = layer(route, experts, weights, declared)
@@ -41,8 +43,7 @@ FORMATS = ["int8", "int8/4z", "int6/32", "int5/32z", "int4/4", "int4/3z", "int4"
            "fp4/16", "fp8"]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("size", [F, 5])
+@pytest.mark.parametrize(("form", "size"), sampled(FORMATS, [F, 5], 8))
 def test_formats_are_decoded_for_one_expert_at_a_time(exported, normal, form, size):
     """Also with an odd number of weights, whose last one has a byte of its own."""
     name, _, rest = form.partition("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ...products import thinned
 from .test_use_moe import operators
 
 N = 6
@@ -20,9 +21,9 @@ def product(K: int, attributes: str = "", dtype: str = "float") -> str:
 FORMATS = [("int4", 16), ("int4", 32), ("int4", 0), ("int8", 0), ("int8", 32), ("int3", 32), ("int2", 32), ("int6", 64)]
 
 
-@pytest.mark.parametrize(("name", "group"), FORMATS)
+@thinned(("name", "group"), FORMATS, 3)
 @pytest.mark.parametrize("zero_points", ["false", "true"])
-@pytest.mark.parametrize(("K", "attributes"), [(64, ""), (40, "transposed = 1"), (300, 'activation = "silu"')])
+@thinned(("K", "attributes"), [(40, "transposed = 1"), (64, ""), (300, 'activation = "silu"')], 2)
 def test_formats(exported, normal, name, group, zero_points, K, attributes):
     """Also of rows whose last block is not full."""
     passes = f"quantize-linears{{format={name},group={group},zero_points={zero_points}}},keep-rows"

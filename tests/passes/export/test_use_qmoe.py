@@ -8,6 +8,7 @@ import pytest
 from moec.ir.contrib_quantized import unpack
 from moec.passes.export.packed_experts import pack
 
+from ...products import thinned
 from .test_use_moe import E, operators
 
 D, F = 64, 32
@@ -39,15 +40,16 @@ def qmoe(model):
 FORMATS = [("int4", 16), ("int4", 32), ("int4", 0), ("int8", 0), ("int3", 32), ("int2", 32), ("int8", 16), ("int6", 32)]
 
 
-@pytest.mark.parametrize(("name", "group"), FORMATS)
+@thinned(("name", "group"), FORMATS, 3)
 @pytest.mark.parametrize("zero_points", ["false", "true"])
-@pytest.mark.parametrize(
+@thinned(
     ("kind", "experts", "weights"),
     [
-        ("gate_up", "", "up, down"),
         ("biased", INTERLEAVED, "up, down, , b, c"),
         ("none", 'gate_layout = "none", activation = "relu", hidden_sizes = [16, 8, 32, 16, 5]', "up, down"),
+        ("gate_up", "", "up, down"),
     ],
+    2,
 )
 def test_formats(exported, normal, name, group, zero_points, kind, experts, weights):
     """Rows are rounded to 8 bits where onnxruntime does so for weights of 8 bits in blocks."""

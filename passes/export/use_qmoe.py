@@ -28,9 +28,10 @@ class UseQMoE:
        4, of 5 and 6 bits 8. Zero points stay. Where experts or projections differ in groups, all have the blocks in
        which each can be told.
     3. ``accuracy_level`` 4 lets the kernel round its rows to 8 bits where the node does so in the same groups. Of
-       weights of 8 bits in blocks it always does; a note says so where the node does not.
+       weights of 8 bits in blocks it always does.
     4. Experts that the operator does not have stay, and a note says why: formats with minima, of floats, of 8 bits
-       beside fewer, groups of fewer than 16 inputs; and what ``use-moe`` leaves.
+       beside fewer, of 8 bits in blocks with rows that are not rounded, groups of fewer than 16 inputs; and what
+       ``use-moe`` leaves.
 
     ::
 
@@ -69,7 +70,11 @@ class UseQMoE:
                 continue
             experts = with_route(model.graph, node)
             packing = packing_of(weights)
-            reason = packing if isinstance(packing, str) else why_not_operator(experts, weights)
+            reason = (
+                packing
+                if isinstance(packing, str)
+                else why_not_operator(experts, weights) or _why_not(weights, packing)
+            )
             if isinstance(packing, str) or reason is not None:
                 report.note(self.name, node_name(experts), str(reason))
                 continue
@@ -78,18 +83,29 @@ class UseQMoE:
         return changed
 
     def _replace(self, node: ir.Node, weights: ExpertWeights, packing: Packing, report: Report) -> None:
-        spec = weights.spec
-        asked = spec.arithmetic == "int8" and spec.activation_group == packing.block > 0
         attributes = {"expert_weight_bits": packing.bits}
         if packing.block:
             attributes["block_size"] = packing.block
-        if asked and packing.bits < 8:
+        if packing.bits < 8 and _rounds_alike(weights, packing):
             attributes["accuracy_level"] = INT8_LEVEL
         rounds = uses_int8_activations(packing.bits, packing.block, attributes.get("accuracy_level", 0))
-        if rounds != (spec.arithmetic != "float32") or (rounds and not asked):
+        arithmetic = weights.spec.arithmetic
+        if (rounds or arithmetic != "float32") and not (rounds and _rounds_alike(weights, packing)):
             how = f"are rounded to 8 bits in groups of {packing.block}" if rounds else "are kept in float32"
-            report.note(self.name, node_name(node), f"its rows {how}, not in the arithmetic {spec.arithmetic}")
+            report.note(self.name, node_name(node), f"its rows {how}, not in the arithmetic {arithmetic}")
         replace_experts(node, "QMoE", weights, lambda write: _operands(write, weights, packing), **attributes)
+
+
+def _rounds_alike(weights: ExpertWeights, packing: Packing) -> bool:
+    """Whether the node rounds its rows as the operator may: to 8 bits in the blocks of the weights."""
+    return weights.spec.arithmetic == "int8" and weights.spec.activation_group == packing.block > 0
+
+
+def _why_not(weights: ExpertWeights, packing: Packing) -> str | None:
+    rounds = uses_int8_activations(packing.bits, packing.block, 0)
+    if rounds and weights.spec.arithmetic == "float32":
+        return "its rows are not rounded, and QMoE rounds those of weights of 8 bits in blocks"
+    return None
 
 
 def _formats(weights: ExpertWeights) -> set[WeightFormat]:

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -69,8 +69,8 @@ class Context:
     provenance: dict[str, Any]
     text: TextFiles | None = None
     resident: int | None = None
-    c_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    """Files of the form C, by path."""
+    more_files: Callable[[pathlib.Path], Mapping[str, bytes]] | None = None
+    """Function that makes further files, by path in the artifact, from the file of the weights."""
 
 
 def write_artifact(
@@ -134,8 +134,9 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
     files = _ArtifactFiles(folder)
     programs = [part for part in results if isinstance(part, Program)]
     weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs, progress)
-    for name, content in context.c_files.items():
-        files.write(name, content)
+    if context.more_files is not None:
+        for name, content in context.more_files(folder / WEIGHTS).items():
+            files.write(name, content)
     first = results[0]
     manifest = Manifest(
         moec_version=context.moec_version,

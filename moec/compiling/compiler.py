@@ -215,7 +215,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
         )
         if c_form is not None:
             assert isinstance(programs[0], Program), "the target has a processor"
-            context = dataclasses.replace(context, c_files=c_form.files(programs[0], context))
+            context = dataclasses.replace(context, more_files=c_form.maker(programs[0], context))
         write_artifact(path, programs[0], context, *programs[1:], progress=report.progress)
 
 

@@ -1,7 +1,7 @@
 /* Calls of moec.h that are wrong, at the edge, or from many threads at once. The model is an attention with its cache:
  * ids, attention_mask, k, v -> logits, pk, pv. Prints what was not as expected, and exits with 1 then.
  *
- *     attack WEIGHTS TRUNCATED_WEIGHTS TIMES */
+ *     attack WEIGHTS TRUNCATED_WEIGHTS OTHER_WEIGHTS TIMES */
 
 #include "attending.h"
 
@@ -76,7 +76,7 @@ static void null_pointers(moec_model *model, const char *weights) {
     moec_free(NULL), moec_session_end(NULL), moec_release(NULL);
 }
 
-static void files(const char *truncated) {
+static void files(const char *truncated, const char *others) {
     moec_model *model;
     moec_options wrong = {.threads = -1}, unknown = {.reserved = 1};
     EXPECT(moec_load(&attending_program, "no such file", NULL, &model), MOEC_ERROR_FILE);
@@ -84,6 +84,8 @@ static void files(const char *truncated) {
     EXPECT(moec_load(&attending_program, "/dev/zero", NULL, &model), MOEC_ERROR_FILE);
     EXPECT(moec_load(&attending_program, truncated, NULL, &model), MOEC_ERROR_FILE);
     CHECK(strstr(moec_last_error(), truncated) != NULL);
+    EXPECT(moec_load(&attending_program, others, NULL, &model), MOEC_ERROR_FILE);
+    CHECK(strstr(moec_last_error(), "has the weights of another model than attending") != NULL);
     EXPECT(moec_load(&attending_program, truncated, &wrong, &model), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_load(&attending_program, truncated, &unknown, &model), MOEC_ERROR_ARGUMENT);
 }
@@ -268,18 +270,18 @@ static void load_and_free(const char *weights, int times) {
 
 int main(int count, char **arguments) {
     moec_model *model;
-    if (count != 4) return 2;
+    if (count != 5) return 2;
     CHECK(moec_last_error()[0] == 0);
     EXPECT(moec_load(&attending_program, arguments[1], NULL, &model), MOEC_OK);
     if (model == NULL) return 1;
     null_pointers(model, arguments[1]);
-    files(arguments[2]);
+    files(arguments[2], arguments[3]);
     wrong_inputs(model);
     rooms_of_outputs(model);
     empty_inputs(model);
     wrong_sessions(model);
     moec_free(model);
-    two_models_in_eight_threads(arguments[1], atoi(arguments[3]) / 10);
-    load_and_free(arguments[1], atoi(arguments[3]));
+    two_models_in_eight_threads(arguments[1], atoi(arguments[4]) / 10);
+    load_and_free(arguments[1], atoi(arguments[4]));
     return failures != 0;
 }

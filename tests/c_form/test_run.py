@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -14,7 +15,7 @@ import moec
 from moec.common.errors import InputError
 
 from .building import run
-from .library import INPUT, CError, CLibrary, same_bits
+from .library import FILE, INPUT, CError, CLibrary, same_bits
 
 RANDOM = np.random.default_rng(0)
 LAYER = """<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
@@ -207,6 +208,43 @@ def test_sizes_that_do_not_fit_are_errors_on_both_sides(various, sizes):
     with library.loaded() as model, pytest.raises(CError, match=r"expected|cannot run") as refused:
         model.run(values)
     assert refused.value.number == INPUT
+
+
+def test_a_file_of_weights_that_is_cut_between_runs_is_an_error(layer, tmp_path):
+    weights = pathlib.Path(shutil.copy(layer / "weights.bin", tmp_path))
+    x = np.ones((6, 16), np.float32)
+    with CLibrary(layer).loaded(weights=weights) as model:
+        model.run({"x": x})
+        weights.write_bytes(b"")
+        with pytest.raises(CError, match="the file of the weights of layer was cut while it was in use") as refused:
+            model.run({"x": x})
+    assert refused.value.number == FILE
+
+
+def test_names_of_any_kind(tmp_path):
+    """Names that C has other uses for, that would end a comment or a string, and that are no identifiers."""
+    sizes, odd = ["int", "T", "min", "a b", "call", "größe"], 'x"*/ \\ ??/'
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value(f"{odd}{size}", onnx.TensorProto.FLOAT, [size, 3]) for size in sizes]
+    nodes = [onnx.helper.make_node("Concat", [each.name for each in inputs], ["m1"], axis=0, name="return */")]
+    nodes.append(onnx.helper.make_node("Neg", ["m1"], [odd]))
+    constant = onnx.numpy_helper.from_array(np.ones((1, 3), np.float32), "weights")
+    nodes.append(onnx.helper.make_node("Add", [odd, "weights"], ["run"]))
+    outputs = [value(name, onnx.TensorProto.FLOAT, ["all of it", 3]) for name in ("run", odd)]
+    graph = onnx.helper.make_graph(nodes, "main", inputs, outputs, [constant])
+    opset = [onnx.helper.make_opsetid("", 24)]
+    moec.compile(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), output=tmp_path / "int", form="c")
+    values = {each.name: np.full((at, 3), at, np.float32) for at, each in enumerate(inputs)}
+    library = CLibrary(tmp_path / "int")
+    assert set(library.inputs) == values.keys()
+    with library.loaded() as model:
+        found, expected = model.run(values), moec.load(tmp_path / "int").run(values)
+    assert all(same_bits(found[name], expected[name]) for name in expected)
+    (tmp_path / "main.c").write_text('#include "int.h"\nconst moec_program *program = &int_program;\n')
+    for compiler, standard in (("cc", "c99"), ("g++", "c++11")):
+        kind = ["-x", "c++"] if compiler == "g++" else []
+        warnings = ["-Wall", "-Wextra", "-Werror", "-pedantic", f"-std={standard}"]
+        run([compiler, *warnings, "-fsyntax-only", f"-I{tmp_path / 'int'}", *kind, tmp_path / "main.c"])
 
 
 def test_guards_are_checked_with_their_text(tmp_path):

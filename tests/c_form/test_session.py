@@ -240,10 +240,11 @@ def test_calls_that_are_wrong_or_at_the_edge(made, tmp_path, watched):
     """``attack.c``; with sanitizers, the runtime is compiled with them, too."""
     library, _ = made("attending")
     (tmp_path / "cut.bin").write_bytes(library.weights.read_bytes()[:-1])
+    (tmp_path / "other.bin").write_bytes(library.weights.read_bytes()[::-1])
     text = (pathlib.Path(__file__).with_name("attack.c")).read_text()
     options = [] if watched is None else SANITIZERS[watched]
     program = built(tmp_path, text, library.weights.parent, options=options, from_sources=bool(options))
-    run([program, library.weights, tmp_path / "cut.bin", "1000"])
+    run([program, library.weights, tmp_path / "cut.bin", tmp_path / "other.bin", "1000"])
 
 
 @pytest.mark.nightly

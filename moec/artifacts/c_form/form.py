@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from moec.artifacts.c_form import interface_text, program_text
 from moec.artifacts.c_form.toolchain import Toolchain, build
@@ -14,12 +14,17 @@ from moec.common.errors import UnsupportedError
 from moec.common.names import in_comment
 from moec.runtime.held import HeldStates
 from moec.runtime.interface import Interface
+from moec.runtime.manifest import WeightEntry
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import INSTRUCTIONS, Program
+from moec.targets.host_program import HostProgram
 
 _LIBRARY = pathlib.Path(__file__).with_name("library")
 HEADER = "moec.h"
 _SOURCES = "src/c"
+MOST_AXES = 12
+"""Axes of inputs and outputs: MOEC_MAX_RANK of ``moec.h``."""
+_STAMPED, _FNV_START, _FNV_FACTOR, _FNV_MASK = 64, 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
 _OF_THE_SYSTEM = (
     "c dl gcc m moec moec_hooks moec_internal moec_machine moec_program moec_session pthread rt "
     "errno fcntl math sched signal stddef stdint stdio stdlib string time unistd"
@@ -35,11 +40,19 @@ class CForm:
     version: str
     tools: Toolchain
 
-    def files(self, program: Program, context: Context) -> Mapping[str, bytes]:
-        """Make the files, by path in the artifact: headers, libraries, and the sources that these were built from.
-        Raises UnsupportedError for a program that C cannot say."""
-        library, interface = library_files(), _interface(program, context)
-        text = self._text(program, interface, context.threads)
+    def maker(self, program: Program, context: Context) -> Callable[[pathlib.Path], Mapping[str, bytes]]:
+        """A function that makes the files, by path in the artifact, from the file of the weights: headers, libraries,
+        and the sources that these were built from. Raises UnsupportedError for a program that C cannot say."""
+        if program.host is None:
+            raise UnsupportedError(f"target {program.target} runs programs on a device; --form c is for processors")
+        host, interface = program.host(), _interface(program, context)
+        _check_ranks(interface)
+        return lambda weights: self._files(program, host, interface, context.threads, weights)
+
+    def _files(
+        self, program: Program, host: HostProgram, interface: Interface, threads: int | None, weights: pathlib.Path
+    ) -> Mapping[str, bytes]:
+        library, text = library_files(), self._text(program, host, interface, threads, weights)
         objects = {
             name: content for name, content in program.objects.items() if name not in (TEAM_OBJECT, INSTRUCTIONS)
         }
@@ -54,10 +67,10 @@ class CForm:
             **sources,
         }
 
-    def _text(self, program: Program, interface: Interface, threads: int | None) -> str:
-        if program.host is None:
-            raise UnsupportedError(f"target {program.target} runs programs on a device; --form c is for processors")
-        host, (weights, end) = program.host(), placed_weights(program)
+    def _text(
+        self, program: Program, host: HostProgram, interface: Interface, threads: int | None, file: pathlib.Path
+    ) -> str:
+        weights, end = placed_weights(program)
         states = program.held
         places = HeldStates(states, interface.inputs, interface.outputs).length_places if states else []
         facts = interface_text.Facts(
@@ -66,6 +79,7 @@ class CForm:
             interface,
             weights,
             end,
+            stamp_of(file, weights),
             threads,
             states,
             places,
@@ -84,6 +98,19 @@ class CForm:
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def stamp_of(file: pathlib.Path, weights: Sequence[WeightEntry]) -> int:
+    """Compute the stamp of a file of weights, by which ``moec_load`` notices those of another model: FNV-1a, in 64
+    bits, of the first and the last 64 bytes of each weight."""
+    stamp = _FNV_START
+    with file.open("rb") as opened:
+        for weight in weights:
+            for start in (0, max(weight.bytes - _STAMPED, 0)):
+                opened.seek(weight.offset + start)
+                for byte in opened.read(min(_STAMPED, weight.bytes)):
+                    stamp = (stamp ^ byte) * _FNV_FACTOR & _FNV_MASK
+    return stamp
+
+
 def library_files() -> dict[str, bytes]:
     """Read the runtime's sources, by file name."""
     return {path.name: path.read_bytes() for path in sorted(_LIBRARY.iterdir()) if path.suffix in (".c", ".h")}
@@ -93,6 +120,12 @@ def program_name(stem: str) -> str:
     """Make a name for C from that of a file or folder. Libraries and headers of the system keep theirs."""
     clean = re.sub(r"\W+", "_", stem, flags=re.ASCII).strip("_") or "model"
     return f"model_{clean}" if clean[0].isdigit() or clean in _OF_THE_SYSTEM.split() else clean
+
+
+def _check_ranks(interface: Interface) -> None:
+    for spec in (*interface.inputs, *interface.outputs):
+        if len(spec.shape) > MOST_AXES:
+            raise UnsupportedError(f"{spec} has {len(spec.shape)} axes; --form c has inputs and outputs of {MOST_AXES}")
 
 
 def _interface(program: Program, context: Context) -> Interface:
@@ -123,9 +156,12 @@ def _header(name: str, interface: Interface) -> str:
             '#include "moec.h"',
             "",
             "#ifdef __cplusplus",
-            'extern "C"',
+            'extern "C" {',
             "#endif",
             f"extern const moec_program {name}_program;",
+            "#ifdef __cplusplus",
+            "}",
+            "#endif",
             "",
             "#endif",
             "",

@@ -24,14 +24,15 @@ _ROLES: dict[Role, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Facts about a program for its tables. ``weight_bytes``: the size of ``weights.bin``; ``features``: of the
-    processor, in LLVM's names."""
+    """Facts about a program for its tables. ``weight_bytes``, ``weight_stamp``: of ``weights.bin``; ``features``: of
+    the processor, in LLVM's names."""
 
     name: str
     version: str
     interface: Interface
     weights: Sequence[WeightEntry]
     weight_bytes: int
+    weight_stamp: int
     threads: int | None
     held: Sequence[HeldState]
     lengths: Sequence[tuple[int, int]]
@@ -221,6 +222,7 @@ class _Tables:
             "    .inputs = inputs, .outputs = outputs, .input_sizes = input_named, .sizes = sizes, .guards = guards,",
             "    .weights = weights, .held = held, .lengths = lengths,",
             f"    .last_input = {last}, .weight_bytes = {facts.weight_bytes}, .features = features,",
+            f"    .weight_stamp = UINT64_C({facts.weight_stamp}),",
             "    .session = &session, .run = run,",
             "};",
         ]

@@ -43,6 +43,20 @@ static moec_error map_weights(moec_model *model, const char *path) {
     return MOEC_OK;
 }
 
+/* Notice the weights of another model of the same size. */
+static moec_error check_stamp(const moec_model *model, const char *path) {
+    const moec_program *program = model->program;
+    uint64_t stamp = UINT64_C(0xcbf29ce484222325);
+    for (int32_t at = 0; at < program->weight_count; at++) {
+        uint64_t bytes = program->weights[at].bytes, read = bytes < 64 ? bytes : 64;
+        const unsigned char *first = (const unsigned char *)model->mapped + program->weights[at].offset;
+        for (uint64_t byte = 0; byte < read; byte++) stamp = (stamp ^ first[byte]) * UINT64_C(0x100000001b3);
+        for (uint64_t byte = bytes - read; byte < bytes; byte++) stamp = (stamp ^ first[byte]) * UINT64_C(0x100000001b3);
+    }
+    if (stamp == program->weight_stamp) return MOEC_OK;
+    return moec_fail(MOEC_ERROR_FILE, "%s: has the weights of another model than %s", path, program->name);
+}
+
 /* Make the arguments of kernels that are the same in all runs. A weight of rank 0 is a number for the program itself. */
 static moec_error place_weights(moec_model *model) {
     const moec_program *program = model->program;
@@ -67,6 +81,7 @@ static moec_error load(moec_model *model, const char *path, int32_t threads) {
     const moec_program *program = model->program;
     moec_error error = moec_check_machine(program);
     if (error == MOEC_OK) error = map_weights(model, path);
+    if (error == MOEC_OK) error = check_stamp(model, path);
     if (error == MOEC_OK) error = place_weights(model);
     if (error != MOEC_OK) return error;
     int32_t cores = moec_core_count();

@@ -116,6 +116,7 @@ struct moec_program {
     const int32_t (*lengths)[2]; /* (input, axis) of the lengths of held states, as the program takes them */
     int32_t last_input;          /* the input [batch, length] whose last positions are computed, or -1 */
     uint64_t weight_bytes;       /* size of weights.bin */
+    uint64_t weight_stamp;       /* FNV-1a of the first and the last 64 bytes of each weight */
     const char *const *features; /* of the processor, as Linux calls them, without punctuation */
     const moec_session_spec *session;
     moec_error (*run)(moec_call *call);

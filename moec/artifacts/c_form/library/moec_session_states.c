@@ -54,10 +54,9 @@ static bool move_pages(const moec_session *session, int32_t held, const moec_hel
                        int64_t count) {
     size_t bytes = page_bytes(session, held), used = (size_t)pages_for(from->length) * bytes;
     if ((double)bytes * (double)count >= MOEC_MOST_BYTES) return false;
-    void *pages = moec_allocate(bytes * (size_t)count);
+    bool has_zeros = session->model->program->held[held].at_places; /* memory is only touched when it is written */
+    void *pages = has_zeros ? calloc((size_t)count, bytes) : moec_allocate(bytes * (size_t)count);
     if (pages == NULL) return false;
-    bool has_zeros = session->model->program->held[held].at_places;
-    if (has_zeros) memset(pages, 0, bytes * (size_t)count);
     if (from->pages != NULL) memcpy(pages, from->pages, used);
     *to = (moec_held_memory){pages, count, from->length, 0};
     return true;
@@ -84,10 +83,8 @@ static moec_error begin_state(moec_session *session, int32_t at, int64_t max_tok
         return move_pages(session, state->held, &empty, session->held + state->held, count) ? MOEC_OK : no_memory();
     }
     if (moec_elements(tensor->rank, tensor->shape) * 8 >= MOEC_MOST_BYTES) return no_memory();
-    tensor->data = moec_allocate(moec_bytes_of(tensor));
-    if (tensor->data == NULL) return no_memory();
-    memset(tensor->data, 0, moec_bytes_of(tensor));
-    return MOEC_OK;
+    tensor->data = calloc(moec_bytes_of(tensor) + 1, 1);
+    return tensor->data != NULL ? MOEC_OK : no_memory();
 }
 
 static bool are_held(const moec_program *program) {

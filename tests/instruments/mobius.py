@@ -19,7 +19,7 @@ from ..isolated import Lost, Worker
 from .mobius_models import FORMS, MODELS, as_onnxruntime_takes, build, feeds
 from .outcomes import Case, run_onnxruntime, unequal
 
-_SIZES = ((1, 1, 0), (2, 5, 0), (1, 1, 6), (2, 4, 3), (1, 19, 2))
+SIZES = ((1, 1, 0), (2, 5, 0), (1, 1, 6), (2, 4, 3), (1, 19, 2))
 """Batch, tokens, and tokens before them."""
 
 
@@ -42,7 +42,7 @@ def check(name: str, form: str, folder: str | None = None) -> Row:
         return Row("skipped", f"mobius: {_line(error)}")
     if folder is not None:
         onnx.save(model, str(pathlib.Path(folder) / f"{name}-{form}.onnx"))
-    sizes = [size for size in _SIZES if size[1] == 1 or not MODELS[name].takes_one]
+    sizes = [size for size in SIZES if size[1] == 1 or not MODELS[name].takes_one]
     case = Case(model, [feeds(model.graph.input, *size) for size in sizes])
     expected = run_onnxruntime(dataclasses.replace(case, model=as_onnxruntime_takes(model)))
     if not isinstance(expected, list):

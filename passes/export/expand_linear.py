@@ -22,10 +22,9 @@ from moec.passes.graph.writer import Writer
 class ExpandLinear:
     """Spells ``moec.Linear`` as MatMul, Add and its activation.
 
-    1. A stored weight is written inputs first, [K,N], because MatMul takes it so: one of a narrower format as Cast or
-       DequantizeLinear along the first axis, which onnxruntime joins with the product. Other weights get a Transpose.
-    2. Elements that onnxruntime's DequantizeLinear does not take are stored in the next wider ones: integers of 2 bits
-       in 4, small floats, times 2 where that makes them whole, in 8 or in float32.
+    1. A stored weight is written inputs first, [K,N], because MatMul takes it so. One of a narrower format has the bits
+       that it is stored in, and is decoded by operators whose inputs are constants: onnxruntime computes these once, in
+       float32, when it loads the model. Integers of 2 bits are stored in 4. Other weights get a Transpose.
 
     ::
 

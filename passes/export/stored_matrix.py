@@ -1,21 +1,26 @@
-"""A stored matrix as the second operand of MatMul, in types that onnxruntime's CPU decodes."""
+"""A stored matrix as the second operand of MatMul, decoded once: when onnxruntime loads the model.
+
+onnxruntime computes what depends on constants alone before the first run, except DequantizeLinear: it leaves that to
+every run, or joins it with MatMul to a product that rounds rows to 8 bits. Weights are therefore decoded by Cast,
+Gather, Sub and Mul; in the file they have the bits that they are stored in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.weights.encode import Table, decode
-from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.encode import Table
 from moec.ir.weights.stored import StoredWeight
 from moec.passes.graph.writer import Writer
 
 Array = np.ndarray[Any, Any]
 _WIDER = {ir.DataType.INT2: ir.DataType.INT4, ir.DataType.UINT2: ir.DataType.UINT4}
-_TAKEN = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8)
+"""The types in which elements are written that ONNX has only in later opsets."""
 
 
 def write_matrix(write: Writer, stored: StoredWeight, transposed: bool, dtype: ir.DataType) -> ir.Value:
@@ -27,55 +32,54 @@ def write_matrix(write: Writer, stored: StoredWeight, transposed: bool, dtype: i
         def load() -> ir.TensorProtocol:
             numbers = stored.encoded(0, transposed).read(name)
             assert numbers is not None
-            array = np.ascontiguousarray(np.broadcast_to(change(numbers).astype(kind.numpy()), shape))
-            return ir.Tensor(array, dtype=kind)
+            array = np.broadcast_to(change(numbers), shape).astype(kind.numpy())
+            return ir.Tensor(np.ascontiguousarray(array), dtype=kind)
 
         lazy = ir.LazyTensor(load, dtype=kind, shape=ir.Shape(shape))
         return write.weight(lazy, "weight" if name == "data" else f"weight.{name}")
 
+    def decoded(value: ir.Value, to: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        return value if value.dtype == to else write.add("Cast", value, to=to, label="decoded")
+
     if not form.quantized:
-        data = table("data", form.data_type, (K, N), _same)
-        return data if form.data_type == dtype else write.add("Cast", data, to=dtype, label="weight")
+        return decoded(table("data", form.data_type, (K, N), _same), dtype)
+    groups = -(-K // (form.group or K))
+    of_inputs = write.constant(np.arange(K) // (form.group or K), "groups") if groups > 1 else None
+
+    def spread(name: Table, kind: ir.DataType) -> ir.Value:
+        """A table [groups,N] in float32, for each input."""
+        value = decoded(table(name, kind, (groups, N), _same))
+        return value if of_inputs is None else write.add("Gather", value, of_inputs, axis=0, label="decoded")
+
     kind = _WIDER.get(form.data_type, form.data_type)
-    halves = form.data_type == ir.DataType.FLOAT4E2M1
-    if form.minima or not (halves or kind in _TAKEN):
-        return _decoded(write, stored, transposed, form, (K, N))
-    kind = ir.DataType.INT8 if halves else kind
-    block = min(form.group or K, K)
-    groups = (-(-K // block), N)
-    scale_type = form.scale_type if form.scale_type == ir.DataType.FLOAT16 else ir.DataType.FLOAT
-    data = table("data", kind, (K, N), _doubled if halves else _integers)
-    scale = table("scale", scale_type, groups, _halved if halves else _same)
-    if scale_type != ir.DataType.FLOAT:  # onnxruntime computes this once, and joins only scales of the result's type
-        scale = write.add("Cast", scale, to=ir.DataType.FLOAT, label="scale")
-    zeros = [table("zero_point", kind, groups, _integers)] if form.zero_points else []
-    attributes = {"axis": 0, "block_size": block, "output_dtype": ir.DataType.FLOAT}
-    weight = write.add("DequantizeLinear", data, scale, *zeros, label="decoded", **attributes)
-    return weight if dtype == ir.DataType.FLOAT else write.add("Cast", weight, to=dtype, label="decoded")
+    if kind == ir.DataType.FLOAT4E2M1:
+        codes = write.add("Cast", table("data", ir.DataType.UINT4, (K, N), _codes), to=ir.DataType.INT32)
+        weight = write.add("Gather", write.constant(_code_values(), "values"), codes, axis=0, label="decoded")
+    else:
+        weight = decoded(table("data", kind, (K, N), _same))
+    if form.zero_points:
+        weight = write.add("Sub", weight, spread("zero_point", kind), label="decoded")
+    scale_type = _table_type(stored.runs[0].scale)
+    weight = write.add("Mul", weight, spread("scale", scale_type), label="decoded")
+    if form.minima:
+        weight = write.add("Sub", weight, spread("minimum", _table_type(stored.runs[0].minimum)), label="decoded")
+    return decoded(weight, dtype)
 
 
-def _decoded(
-    write: Writer, stored: StoredWeight, transposed: bool, form: WeightFormat, shape: tuple[int, int]
-) -> ir.Value:
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(decode(stored.encoded(0, transposed), form, 0).astype(np.float32)))
-
-    write.remarks.append(f"its weight is stored as {form}, which onnxruntime does not decode: it is written as float32")
-    return write.weight(ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape)), "weight")
+def _table_type(table: ir.Value | None) -> ir.DataType:
+    """The type in which scales or minima are written."""
+    narrow = table is not None and table.dtype == ir.DataType.FLOAT16
+    return ir.DataType.FLOAT16 if narrow else ir.DataType.FLOAT
 
 
 def _same(numbers: Array) -> Array:
     return numbers
 
 
-def _integers(numbers: Array) -> Array:
-    return numbers.astype(np.int16) if numbers.dtype.itemsize == 1 and numbers.dtype.kind not in "iu" else numbers
+def _codes(numbers: Array) -> Array:
+    return numbers.view(np.uint8)
 
 
-def _doubled(numbers: Array) -> Array:
-    """Numbers of float4 e2m1 times 2, which are whole."""
-    return numbers.astype(np.float32) * 2
-
-
-def _halved(scales: Array) -> Array:
-    return scales.astype(np.float32) / 2
+def _code_values() -> Array:
+    """The numbers of float4 e2m1 by their code."""
+    return np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)

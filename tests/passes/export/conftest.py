@@ -27,13 +27,13 @@ def exported() -> Exported:
     ``by`` are those that write."""
 
     def run(
-        text: str,
+        graph: str | ir.Model,
         *cases: Mapping[str, Array],
         passes: str = "",
         tolerance: float = 1e-5,
         by: str = pipeline.FOR_ONNXRUNTIME,
     ) -> tuple[ir.Model, Report]:
-        model, report = model_of(text), Report()
+        model, report = model_of(graph) if isinstance(graph, str) else graph, Report()
         pipeline.run(model, pipeline.parse(f"infer-shapes,{passes}" if passes else "infer-shapes"), verify_each=True)
         references = [interpreter.run(model, case) for case in cases]
         pipeline.run(model, pipeline.parse(by), report, verify_each=True)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
+from moec.frontend.gguf.graph.builder import Builder
+from moec.ir.dialect import LinearSpec
+
+from ...frontend.gguf.gguf_files import random_blocks
 from ...products import thinned
 from .test_use_moe import operators
 
@@ -28,14 +36,26 @@ def test_formats(exported, normal, name, group, zero_points, K, attributes):
     """Also of rows whose last block is not full."""
     passes = f"quantize-linears{{format={name},group={group},zero_points={zero_points}}},keep-rows"
     model, report = exported(product(K, attributes), {"x": normal(2, 3, K)}, {"x": normal(1, 0, K)}, passes=passes)
-    assert operators(model) == ["MatMulNBits"] and not report.remarks
+    halves = 1 + (name in ("int8", "int6"))
+    assert operators(model) == ["MatMulNBits"] * halves and not report.remarks
 
 
-def test_rows_are_rounded_where_the_node_rounds_them_so(exported, normal):
-    passes = "quantize-linears{format=int4,group=32}"
+@pytest.mark.parametrize("form", ["int4,group=32", "int8,group=32", "int8", "int2,group=32,zero_points=true"])
+def test_rows_are_rounded_where_the_node_rounds_them(exported, normal, form):
+    passes = f"quantize-linears{{format={form}}}"
     model, report = exported(product(64), {"x": normal(2, 3, 64)}, passes=passes, tolerance=2e-2)
     (node,) = (node for node in model.graph if node.domain)
     assert node.attributes.get_int("accuracy_level") == 4 and not report.remarks
+
+
+def test_rows_are_kept_where_blocks_are_larger_than_the_groups_that_the_node_rounds(exported, normal):
+    text = f"""(float[T,64] x) => (float[T,{N}] y) <int8[{N},64] w, float[{N},2] scale> {{
+        d = DequantizeLinear <axis = 1, block_size = 32, output_dtype = 1> (w, scale)
+        y = moec.Linear <arithmetic = "int8", activation_group = 8> (x, d)
+    }}"""
+    model, report = exported(text, {"x": normal(3, 64)}, tolerance=2e-2)
+    nodes, (remark,) = [node for node in model.graph if node.domain], report.remarks
+    assert not any("accuracy_level" in node.attributes for node in nodes) and "not rounded to int8" in remark.message
 
 
 def test_numbers_of_16_bits(exported, normal):
@@ -50,6 +70,27 @@ def test_other_formats_stay_and_are_reported(exported, normal, form, reason):
     model, report = exported(product(64), {"x": normal(2, 3, 64)}, passes=passes)
     (remark,) = report.remarks
     assert operators(model) == [] and reason in remark.message
+
+
+def product_of(kind: str, K: int) -> ir.Model:
+    """A product whose weight is stored as blocks of a type of GGUF."""
+    size = next(size for name, size, _ in BLOCKS.values() if name == kind)
+    blocks = random_blocks(kind, N * K // size, 0.05).reshape(N, K // size, -1)
+    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": K}
+    file = GgufFile(Path("model.gguf"), metadata, {"w": GgufTensor("w", kind, (N, K), blocks)})
+    builder = Builder(file, with_cache=False)
+    write = builder.write
+    write.graph.inputs.clear()
+    x = write.input("x", ir.DataType.FLOAT, ("B", "T", K))
+    write.output(write.moec("Linear", "y", LinearSpec(), x=x, weight=builder.matrix("w", N, K))[0], "y")
+    return ir.Model(write.graph, ir_version=10)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("Q4_1", 1), ("Q4_K", 1), ("Q5_K", 2), ("Q2_K", 1), ("Q6_K", 2)])
+def test_minima_and_scales_of_two_levels(exported, normal, kind, count):
+    model, report = exported(product_of(kind, 512), {"x": normal(2, 3, 512)}, {"x": normal(1, 0, 512)})
+    assert operators(model) == ["MatMulNBits"] * count and not report.remarks
+    assert ("Sub" in [node.op_type for node in model.graph]) == (kind != "Q6_K")
 
 
 def test_floats_are_left_alone(exported, normal):

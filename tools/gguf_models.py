@@ -14,6 +14,7 @@ import importlib
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -39,13 +40,15 @@ def main() -> None:
             rows.append(f"| `{architecture}` | {name} | {_row(path, tiny.IDS, expected[name])} |")
             print(rows[-1], flush=True)
         bits = [_format_row(tiny, pathlib.Path(folder), kind) for kind in formats]
+        pruned = [*pruned_rows(tiny, pathlib.Path(folder))]
     np.savez_compressed(GOLDEN, **expected)
     head, *_ = DOCUMENT.read_text().split(MARK)
-    tables = [ARCHITECTURES, *rows, "", FORMATS, *bits]
+    tables = [ARCHITECTURES, *rows, "", FORMATS, *bits, "", PRUNED, *pruned]
     DOCUMENT.write_text(f"{head}{MARK}\n\n" + "\n".join(tables) + "\n")
 
 
 ARCHITECTURES = "| architecture | model | MoE layers | error |\n|---|---|---|---|"
+PRUNED = "| pruned model | experts | error |\n|---|---|---|"
 FORMATS = "| format | bits in the file | in an artifact | error |\n|---|---|---|---|"
 
 
@@ -57,6 +60,30 @@ def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
     actual = model.run({"input_ids": ids[None]})["logits"][0]
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     return f"{len(model.describe()['moe_blocks'])} | {error:.0e}"
+
+
+def pruned_rows(tiny: Any, folder: pathlib.Path) -> Iterator[str]:
+    """Export models of twelve experts with nine of them, and write the difference between llama.cpp's logits of the new
+    file and those of moec's reference interpreter after the same passes."""
+    import moec
+    from moec.frontend.gguf import import_file
+    from moec.ir.dialect import has_experts
+    from moec.ir.interpreter import run
+    from moec.passes import pipeline
+
+    source, pruned, passes = folder / "source.gguf", folder / "pruned.gguf", "O2,prune-experts{keep=0.75,method=random}"
+    for name in tiny.MODELS:
+        with mock.patch.multiple(tiny, EXPERTS=12, MOE={"expert_count": 12, "expert_used_count": 2}):
+            graph = import_file(tiny.write_model(name, source))
+        if not any(map(has_experts, graph.graph)):
+            continue
+        pruned.unlink(missing_ok=True)
+        parts = moec.export(source, pruned, passes=passes).parts
+        expected = reference(pruned, tiny.IDS)
+        pipeline.run(graph, pipeline.parse(passes))
+        actual = run(graph, {"input_ids": tiny.IDS[None]})["logits"][0]
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        yield f"| {name} | {len(parts)} {parts[0].written_as} | {error:.0e} |"
 
 
 def _format_row(tiny: Any, folder: pathlib.Path, kind: str) -> str:

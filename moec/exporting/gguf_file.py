@@ -19,7 +19,7 @@ def why_not(source: Any) -> str | None:
     """Explain why a source cannot be written as a GGUF file."""
     from moec.frontend import gguf
 
-    return None if gguf.is_file(source) else "only GGUF files become GGUF files: tensors and metadata come from them"
+    return None if gguf.is_file(source) else "only GGUF files become GGUF files (folders become folders)"
 
 
 def write(

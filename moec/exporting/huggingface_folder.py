@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 def why_not(source: Any) -> str | None:
     """Explain why a source cannot be written as a folder of a Hugging Face model."""
-    from moec.frontend import huggingface
+    from moec.frontend import gguf, huggingface
 
     if huggingface.is_folder(source):
         return None
+    if gguf.is_file(source):
+        return "a GGUF file becomes a GGUF file: name the output *.gguf"
     return "only folders of Hugging Face models become such folders: config.json and tensors come from them"
 
 

@@ -190,6 +190,7 @@ def test_nothing_is_replaced(folder: Path, tmp_path: Path) -> None:
 
 
 def test_only_a_folder_becomes_one(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedError, match="only folders of Hugging Face models become such folders"):
-        export(tmp_path / "model.gguf", tmp_path / "out", form="huggingface")
+    for name, message in (("model.gguf", r"name the output \*.gguf"), ("model.onnx", "only folders of Hugging Face")):
+        (tmp_path / name).write_bytes(b"GGUF" if name.endswith("gguf") else b"")
+        with pytest.raises(UnsupportedError, match=message):
+            export(tmp_path / name, tmp_path / "out", form="huggingface")

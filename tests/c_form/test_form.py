@@ -44,6 +44,27 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch, processo
     assert found == toolchain.Toolchain(("my-cc", "--sysroot=/x"), "my-ar", "my-objcopy")
 
 
+def test_a_compiler_for_another_processor_is_passed_over(monkeypatch, tmp_path):
+    """CC and AR are often set for programs of this computer."""
+    for name, machine in (("native", "x86_64-linux-gnu"), ("cross", "aarch64-linux-android")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {machine}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("cc", "ar", "objcopy"):
+        (tmp_path / f"aarch64-linux-gnu-{name}").write_text("#!/bin/sh\n")
+        (tmp_path / f"aarch64-linux-gnu-{name}").chmod(0o755)
+    monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("AR", "native-ar")
+    monkeypatch.setenv("CC", "native")
+    passed_over = toolchain.find_toolchain("aarch64")
+    assert passed_over.compiler == (str(tmp_path / "aarch64-linux-gnu-cc"),)
+    assert passed_over.archiver == str(tmp_path / "aarch64-linux-gnu-ar")
+    assert toolchain.find_toolchain("x86_64").archiver == "native-ar"
+    monkeypatch.setenv("CC", "cross --sysroot=/x")
+    taken = toolchain.find_toolchain("aarch64")
+    assert (taken.compiler, taken.archiver) == (("cross", "--sysroot=/x"), "native-ar")
+
+
 def test_a_missing_compiler_is_found_before_the_model_is_compiled(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)

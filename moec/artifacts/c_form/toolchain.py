@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from moec.common.errors import DefectError, MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.scratch import ScratchFolder
 from moec.targets.kernel_cache import through_cache
 
@@ -35,7 +35,8 @@ class Toolchain:
 
 def find_toolchain(processor: str) -> Toolchain:
     """Find the tools for a processor (``x86_64``, ``aarch64``): those in the environment variables CC, AR and OBJCOPY,
-    or those on PATH. Raises MoecError that says what to install, UnsupportedError for other processors."""
+    unless CC is for another processor, or else those on PATH. Raises MoecError that says what to install,
+    UnsupportedError for other processors."""
     if processor not in _PREFIXES:
         raise UnsupportedError(
             f"--form c makes libraries for {' and '.join(_PREFIXES)} with Linux, not for {processor}"
@@ -43,15 +44,27 @@ def find_toolchain(processor: str) -> Toolchain:
     here = platform.machine().lower()
     is_native = _SAME.get(here, here) == processor
     prefixes = ("", _PREFIXES[processor]) if is_native else (_PREFIXES[processor],)
-    install = "gcc binutils" if is_native else _PACKAGES[processor]
-    hint = f"on Debian: apt-get install {install}"
+    hint = f"on Debian: apt-get install {'gcc binutils' if is_native else _PACKAGES[processor]}"
+    own = tuple(shlex.split(os.environ.get("CC", "")))
+    own = own if own and _is_for(own, processor) else ()
+    variables = os.environ if own or is_native else {}
     compilers = [f"{prefix}{name}" for prefix in prefixes for name in ("cc", "gcc", "clang")]
-    return Toolchain(
-        tuple(shlex.split(os.environ.get("CC", ""))) or (_found(compilers, "a C compiler", "CC", processor, hint),),
-        os.environ.get("AR") or _found([f"{prefix}ar" for prefix in prefixes], "an ar", "AR", processor, hint),
-        os.environ.get("OBJCOPY")
-        or _found([f"{prefix}objcopy" for prefix in prefixes], "an objcopy", "OBJCOPY", processor, hint),
-    )
+
+    def tool(name: str) -> str:
+        names = [f"{prefix}{name}" for prefix in prefixes]
+        return variables.get(name.upper()) or _found(names, f"an {name}", name.upper(), processor, hint)
+
+    compiler = own or (_found(compilers, "a C compiler", "CC", processor, hint),)
+    return Toolchain(compiler, tool("ar"), tool("objcopy"))
+
+
+def _is_for(compiler: Sequence[str], processor: str) -> bool:
+    """Whether a compiler makes code for the processor; also where it does not tell."""
+    try:
+        done = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=False)
+    except OSError:
+        return True
+    return not done.stdout.startswith(tuple(set(_PREFIXES) - {processor}))
 
 
 def _found(names: Sequence[str], what: str, variable: str, processor: str, hint: str) -> str:
@@ -150,4 +163,4 @@ def _run(folder: pathlib.Path, command: Sequence[str]) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
         said = lines[0] if lines else done.stderr.strip()[-300:]
-        raise DefectError(f"the C library cannot be built: {' '.join(command[:3])} ...: {said}")
+        raise MoecError(f"the C library cannot be built: {' '.join(command[:3])} ...: {said}")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import platform
-import subprocess
 
-import numpy as np
 import pytest
 
 import moec
 from moec.artifacts.c_form import toolchain
 from moec.artifacts.c_form.expressions import c_string, guard_in_c, size_in_c
 from moec.artifacts.c_form.form import program_name
-from moec.common.dtypes import dtype_of
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.guards import holds, parse_guard, parse_size
 
@@ -129,59 +125,6 @@ def test_sizes_and_guards_mean_in_c_what_they_mean_in_python(tmp_path):
     run(["cc", "-fwrapv", f"-I{library}", tmp_path / "main.c", "-o", tmp_path / "main"])
     expected = [parse_size(text)(SIZES) for text in TEXTS[:-1]] + [holds(parse_guard(text), SIZES) for text in GUARDS]
     assert list(map(int, run([tmp_path / "main"]).split())) == list(map(int, expected))
-
-
-NUMBERS = r"""
-#include "moec_internal.h"
-#include <stdio.h>
-
-static const moec_program other = {.abi = MOEC_ABI + 1, .name = "other"};
-static const char *const features[] = {"avx9000"};
-static const moec_program newer = {.abi = MOEC_ABI, .name = "newer", .feature_count = 1, .features = features};
-
-int main(void) {
-    static float numbers[1 << 16];
-    static uint16_t halves[1 << 16];
-    moec_model *model;
-    size_t count = fread(numbers, sizeof *numbers, 1 << 16, stdin);
-    for (moec_type type = MOEC_FLOAT16; type <= MOEC_BFLOAT16; type++) {
-        moec_convert(type, halves, MOEC_FLOAT32, numbers, count);
-        fwrite(halves, sizeof *halves, count, stdout);
-    }
-    for (int at = 0; at < 1 << 16; at++) halves[at] = (uint16_t)at;
-    for (moec_type type = MOEC_FLOAT16; type <= MOEC_BFLOAT16; type++) {
-        moec_convert(MOEC_FLOAT32, numbers, type, halves, 1 << 16);
-        fwrite(numbers, sizeof *numbers, 1 << 16, stdout);
-    }
-    moec_error error = moec_load(&other, NULL, NULL, &model);
-    fprintf(stderr, "%s: %s\n", moec_error_name(error), moec_last_error());
-    error = moec_load(&newer, NULL, NULL, &model);
-    fprintf(stderr, "%s: %s\n", moec_error_name(error), moec_last_error());
-    return 0;
-}
-"""
-
-
-def test_conversions_are_those_of_numpy_and_programs_that_cannot_run_here_are_refused(tmp_path):
-    library = pathlib.Path(toolchain.__file__).with_name("library")
-    (tmp_path / "main.c").write_text(NUMBERS)
-    sources = [tmp_path / "main.c", *sorted(library.glob("*.c"))]
-    run(["cc", "-O1", "-fwrapv", f"-I{library}", *sources, "-lm", "-lpthread", "-o", tmp_path / "main"])
-    random = np.random.default_rng(0)
-    edges = np.array([0, 65504, 65519.99, 65520, 6e-8, 2.98e-8, 2.99e-8, 6.1e-5, 3.4e38, np.inf, np.nan], np.float32)
-    bits = random.integers(0, 1 << 32, 50_000, dtype=np.uint32).view(np.float32)
-    halves = np.arange(0, 0x7C00, 4, dtype=np.uint16).view(np.float16).astype(np.float32)
-    numbers = np.concatenate([edges, -edges, bits[~np.isnan(bits)], halves * np.float32(1 + 2**-11)])
-    ran = subprocess.run([tmp_path / "main"], input=numbers.tobytes(), capture_output=True, check=True)
-    every = np.arange(1 << 16, dtype=np.uint16)
-    with np.errstate(all="ignore"):
-        narrow = [numbers.astype(dtype_of(name)) for name in ("float16", "bfloat16")]
-        wide = [every.view(dtype_of(name)).astype(np.float32) for name in ("float16", "bfloat16")]
-    assert ran.stdout == b"".join(array.tobytes() for array in (*narrow, *wide))
-    mismatch, lacking = ran.stderr.decode().splitlines()
-    assert mismatch.startswith("MOEC_ERROR_ARGUMENT: the program's library has version 2; expected 1")
-    if platform.machine() == "x86_64":
-        assert lacking.startswith("MOEC_ERROR_MACHINE: newer was compiled for a processor with avx9000, which this one")
 
 
 def test_texts_of_models_stay_inside_their_literals():

@@ -159,7 +159,7 @@ def test_states_with_room(made):
     ("name", "passes", "stored"),
     [
         ("attending", None, "float32"),
-        ("attending", "O2,cast-states{dtype=int8}", "int8"),
+        pytest.param("attending", "O2,cast-states{dtype=int8}", "int8", marks=pytest.mark.nightly),
         pytest.param("narrow", None, "bfloat16", marks=pytest.mark.nightly),
         pytest.param("attending", "O2,cast-states{dtype=fp16}", "float16", marks=pytest.mark.nightly),
     ],

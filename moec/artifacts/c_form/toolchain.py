@@ -38,9 +38,7 @@ def find_toolchain(processor: str) -> Toolchain:
     unless CC is for another processor, or else those on PATH. Raises MoecError that says what to install,
     UnsupportedError for other processors."""
     if processor not in _PREFIXES:
-        raise UnsupportedError(
-            f"--form c makes libraries for {' and '.join(_PREFIXES)} with Linux, not for {processor}"
-        )
+        raise UnsupportedError(f"--form c is for {' and '.join(_PREFIXES)} with Linux, not for {processor}")
     here = platform.machine().lower()
     is_native = _SAME.get(here, here) == processor
     prefixes = ("", _PREFIXES[processor]) if is_native else (_PREFIXES[processor],)

@@ -18,10 +18,12 @@ def provenance_of(model: Any, passes: str, rounding: ActivationRounding) -> dict
     """Describe as plain data: the source with its checksum, the passes, the types that they round activations to, and
     the versions of the tools."""
     tools = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}
-    return {"source": _describe_source(model), "passes": passes, KEY: dataclasses.asdict(rounding), "tools": tools}
+    return {"source": describe_source(model), "passes": passes, KEY: dataclasses.asdict(rounding), "tools": tools}
 
 
-def _describe_source(model: Any) -> dict[str, Any]:
+def describe_source(model: Any) -> dict[str, Any]:
+    """Describe a model's source; that of a path has a ``name`` and a ``sha256``, which of a folder is that of its
+    config.json."""
     from moec.runtime.artifact import checksum
 
     if not isinstance(model, (str, os.PathLike)):

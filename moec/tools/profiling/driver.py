@@ -167,10 +167,10 @@ def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> Compi
 
 
 def _source(model: str | os.PathLike[str]) -> dict[str, str]:
-    from moec.runtime.artifact import checksum
+    from moec.compiling.provenance import describe_source
 
-    path = pathlib.Path(model)
-    return {"name": path.name, "sha256": checksum(path).sha256}
+    described = describe_source(model)
+    return {"name": described["name"], "sha256": described["sha256"]}
 
 
 class _LayerSums:

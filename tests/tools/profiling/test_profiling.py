@@ -330,3 +330,11 @@ def test_another_models_profile_is_refused_before_anything_runs(model, made, ids
     monkeypatch.setattr(compiler, "write", lambda *_, **__: pytest.fail("was compiled"))
     with pytest.raises(MoecError, match=r"p\.moeprof: its formats are .*'int4/32'.*, those of .* are"):
         measured(model, tmp_path, ids, formats="int8", merge_with=[made.path])
+
+
+def test_a_folder_is_known_by_its_configuration(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model.onnx").write_text("{}")
+    of_folder, of_file = (driver._source(tmp_path / name) for name in ("model", "model.onnx"))
+    assert of_folder == {"name": "model", "sha256": of_file["sha256"]} and len(of_file["sha256"]) == 64

@@ -7,11 +7,13 @@ import pathlib
 import pytest
 
 import moec
-from moec.artifacts.c_form import toolchain
+from moec.artifacts.c_form import form, toolchain
 from moec.artifacts.c_form.expressions import c_string, guard_in_c, size_in_c
 from moec.artifacts.c_form.form import program_name
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.guards import holds, parse_guard, parse_size
+from moec.common.specs import TensorSpec
+from moec.runtime.interface import Interface
 
 from ..text_models import model_of
 from .building import run
@@ -99,6 +101,14 @@ def test_what_c_cannot_say_is_refused_by_name(tmp_path):
     )
     with pytest.raises(UnsupportedError, match=r"call of moec\.loop has no equivalent in C; compile without --form c"):
         moec.compile(loop, output=tmp_path / "model", form="c")
+
+
+def test_inputs_have_as_many_axes_as_moec_h_says():
+    header = (pathlib.Path(form.__file__).parent / "library" / "moec.h").read_text()
+    assert f"#define MOEC_MAX_RANK {form.MOST_AXES}\n" in header
+    form.check_ranks(Interface([TensorSpec("x", "float32", (1,) * form.MOST_AXES)], []))
+    with pytest.raises(UnsupportedError, match=r"y float32\[.*\] has 13 axes; --form c has at most 12"):
+        form.check_ranks(Interface([], [TensorSpec("y", "float32", (1,) * (form.MOST_AXES + 1))]))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class CForm:
         if program.host is None:
             raise UnsupportedError(f"target {program.target} runs programs on a device; --form c is for processors")
         host, interface = program.host(), _interface(program, context)
-        _check_ranks(interface)
+        check_ranks(interface)
         return lambda weights: self._files(program, host, interface, context.threads, weights)
 
     def _files(
@@ -122,10 +122,11 @@ def program_name(stem: str) -> str:
     return f"model_{clean}" if clean[0].isdigit() or clean in _OF_THE_SYSTEM.split() else clean
 
 
-def _check_ranks(interface: Interface) -> None:
+def check_ranks(interface: Interface) -> None:
+    """Raise UnsupportedError for an input or output with more axes than ``moec.h`` allows."""
     for spec in (*interface.inputs, *interface.outputs):
         if len(spec.shape) > MOST_AXES:
-            raise UnsupportedError(f"{spec} has {len(spec.shape)} axes; --form c has inputs and outputs of {MOST_AXES}")
+            raise UnsupportedError(f"{spec} has {len(spec.shape)} axes; --form c has at most {MOST_AXES}")
 
 
 def _interface(program: Program, context: Context) -> Interface:

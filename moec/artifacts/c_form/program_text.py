@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -95,7 +94,7 @@ class _Writer:
         elif isinstance(step, Give):
             yield f"    GIVE({step.memory});"
         elif isinstance(step, KernelCall):
-            yield from _wrapped(f"RUN({', '.join([step.kernel, *map(self._argument, step.arguments)])});")
+            yield from _lines([f"RUN({step.kernel}", *map(self._argument, step.arguments)])
         elif isinstance(step, ReadSizes):
             address = f"(const int64_t *){self._address(step.tensor)}"
             for at, name in enumerate(step.names):
@@ -140,10 +139,16 @@ def _names_in(host: HostProgram) -> Iterator[str]:
     yield from (result.memory for result in host.results)
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
-    )
+def _lines(parts: Sequence[str]) -> Iterator[str]:
+    """A call of ``parts``, the first with an open bracket, in lines that end behind whole arguments."""
+    line = "    " + parts[0]
+    for part in parts[1:]:
+        if len(line) + len(part) > _WIDTH:
+            yield f"{line},"
+            line = " " * 8 + part
+        else:
+            line = f"{line}, {part}"
+    yield f"{line});"
 
 
 def _bytes(array: np.ndarray) -> str:

@@ -21,6 +21,7 @@ void moec_raise(const char *kind, const char **parts, int32_t count) {
 
 bool moec_call_kernel(moec_call *call, moec_kernel *kernel, const moec_value *arguments, int32_t count) {
     moec_value nothing = {0};
+    raised[0] = 0, raised_for_sizes = false;
     if (kernel(NULL, arguments, count, &nothing) == 0) return true;
     call->error = raised_for_sizes ? MOEC_ERROR_INPUT : MOEC_ERROR_DEFECT;
     snprintf(call->text, sizeof call->text, "the model cannot run on inputs of these sizes: %s", raised);

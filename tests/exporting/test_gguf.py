@@ -20,6 +20,7 @@ from moec.ir.interpreter import run
 from moec.passes import pipeline
 from moec.passes.framework.shorthand import with_formats
 
+from ..command import moec
 from ..frontend.gguf import tiny_models
 from ..frontend.gguf.gguf_files import stored, write_file
 from ..frontend.gguf.tiny_models import IDS, MODELS, Tiny, write_model
@@ -137,6 +138,15 @@ def test_layers_that_predict_further_tokens_go_when_counts_change(tmp_path: Path
     assert any("predict further tokens" in remark.message for remark in result.remarks)
     result.path.unlink()
     assert "blk.2.ffn_up_exps.weight" in exported(source).tensors
+
+
+def test_the_command(tmp_path: Path) -> None:
+    source, output = model("mixtral", tmp_path / "model.gguf"), tmp_path / "small.gguf"
+    result = moec("export", source, "-o", output, "--passes", f"O2,{PRUNE}")
+    assert (result.returncode, result.stdout) == (0, f"{output}: for gguf, 2 layers of 9 experts in F32\n")
+    assert read_file(output).metadata["llama.expert_count"] == 9
+    again = moec("export", source, "-o", output)
+    assert again.returncode == 2 and "is never replaced; remove it or choose another path" in again.stderr
 
 
 def test_parts_become_one_file(tmp_path: Path) -> None:

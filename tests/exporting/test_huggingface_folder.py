@@ -17,6 +17,7 @@ from moec.frontend import huggingface
 from moec.frontend.huggingface.folder import import_folder, read_tensors
 from moec.ir.interpreter import run
 
+from ..command import moec
 from ..frontend.huggingface.models import mixtral, rounded, saved, torch, transformers
 
 IDS = np.random.default_rng(0).integers(0, 64, (2, 9))
@@ -144,6 +145,11 @@ def test_nothing_changes_without_a_pass_that_changes_the_function(folder: Path, 
     assert {str(path.relative_to(result.path)) for path in result.path.rglob("*") if path.is_file()} == names
     for name in names - {"model.safetensors.index.json"}:
         assert (result.path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_the_command(folder: Path, tmp_path: Path) -> None:
+    result = moec("export", folder, "-o", tmp_path / "copy")
+    assert result.returncode == 0 and read_tensors(tmp_path / "copy").keys() == read_tensors(folder).keys()
 
 
 def test_weights_of_other_formats_are_left_out(folder: Path, tmp_path: Path) -> None:

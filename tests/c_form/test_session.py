@@ -225,14 +225,18 @@ ARM = ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objcopy", "qemu-aarch64")
 
 
 @pytest.mark.skipif(any(shutil.which(tool) is None for tool in ARM), reason=f"needs {', '.join(ARM)}")
-def test_a_library_for_aarch64_generates_the_same(made, tmp_path):
+def test_a_library_for_aarch64_generates_the_same_where_it_can_run(made, tmp_path):
     _, python = made("attending")
     place = tmp_path / "attending"
-    moec.compiling.compiler.write(graph("attending"), place, CompileOptions(target="cpu:neon", form="c"))
+    moec.compiling.compiler.write(graph("attending"), place, CompileOptions(target="cpu:neondotprod", form="c"))
     text = (EXAMPLES / "c" / "generate.c").read_text().replace("char_lm", "attending")
     program = built(tmp_path, text, place, compiler=ARM[0], options=["-static"])
-    said = run([ARM[2], program, place / "weights.bin", "20", *map(str, PROMPT)])
+    arguments = [program, place / "weights.bin", "20", *map(str, PROMPT)]
+    said = run([ARM[2], *arguments])
     assert list(map(int, said.split())) == generated(python, 20)
+    refused = subprocess.run([ARM[2], "-cpu", "cortex-a53", *arguments], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "was compiled for a processor with asimddp, which this one lacks" in refused.stderr
 
 
 @pytest.mark.parametrize("watched", [None, *(pytest.param(name, marks=pytest.mark.nightly) for name in SANITIZERS)])

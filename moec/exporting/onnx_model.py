@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moec.passes.framework.base import Pass, Report
 
 SUFFIX = ".onnx"
-_MODEL = "model.onnx"
+MODEL = "model.onnx"
 
 
 def write_model(
@@ -39,24 +39,25 @@ def write_model(
 
     if options.tokenizer is not None:
         raise UnsupportedError("onnxruntime reads no tokenizer; leave the tokenizer out")
-    model, parts = _spelled(source, options, report, pipelines, part_of)
+    model, parts = spelled(source, options, report, pipelines, part_of)
     report.progress(f"writing {output.name}")
     if output.suffix == SUFFIX:
         onnx_file.write_file(model, aside)
     else:
         aside.mkdir()
-        onnx_file.write_file_and_data(model, aside / _MODEL)
+        onnx_file.write_file_and_data(model, aside / MODEL)
         seal_folder(aside)
     return parts
 
 
-def _spelled(
+def spelled(
     source: Any,
     options: ExportOptions,
     report: Report,
     pipelines: tuple[str, str],
     part_of: Callable[[ir.Model, str, Report], ExportedPart],
 ) -> tuple[ir.Model, list[ExportedPart]]:
+    """Import a source and run passes until no operator of moec's is left. Arguments as for :func:`write_model`."""
     from moec.compiling.compile_options import with_profile
     from moec.compiling.compiler import import_model
     from moec.exporting import onnx_file

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, Form
-from moec.exporting.onnx_model import SUFFIX, foreign, write_model
+from moec.exporting.onnx_model import SUFFIX, foreign, spelled, write_model
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,10 +22,18 @@ _USES = ("use-moe", "use-qmoe", "loop-experts", "expand-dispatch")
 def _write(
     source: Any, aside: pathlib.Path, output: pathlib.Path, options: ExportOptions, report: Report
 ) -> list[ExportedPart]:
+    return write_model(source, aside, output, options, report, _pipelines(), _part)
+
+
+def spelled_for_onnxruntime(source: Any, options: ExportOptions, report: Report) -> tuple[ir.Model, list[ExportedPart]]:
+    """Make the model that this form writes."""
+    return spelled(source, options, report, _pipelines(), _part)
+
+
+def _pipelines() -> tuple[str, str]:
     from moec.passes import pipeline
 
-    pipelines = (pipeline.BEFORE_ONNXRUNTIME, pipeline.FOR_ONNXRUNTIME)
-    return write_model(source, aside, output, options, report, pipelines, _part)
+    return pipeline.BEFORE_ONNXRUNTIME, pipeline.FOR_ONNXRUNTIME
 
 
 def _part(model: ir.Model, name: str, report: Report) -> ExportedPart:

@@ -37,7 +37,7 @@ def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
     return TextFiles(
         read_text(file, LARGEST_JSON),
         _template(folder, settings),
-        _end_ids(folder, content),
+        end_ids_of(folder) or _special_ids(content),
         {name: token for name, token in tokens.items() if token is not None},
     )
 
@@ -73,7 +73,9 @@ def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     return chat if isinstance(chat, str) else None
 
 
-def _end_ids(folder: Path, tokenizer: dict[str, Any]) -> tuple[int, ...]:
+def end_ids_of(folder: Path) -> tuple[int, ...]:
+    """Read the ids that end a text: those of ``generation_config.json``, else of ``config.json``. Returns none where
+    neither names any. Raises MoecError for other values."""
     for name in (_GENERATION_CONFIG, CONFIG):
         config = _optional(folder / name)
         text_config = config.get("text_config")
@@ -84,6 +86,10 @@ def _end_ids(folder: Path, tokenizer: dict[str, Any]) -> tuple[int, ...]:
             raise MoecError(f"{folder / name}: eos_token_id is {str(end)[:80]}; expected the id of a token, or a list")
         if ids:
             return tuple(dict.fromkeys(ids))
+    return ()
+
+
+def _special_ids(tokenizer: dict[str, Any]) -> tuple[int, ...]:
     added = tokenizer.get("added_tokens")
     special = [token for token in added or [] if isinstance(token, dict) and token.get("special") is True]
     return tuple(token["id"] for token in special if isinstance(token.get("id"), int))

@@ -1,0 +1,242 @@
+"""Inputs and outputs of a language model as onnxruntime-genai names, sizes and fills them.
+
+It finds keys and values by their names, and takes one shape [batch, heads, past, width] for both of a layer. States
+that each run replaces come in pairs, ``conv_state`` and ``recurrent_state``; all of a kind have one shape, they begin
+as zeros, and input and output of a state are the same memory. Prompts of a batch are padded at their ends, in
+``attention_mask``. Source: ``kv_cache.cpp``, ``recurrent_state.cpp`` and ``position_inputs.cpp`` of onnxruntime-genai.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.common.errors import UnsupportedError
+from moec.frontend.pytorch.text_cache import PAST, PRESENT
+from moec.frontend.pytorch.text_cache import SIZES as CACHE_SIZES
+from moec.frontend.pytorch.text_inputs import SIZES
+from moec.ir.graphs import add_constant
+from moec.passes.graph.edits import fresh_name
+
+IDS, LOGITS, MASK = "input_ids", "logits", "attention_mask"
+PAST_NAMES = {kind: f"past_key_values.%d.{kind}" for kind in ("key", "value", "conv_state", "recurrent_state")}
+PRESENT_NAMES = {kind: f"present.%d.{kind}" for kind in PAST_NAMES}
+_STATE = re.compile(rf"{PAST}_(?P<kind>[a-z]+)_(?P<layer>\d+)(?:_\d+)?")
+_REPLACED = {"conv": "conv_state", "state": "recurrent_state"}
+_MOST_AXES = {"conv_state": 3, "recurrent_state": 4}
+"""With one axis more, genai takes the first for a window of earlier states."""
+_HEADS, _WIDTH = 1, 3
+"""Axes of keys and values."""
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_ONE_LENGTH = "prompts of a batch need one length, because this model takes no padding"
+"""Name of the node that fails where a mask has zeros: onnxruntime shows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Sizes of the graph that genai_config.json repeats. ``layers``, ``heads`` and ``width`` are those of keys; without
+    keys they are 1."""
+
+    vocabulary: int
+    layers: int = 1
+    heads: int = 1
+    width: int = 1
+
+
+@dataclasses.dataclass
+class _State:
+    """A state as input and output of the graph."""
+
+    kind: str
+    layer: int
+    past: ir.Value
+    present: ir.Value
+
+    def sizes(self) -> tuple[int | None, ...]:
+        """Sizes of the input; None for those that are dynamic."""
+        shape = self.past.shape
+        return () if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def name_for_genai(model: ir.Model) -> Decoder:
+    """Rename the states of a finished model, and add what genai needs beside them: copies, states that stay empty, and
+    a check that no prompt is padded. Raises UnsupportedError for inputs, states and logits that genai has no place
+    for."""
+    graph = model.graph
+    vocabulary = _vocabulary(graph)
+    states = [_state(value, graph) for value in graph.inputs if value.name != IDS]
+    keys = {state.layer: state for state in states if state.kind == "key"}
+    values = {state.layer: state for state in states if state.kind == "value"}
+    others = {name: [state for state in states if state.kind == kind] for kind, name in _REPLACED.items()}
+    if not states:
+        raise UnsupportedError("it keeps nothing from run to run, and onnxruntime-genai gives it each token once")
+    _check_pairs(keys, values)
+    for layer, key in keys.items():
+        _same_width(graph, key, values[layer])
+    for state in (*keys.values(), *values.values()):
+        _rename(state, state.kind, state.layer)
+    if any(others.values()):
+        _place_replaced(graph, others)
+    _refuse_padding(graph)
+    if not keys:
+        return Decoder(vocabulary)
+    first = keys[min(keys)].sizes()
+    return Decoder(vocabulary, max(keys) + 1, first[_HEADS] or 1, first[_WIDTH] or 1)
+
+
+def _vocabulary(graph: ir.Graph) -> int:
+    logits = next((value for value in graph.outputs if value.name == LOGITS), None)
+    shape = () if logits is None or logits.shape is None else tuple(logits.shape)
+    size = shape[-1] if len(shape) == 3 else None
+    if logits is None or not isinstance(size, int) or logits.dtype not in _FLOATS:
+        raise UnsupportedError("has no logits [batch, length, vocabulary] of floats, which onnxruntime-genai needs")
+    if not any(value.name == IDS for value in graph.inputs):
+        raise UnsupportedError(f"has no input {IDS}, which onnxruntime-genai needs")
+    return size
+
+
+def _state(past: ir.Value, graph: ir.Graph) -> _State:
+    match = _STATE.fullmatch(past.name or "")
+    name = (past.name or "").replace(PAST, PRESENT, 1)
+    present = next((value for value in graph.outputs if value.name == name), None)
+    if match is None or present is None or match["kind"] not in ("key", "value", *_REPLACED):
+        raise UnsupportedError(
+            f"onnxruntime-genai has no value for input {past.name}; it knows keys and values of attention, and states "
+            "of convolutions and recurrences"
+        )
+    return _State(match["kind"], int(match["layer"]), past, present)
+
+
+def _check_pairs(keys: dict[int, _State], values: dict[int, _State]) -> None:
+    """Check that keys and values are as genai makes them: [batch, heads, past, width], of one type in all layers."""
+    if keys.keys() != values.keys():
+        raise UnsupportedError("onnxruntime-genai knows only layers with both keys and values")
+    types = {state.past.dtype for state in (*keys.values(), *values.values())}
+    if len(types) > 1:
+        raise UnsupportedError("keys and values of several types: onnxruntime-genai takes one for all layers")
+    for layer, key in keys.items():
+        key_sizes, value_sizes = key.sizes(), values[layer].sizes()
+        fits = len(key_sizes) == len(value_sizes) == 4 and key_sizes[:3] == value_sizes[:3]
+        if not fits or key_sizes[_HEADS] is None or None in (key_sizes[_WIDTH], value_sizes[_WIDTH]):
+            raise UnsupportedError(
+                f"{key.past.name}: keys {_shown(key)} and values {_shown(values[layer])}; onnxruntime-genai makes both "
+                "[batch, heads, past, width]"
+            )
+
+
+def _shown(state: _State) -> str:
+    return f"[{', '.join(map(str, state.past.shape or ()))}]"
+
+
+def _same_width(graph: ir.Graph, key: _State, value: _State) -> None:
+    """Append zeros to the narrower of a layer's keys and values, and take them off again."""
+    widths = [state.sizes()[_WIDTH] or 0 for state in (key, value)]
+    if widths[0] == widths[1]:
+        return
+    state, width, wide = (value, widths[1], widths[0]) if widths[0] > widths[1] else (key, widths[0], widths[1])
+    bounds = [_numbers(graph, number) for number in (0, width, _WIDTH)]
+    _feed(graph, state, "Slice", *bounds, width=wide)
+    padding = _numbers(graph, 0, 0, 0, 0, 0, 0, 0, wide - width)
+    _send(graph, state, "Pad", padding, width=wide)
+
+
+def _place_replaced(graph: ir.Graph, kinds: dict[str, list[_State]]) -> None:
+    """Give the states of convolutions and recurrences consecutive numbers, and each its own copy of the memory that
+    its output will be written to. Where one of a pair is missing, an empty one takes its place."""
+    for name, states in kinds.items():
+        shapes = {(*state.sizes()[1:], state.past.dtype) for state in states}
+        if len(shapes) > 1 or any(None in state.sizes()[1:] for state in states):
+            raise UnsupportedError(
+                f"{states[0].past.name}: onnxruntime-genai keeps states of one fixed shape in all layers, and these "
+                f"have {' and '.join(sorted({_shown(state) for state in states}))}"
+            )
+        if states and len(states[0].sizes()) > _MOST_AXES[name]:
+            raise UnsupportedError(
+                f"{states[0].past.name}: onnxruntime-genai keeps such states with at most {_MOST_AXES[name]} axes, not "
+                f"{_shown(states[0])}"
+            )
+    pairs = itertools.zip_longest(*kinds.values())
+    for number, pair in enumerate(pairs):
+        for (name, states), state in zip(kinds.items(), pair, strict=True):
+            if state is None:
+                state = _empty(graph, states)
+            _feed(graph, state, "Max")  # onnxruntime keeps this copy, unlike those of Identity
+            _rename(state, name, number)
+
+
+def _empty(graph: ir.Graph, states: Sequence[_State]) -> _State:
+    """A state that stays as it is, shaped like the others of its kind."""
+    dtype, rest = (states[0].past.dtype, states[0].sizes()[1:]) if states else (ir.DataType.FLOAT, (1, 1))
+    shape = ir.Shape([SIZES[0], *rest])
+    past = ir.Value(name=fresh_name(graph, "empty"), type=ir.TensorType(dtype or ir.DataType.FLOAT), shape=shape)
+    node = ir.node("Identity", [past], name=fresh_name(graph, "keep_empty"))
+    graph.append(node)
+    present = node.outputs[0]
+    present.type, present.shape, present.name = past.type, shape, fresh_name(graph, "still_empty")
+    graph.inputs.append(past)
+    graph.outputs.append(present)
+    return _State("", 0, past, present)
+
+
+def _feed(graph: ir.Graph, state: _State, operator: str, *further: ir.Value, width: int | None = None) -> None:
+    """Compute a state by an operator from a new input, whose last axis has ``width``."""
+    old = state.past
+    new = ir.Value(name=fresh_name(graph, f"{old.name}_given"), type=old.type, shape=_with_width(old.shape, width))
+    at = next(place for place, value in enumerate(graph.inputs) if value is old)
+    graph.inputs[at] = new
+    node = ir.node(operator, [new, *further], outputs=[old], name=f"{operator}_{old.name}")
+    graph.insert_before(graph[0], node)
+    state.past = new
+
+
+def _send(graph: ir.Graph, state: _State, operator: str, *further: ir.Value, width: int) -> None:
+    """Compute a new output, whose last axis has ``width``, from a state."""
+    old = state.present
+    node = ir.node(operator, [old, *further], name=f"{operator}_{old.name}")
+    graph.append(node)
+    new = node.outputs[0]
+    new.name, new.type, new.shape = fresh_name(graph, f"{old.name}_kept"), old.type, _with_width(old.shape, width)
+    graph.outputs[:] = [new if value is old else value for value in graph.outputs]
+    state.present = new
+
+
+def _with_width(shape: ir.Shape | None, width: int | None) -> ir.Shape | None:
+    return shape if shape is None or width is None else ir.Shape([*shape[:-1], width])
+
+
+def _rename(state: _State, kind: str, layer: int) -> None:
+    state.past.name, state.present.name = PAST_NAMES[kind] % layer, PRESENT_NAMES[kind] % layer
+
+
+def _refuse_padding(graph: ir.Graph) -> None:
+    """Take an attention mask, and fail where it has a zero: the node that does so is named for the reason."""
+    ids = next(value for value in graph.inputs if value.name == IDS)
+    kind, scalar = ir.TensorType(ir.DataType.INT64), ir.Shape([])
+    mask = ir.Value(name=MASK, type=kind, shape=ir.Shape([SIZES[0], f"{CACHE_SIZES[2]} + {SIZES[1]}"]))
+    constants = [
+        add_constant(graph, ir.tensor(np.array(array, np.int64)), fresh_name(graph, label))
+        for array, label in ((1, "one"), ([0], "zero"))
+    ]
+    uses = list(ids.uses())
+    least = ir.node("ReduceMin", [mask], attributes={"keepdims": 0}, name="least_of_mask")
+    index = ir.node("Sub", [constants[0], least.outputs[0]], name="has_padding")
+    zero = ir.node("Gather", [constants[1], index.outputs[0]], name=_ONE_LENGTH)
+    checked = ir.node("Add", [ids, zero.outputs[0]], name="checked_ids")
+    for node, label in ((least, "least"), (index, "padded"), (zero, "nothing"), (checked, "checked")):
+        node.outputs[0].name = fresh_name(graph, f"{MASK}_{label}")
+        node.outputs[0].type, node.outputs[0].shape = kind, ids.shape if node is checked else scalar
+    first = graph[0]
+    for node in (least, index, zero, checked):
+        graph.insert_before(first, node)
+    for node, position in uses:
+        node.replace_input_with(position, checked.outputs[0])
+    graph.inputs.append(mask)
+
+
+def _numbers(graph: ir.Graph, *numbers: int) -> ir.Value:
+    return add_constant(graph, ir.tensor(np.array(numbers, np.int64)), fresh_name(graph, "numbers"))

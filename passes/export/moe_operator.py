@@ -17,6 +17,7 @@ from moec.ir import dialect
 from moec.ir.contrib import moe_attributes
 from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.rule import known_size
+from moec.passes.export.operator_check import why_different
 from moec.passes.export.routed_operator import routed, why_not_routed
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.writer import Writer
@@ -56,29 +57,34 @@ def why_not_operator(node: ir.Node, weights: ExpertWeights) -> str | None:
     return why_not_routed(node, spec)
 
 
-def replace_experts(node: ir.Node, op_type: str, weights: ExpertWeights, operands: Operands, **attributes: Any) -> None:
-    """Put an operator in the place of a ``moec.Experts`` node. ``operands`` writes its weights."""
+def replace_experts(
+    node: ir.Node, op_type: str, weights: ExpertWeights, operands: Operands, **attributes: Any
+) -> str | None:
+    """Put an operator in the place of a ``moec.Experts`` node. ``operands`` writes its weights.
+
+    Returns None; or the reason why the installed onnxruntime does not compute the same, and then the node stays.
+    """
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     write = Writer(node, value_names(graph))
     inputs = routed(write, weights)
     slots = known_size(dialect.inputs_of(node)["experts"], 1)
     assert slots is not None, "why_not_operator asks for it"
-    named = {
-        "k": min(slots, weights.experts),
-        "normalize_routing_weights": 1,
-        **moe_attributes(weights.spec),
-        **attributes,
-    }
-    operator = ir.node(op_type, [inputs.x, inputs.logits, *operands(write)], named, domain="com.microsoft")
-    operator.name = node_name(node)
+    named = {"k": min(slots, weights.experts), "normalize_routing_weights": 1, **moe_attributes(weights.spec)}
+    values = [inputs.x, inputs.logits, *operands(write)]
+    operator = ir.node(op_type, values, {**named, **attributes}, domain="com.microsoft", name=node_name(node))
     old = node.outputs[0]
     y = write.insert(operator, "experts")
     y.type, y.shape = old.type, old.shape
+    result, reason = inputs.completed(write, y), why_different(operator, weights)
+    if reason is not None:
+        remove_unused(graph, result)
+        return reason
     replaced = [value for value in node.inputs if value is not None]
-    replace_node(node, [inputs.completed(write, y)])
+    replace_node(node, [result])
     for value in dict.fromkeys(replaced):
         remove_unused(graph, value)
+    return None
 
 
 def parts_of(weights: ExpertWeights, layer: Layer) -> tuple[Part, ...]:

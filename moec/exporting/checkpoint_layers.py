@@ -173,10 +173,10 @@ def tensors_after(checkpoint: Checkpoint, piece: Piece, change: LayerChange) -> 
         makers = [functools.partial(_new, piece, change, expert) for expert in range(change.count)]
         pairs = zip(place.names, makers, strict=False)
         return {name: _tensor(dtype, weight.data.shape, [make]) for name, make in pairs}
-    if place.axis or place.blocks > 1:
+    if place.axis:
         raise UnsupportedError(f"{weight.where}: has experts along axis {place.axis}, where only copies are written")
     makers = [functools.partial(_new, piece, change, expert) for expert in range(len(copied))]
-    return {place.names[0]: _tensor(dtype, (len(copied), *weight.data.shape[1:]), makers)}
+    return {place.names[0]: _tensor(dtype, (len(copied) * place.blocks, *weight.data.shape[1:]), makers)}
 
 
 def _check_every_expert(checkpoint: Checkpoint, piece: Piece, before: LayerState) -> None:

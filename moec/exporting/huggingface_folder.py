@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import MoecError, UnsupportedError
-from moec.exporting.changing_passes import changing_passes
+from moec.exporting.changing_passes import FilePipeline, changing_passes
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, Form
 from moec.exporting.new_paths import foreign_because
@@ -15,6 +15,7 @@ from moec.exporting.new_paths import foreign_because
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.exporting.folder_contents import FolderContents
     from moec.exporting.layer_changes import LayerChange
     from moec.passes.framework.base import Report
 
@@ -39,20 +40,19 @@ def write(
     layers; experts whose tensors are not found; new numbers of quantised weights.
     """
     _check_options(options)
-    pipeline = changing_passes(options)
+    passes = changing_passes(options)
 
     from moec.exporting.folder_contents import FolderContents
 
     contents = FolderContents.of(pathlib.Path(source))
-    if pipeline.changing:
-        changes = _changes(contents, pipeline.finding, pipeline.changing, report)
-        contents = contents.after(changes, report)
+    if passes.changing:
+        contents = contents.after(_changes(contents, passes, report), report)
     report.progress("writing")
     contents.write(path, report)
     return contents.parts
 
 
-def _changes(contents: Any, finding: Any, changing: Any, report: Report) -> list[LayerChange]:
+def _changes(contents: FolderContents, passes: FilePipeline, report: Report) -> list[LayerChange]:
     """Run the passes on the graph of the folder and compare its layers with those before."""
     from moec.exporting.layer_changes import LayerState, change_of
     from moec.frontend import huggingface
@@ -60,12 +60,12 @@ def _changes(contents: Any, finding: Any, changing: Any, report: Report) -> list
 
     report.progress("importing")
     model = huggingface.import_folder(contents.folder, cache=False)
-    for step in finding:
+    for step in passes.finding:
         report.progress(step.name)
         pipeline.run(model, (step,), report)
     layers = [LayerState.of(node) for node in _layers(model)]
     dense = _dense(model)
-    for step in changing:
+    for step in passes.changing:
         report.progress(step.name)
         pipeline.run(model, (step,), report)
     report.progress("comparing")

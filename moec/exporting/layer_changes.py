@@ -215,13 +215,24 @@ def _router(before: LayerState, after: LayerState, groups: Sequence[Sequence[int
         changes["router"] = _rows_change(before.router.weight.T, after.router.weight.T, groups)
         if before.router.bias is not None and after.router.bias is not None:
             changes["router_bias"] = _rows_change(before.router.bias, after.router.bias, groups)
-    elif all(len(group) == 1 for group in groups):  # passes that make averages or new rows need the product
+    elif all(len(group) == 1 for group in groups) and _is_unchanged(before.router):
         changes |= dict.fromkeys(("router", "router_bias"), Change(tuple(first for (first,) in groups), None))
     else:
         raise UnsupportedError(
-            f"node {node_name(before.node)}: its logits are no product of its rows with a constant matrix, so the row "
-            "of an average of experts is not known; prune experts instead of merging them"
+            f"node {node_name(before.node)}: its logits are no product of its rows with a constant matrix, so new rows "
+            "of the router are not known; prune experts instead of merging them, and leave routers as they are"
         )
     if before.correction_bias is not None and after.correction_bias is not None:
         changes["correction_bias"] = _rows_change(before.correction_bias, after.correction_bias, groups)
     return changes
+
+
+def _is_unchanged(product: RouterProduct | None) -> bool:
+    """Whether the product of a router, where there was one, is still the same, perhaps with columns picked from it."""
+    if product is None:
+        return True
+    rows = product.node.inputs[0]
+    if product.node.graph is None or rows is None:
+        return False
+    now = router_product(product.node.outputs[0], rows)
+    return now is not None and np.array_equal(now.weight, product.weight)

@@ -169,6 +169,11 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
         ("mixtral", {"passes": "prune-experts{keep=8,method=random,layers=1}"}, "one number of experts for all layers"),
         ("mixtral", {"experts": "int4/32z"}, r"'blk.0.ffn_up_exps.weight': would be int4.*z, .* nearest are int4/32"),
         ("mixtral", {"passes": "O3"}, "round-activations: changes how a model computes, not its weights"),
+        (
+            "mixtral",
+            {"passes": "quantize-linears{format=int8,group=32,minimum=0,routers=true}"},
+            "new rows of the router are not known",
+        ),
         ("mixtral", {"tokenizer": "."}, "a GGUF file keeps the one that it has"),
         ("deepseek2", {"passes": "prune-experts{keep=3,method=random}"}, "would have 3 experts in 3 groups"),
     ],

@@ -15,11 +15,14 @@ from collections.abc import Callable
 from moec.passes.framework.base import Pass
 
 _CLASSES = {
+    "accumulate-experts": "moec.passes.export.accumulate_experts:AccumulateExperts",
     "assign-bits": "moec.passes.assign_bits:AssignBits",
+    "call-functions": "moec.passes.export.call_functions:CallFunctions",
     "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",
     "cast-states": "moec.passes.cast_states:CastStates",
     "cast-weights": "moec.passes.cast_weights:CastWeights",
     "check-export": "moec.passes.check_export:CheckExport",
+    "check-functions": "moec.passes.export.check_functions:CheckFunctions",
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",
     "decompose-recurrent": "moec.passes.decompose_recurrent:DecomposeRecurrent",
     "drop-dead-experts": "moec.passes.drop_dead_experts:DropDeadExperts",
@@ -28,6 +31,7 @@ _CLASSES = {
     "expand-dispatch": "moec.passes.export.expand_dispatch:ExpandDispatch",
     "expand-functions": "moec.passes.expand_functions:ExpandFunctions",
     "expand-linear": "moec.passes.export.expand_linear:ExpandLinear",
+    "expand-rounding": "moec.passes.export.expand_rounding:ExpandRounding",
     "expand-route": "moec.passes.export.expand_route:ExpandRoute",
     "fold-constants": "moec.passes.fold_constants:FoldConstants",
     "fold-shapes": "moec.passes.fold_shapes:FoldShapes",

@@ -116,7 +116,7 @@ class DecomposeContrib:
             reasons = {node: self._spell(Writer(node, taken), report) for node in pending}
             refused = {node: reason for node, reason in reasons.items() if reason is not None}
             changed |= len(refused) < len(pending)
-            bodies = {node for node in refused if (node.domain, node.op_type) in local_bodies.of(model)}
+            bodies = {node for node in refused if node.op_identifier() in local_bodies.of(model)}
             for node, reason in refused.items():
                 end = "becomes the nodes of its body in the file" if node in bodies else "stays as it is"
                 report.warn(self.name, node_name(node), f"{operator_name(node)} {end}: {reason}")
@@ -151,8 +151,8 @@ def _inline(model: ir.Model, calls: Collection[ir.Node]) -> None:
 
     from moec.ir import shapes
 
-    for domain, name in {(node.domain, node.op_type) for node in calls}:
-        body = local_bodies.of(model)[domain, name].clone()
+    for identifier in {node.op_identifier() for node in calls}:
+        body = local_bodies.of(model)[identifier].clone()
         model.functions[body.identifier()] = body
     InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
     lift_constants(model)

@@ -22,7 +22,7 @@ from moec.passes.framework.base import Pass, Report
 
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 _START = (
-    "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
+    "infer-shapes,check-functions,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
     f"prepare-loops,{CLEAN_UP},fuse-stored-weights,check-export,hold-cache"
 )
 _RAISE = (
@@ -56,7 +56,7 @@ _ONNXRUNTIME_KEEPS = (
     "SkipLayerNormalization+SkipSimplifiedLayerNormalization"
 )
 BEFORE_ONNXRUNTIME = (
-    f"infer-shapes,inline-control-flow,decompose-contrib{{keep={_ONNXRUNTIME_KEEPS}}},expand-functions,"
+    f"infer-shapes,check-functions,inline-control-flow,decompose-contrib{{keep={_ONNXRUNTIME_KEEPS}}},expand-functions,"
     f"inline-control-flow,{CLEAN_UP},fuse-stored-weights,check-export,{_RAISE},{CLEAN_UP}"
 )
 """The exact passes for a model that onnxruntime runs: those of O2 that find layers of experts and make them smaller.
@@ -66,6 +66,15 @@ FOR_ONNXRUNTIME = (
     "infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
 )
 """Passes that leave no operator of moec's: onnxruntime's where those pay, ONNX's elsewhere."""
+
+BEFORE_ONNX = (
+    "infer-shapes,check-functions,inline-control-flow,decompose-contrib,expand-functions,inline-control-flow,"
+    f"{CLEAN_UP},fuse-stored-weights,check-export,{_RAISE},fuse-route-dispatch,{CLEAN_UP}"
+)
+"""The exact passes for a model that any program runs: those of O2 that find layers of experts and make them smaller.
+Loops, and operators of ONNX that are no part of such layers, stay."""
+FOR_ONNX = "call-functions,expand-linear,infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
+"""Passes that leave operators of ONNX, and calls of functions that are made of them."""
 
 AfterPass = Callable[[Pass, float, bool], None]
 """Callback after each pass: the pass, the seconds it took, and whether it changed the model."""

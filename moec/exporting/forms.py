@@ -8,10 +8,16 @@ from typing import Any
 
 from moec.common.arguments import suggestion
 from moec.common.errors import MoecError, UnsupportedError
-from moec.exporting import genai, gguf_file, huggingface_folder, onnxruntime
+from moec.exporting import genai, gguf_file, huggingface_folder, onnxruntime, standard_onnx
 from moec.exporting.form import Form
 
-FORMS: tuple[Form, ...] = (onnxruntime.FORM, genai.FORM, gguf_file.FORM, huggingface_folder.FORM)
+FORMS: tuple[Form, ...] = (
+    onnxruntime.FORM,
+    standard_onnx.FORM,
+    genai.FORM,
+    gguf_file.FORM,
+    huggingface_folder.FORM,
+)
 """In this order the forms are asked whether they are meant by an output without ``--for``."""
 
 

@@ -48,19 +48,23 @@ class _Names:
 
 
 def finish(model: ir.Model) -> None:
-    """Leave what other programs read: no operator and no metadata of moec's, and opsets that are in use. Raises
-    UnsupportedError for operators that have no spelling in ONNX."""
+    """Leave what other programs read: no operator of moec's without a function, no metadata of moec's, and opsets that
+    are in use. Raises UnsupportedError for operators that have no spelling in ONNX."""
     nodes, names = list(model.graph.all_nodes()), _Names()
     for node in nodes:
-        if node.domain == DOMAIN:
+        if node.domain == DOMAIN and node.op_identifier() not in model.functions:
             raise UnsupportedError(
                 f"node {node_name(node)}: {operator_name(node)} cannot be written in ONNX; compile the model instead"
             )
         node.metadata_props.clear()
         node.name = names.new(node_name(node))  # onnxruntime refuses two nodes of one name
     versions = {domain: model.opset_imports.get(domain, 1) for domain in sorted({node.domain for node in nodes})}
+    inner = [node for function in model.functions.values() for node in ir.traversal.RecursiveGraphIterator(function)]
+    version = version_for([*nodes, *inner])
     model.opset_imports.clear()
-    model.opset_imports.update(versions | {"": version_for(nodes)})
+    model.opset_imports.update(versions | {"": version})
+    for function in model.functions.values():
+        function.opset_imports[""] = version
     model.metadata_props.clear()
     for graph in model.graphs():
         graph.metadata_props.clear()

@@ -270,6 +270,12 @@ def attributes_of(*specs: AnySpec) -> dict[str, Any]:
     return attributes
 
 
+def defaults_of(op_type: str) -> dict[str, Any]:
+    """The values of an operator's attributes that a node need not have."""
+    fields = (field for kind in SPECS[op_type] for field in dataclasses.fields(kind))
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
 def spec_of(node: ir.Node, kind: type[Spec]) -> Spec:
     """Read a spec back from a node. Absent attributes take their defaults.
 

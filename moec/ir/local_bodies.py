@@ -1,6 +1,7 @@
-"""Bodies that a model brings along for operators of onnxruntime's own that moec knows.
+"""Bodies that a model brings along for operators that moec knows, onnxruntime's and its own.
 
-They are set aside on import, for calls that ask for more than moec has of the operator. Copies of a model have none.
+They are set aside on import, for calls that ask for more than moec has of the operator, and to be compared with what
+its own operators compute. Copies of a model have none.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-Bodies = Mapping[tuple[str, str], ir.Function]
-"""Function bodies by domain and name of the operator, at the opset of the model."""
+Bodies = Mapping[ir.OperatorIdentifier, ir.Function]
+"""Function bodies by domain, name and overload of the operator, at the opset of the model."""
 _KEY = "moec.local_bodies"
 
 

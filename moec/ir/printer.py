@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import node_name, operator_name
+from moec.ir.dialect import DOMAIN
 from moec.ir.weight_hashes import PREFIX, HashedTensor, content_hash
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -34,10 +35,12 @@ def print_model(model: ir.Model, *, types: bool = True, node_names: bool = True)
     """The model as text; :func:`moec.ir.text.parse_model` reads it back.
 
     ``types=False`` leaves out the types of inner values, ``node_names=False`` the names of nodes. Documentation strings
-    and metadata are not shown. Raises UnsupportedError for a model with functions: they are inlined on import.
+    and metadata are not shown, nor are functions for operators of the moec dialect, whose nodes say what they compute.
+    Raises UnsupportedError for a model with other functions: they are inlined on import.
     """
-    if model.functions:
-        names = ", ".join(f"{domain}.{name}" for domain, name, _ in model.functions)
+    others = [(domain, name) for domain, name, _ in model.functions if domain != DOMAIN]
+    if others:
+        names = ", ".join(f"{domain}.{name}" for domain, name in others)
         raise UnsupportedError(f"cannot print a model that still has functions ({names}): inline them first")
     imports = ", ".join(f"{_string(domain)} : {version}" for domain, version in sorted(model.opset_imports.items()))
     header = f"<\n   ir_version: {model.ir_version},\n   opset_import: [{imports}]\n>\n"

@@ -1,6 +1,7 @@
 """Resolution of a model's local functions: their calls become operators that moec knows, or the nodes of their bodies.
 
-1. A function of domain ``moec`` stays.
+1. A function with the name of an operator of the moec dialect becomes that operator, and the call gets the attributes
+   that the function has values for. The body is kept for the pass check-functions.
 2. A function with the name of an onnxruntime operator that moec knows becomes that operator, because onnxruntime uses a
    body only where it has no kernel. The body is kept for calls that need more than moec has.
 3. Any other call becomes the nodes of its function's body.
@@ -31,7 +32,7 @@ def resolve(model: ir.Model, where: str) -> Bodies:
     _align_opsets(model, where)
     has_functions = bool(model.functions)
     try:
-        InlinePass(criteria=lambda function: function.domain != dialect.DOMAIN and not _is_operator(function))(model)
+        InlinePass(criteria=lambda function: not _is_operator(function))(model)
         RemoveUnusedFunctionsPass()(model)
     except Exception as error:  # a pass manager wraps the reason: cyclic functions, graph attributes, arity
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
@@ -39,10 +40,11 @@ def resolve(model: ir.Model, where: str) -> Bodies:
     operators = {key: function for key, function in model.functions.items() if _is_operator(function)}
     for key in operators:
         del model.functions[key]
+    _give_attributes(model, operators)
     if has_functions:
         _resolve_optional_inputs(model.graph)
         RemoveUnusedNodesPass()(model)  # the rest of a body may read an input that the call does not have
-    return {key[:2]: function for key, function in operators.items() if _renumbered(function)}
+    return {key: function for key, function in operators.items() if _renumbered(function)}
 
 
 def _align_opsets(model: ir.Model, where: str) -> None:
@@ -57,14 +59,34 @@ def _align_opsets(model: ir.Model, where: str) -> None:
 
 
 def _is_operator(function: ir.Function) -> bool:
+    if function.domain == dialect.DOMAIN:
+        return function.name in dialect.INPUTS and _means_the_same(function)  # others cannot be compared later
     return (function.domain, function.overload) == (_CONTRIB, "") and function.name in OPERATOR_NAMES
+
+
+def _give_attributes(model: ir.Model, operators: Bodies) -> None:
+    """Give calls of the dialect's functions the attributes that they leave to their function, unless these are the
+    operator's defaults."""
+    for node in model.graph.all_nodes():
+        function = operators.get(node.op_identifier())
+        if function is None or node.domain != dialect.DOMAIN:
+            continue
+        defaults = dialect.defaults_of(node.op_type)
+        for name, attribute in function.attributes.items():
+            if attribute.value is not None and name not in node.attributes and defaults.get(name) != attribute.value:
+                node.attributes.add(attribute)
+
+
+def _means_the_same(function: ir.Function) -> bool:
+    """Whether the body means the same at the working opset."""
+    version = function.opset_imports.get("", OPSET)
+    nodes = ir.traversal.RecursiveGraphIterator(function)
+    return not any(node.domain == "" and since(node.op_type, version) != since(node.op_type) for node in nodes)
 
 
 def _renumbered(function: ir.Function) -> bool:
     """Whether the body means the same at the working opset, whose number it then gets."""
-    version = function.opset_imports.get("", OPSET)
-    nodes = ir.traversal.RecursiveGraphIterator(function)
-    if any(node.domain == "" and since(node.op_type, version) != since(node.op_type) for node in nodes):
+    if not _means_the_same(function):
         return False
     function.opset_imports[""] = OPSET
     return True

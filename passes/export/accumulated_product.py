@@ -31,11 +31,11 @@ def write_grouped_product(write: Writer) -> ir.Value:
     heights = write.add("Shape", x, start=0, end=1, label="height")
     shape = write.add("Concat", heights, write.add("Shape", weights, start=2, end=3), axis=0, label="shape")
     nothing = write.add("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype))
-    one = write.constant(np.array(1, np.int64), "one")
+    increment = write.constant(np.array(1, np.int64), "increment")
 
     def step(inner: Writer, expert: ir.Value) -> tuple[ir.Value, ir.Value]:
         start, end = (inner.add("Gather", bound, expert, axis=0, label="bound") for bound in (starts, ends))
-        places = inner.add("Unsqueeze", inner.add("Range", start, end, one), numbers(1), label="places")
+        places = inner.add("Unsqueeze", inner.add("Range", start, end, increment), numbers(1), label="places")
         own = write_rounded(inner, write, spec, inner.add("GatherND", rows, places, label="rows"))
         matrix = wide(inner, inner.add("Gather", weights, expert, axis=0, label="picked"), weights)
         y = inner.add("MatMul", own, matrix, label="product")

@@ -50,7 +50,7 @@ class CheckFunctions:
             if key not in expected:
                 expected[key] = _expected(node)
             own = expected[key]
-            if own is not None and same_body(own, body):
+            if own is not None and same_body(body, own):
                 node.overload = ""
                 node.metadata_props[FORMULATION_KEY] = operator_name(node)
                 continue

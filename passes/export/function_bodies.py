@@ -83,9 +83,9 @@ def function_of(node: ir.Node, overload: str = "") -> ir.Function:
     return function
 
 
-def same_body(one: ir.Function, other: ir.Function) -> bool:
+def same_body(actual: ir.Function, expected: ir.Function) -> bool:
     """Whether two functions have the same inputs, outputs and nodes."""
-    return _content(one) == _content(other)
+    return _content(actual) == _content(expected)
 
 
 def _content(function: ir.Function) -> bytes:
@@ -133,8 +133,8 @@ def _input(node: ir.Node, name: str, value: ir.Value | None) -> ir.Value:
     if value.dtype is None or value.shape is None:
         raise NotDecomposableError(f"the type of its input {name} is not known")
     sizes: list[int | str] = [f"{name}_{axis}" for axis in range(len(value.shape))]
-    known, axis = _KNOWN_SIZES.get(node.op_type, ("", 0))
-    if name == known and (size := _known_size(node)) is not None:
+    sized_input, axis = _KNOWN_SIZES.get(node.op_type, ("", 0))
+    if name == sized_input and (size := _known_size(node)) is not None:
         sizes[axis] = size
     return ir.Value(name=name, type=ir.TensorType(value.dtype), shape=ir.Shape(sizes))
 

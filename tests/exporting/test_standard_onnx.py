@@ -52,11 +52,13 @@ def test_onnx_and_onnxruntime_take_it(exported, model_path):
     reference = onnx.reference.ReferenceEvaluator(model)
     original = open_session(model_path, 1)
     for tokens in (5, 1, 0):
-        one, other = (run_session(session, rows(tokens))["y"] for session in sessions)
-        np.testing.assert_array_equal(one, other)
-        np.testing.assert_allclose(one, run_session(original, rows(tokens))["y"], rtol=0, atol=0.3 if experts else 1e-5)
+        actual, flat = (run_session(session, rows(tokens))["y"] for session in sessions)
+        np.testing.assert_array_equal(actual, flat)
+        np.testing.assert_allclose(
+            actual, run_session(original, rows(tokens))["y"], rtol=0, atol=0.3 if experts else 1e-5
+        )
         if tokens:
-            np.testing.assert_allclose(one, reference.run(None, rows(tokens))[0], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(actual, reference.run(None, rows(tokens))[0], rtol=0, atol=1e-5)
 
 
 def test_it_is_read_back_without_raising(exported, model_path):
@@ -66,8 +68,8 @@ def test_it_is_read_back_without_raising(exported, model_path):
     assert block["formulation"] == "moec.MoE"
     assert all(block[name] == original[name] for name in ("num_experts", "top_k", "activation", "intermediate_size"))
     passes = (with_formats("O2", experts, None), CHECKED)
-    one, other = (results(path, chain, rows(5)) for path, chain in zip((model_path, output), passes, strict=True))
-    np.testing.assert_array_equal(one, other)
+    expected, actual = (results(path, chain, rows(5)) for path, chain in zip((model_path, output), passes, strict=True))
+    np.testing.assert_array_equal(actual, expected)
 
 
 def results(source: pathlib.Path | onnx.ModelProto, passes: str, feeds: dict[str, Array]) -> Array:

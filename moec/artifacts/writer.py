@@ -133,7 +133,7 @@ class _ArtifactFiles:
 def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context, progress: Progress) -> None:
     files = _ArtifactFiles(folder)
     programs = [part for part in results if isinstance(part, Program)]
-    weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs, progress)
+    weights, positions, files.entries[WEIGHTS] = write_weights(folder / WEIGHTS, programs, progress)
     if context.more_files is not None:
         for name, content in context.more_files(folder / WEIGHTS).items():
             files.write(name, content)
@@ -259,7 +259,7 @@ def _source_files(kernel: KernelRecord) -> Iterator[tuple[str, str, bytes]]:
         yield form, f"{_file_name(kernel.name)}{targets.forms()[form].suffix}", text.encode()
 
 
-def _write_weights(
+def write_weights(
     path: pathlib.Path, programs: Sequence[Program], progress: Progress
 ) -> tuple[list[WeightEntry], list[list[int]], FileEntry]:
     """Write the weights of all programs. Returns their list, the positions of each program's weights in it, and the

@@ -8,11 +8,12 @@ from typing import Any
 
 from moec.common.arguments import suggestion
 from moec.common.errors import MoecError, UnsupportedError
-from moec.exporting import genai, gguf_file, huggingface_folder, onnxruntime, standard_onnx
+from moec.exporting import genai, gguf_file, huggingface_folder, onnxruntime, onnxruntime_moec, standard_onnx
 from moec.exporting.form import Form
 
 FORMS: tuple[Form, ...] = (
     onnxruntime.FORM,
+    onnxruntime_moec.FORM,
     standard_onnx.FORM,
     genai.FORM,
     gguf_file.FORM,

@@ -58,32 +58,44 @@ def spelled(
     part_of: Callable[[ir.Model, str, Report], ExportedPart],
 ) -> tuple[ir.Model, list[ExportedPart]]:
     """Import a source and run passes until no operator of moec's is left. Arguments as for :func:`write_model`."""
-    from moec.compiling.compile_options import with_profile
-    from moec.compiling.compiler import import_model
     from moec.exporting import onnx_file
     from moec.ir.blocks import moe_blocks
     from moec.passes import pipeline
-    from moec.passes.framework.shorthand import with_formats
 
-    before = pipelines[0] if options.passes is None else options.passes
-    chain = with_profile(with_formats(before, options.experts, options.linears), options.profile)
-    model = import_model(source, options.example_inputs, options.dynamic_shapes, options.cache)
-    _run(model, source, chain, report)
+    model = read_model(source, options, report, pipelines[0])
     blocks = [block["name"] for block in moe_blocks(model)]
-    _run(model, source, pipeline.parse(pipelines[1]), report)
-    parts = [part_of(model, name, report) for name in blocks]
-    parts += [ExportedPart(block.node, "", f"was not raised: {block.reason}") for block in report.unraised]
+    run_steps(model, source, pipeline.parse(pipelines[1]), report)
+    parts = [part_of(model, name, report) for name in blocks] + unraised_parts(report)
     onnx_file.finish(model)
     return model, parts
 
 
-def _run(model: ir.Model, source: Any, passes: Sequence[Pass], report: Report) -> None:
+def read_model(source: Any, options: ExportOptions, report: Report, default: str) -> ir.Model:
+    """Import a source and run the passes of the options, or the ``default`` pipeline where they name none."""
+    from moec.compiling.compile_options import with_profile
+    from moec.compiling.compiler import import_model
+    from moec.passes.framework.shorthand import with_formats
+
+    before = default if options.passes is None else options.passes
+    chain = with_profile(with_formats(before, options.experts, options.linears), options.profile)
+    model = import_model(source, options.example_inputs, options.dynamic_shapes, options.cache)
+    run_steps(model, source, chain, report)
+    return model
+
+
+def run_steps(model: ir.Model, source: Any, passes: Sequence[Pass], report: Report) -> None:
+    """Run passes, each announced and named in errors."""
     from moec.passes import pipeline
 
     for step in passes:
         report.progress(step.name)
         with reporting(step.name, source):
             pipeline.run(model, (step,), report)
+
+
+def unraised_parts(report: Report) -> list[ExportedPart]:
+    """The subgraphs that look like blocks and were not raised."""
+    return [ExportedPart(block.node, "", f"was not raised: {block.reason}") for block in report.unraised]
 
 
 def foreign(path: pathlib.Path) -> str | None:

@@ -1,0 +1,70 @@
+"""The program of a MoE block in C, with its weights apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from moec.artifacts.c_form import interface_text, program_text
+from moec.artifacts.writer import placed_weights
+from moec.common.version import VERSION
+from moec.runtime.interface import Interface
+from moec.runtime.team import TEAM_OBJECT
+from moec.targets.base import INSTRUCTIONS, Program
+
+TARGET = "cpu"
+_DIGITS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockProgram:
+    """A program. ``name`` follows from its code, so that programs of one name differ only in their weights. ``text``:
+    its source in C; ``objects``: its kernels. ``program`` has the weights."""
+
+    name: str
+    text: str
+    objects: Mapping[str, bytes]
+    program: Program
+
+
+def block_program(model: ir.Model) -> BlockProgram:
+    """Compile a block. Raises UnsupportedError for one that C cannot say."""
+    from moec import targets
+
+    program = targets.get_all(TARGET)[0].compile(model)
+    assert isinstance(program, Program), "the target has a processor"
+    objects = {name: data for name, data in program.objects.items() if name not in (TEAM_OBJECT, INSTRUCTIONS)}
+    code = hashlib.sha256(_text(program, "moe").encode())
+    for name, data in sorted(objects.items()):
+        code.update(name.encode() + hashlib.sha256(data).digest())
+    name = f"MoE_{code.hexdigest()[:_DIGITS]}"
+    return BlockProgram(name, _text(program, name), objects, program)
+
+
+def _text(program: Program, name: str) -> str:
+    assert program.host is not None, "the target has a processor"
+    host, (weights, end) = program.host(), placed_weights(program)
+    facts = interface_text.Facts(
+        name=name,
+        version=VERSION,
+        interface=Interface(program.inputs, program.outputs),
+        weights=weights,
+        weight_bytes=end,
+        weight_stamp=0,  # every node says that of its own weights
+        threads=None,
+        held=(),
+        lengths=(),
+        last=None,
+        features=program.requirements,
+    )
+    parts = [
+        '#include "moec_program.h"\n#include "moec_hooks.h"\n\n#include <stddef.h>',
+        program_text.kernel_declarations(host, program.kernels),
+        program_text.constants(host),
+        program_text.run_function(host, holds=False),
+        interface_text.tables(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

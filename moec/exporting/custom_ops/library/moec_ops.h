@@ -1,0 +1,25 @@
+/* Structures that the operators and their threads share. */
+
+#ifndef MOEC_OPS_H
+#define MOEC_OPS_H
+
+#include "moec_internal.h"
+
+#include <onnxruntime_c_api.h>
+
+#define MOEC_OPS_API 21 /* newer runtimes serve this version, too */
+
+#if ORT_API_VERSION < MOEC_OPS_API
+#error "onnxruntime_c_api.h is older than ONNX Runtime 1.21"
+#endif
+
+/* The programs of the library, each an operator of its name; NULL behind the last. Generated. */
+extern const moec_program *const moec_ops_programs[];
+
+extern const OrtApi *moec_ops_api;
+
+/* Let the parallel loops of the calling thread run on the threads of a session, of which `context` is a call. NULL ends
+ * that. */
+void moec_ops_use_threads(const OrtKernelContext *context);
+
+#endif

@@ -33,6 +33,7 @@ _CLASSES = {
     "expand-linear": "moec.passes.export.expand_linear:ExpandLinear",
     "expand-rounding": "moec.passes.export.expand_rounding:ExpandRounding",
     "expand-route": "moec.passes.export.expand_route:ExpandRoute",
+    "fit-attention": "moec.passes.export.fit_attention:FitAttention",
     "fold-constants": "moec.passes.fold_constants:FoldConstants",
     "fold-shapes": "moec.passes.fold_shapes:FoldShapes",
     "fold-trivial-experts": "moec.passes.fold_trivial_experts:FoldTrivialExperts",

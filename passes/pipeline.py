@@ -62,6 +62,7 @@ BEFORE_ONNXRUNTIME = (
 """The exact passes for a model that onnxruntime runs: those of O2 that find layers of experts and make them smaller.
 Loops, and operators of onnxruntime's that are no part of such layers, stay."""
 FOR_ONNXRUNTIME = (
+    "infer-shapes,fuse-normalization,fuse-attention,remove-dead-nodes,infer-shapes,fit-attention,"
     "use-qmoe,use-matmul-n-bits,keep-rows,use-moe,loop-experts,expand-route,expand-dispatch,expand-linear,"
     "infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
 )

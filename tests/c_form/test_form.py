@@ -71,9 +71,12 @@ def test_a_missing_compiler_is_found_before_the_model_is_compiled(monkeypatch, t
     assert not (tmp_path / "model").exists()
 
 
-def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(MoecError, match="the C library cannot be built: false"):
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("false", "the C library cannot be built: false"), ("/no/cc -x", "/no/cc: No such file")]
+)
+def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path, compiler, message):
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(MoecError, match=message):
         moec.compile(TINY, output=tmp_path / "model", form="c", passes="O0")
     assert list(tmp_path.iterdir()) == []
 

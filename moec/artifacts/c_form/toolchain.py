@@ -89,7 +89,8 @@ def build(
     """Build the libraries of the program ``name``. ``program``: its generated text; ``library``: the sources of the
     runtime, by file name; ``objects``: object files of kernels."""
     sources = [file for file in sorted(library) if file.endswith(".c")]
-    made_of = f"{tools.compiler}\0{_version(tools)}\0{_OPTIONS}{_RUNTIME_LEVEL}\0{sorted(library.items())}"
+    version = _done(".", [*tools.compiler, "--version"]).stdout
+    made_of = f"{tools.compiler}\0{version}\0{_OPTIONS}{_RUNTIME_LEVEL}\0{sorted(library.items())}"
 
     def compile_runtime(_name: str) -> dict[str, bytes]:
         with ScratchFolder() as scratch:
@@ -110,11 +111,6 @@ def build(
             _link(tools, folder, name, [f"{name}.c.o", *runtime, *kernels]),
             _archive(tools, folder, name, list(runtime), kernels),
         )
-
-
-def _version(tools: Toolchain) -> str:
-    done = subprocess.run([*tools.compiler, "--version"], capture_output=True, text=True, check=False)
-    return done.stdout
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
@@ -154,11 +150,16 @@ def _archive(
 
 
 def _run(folder: pathlib.Path, command: Sequence[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    except OSError as error:
-        raise MoecError(f"{command[0]} cannot be run: {error.strerror or error}") from error
+    done = _done(folder, command)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
         said = lines[0] if lines else done.stderr.strip()[-300:]
         raise MoecError(f"the C library cannot be built: {' '.join(command[:3])} ...: {said}")
+
+
+def _done(folder: pathlib.Path | str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end. Raises MoecError where it cannot be started."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    except OSError as error:
+        raise MoecError(f"the C library cannot be built: {command[0]}: {error.strerror or error}") from error

@@ -227,8 +227,17 @@ def _other_files(folder: Path, report: Report) -> Iterator[Path]:
             path = (Path(place) / name).relative_to(folder)
             if name.startswith(".") or not (folder / path).is_file():
                 continue
+            if not _is_own(folder.resolve(), (folder / path).resolve()):
+                report.warn("export", str(path), "is left out: it is a link to a file that is not the model's")
+                continue
             if path.suffix in _OTHER_WEIGHTS:
                 if path.parent != Path() or path.suffix != ".safetensors":
                     report.warn("export", str(path), "is left out: it holds weights of the source")
                 continue
             yield path
+
+
+def _is_own(folder: Path, file: Path) -> bool:
+    """Whether a file lies in the folder, or where the hub's cache keeps the files of its snapshots."""
+    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
+    return file.is_relative_to(folder) or file.is_relative_to(blobs)

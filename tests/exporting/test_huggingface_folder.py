@@ -147,6 +147,18 @@ def test_nothing_changes_without_a_pass_that_changes_the_function(folder: Path, 
         assert (result.path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+def test_links_out_of_the_model_are_not_followed(folder: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(folder, tmp_path / "cache" / "snapshots" / "main"))
+    (tmp_path / "cache" / "blobs").mkdir()
+    (tmp_path / "cache" / "blobs" / "0a").write_text("of the hub")
+    (tmp_path / "secret.txt").write_text("secret")
+    (source / "LICENSE").symlink_to("../../blobs/0a")
+    (source / "NOTICE").symlink_to("../../../secret.txt")
+    result = written(source, tmp_path)
+    assert (result.path / "LICENSE").read_text() == "of the hub" and not (result.path / "NOTICE").exists()
+    assert [remark.subject for remark in result.remarks] == ["NOTICE"]
+
+
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     result = moec("export", folder, "-o", tmp_path / "copy")
     assert result.returncode == 0 and read_tensors(tmp_path / "copy").keys() == read_tensors(folder).keys()

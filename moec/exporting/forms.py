@@ -45,7 +45,7 @@ def _by_output(source: Any, output: str | os.PathLike[str]) -> Form:
         if form.suffix is not None and form.suffix == suffix and form.why_not(source) is None:
             return form
     for form in FORMS:
-        if form.suffix == suffix:
+        if suffix and form.suffix == suffix:
             return form  # its reason against the source is the most helpful answer
     raise MoecError(
         f"{output}: the name does not say which form to write; name it by --for: "

@@ -39,7 +39,7 @@ def _packed(first: np.ndarray, second: np.ndarray, stored: TiledFormat) -> np.nd
     for low, bits in stored.planes:
         left, right = ((part >> low) & ((1 << bits) - 1) for part in (first, second))
         plane = _side_by_side(left | (right << bits), 2 * bits)
-        words.append(plane.reshape(len(plane), units, -1, *plane.shape[2:]))
+        words.append(plane.reshape(len(plane), units, stored.quads * 2 * bits // 8, *plane.shape[2:]))
     return np.concatenate(words, axis=2)
 
 

@@ -24,12 +24,12 @@ from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.gpu.kernels.round_rows import RowRounding, round_blocks, round_pairs
+from tests.targets.gpu.kernels.test_round_rows import SPECIAL
 
 from ....products import thinned
 from .kernel_runner import build
 from .layers import sort_pairs, undefined
 from .test_quantized import FORMATS, E, encoded, packed
-from .test_round_rows import SPECIAL
 
 RANDOM = np.random.default_rng(0)
 SPEC = ProductSpec(arithmetic="fp8", activation_group=128)

@@ -45,6 +45,10 @@ class ExpertSetting:
     count: int
     parameters: Mapping[str, ParameterAxis]
 
+    def predicts_further(self, config: Config) -> bool:
+        """Whether the model has layers that predict further tokens."""
+        return any(_at(config, self.path[:-1]).get(key) for key in _FURTHER_LAYERS)
+
     def changed(self, config: Config, count: int, chosen: tuple[int, int], where: str) -> Config:
         """The configuration with another number of experts, and of those for a token, given before and after. Layers
         that predict further tokens are taken out if the number of experts changes.

@@ -122,7 +122,8 @@ class _Edit:
             floats = [n for n, weight in self.checkpoint.weights.items() if n not in forms and _is_matrix(n, weight)]
             config["quantization_config"] = quantization_config(forms, floats)
         names = {name for pieces in layers for piece in pieces for name in self._names(piece)}
-        removed = names - changed.keys() | (self._further_layers(unused) if counts != before else set())
+        drops_further = counts != before and setting.predicts_further(self.raw)
+        removed = names - changed.keys() | (self._further_layers(unused) if drops_further else set())
         return dataclasses.replace(
             self.contents,
             config=None if config == self.raw else config,

@@ -45,6 +45,7 @@ def test_a_configuration_of_fewer_experts():
     new = setting.changed(CONFIG, 6, (2, 1), "folder")
     assert new["text"] == {"num_experts": 6, "num_experts_per_tok": 1, "head_dim": 8, "num_mtp_layers": 0}
     assert setting.changed(CONFIG, 8, (2, 2), "folder") == CONFIG
+    assert setting.predicts_further(CONFIG) and not setting.predicts_further(new)
     check_shapes(setting, shapes_of(CONFIG), shapes_of(new), 6, "folder")
     with pytest.raises(UnsupportedError, match=r"with 5 experts experts would be \(18, 8\); expected \[15, 8\]"):
         check_shapes(setting, shapes_of(CONFIG), shapes_of(new), 5, "folder")

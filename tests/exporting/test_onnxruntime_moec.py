@@ -113,16 +113,32 @@ def test_threads_may_share_a_session_and_sessions_a_library(exported, compiled):
             np.testing.assert_array_equal(future.result(), expected[tokens])
 
 
+def memory() -> int:
+    """Bytes of this process that are in memory."""
+    pages = pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 @needs_tools
 def test_sessions_leave_no_memory_behind(exported):
     def after_sessions(count: int) -> int:
         for _ in range(count):
             run(session_of(exported), 64)
-        pages = pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        return memory()
 
     before = after_sessions(10)
     assert after_sessions(100) - before < 100 * 20_000  # one node takes more
+
+
+@needs_tools
+def test_nodes_that_run_in_turn_share_their_memory(exported):
+    tokens, sessions = 4000, [session_of(exported) for _ in range(20)]
+    for _ in range(2):  # a first run only tells how much it needs
+        run(sessions[0], tokens)
+    before = memory()
+    for session in sessions[1:] * 2:
+        run(session, tokens)
+    assert memory() - before < 19 * tokens * K * (D + F) * 4 / 2
 
 
 @needs_tools

@@ -61,7 +61,7 @@ def ops_library(tools: OpsTools, programs: Sequence[BlockProgram]) -> bytes:
             (folder / archives[-1]).write_bytes(built.static)
         (folder / "programs.c").write_text(_programs(programs))
         (folder / "exports").write_text("{ global: RegisterCustomOps; local: *; };\n")
-        own = ["moec_ops.c", "moec_ops_threads.c", "programs.c"]
+        own = ["moec_ops.c", "moec_ops_memory.c", "moec_ops_threads.c", "programs.c"]
         _run(folder, [*tools.compilers.compiler, *_OPTIONS, *tools.include, "-c", *own])
         objects = [f"{pathlib.Path(file).stem}.o" for file in own]
         link = ["-shared", "-Wl,--version-script,exports", "-Wl,-z,noexecstack,--no-undefined,-s", "-o", "ops.so"]

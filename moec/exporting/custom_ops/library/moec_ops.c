@@ -34,7 +34,8 @@ typedef struct {
 
 typedef struct {
     moec_program program; /* with the stamp of its weights */
-    moec_model *model;
+    moec_model *model;    /* without an arena between runs */
+    pthread_mutex_t turn; /* held during a run */
     moec_place places[MOEC_MAX_RANK];
 } moec_node;
 
@@ -101,17 +102,30 @@ static OrtStatus *place_output(const moec_node *node, OrtKernelContext *context,
     return moec_ops_api->GetTensorMutableData(value, &output->data);
 }
 
+static moec_error run(moec_node *node, const OrtKernelContext *context, const moec_tensor *inputs,
+                      moec_tensor *output) {
+    moec_arena *arena = moec_ops_take_arena();
+    if (arena == NULL) return moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for a run");
+    pthread_mutex_lock(&node->turn);
+    node->model->arena = arena;
+    moec_ops_use_threads(context);
+    moec_error error = moec_run(node->model, inputs, (size_t)node->program.input_count, output, 1);
+    moec_ops_use_threads(NULL);
+    node->model->arena = NULL;
+    pthread_mutex_unlock(&node->turn);
+    moec_ops_give_arena(arena);
+    return error;
+}
+
 static OrtStatus *compute(void *state, OrtKernelContext *context) {
-    const moec_node *node = state;
+    moec_node *node = state;
     const moec_program *program = node->model->program;
     moec_tensor inputs[MOST_INPUTS] = {{0}}, output = {0};
     for (int32_t at = 0; at < program->input_count; at++)
         TRY(read_input(context, (size_t)at, program->inputs[at].type, inputs + at));
     TRY(place_output(node, context, inputs, &output));
     if (output.bytes == 0) return NULL;
-    moec_ops_use_threads(context);
-    moec_error error = moec_run(node->model, inputs, (size_t)program->input_count, &output, 1);
-    moec_ops_use_threads(NULL);
+    moec_error error = run(node, context, inputs, &output);
     return error == MOEC_OK ? NULL : failed(error);
 }
 
@@ -157,12 +171,16 @@ static OrtStatus *load(const OrtKernelInfo *info, moec_node *node) {
     node->program.weight_stamp = strtoull(stamp, NULL, 16);
     snprintf(path, sizeof path, "%s/weights/%s.bin", folder, digest);
     moec_error error = moec_load(&node->program, path, &(moec_options){.threads = 1}, &node->model);
-    return error == MOEC_OK ? NULL : failed(error);
+    if (error != MOEC_OK) return failed(error);
+    moec_ops_give_arena(node->model->arena);
+    node->model->arena = NULL;
+    return NULL;
 }
 
 static void destroy(void *state) {
     moec_node *node = state;
     moec_free(node->model);
+    pthread_mutex_destroy(&node->turn);
     free(node);
 }
 
@@ -170,6 +188,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
     (void)api;
     moec_node *node = calloc(1, sizeof *node);
     if (node == NULL) return moec_ops_api->CreateStatus(ORT_FAIL, "there is not enough memory");
+    pthread_mutex_init(&node->turn, NULL);
     node->program = *((const moec_operator *)op)->program;
     OrtStatus *status = load(info, node);
     if (status == NULL)
@@ -277,6 +296,7 @@ static OrtStatus *make_domain(void) {
 __attribute__((destructor)) static void forget(void) {
     if (domain != NULL) moec_ops_api->ReleaseCustomOpDomain(domain);
     free(operators);
+    moec_ops_free_arenas();
 }
 
 __attribute__((visibility("default"))) OrtStatus *RegisterCustomOps(OrtSessionOptions *options,

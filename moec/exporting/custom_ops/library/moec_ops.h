@@ -22,4 +22,9 @@ extern const OrtApi *moec_ops_api;
  * that. */
 void moec_ops_use_threads(const OrtKernelContext *context);
 
+/* Memory for one run; NULL if there is none. */
+moec_arena *moec_ops_take_arena(void);
+void moec_ops_give_arena(moec_arena *arena);
+void moec_ops_free_arenas(void);
+
 #endif

@@ -67,6 +67,7 @@ _CLASSES = {
     "use-matmul-n-bits": "moec.passes.export.use_matmul_n_bits:UseMatMulNBits",
     "use-moe": "moec.passes.export.use_moe:UseMoE",
     "use-qmoe": "moec.passes.export.use_qmoe:UseQMoE",
+    "widen-elements": "moec.passes.export.widen_elements:WidenElements",
 }
 
 

@@ -81,8 +81,8 @@ def write_file(model: ir.Model, path: pathlib.Path) -> None:
     size = len(graph) + sum(_sized(_INITIALIZER, entry) for entry in entries)
     if size > _LARGEST:
         raise UnsupportedError(
-            f"the model has {size / 1e9:.1f} GB, and an ONNX file holds 2 GB; name a folder instead of a file, with "
-            "--for onnxruntime"
+            f"the model has {size / 1e9:.1f} GB, and an ONNX file holds 2 GB; name a folder instead of a file, and "
+            "the form by --for"
         )
     with path.open("wb") as file:
         file.write(proto.SerializeToString() + _tag(_GRAPH) + _varint(size) + graph)

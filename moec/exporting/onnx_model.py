@@ -29,17 +29,20 @@ def write_model(
     report: Report,
     pipelines: tuple[str, str],
     part_of: Callable[[ir.Model, str, Report], ExportedPart],
+    check: Callable[[ir.Model], None] = lambda _: None,
 ) -> list[ExportedPart]:
     """Write a source as a file, or as a folder that has the weights beside the model.
 
     ``pipelines``: the passes where the options name none, and those that spell the model for its reader. ``part_of``
-    says how a block, by the name of its node, is written in a spelled model.
+    says how a block, by the name of its node, is written in a spelled model. ``check`` raises UnsupportedError for a
+    spelled model that the reader does not take.
     """
     from moec.exporting import onnx_file
 
     if options.tokenizer is not None:
-        raise UnsupportedError("onnxruntime reads no tokenizer; leave the tokenizer out")
+        raise UnsupportedError("an ONNX model holds no tokenizer; leave the tokenizer out, or export --for genai")
     model, parts = spelled(source, options, report, pipelines, part_of)
+    check(model)
     report.progress(f"writing {output.name}")
     if output.suffix == SUFFIX:
         onnx_file.write_file(model, aside)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, Form
 from moec.exporting.onnx_model import foreign, write_model
@@ -20,7 +22,19 @@ def _write(
 ) -> list[ExportedPart]:
     from moec.passes import pipeline
 
-    return write_model(source, aside, output, options, report, (pipeline.BEFORE_ONNX, pipeline.FOR_ONNX), _part)
+    pipelines = (pipeline.BEFORE_ONNX, pipeline.FOR_ONNX)
+    return write_model(source, aside, output, options, report, pipelines, _part, _check_operators)
+
+
+def _check_operators(model: ir.Model) -> None:
+    from moec.ir.dialect import DOMAIN
+
+    for node in model.graph.all_nodes():
+        if node.domain not in ("", DOMAIN):
+            raise UnsupportedError(
+                f"node {node_name(node)}: {operator_name(node)} is no operator of ONNX, and moec cannot spell it in "
+                "such; export --for onnxruntime, which has it"
+            )
 
 
 def _part(model: ir.Model, name: str, report: Report) -> ExportedPart:

@@ -6,17 +6,20 @@ import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from moec.common.names import node_name, operator_name
 from moec.ir import local_bodies
 from moec.ir.dialect import DOMAIN, FORMULATION_KEY
 from moec.ir.graphs import lift_constants
-from moec.passes.export.function_bodies import Signature, function_of, has_function, same_body, signature
+from moec.passes.export.function_bodies import Signature, expert_count, function_of, has_function, same_body, signature
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.writer import NotDecomposableError
 
 _REFUSED = "refused"
+_MOST_EXPERTS = 1 << 16
+"""Experts of a node beyond which a file that says so is not believed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,8 @@ class CheckFunctions:
     """Takes a call of a function of domain moec for the operator of that name only where the function computes it.
 
     1. A body that is the one that call-functions writes for the node's attributes and types is left away.
-    2. Any other body takes the place of the call, because a function computes what its body says, whatever its name
+    2. Numbers of attributes are the shortest ones that float32, in which ONNX has them, cannot tell from what is read.
+    3. Any other body takes the place of the call, because a function computes what its body says, whatever its name
        and attributes are. A warning says so.
 
     ::
@@ -46,6 +50,7 @@ class CheckFunctions:
         calls = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_identifier() in bodies]
         refused: dict[str, ir.Function] = {}
         for node in calls:
+            _shorten(node)
             key, body = signature(node), bodies[node.op_identifier()]
             if key not in expected:
                 expected[key] = _expected(node)
@@ -66,9 +71,19 @@ class CheckFunctions:
         return bool(calls)
 
 
+def _shorten(node: ir.Node) -> None:
+    """Write 1.7 for 1.7000000476837158, which is how the number 1.7 is read."""
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.FLOAT:
+            node.attributes[name] = ir.AttrFloat32(name, float(str(np.float32(attribute.as_float()))))
+
+
 def _expected(node: ir.Node) -> ir.Function | None:
+    """The function that call-functions writes; None where it writes none. A body holds a number for each expert."""
+    if not has_function(node) or expert_count(node) > _MOST_EXPERTS:
+        return None
     try:
-        return function_of(node) if has_function(node) else None
+        return function_of(node)
     except NotDecomposableError:
         return None
 

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir import dialect
-from moec.ir.dialect import LinearSpec
+from moec.ir.dialect import DispatchSpec, LinearSpec
 from moec.ir.opsets import OPSET
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
@@ -56,6 +56,13 @@ def signature(node: ir.Node) -> Signature:
         for value in node.inputs
     )
     return node.op_type, tuple(attributes), inputs, _known_size(node)
+
+
+def expert_count(node: ir.Node) -> int:
+    """The number of experts that a body has constants for; 0 where it has none."""
+    if node.op_type == "Dispatch":
+        return dialect.spec_of(node, DispatchSpec).expert_count
+    return _known_size(node) or 0
 
 
 def function_of(node: ir.Node, overload: str = "") -> ir.Function:

@@ -79,6 +79,6 @@ def test_experts_in_another_format_take_less_space(model_path, tmp_path):
 
 
 def test_a_tokenizer_is_refused(model_path, tmp_path):
-    with pytest.raises(MoecError, match="onnxruntime reads no tokenizer"):
+    with pytest.raises(MoecError, match="an ONNX model holds no tokenizer"):
         moec.export(model_path, tmp_path / "out.onnx", tokenizer=tmp_path)
     assert list(tmp_path.iterdir()) == []

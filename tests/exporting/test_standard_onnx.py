@@ -115,3 +115,38 @@ def test_a_call_takes_the_values_of_its_function(exported):
     (node,) = (node for node in graph.graph if node.domain == "moec")
     assert node.attributes["k"].as_int() == 2 and node.attributes["activation"].as_string() == "relu"
     assert "scale" not in node.attributes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda function: setattr(function.node[-1], "op_type", "Foo"), "Foo is not an operator of ONNX"),
+        (lambda function: function.node[-1].input.__setitem__(0, "nowhere"), "'nowhere', which is no input"),
+        (lambda function: function.output.__setitem__(0, "nowhere"), "nowhere"),
+    ],
+)
+def test_broken_functions_are_refused(exported, change, message):
+    model = onnx.load(exported[0])
+    change(model.functions[0])
+    with pytest.raises(MoecError, match=message):
+        import_model(model, None, None, None)
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_nothing_foreign_is_replaced(model_path, tmp_path, form):
+    output = tmp_path / "out.onnx" if form == "file" else tmp_path / "out"
+    for _ in range(2):
+        moec.export(model_path, output, form="onnx")
+    changed = output if form == "file" else output / "model.onnx"
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(MoecError, match="moec"):
+        moec.export(model_path, output, form="onnx")
+
+
+def test_operators_that_are_not_of_onnx_are_refused_by_name(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
+    graph (float[T,8] x) => (float[T,8] y) { y = com.microsoft.QuickGelu <beta = 2.0> (x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    with pytest.raises(MoecError, match=r"com\.microsoft\.QuickGelu is no operator of ONNX.*--for onnxruntime"):
+        moec.export(tmp_path / "in.onnx", tmp_path / "out.onnx", form="onnx")
+    assert not (tmp_path / "out.onnx").exists()

@@ -51,6 +51,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     _resolve_constant_branches(model, where)
     opset.check_version(model, where)
     operators.check_operators(model, where)
+    operators.check_bodies(bodies, where)
     model = opset.convert(model, where)
     lift_constants(model)
     operators.check_dialect(model, where)

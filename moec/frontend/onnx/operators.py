@@ -5,6 +5,8 @@ Targets decide for themselves about the operators that they can compile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 import onnx.defs
 import onnx_ir as ir
@@ -13,6 +15,8 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.common.names import node_name
 from moec.frontend.onnx import opset
 from moec.ir import dialect
+from moec.ir.local_bodies import Bodies
+from moec.ir.opsets import OPSET
 from moec.ir.printer import check_attributes
 from moec.ir.verifier import dialect_violations
 from moec.ir.weights.stored import WIDTH
@@ -60,14 +64,27 @@ def check_operators(model: ir.Model, where: str) -> None:
     for graph in model.graphs():
         _check_outputs(graph, where)
     for node in model.graph.all_nodes():
-        place = f"{where}: node {node_name(node)!r}"
-        _check_references(node, place)
-        check_attributes(node, place)
-        _check_inputs(node, place)
-        if node.domain == "" and not opset.is_known_early(node, version):
-            _check_standard(node, place, version)
-        elif node.domain != "":
-            _check_custom(node, place, model.graph.opset_imports.get(node.domain))
+        _check_node(node, f"{where}: node {node_name(node)!r}", version, model.graph.opset_imports)
+
+
+def check_bodies(bodies: Bodies, where: str) -> None:
+    """Check the bodies of the dialect's functions like :func:`check_operators`: some take the place of their calls."""
+    for function in (function for function in bodies.values() if function.domain == dialect.DOMAIN):
+        place = f"{where}: function {function.domain}.{function.name}"
+        _check_outputs(function.graph, place)
+        for node in ir.traversal.RecursiveGraphIterator(function):
+            version = function.opset_imports.get("", OPSET)
+            _check_node(node, f"{place}, node {node_name(node)!r}", version, function.opset_imports)
+
+
+def _check_node(node: ir.Node, place: str, version: int, imports: Mapping[str, int]) -> None:
+    _check_references(node, place)
+    check_attributes(node, place)
+    _check_inputs(node, place)
+    if node.domain == "" and not opset.is_known_early(node, version):
+        _check_standard(node, place, version)
+    elif node.domain != "":
+        _check_custom(node, place, imports.get(node.domain))
 
 
 def check_dialect(model: ir.Model, where: str) -> None:

@@ -11,6 +11,7 @@ from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, LinearSpec
 from moec.ir.weights.stored import StoredWeight
+from moec.passes.export.function_bodies import calls_function
 from moec.passes.export.stored_matrix import write_matrix
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
@@ -43,7 +44,8 @@ class ExpandLinear:
     exactness: ClassVar[Exactness] = "reassociating"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        nodes = [node for node in model.graph.all_nodes() if dialect.is_moec(node, "Linear")]
+        products = (node for node in model.graph.all_nodes() if dialect.is_moec(node, "Linear"))
+        nodes = [node for node in products if not calls_function(model, node)]
         for node in nodes:
             graph = node.graph
             assert isinstance(graph, ir.Graph)

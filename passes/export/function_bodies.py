@@ -48,6 +48,11 @@ def has_function(node: ir.Node) -> bool:
     return node.op_type != "Linear" or dialect.spec_of(node, LinearSpec).arithmetic != LinearSpec.arithmetic
 
 
+def calls_function(model: ir.Model, node: ir.Node) -> bool:
+    """Whether the node calls one of the model's functions."""
+    return has_function(node) and node.op_identifier() in model.functions
+
+
 def signature(node: ir.Node) -> Signature:
     """Everything that a body depends on: equal signatures have equal bodies."""
     attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())

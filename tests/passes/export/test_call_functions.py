@@ -22,6 +22,12 @@ ROWS = """(float[T,8] x, float[T,5] logits) => (float[T,6] y) <float[5,8,6] a, f
    own = moec.GroupedMatMul <arithmetic = "int8"> (rows, a, offsets, b)
    y = moec.Combine (own, w, positions)
 }"""
+PRODUCTS = """(float[T,8] x, float[T,5] logits) => (float[T,4] y, float[T,4] z, float[T,5] l)
+   <float[4,8] a, float[4] b> {
+   y = moec.Linear <arithmetic = "int8", activation_group = 4> (x, a, b)
+   z = moec.Linear (x, a)
+   l = moec.RoundRows (logits)
+}"""
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,7 @@ ROWS = """(float[T,8] x, float[T,5] logits) => (float[T,6] y) <float[5,8,6] a, f
         (layer(experts='gate_layout = "separate"', weights="up, down, gate", declared=GATED["separate"]),
          ["Route", "Experts"]),
         (ROWS, ["Route", "Dispatch", "GroupedMatMul", "Combine"]),
+        (PRODUCTS, ["Linear", "RoundRows"]),
     ],
 )  # fmt: skip
 def test_onnx_and_onnxruntime_take_functions_and_they_are_read_back(exported, normal, text, called):

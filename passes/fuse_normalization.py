@@ -18,7 +18,7 @@ class FuseNormalization:
     """Fuses normalisations over the last axis.
 
     1. ``x * s * 1 / sqrt(mean(x^2) + epsilon)`` becomes RMSNormalization (x, s); the square is Pow(x, 2) or Mul(x, x);
-       the division is Div, Reciprocal or Div(1, .). The scale s is a vector of the size of the last axis.
+       the division is Div, Reciprocal, Div(1, .) or Pow(., -0.5). The scale s is a vector of the size of the last axis.
     2. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * s + b`` becomes LayerNormalization (x, s, b).
     3. The same without s, or with a factor that is no such vector: s is made of ones. Exporters leave out weights of
        one, and so do other passes.
@@ -146,33 +146,41 @@ def _is_vector_for(value: ir.Value, x: ir.Value) -> bool:
 
 
 def _normalized(value: ir.Value) -> _Normalized | None:
-    """Recognise the quotient: Div(x, root), Mul(x, Reciprocal(root)) or Mul(x, Div(1, root))."""
+    """Recognise the quotient: Div(x, root), Mul(x, Reciprocal(root)), Mul(x, Div(1, root)) or Mul(x, Pow(., -0.5))."""
     node = value.producer()
     if is_op(node, "Div"):
         x, root = node.inputs
-        return None if x is None or root is None else _with_root(x, root)
+        square = _square_of_root(root)
+        return None if x is None or square is None else _with_square(x, square)
     if is_op(node, "Mul"):
         for x, factor in _operands(node):
-            root = _inverted(factor)
-            if root is not None:
-                return _with_root(x, root)
+            square = _square_of_inverse_root(factor)
+            if square is not None:
+                return _with_square(x, square)
     return None
 
 
-def _inverted(value: ir.Value) -> ir.Value | None:
-    """r where the value is 1 / r."""
+def _square_of_inverse_root(value: ir.Value) -> ir.Value | None:
+    """s where the value is 1 / sqrt(s)."""
     node = value.producer()
-    if is_op(node, "Reciprocal"):
+    if is_op(node, "Pow") and _number(node.inputs[1]) == -0.5:
         return node.inputs[0]
+    if is_op(node, "Reciprocal"):
+        return _square_of_root(node.inputs[0])
     if is_op(node, "Div") and _number(node.inputs[0]) == 1.0:
-        return node.inputs[1]
+        return _square_of_root(node.inputs[1])
     return None
 
 
-def _with_root(x: ir.Value, root: ir.Value) -> _Normalized | None:
-    """Check that root is sqrt(mean(x^2) + epsilon) of this very x, in x's type."""
-    node = root.producer()
-    addition = node.inputs[0].producer() if is_op(node, "Sqrt") and node.inputs[0] is not None else None
+def _square_of_root(value: ir.Value | None) -> ir.Value | None:
+    """s where the value is sqrt(s)."""
+    node = None if value is None else value.producer()
+    return node.inputs[0] if is_op(node, "Sqrt") else None
+
+
+def _with_square(x: ir.Value, square: ir.Value) -> _Normalized | None:
+    """Check that square is mean(x^2) + epsilon of this very x, in x's type."""
+    addition = square.producer()
     if not is_op(addition, "Add"):
         return None
     for mean, epsilon_value in _operands(addition):

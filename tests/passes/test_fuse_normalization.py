@@ -9,7 +9,8 @@ RANDOM = np.random.default_rng(0)
 CASES = [{"x": 3 * RANDOM.standard_normal((T, 5, 8)).astype(np.float32) + 1} for T in (0, 1, 7)]
 PASSES = "infer-shapes,fuse-normalization,remove-dead-nodes"
 CONSTANTS = """<float[8] scale = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] bias = {8, 7, 6, 5, 4, 3, 2, 1}, float two = {2.0},
-    float three = {3.0}, float one = {1.0}, float epsilon = {0.001}, int64[1] last = {-1}, int64[1] middle = {1}>"""
+    float three = {3.0}, float one = {1.0}, float minus_half = {-0.5},
+    float epsilon = {0.001}, int64[1] last = {-1}, int64[1] middle = {1}>"""
 
 
 def graph(body: str) -> str:
@@ -24,7 +25,13 @@ CENTRE = "mu = ReduceMean (x, last) c = Sub (x, mu) q = Mul (c, c)"
 
 @pytest.mark.parametrize("square", [SQUARE, "q = Pow (x, two)"])
 @pytest.mark.parametrize(
-    "quotient", ["n = Div (x, r)", "i = Reciprocal (r) n = Mul (x, i)", "i = Div (one, r) n = Mul (i, x)"]
+    "quotient",
+    [
+        "n = Div (x, r)",
+        "i = Reciprocal (r) n = Mul (x, i)",
+        "i = Div (one, r) n = Mul (i, x)",
+        "i = Pow (e, minus_half) n = Mul (x, i)",
+    ],
 )
 @pytest.mark.parametrize("product", ["y = Mul (n, scale)", "y = Mul (scale, n)"])
 def test_rms_normalization_is_fused(square, quotient, product):
@@ -59,8 +66,9 @@ def test_without_a_vector_as_scale_it_is_of_ones(op_type, begin, end):
         f"{SQUARE} m = ReduceMean (q, middle) e = Add (m, epsilon) r = Sqrt (e) n = Div (x, r) y = Mul (n, scale)",
         f"{SQUARE} m = ReduceMean (q, last) e = Add (m, x) r = Sqrt (e) n = Div (x, r) y = Mul (n, scale)",
         f"{SQUARE} {MEAN} n = Div (r, x) y = Mul (n, scale)",
+        f"{SQUARE} m = ReduceMean (q, last) e = Add (m, epsilon) i = Pow (e, one) n = Mul (x, i) y = Mul (n, scale)",
     ],
-    ids=["cube", "square of another", "other axis", "epsilon not constant", "inverted"],
+    ids=["cube", "square of another", "other axis", "epsilon not constant", "inverted", "other power"],
 )
 def test_what_only_looks_like_a_normalization_stays(body):
     check(PASSES, graph(body), None, *CASES)

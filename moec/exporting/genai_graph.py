@@ -75,6 +75,7 @@ def name_for_genai(model: ir.Model) -> Decoder:
     others = {name: [state for state in states if state.kind == kind] for kind, name in _REPLACED.items()}
     if not states:
         raise UnsupportedError("it keeps nothing from run to run, and onnxruntime-genai gives it each token once")
+    values |= {layer: _doubled(graph, key) for layer, key in keys.items() if layer not in values}
     _check_pairs(keys, values)
     for layer, key in keys.items():
         _same_width(graph, key, values[layer])
@@ -115,7 +116,7 @@ def _state(past: ir.Value, graph: ir.Graph) -> _State:
 def _check_pairs(keys: dict[int, _State], values: dict[int, _State]) -> None:
     """Check that keys and values are as genai makes them: [batch, heads, past, width], of one type in all layers."""
     if keys.keys() != values.keys():
-        raise UnsupportedError("onnxruntime-genai knows only layers with both keys and values")
+        raise UnsupportedError("values without keys, which onnxruntime-genai does not know")
     types = {state.past.dtype for state in (*keys.values(), *values.values())}
     if len(types) > 1:
         raise UnsupportedError("keys and values of several types: onnxruntime-genai takes one for all layers")
@@ -127,6 +128,19 @@ def _check_pairs(keys: dict[int, _State], values: dict[int, _State]) -> None:
                 f"{key.past.name}: keys {_shown(key)} and values {_shown(values[layer])}; onnxruntime-genai makes both "
                 "[batch, heads, past, width]"
             )
+
+
+def _doubled(graph: ir.Graph, key: _State) -> _State:
+    """Values of a layer that keeps one tensor for both, as latent attention does: nothing reads them, and they are
+    written as a copy of the keys."""
+    past = ir.Value(name=fresh_name(graph, "unread"), type=key.past.type, shape=key.past.shape)
+    node = ir.node("Identity", [key.present], name=f"copy_of_{key.present.name}")
+    graph.append(node)
+    present = node.outputs[0]
+    present.type, present.shape, present.name = past.type, key.present.shape, fresh_name(graph, "copied")
+    graph.inputs.append(past)
+    graph.outputs.append(present)
+    return _State("value", key.layer, past, present)
 
 
 def _shown(state: _State) -> str:

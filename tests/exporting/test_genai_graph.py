@@ -1,0 +1,122 @@
+"""Inputs and outputs as onnxruntime-genai names and sizes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.common.errors import UnsupportedError
+from moec.exporting.genai_graph import Decoder, name_for_genai
+
+IDS, LOGITS = "int64[batch,length] input_ids", "float[batch,length,5] logits"
+MODEL = """<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => ({outputs})
+<int64[2] axes = {{1, 3}}, int64[1] last = {{2}}, float[1,1,5] ones = {{1, 1, 1, 1, 1}}> {{
+    new = Cast <to = 1> (input_ids)
+    column = Unsqueeze (new, last)
+    entry = Unsqueeze (new, axes)
+    {nodes}
+    logits = Mul (column, ones)
+}}"""
+KEYS = "float[batch,1,past,{width}] past_{kind}_{layer}", "float[batch,1,total,{width}] present_{kind}_{layer}"
+
+
+def model_of(inputs: list[str], outputs: list[str], nodes: str = "") -> ir.Model:
+    return ir.from_onnx_text(
+        MODEL.format(inputs=", ".join([IDS, *inputs]), outputs=", ".join([LOGITS, *outputs]), nodes=nodes)
+    )
+
+
+def keeping(*states: tuple[str, int, int]) -> ir.Model:
+    """Make a model whose states, by kind, layer and width, get each id as all elements of a new entry."""
+    fields = [{"kind": kind, "layer": layer, "width": width} for kind, layer, width in states]
+    nodes = "".join(
+        f"""shape_{kind} = Constant <value_ints = [1, 1, 1, {width}]> ()
+            wide_{kind} = Expand (entry, shape_{kind})
+            present_{kind}_{layer} = Concat <axis = 2> (past_{kind}_{layer}, wide_{kind})
+        """.replace("length", "")
+        for kind, layer, width in states
+    )
+    return model_of([KEYS[0].format(**field) for field in fields], [KEYS[1].format(**field) for field in fields], nodes)
+
+
+def run(model: ir.Model, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@pytest.mark.parametrize(("key", "value"), [(3, 2), (2, 3), (3, 3)])
+def test_keys_and_values_get_one_width(key, value):
+    model = keeping(("key", 4, key), ("value", 4, value))
+    assert name_for_genai(model) == Decoder(5, 5, 1, 3)
+    past = np.full((1, 1, 1, 3), 7, np.float32)
+    inputs = {"past_key_values.4.key": past, "past_key_values.4.value": past}
+    results = run(model, input_ids=np.array([[9]]), attention_mask=np.ones((1, 2), np.int64), **inputs)
+    for kind, width in (("key", key), ("value", value)):
+        expected = np.array([[7.0] * width + [0.0] * (3 - width), [9.0] * width + [0.0] * (3 - width)])
+        np.testing.assert_array_equal(results[f"present.4.{kind}"][0, 0], expected)
+
+
+def test_keys_alone_are_values_too():
+    model = keeping(("key", 0, 3))
+    assert name_for_genai(model) == Decoder(5, 1, 1, 3)
+    past = np.zeros((2, 1, 0, 3), np.float32)
+    inputs = {"past_key_values.0.key": past, "past_key_values.0.value": past}
+    results = run(model, input_ids=np.array([[9], [8]]), attention_mask=np.ones((2, 1), np.int64), **inputs)
+    np.testing.assert_array_equal(results["present.0.key"], results["present.0.value"])
+
+
+def replaced(conv: str, state: str) -> ir.Model:
+    """Make a model with states of layers 2 and 5, of these shapes, that each run adds 1 to and doubles."""
+    return model_of(
+        [f"float[{conv}] past_conv_2", f"float[{state}] past_state_5"],
+        [f"float[{conv}] present_conv_2", f"float[{state}] present_state_5"],
+        "one = Constant <value_float = 1.0> ()\n"
+        "present_conv_2 = Add (past_conv_2, one)\npresent_state_5 = Add (past_state_5, past_state_5)",
+    )
+
+
+def test_states_of_convolutions_and_recurrences_are_pairs():
+    model = replaced("batch,4,3", "batch,2,2,2")
+    assert name_for_genai(model) == Decoder(5)
+    names = {value.name for value in model.graph.inputs}
+    assert names == {
+        "input_ids",
+        "attention_mask",
+        *(f"past_key_values.0.{kind}_state" for kind in ("conv", "recurrent")),
+    }
+    states = {"past_key_values.0.conv_state": np.ones((1, 4, 3), np.float32)}
+    states["past_key_values.0.recurrent_state"] = np.ones((1, 2, 2, 2), np.float32)
+    results = run(model, input_ids=np.array([[9]]), attention_mask=np.ones((1, 1), np.int64), **states)
+    assert (results["present.0.conv_state"] == 2).all() and (results["present.0.recurrent_state"] == 2).all()
+
+
+def test_an_empty_state_takes_the_missing_place():
+    model = model_of(["float[batch,4] past_state_1"], ["float[batch,4] present_state_1"],
+                     "present_state_1 = Neg (past_state_1)")  # fmt: skip
+    name_for_genai(model)
+    empty = np.zeros((1, 1, 1), np.float32)
+    states = {"past_key_values.0.conv_state": empty, "past_key_values.0.recurrent_state": np.ones((1, 4), np.float32)}
+    results = run(model, input_ids=np.array([[9]]), attention_mask=np.ones((1, 1), np.int64), **states)
+    np.testing.assert_array_equal(results["present.0.conv_state"], empty)
+    assert (results["present.0.recurrent_state"] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (model_of([], []), "it keeps nothing from run to run"),
+        (model_of(["float[batch,2] past_index_0"], ["float[batch,2] present_index_0"],
+                  "present_index_0 = Neg (past_index_0)"), "no value for input past_index_0"),
+        (model_of(["float[batch,2] mask"], []), "no value for input mask"),
+        (keeping(("value", 0, 3)), "values without keys"),
+        (replaced("batch,4,3,2", "batch,2,2,2"), "such states with at most 3 axes"),
+        (replaced("batch,4,any", "batch,2,2,2"), "states of one fixed shape"),
+    ],
+)  # fmt: skip
+def test_what_genai_has_no_place_for_is_refused(model, message):
+    with pytest.raises(UnsupportedError, match=message):
+        name_for_genai(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ from moec.exporting.custom_ops import ops_library
 from moec.exporting.onnx_model import MODEL
 from moec.exporting.onnxruntime_moec import LIBRARY, NAME, WEIGHTS
 
+from .. import command
 from .conftest import D, E, F, K
 
 
@@ -56,8 +58,9 @@ def block_path(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def exported(block_path, tmp_path_factory) -> pathlib.Path:
     output = tmp_path_factory.mktemp("exported") / "out"
-    result = moec.export(block_path, output, form=NAME)
-    assert [part.written_as.partition("_")[0] for part in result.parts] == ["moec.ops.MoE"] and not result.unwritten
+    result = command.moec("export", block_path, "-o", output, "--for", NAME)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(rf"{output}: for {NAME}, 1 moec\.ops\.MoE_[0-9a-f]{{12}}\n", result.stdout)
     return output
 
 

@@ -150,3 +150,18 @@ def test_operators_that_are_not_of_onnx_are_refused_by_name(tmp_path):
     with pytest.raises(MoecError, match=r"com\.microsoft\.QuickGelu is no operator of ONNX.*--for onnxruntime"):
         moec.export(tmp_path / "in.onnx", tmp_path / "out.onnx", form="onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_experts_keep_formats_of_their_own(model_path, tmp_path):
+    output = tmp_path / "out.onnx"
+    passes = "O2,quantize-experts{format=int8,experts=0-1},quantize-experts{format=int4,group=16,experts=3}"
+    moec.export(model_path, output, form="onnx", passes=passes)
+    (block,), _ = find_blocks(output)
+    assert block["formats"]["up"] == ["int8", "int8", "float32", "int4"]
+    np.testing.assert_array_equal(results(output, CHECKED, rows(5)), results(model_path, passes, rows(5)))
+
+
+def test_an_arithmetic_that_onnx_lacks_is_refused_by_name(model_path, tmp_path):
+    with pytest.raises(MoecError, match=r"moec\.MoE cannot be written in ONNX"):
+        moec.export(model_path, tmp_path / "out.onnx", form="onnx", passes="O2,round-to-tf32")
+    assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from moec.exporting.onnx_file import finish
 from moec.frontend.onnx.importer import import_model
+from moec.ir import interpreter
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
@@ -74,3 +76,18 @@ def test_an_arithmetic_that_onnx_cannot_spell_has_no_function():
     assert [remark.message for remark in report.remarks] == [
         "has no function: stays as it is: ONNX does not round to tf32"
     ]
+
+
+def test_a_number_that_float32_does_not_have_stays_in_the_body(normal):
+    """The file's attribute is another number, so the call is not believed."""
+    text = """(double[T,4] x) => (double[T,2] w, int32[T,2] e) {
+       w, e = moec.Route <k = 2, scale = 0.3333333333333> (x)
+    }"""
+    model, report, feeds = model_of(text), Report(), {"x": normal(5, 4).astype(np.float64)}
+    expected = interpreter.run(model, feeds)
+    pipeline.run(model, pipeline.parse("infer-shapes,call-functions"))
+    finish(model)
+    again = import_model(ir.to_proto(model))
+    pipeline.run(again, pipeline.parse("infer-shapes,check-functions"), report)
+    assert operators(again) == [] and [remark.pass_name for remark in report.remarks] == ["check-functions"]
+    np.testing.assert_allclose(interpreter.run(again, feeds)["w"], expected["w"], rtol=1e-14)

@@ -13,7 +13,7 @@ from moec.common.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, experts_of
-from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
+from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits, selects_for_experts
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NoRouterError, NotUnderstoodError, left_out
 from moec.passes.raising.given_choices import ScatteredSelection, choices, scattered
@@ -82,6 +82,7 @@ class RaiseMoE:
         failures = [
             failure
             for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]
+            if not selects_for_experts(raising.dataflow, anchor)
             if (failure := raising.around(anchor)) is not None
         ]
         failures = [failure for failure in failures if failure.anchor not in raising.understood]

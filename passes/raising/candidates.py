@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.dialect import inputs_of, is_moec
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, experts_of, width
 from moec.passes.raising.contractions import factors, is_contraction
@@ -41,6 +42,14 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
     chain = router_chain(dataflow, scores)[0] or [scores]
     E = next((count for value in chain if (count := experts_of(value)) not in (None, 1)), None)
     return [value for value in chain if E is not None and experts_of(value) == E]
+
+
+def selects_for_experts(dataflow: DataFlow, anchor: ir.Node) -> bool:
+    """Whether a selection gives the ids of a ``moec.Experts`` node, so that its block is known already."""
+    passed = list(dataflow.readers(anchor.outputs, through=lambda node: not (is_contraction(node) or is_moec(node))))
+    values = [value for node in (anchor, *passed) for value in node.outputs]
+    readers = {node for value in values for node in value.consumers() if is_moec(node, "Experts")}
+    return any(inputs_of(node)["experts"] in values for node in readers)
 
 
 def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], list[ir.Node]]:

@@ -57,7 +57,6 @@ _CLASSES = {
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
-    "repeat-masks": "moec.passes.export.repeat_masks:RepeatMasks",
     "rescale-experts": "moec.passes.rescale_experts:RescaleExperts",
     "round-activations": "moec.passes.round_activations:RoundActivations",
     "round-to-tf32": "moec.passes.round_to_tf32:RoundToTf32",

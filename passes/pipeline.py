@@ -75,7 +75,7 @@ BEFORE_ONNX = (
 """The exact passes for a model that any program runs: those of O2 that find layers of experts and make them smaller.
 Loops, and operators of ONNX that are no part of such layers, stay."""
 FOR_ONNX = (
-    "call-functions,expand-linear,widen-elements,repeat-masks,infer-shapes,fold-shapes,"
+    "call-functions,expand-linear,widen-elements,infer-shapes,fit-attention,infer-shapes,fold-shapes,"
     "eliminate-common-subexpressions,remove-dead-nodes"
 )
 """Passes that leave operators of ONNX, and calls of functions that are made of them."""

@@ -54,7 +54,7 @@ class FitAttention:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
-        for node in [node for node in model.graph if is_op(node, "Attention")]:
+        for node in [node for node in model.graph.all_nodes() if is_op(node, "Attention")]:
             write = Writer(node, value_names(model.graph))
             mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
             if mask is not None:

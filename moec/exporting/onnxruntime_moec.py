@@ -13,7 +13,6 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import UnsupportedError, reporting
-from moec.common.names import node_name
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, Form
 from moec.exporting.onnx_model import MODEL, read_model, run_steps, unraised_parts
@@ -76,15 +75,17 @@ class _Blocks:
         return [self._replaced(node) for node in nodes]
 
     def _replaced(self, node: ir.Node) -> ExportedPart:
+        from moec.common.names import node_name
+
         name = node_name(node)
         self.report.progress(f"compiling {name}")
         try:
-            return ExportedPart(name, f"{DOMAIN}.{self._put_operator(node)}")
+            return ExportedPart(name, f"{DOMAIN}.{self._put_operator(node, name)}")
         except UnsupportedError as error:
             return ExportedPart(name, "", str(error))
 
-    def _put_operator(self, node: ir.Node) -> str:
-        """Put an operator in the place of a node. Returns its name."""
+    def _put_operator(self, node: ir.Node, name: str) -> str:
+        """Put an operator in the place of the node of this ``name``. Returns the name of the operator."""
         import onnx_ir as ir
 
         from moec.exporting.custom_ops.block_model import block_model
@@ -95,7 +96,7 @@ class _Blocks:
         program = block_program(block.model)
         self.programs.setdefault(program.name, program)
         weights = self._written_weights(program)
-        operator = ir.node(program.name, block.inputs, weights, domain=DOMAIN, name=node_name(node))
+        operator = ir.node(program.name, block.inputs, weights, domain=DOMAIN, name=name)
         self.model.graph.insert_before(node, operator)
         replace_node(node, operator.outputs)
         return program.name

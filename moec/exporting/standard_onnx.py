@@ -6,7 +6,6 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import UnsupportedError
-from moec.common.names import node_name, operator_name
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, Form
 from moec.exporting.onnx_model import foreign, write_model
@@ -27,6 +26,7 @@ def _write(
 
 
 def _check_operators(model: ir.Model) -> None:
+    from moec.common.names import node_name, operator_name
     from moec.ir.dialect import DOMAIN
 
     for node in model.graph.all_nodes():

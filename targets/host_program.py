@@ -23,7 +23,7 @@ class HostTensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class HostParameter:
     """A parameter of the program: a tensor; a list of sizes, which has no name or ``dtype``; or one number
     (``is_number``)."""
 
@@ -51,7 +51,7 @@ class Give:
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelCall:
+class HostCall:
     """Call a kernel on tensors and numbers, which are expressions of sizes."""
 
     kernel: str
@@ -75,7 +75,7 @@ class Check:
     what: str
 
 
-Step = Take | Give | KernelCall | ReadSizes | Check
+Step = Take | Give | HostCall | ReadSizes | Check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class HostProgram:
     """The host part. ``parameters``: the inputs, lists of sizes, and after them the weights, ``inputs`` of them before
     the weights. ``constants``: small arrays by name."""
 
-    parameters: Sequence[Parameter]
+    parameters: Sequence[HostParameter]
     inputs: int
     constants: Mapping[str, np.ndarray]
     steps: Sequence[Step]

@@ -139,7 +139,7 @@ def parts_of(state: LayerState, expert: int, are_biases: bool = False) -> dict[P
 
 
 def routing_rows(state: LayerState, name: str) -> Array | None:
-    """What a router has for each expert, in float32: rows of its matrix, its biases, its correction biases."""
+    """Parameters of a router, one entry for each expert, in float32: rows of its matrix, biases, correction biases."""
     if name == "correction_bias":
         return None if state.correction_bias is None else state.correction_bias.astype(np.float32)
     if state.router is None:

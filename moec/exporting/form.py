@@ -31,7 +31,7 @@ UnsupportedError, naming the nearest form that can, for what the form cannot exp
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ExportForm:
     """A form of exported files.
 
     ``name`` is the value of ``--for``. ``reader``: the program that reads the output, in help texts. ``suffix`` of an

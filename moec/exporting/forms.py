@@ -9,9 +9,9 @@ from typing import Any
 from moec.common.arguments import suggestion
 from moec.common.errors import MoecError, UnsupportedError
 from moec.exporting import genai, gguf_file, huggingface_folder, onnxruntime, onnxruntime_moec, standard_onnx
-from moec.exporting.form import Form
+from moec.exporting.form import ExportForm
 
-FORMS: tuple[Form, ...] = (
+FORMS: tuple[ExportForm, ...] = (
     onnxruntime.FORM,
     onnxruntime_moec.FORM,
     standard_onnx.FORM,
@@ -22,7 +22,7 @@ FORMS: tuple[Form, ...] = (
 """In this order the forms are asked whether they are meant by an output without ``--for``."""
 
 
-def form_for(source: Any, output: str | os.PathLike[str], name: str | None) -> Form:
+def form_for(source: Any, output: str | os.PathLike[str], name: str | None) -> ExportForm:
     """Find the form by its ``name``, or by the suffix of ``output`` and the source. Raises MoecError for an unknown
     name and an output that names no form; UnsupportedError for a source that the form does not take."""
     form = _named(name) if name is not None else _by_output(source, output)
@@ -31,7 +31,7 @@ def form_for(source: Any, output: str | os.PathLike[str], name: str | None) -> F
     return form
 
 
-def _named(name: str) -> Form:
+def _named(name: str) -> ExportForm:
     for form in FORMS:
         if form.name == name:
             return form
@@ -39,7 +39,7 @@ def _named(name: str) -> Form:
     raise MoecError(f"no form {name!r}{suggestion(name, names)}; expected one of {', '.join(names)}")
 
 
-def _by_output(source: Any, output: str | os.PathLike[str]) -> Form:
+def _by_output(source: Any, output: str | os.PathLike[str]) -> ExportForm:
     suffix = pathlib.Path(output).suffix
     for form in FORMS:
         if form.suffix is not None and form.suffix == suffix and form.why_not(source) is None:

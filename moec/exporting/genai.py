@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.plain_files import read_bytes
 from moec.exporting.export_options import ExportOptions
-from moec.exporting.form import ExportedPart, Form
+from moec.exporting.form import ExportedPart, ExportForm
 from moec.exporting.onnx_model import MODEL
 from moec.exporting.sealed_folder import foreign_folder, seal_folder
 
@@ -103,4 +103,4 @@ def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     path.write_text(f"{json.dumps(content, indent=2, ensure_ascii=False)}\n", encoding="utf-8")
 
 
-FORM = Form(_NAME, "onnxruntime-genai", None, _why_not, foreign_folder, _write)
+FORM = ExportForm(_NAME, "onnxruntime-genai", None, _why_not, foreign_folder, _write)

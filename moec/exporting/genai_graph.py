@@ -49,7 +49,7 @@ class Decoder:
 
 
 @dataclasses.dataclass
-class _State:
+class _GenaiState:
     """A state as input and output of the graph."""
 
     kind: str
@@ -101,7 +101,7 @@ def _vocabulary(graph: ir.Graph) -> int:
     return size
 
 
-def _state(past: ir.Value, graph: ir.Graph) -> _State:
+def _state(past: ir.Value, graph: ir.Graph) -> _GenaiState:
     match = _STATE.fullmatch(past.name or "")
     name = (past.name or "").replace(PAST, PRESENT, 1)
     present = next((value for value in graph.outputs if value.name == name), None)
@@ -110,10 +110,10 @@ def _state(past: ir.Value, graph: ir.Graph) -> _State:
             f"onnxruntime-genai has no value for input {past.name}; it knows keys and values of attention, and states "
             "of convolutions and recurrences"
         )
-    return _State(match["kind"], int(match["layer"]), past, present)
+    return _GenaiState(match["kind"], int(match["layer"]), past, present)
 
 
-def _check_pairs(keys: dict[int, _State], values: dict[int, _State]) -> None:
+def _check_pairs(keys: dict[int, _GenaiState], values: dict[int, _GenaiState]) -> None:
     """Check that keys and values are as genai makes them: [batch, heads, past, width], of one type in all layers."""
     if keys.keys() != values.keys():
         raise UnsupportedError("values without keys, which onnxruntime-genai does not know")
@@ -130,7 +130,7 @@ def _check_pairs(keys: dict[int, _State], values: dict[int, _State]) -> None:
             )
 
 
-def _doubled(graph: ir.Graph, key: _State) -> _State:
+def _doubled(graph: ir.Graph, key: _GenaiState) -> _GenaiState:
     """Values of a layer that keeps one tensor for both, as latent attention does: nothing reads them, and they are
     written as a copy of the keys."""
     past = ir.Value(name=fresh_name(graph, "unread"), type=key.past.type, shape=key.past.shape)
@@ -140,14 +140,14 @@ def _doubled(graph: ir.Graph, key: _State) -> _State:
     present.type, present.shape, present.name = past.type, key.present.shape, fresh_name(graph, "copied")
     graph.inputs.append(past)
     graph.outputs.append(present)
-    return _State("value", key.layer, past, present)
+    return _GenaiState("value", key.layer, past, present)
 
 
-def _shown(state: _State) -> str:
+def _shown(state: _GenaiState) -> str:
     return f"[{', '.join(map(str, state.past.shape or ()))}]"
 
 
-def _same_width(graph: ir.Graph, key: _State, value: _State) -> None:
+def _same_width(graph: ir.Graph, key: _GenaiState, value: _GenaiState) -> None:
     """Append zeros to the narrower of a layer's keys and values, and take them off again."""
     widths = [state.sizes()[_WIDTH] or 0 for state in (key, value)]
     if widths[0] == widths[1]:
@@ -159,7 +159,7 @@ def _same_width(graph: ir.Graph, key: _State, value: _State) -> None:
     _send(graph, state, "Pad", padding, width=wide)
 
 
-def _place_replaced(graph: ir.Graph, kinds: dict[str, list[_State]]) -> None:
+def _place_replaced(graph: ir.Graph, kinds: dict[str, list[_GenaiState]]) -> None:
     """Give the states of convolutions and recurrences consecutive numbers, and each its own copy of the memory that
     its output will be written to. Where one of a pair is missing, an empty one takes its place."""
     for name, states in kinds.items():
@@ -183,7 +183,7 @@ def _place_replaced(graph: ir.Graph, kinds: dict[str, list[_State]]) -> None:
             _rename(state, name, number)
 
 
-def _empty(graph: ir.Graph, states: Sequence[_State]) -> _State:
+def _empty(graph: ir.Graph, states: Sequence[_GenaiState]) -> _GenaiState:
     """A state that stays as it is, shaped like the others of its kind."""
     dtype, rest = (states[0].past.dtype, states[0].sizes()[1:]) if states else (ir.DataType.FLOAT, (1, 1))
     shape = ir.Shape([SIZES[0], *rest])
@@ -194,10 +194,10 @@ def _empty(graph: ir.Graph, states: Sequence[_State]) -> _State:
     present.type, present.shape, present.name = past.type, shape, fresh_name(graph, "still_empty")
     graph.inputs.append(past)
     graph.outputs.append(present)
-    return _State("", 0, past, present)
+    return _GenaiState("", 0, past, present)
 
 
-def _feed(graph: ir.Graph, state: _State, operator: str, *further: ir.Value, width: int | None = None) -> None:
+def _feed(graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value, width: int | None = None) -> None:
     """Compute a state by an operator from a new input, whose last axis has ``width``."""
     old = state.past
     new = ir.Value(name=fresh_name(graph, f"{old.name}_given"), type=old.type, shape=_with_width(old.shape, width))
@@ -208,7 +208,7 @@ def _feed(graph: ir.Graph, state: _State, operator: str, *further: ir.Value, wid
     state.past = new
 
 
-def _send(graph: ir.Graph, state: _State, operator: str, *further: ir.Value, width: int) -> None:
+def _send(graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value, width: int) -> None:
     """Compute a new output, whose last axis has ``width``, from a state."""
     old = state.present
     node = ir.node(operator, [old, *further], name=f"{operator}_{old.name}")
@@ -223,7 +223,7 @@ def _with_width(shape: ir.Shape | None, width: int | None) -> ir.Shape | None:
     return shape if shape is None or width is None else ir.Shape([*shape[:-1], width])
 
 
-def _rename(state: _State, kind: str, layer: int) -> None:
+def _rename(state: _GenaiState, kind: str, layer: int) -> None:
     state.past.name, state.present.name = PAST_NAMES[kind] % layer, PRESENT_NAMES[kind] % layer
 
 

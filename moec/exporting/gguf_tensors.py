@@ -17,7 +17,7 @@ from moec.exporting.one_number import one_number
 from moec.frontend.gguf.file.formats import FLOATS
 from moec.frontend.gguf.file.packing import kind_of, pack
 from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
-from moec.frontend.gguf.file.writer import NewTensor, selected
+from moec.frontend.gguf.file.writer import NewGgufTensor, selected
 from moec.frontend.gguf.graph.builder import Builder
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS
@@ -50,7 +50,7 @@ class NewFile:
     """Contents of a file to write. ``numbers``: new values of metadata by key. ``tensors``: by name, in order."""
 
     numbers: Mapping[str, int]
-    tensors: Mapping[str, NewTensor]
+    tensors: Mapping[str, NewGgufTensor]
     parts: list[ExportedPart]
 
 
@@ -67,7 +67,7 @@ def new_file(
     have.
     """
     file = builder.file
-    tensors = {name: NewTensor.of(tensor) for name, tensor in file.tensors.items()}
+    tensors = {name: NewGgufTensor.of(tensor) for name, tensor in file.tensors.items()}
     for change, names in layers:
         tensors |= {tensor: _changed(file.tensors[tensor], change.operands[name]) for name, tensor in names.items()}
     tensors |= _dense(file, products)
@@ -80,25 +80,25 @@ def new_file(
     return NewFile(numbers, tensors, parts)
 
 
-def _changed(tensor: GgufTensor, change: Change) -> NewTensor:
+def _changed(tensor: GgufTensor, change: Change) -> NewGgufTensor:
     if (copies := change.copies) is not None:
-        return NewTensor.of(tensor) if copies == list(range(tensor.shape[0])) else selected(tensor, copies)
+        return NewGgufTensor.of(tensor) if copies == list(range(tensor.shape[0])) else selected(tensor, copies)
     if isinstance(change.numbers, StoredWeight):
         return _stored(tensor.where, change.numbers, (len(change.copied), *tensor.shape[1:]))
     assert change.numbers is not None
     return _floats(tensor, change.numbers)
 
 
-def _floats(tensor: GgufTensor, numbers: Array) -> NewTensor:
+def _floats(tensor: GgufTensor, numbers: Array) -> NewGgufTensor:
     """Numbers of a small tensor, in the type that it has."""
     if tensor.kind not in FLOATS:
         raise UnsupportedError(
             f"{tensor.where}: is {tensor.kind}, and a pass computed new numbers for it; nothing is rounded to that here"
         )
-    return NewTensor(tensor.kind, numbers.shape, lambda: (pack(tensor.kind, {"data": numbers}),))
+    return NewGgufTensor(tensor.kind, numbers.shape, lambda: (pack(tensor.kind, {"data": numbers}),))
 
 
-def _stored(where: str, weight: StoredWeight, shape: tuple[int, ...]) -> NewTensor:
+def _stored(where: str, weight: StoredWeight, shape: tuple[int, ...]) -> NewGgufTensor:
     """A weight [E,out,in], or [out,in], in the format that passes gave it."""
     kinds = {_kind(where, run) for run in weight.runs}
     if len(kinds) > 1:
@@ -120,7 +120,7 @@ def _stored(where: str, weight: StoredWeight, shape: tuple[int, ...]) -> NewTens
             tables = {table: matrix.read(table) for table in tables_of(weight, expert)}
             yield pack(kind, {table: array for table, array in tables.items() if array is not None})
 
-    return NewTensor(kind, shape, parts)
+    return NewGgufTensor(kind, shape, parts)
 
 
 def _kind(where: str, run: WeightRun) -> str:
@@ -140,10 +140,10 @@ def dense_products(builder: Builder, model: ir.Model) -> list[DenseProduct]:
     return [DenseProduct(node, value, name) for node, value, name in named if name not in routers]
 
 
-def _dense(file: GgufFile, products: Sequence[DenseProduct]) -> dict[str, NewTensor]:
+def _dense(file: GgufFile, products: Sequence[DenseProduct]) -> dict[str, NewGgufTensor]:
     """The weights of dense products that passes gave another format. A matrix that is an embedding, too, stays one and
     gets an output matrix beside it."""
-    tensors: dict[str, NewTensor] = {}
+    tensors: dict[str, NewGgufTensor] = {}
     for product in products:
         value = product.node.inputs[1]
         if value is product.weight or value is None:
@@ -176,7 +176,7 @@ def _counts(builder: Builder, layers: Sequence[tuple[LayerChange, Mapping[str, s
     return {key: number for key, number in named_counts.items() if builder.file.metadata.get(key) != number}
 
 
-def _without_further_layers(builder: Builder, tensors: dict[str, NewTensor], report: Report) -> dict[str, int]:
+def _without_further_layers(builder: Builder, tensors: dict[str, NewGgufTensor], report: Report) -> dict[str, int]:
     """Remove the layers that predict further tokens: they have experts of the first number, which moec does not run."""
     if not builder.skipped:
         return {}
@@ -188,7 +188,7 @@ def _without_further_layers(builder: Builder, tensors: dict[str, NewTensor], rep
     return {f"{architecture}.block_count": builder.layers, f"{architecture}.nextn_predict_layers": 0}
 
 
-def _file_type(builder: Builder, tensors: Mapping[str, NewTensor]) -> dict[str, int]:
+def _file_type(builder: Builder, tensors: Mapping[str, NewGgufTensor]) -> dict[str, int]:
     sizes: collections.Counter[str] = collections.Counter()
     for tensor in tensors.values():
         sizes[tensor.kind] += tensor.size
@@ -196,6 +196,6 @@ def _file_type(builder: Builder, tensors: Mapping[str, NewTensor]) -> dict[str, 
     return {"general.file_type": _FILE_TYPES[kind]} if "general.file_type" in builder.file.metadata else {}
 
 
-def _described(change: LayerChange, names: Mapping[str, str], tensors: Mapping[str, NewTensor]) -> str:
+def _described(change: LayerChange, names: Mapping[str, str], tensors: Mapping[str, NewGgufTensor]) -> str:
     kinds = sorted({tensors[tensor].kind for name, tensor in names.items() if name in EXPERT_WEIGHTS[:3]})
     return f"layers of {change.count} experts in {' and '.join(kinds)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moec.common.errors import MoecError, UnsupportedError
 from moec.exporting.changing_passes import FilePipeline, changing_passes
 from moec.exporting.export_options import ExportOptions
-from moec.exporting.form import ExportedPart, Form
+from moec.exporting.form import ExportedPart, ExportForm
 from moec.exporting.new_paths import foreign_because
 
 if TYPE_CHECKING:
@@ -99,4 +99,4 @@ def _check_options(options: ExportOptions) -> None:
         raise MoecError("cache: transformers decides that itself; leave the option out")
 
 
-FORM = Form("huggingface", "transformers, vLLM", "", why_not, foreign_because, write)
+FORM = ExportForm("huggingface", "transformers, vLLM", "", why_not, foreign_because, write)

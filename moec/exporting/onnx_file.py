@@ -31,7 +31,7 @@ _GRAPH, _INITIALIZER, _RAW_DATA, _METADATA = 7, 5, 9, 14  # fields of ModelProto
 _KEY = "moec"
 
 
-class _Names:
+class _NodeNames:
     """Names that were not given before."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class _Names:
 def finish(model: ir.Model) -> None:
     """Leave what other programs read: no operator of moec's without a function, no metadata of moec's, and opsets that
     are in use. Raises UnsupportedError for operators that have no spelling in ONNX."""
-    nodes, names = list(model.graph.all_nodes()), _Names()
+    nodes, names = list(model.graph.all_nodes()), _NodeNames()
     for node in nodes:
         if node.domain == DOMAIN and node.op_identifier() not in model.functions:
             raise UnsupportedError(

@@ -6,7 +6,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from moec.exporting.export_options import ExportOptions
-from moec.exporting.form import ExportedPart, Form
+from moec.exporting.form import ExportedPart, ExportForm
 from moec.exporting.onnx_model import SUFFIX, foreign, spelled, write_model
 
 if TYPE_CHECKING:
@@ -48,4 +48,4 @@ def _why_not(source: Any) -> str | None:
     return None
 
 
-FORM = Form("onnxruntime", "onnxruntime", SUFFIX, _why_not, foreign, _write)
+FORM = ExportForm("onnxruntime", "onnxruntime", SUFFIX, _why_not, foreign, _write)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import UnsupportedError, reporting
 from moec.exporting.export_options import ExportOptions
-from moec.exporting.form import ExportedPart, Form
+from moec.exporting.form import ExportedPart, ExportForm
 from moec.exporting.onnx_model import MODEL, read_model, run_steps, unraised_parts
 from moec.exporting.sealed_folder import foreign_folder, seal_folder
 
@@ -41,7 +41,7 @@ def _write(
     model = read_model(source, options, report, pipeline.BEFORE_ONNXRUNTIME)
     aside.mkdir()
     (aside / WEIGHTS).mkdir()
-    blocks = _Blocks(model, aside / WEIGHTS, report)
+    blocks = _BlockOperators(model, aside / WEIGHTS, report)
     with reporting("compiling blocks", source):
         parts = blocks.replaced()
     if not blocks.programs:
@@ -58,7 +58,7 @@ def _write(
 
 
 @dataclasses.dataclass
-class _Blocks:
+class _BlockOperators:
     """The blocks of a model, whose weights are written to ``folder``. ``programs``: those of the operators, by name."""
 
     model: ir.Model
@@ -118,4 +118,4 @@ def _why_not(source: Any) -> str | None:
     return None
 
 
-FORM = Form(NAME, "onnxruntime with moec's kernels", None, _why_not, foreign_folder, _write)
+FORM = ExportForm(NAME, "onnxruntime with moec's kernels", None, _why_not, foreign_folder, _write)

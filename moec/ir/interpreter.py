@@ -80,7 +80,8 @@ class Evaluator:
             raise ValueError(f"dtype is {self._dtype}; expected float64, or None for the model's own types")
         self._outputs = list(outputs)
         self._inputs = set(inputs)
-        computed = [node for node in nodes if not _is_constant(node)]
+        # nodes Constant are read like initializers, so that their tensors are not copied into a protobuf message
+        computed = [node for node in nodes if not is_op(node, "Constant")]
         self._constants = self._read_constants(computed)
         protos = [ir.serde.serialize_node(node) for node in computed]
         function_protos = [ir.serde.serialize_function(function) for function in functions]
@@ -390,11 +391,6 @@ def _name(value: ir.Value) -> str:
     if not value.name:
         raise ValueError(f"a value without a name cannot be evaluated: {value}")
     return value.name
-
-
-def _is_constant(node: ir.Node) -> bool:
-    """Constant nodes are read like initializers, so that their tensors are not copied into a protobuf message."""
-    return node.domain == "" and node.op_type == "Constant"
 
 
 def _uses(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:

@@ -98,7 +98,7 @@ class AccumulateExperts:
                 y = write_grouped_product(Writer(node, value_names(model.graph)))
             else:
                 node = with_route(model.graph, node)
-                y = _Spelling(node).written()
+                y = _Accumulation(node).written()
             replace_node(node, [y])
             changed = True
         return changed
@@ -108,7 +108,7 @@ def _is_grouped(node: ir.Node) -> bool:
     return dialect.is_moec(node, "GroupedMatMul")
 
 
-class _Spelling:
+class _Accumulation:
     """The graph in the place of one ``moec.Experts`` node."""
 
     def __init__(self, node: ir.Node) -> None:

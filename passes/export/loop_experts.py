@@ -96,14 +96,14 @@ class LoopExperts:
                 report.warn(self.name, node_name(experts), f"stays as it is: {weights}")
                 continue
             operands = [value for value in experts.inputs if value is not None]
-            y = _Spelling(experts, weights).written()
+            y = _DispatchedLoop(experts, weights).written()
             replace_node(experts, [y])
             for value in dict.fromkeys(operands):
                 remove_unused(model.graph, value)
         return bool(nodes)
 
 
-class _Spelling:
+class _DispatchedLoop:
     """The graph in the place of one node."""
 
     def __init__(self, node: ir.Node, weights: ExpertWeights) -> None:
@@ -144,7 +144,7 @@ class _Spelling:
         return self._write.weight(ir.tensor(np.array(number, self._dtype.numpy()), dtype=self._dtype), "number")
 
     def _identity(self) -> ir.Value:
-        """What experts that return their input make, which have no rows afterwards."""
+        """The results of experts that return their input. Their pairs are dispatched no more: ids become -1."""
         write = self._write
         last = write.constant(np.array(self._weights.experts - 1, np.int32), "last")
         returns = write.add("Greater", self._ids, last, label="returns")

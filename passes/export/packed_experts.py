@@ -87,7 +87,7 @@ def _block(weights: ExpertWeights) -> int | None:
 def packed_layer(write: Writer, weights: ExpertWeights, packing: Packing, layer: Layer) -> dict[str, ir.Value | None]:
     """Write the constants of a layer: ``data``, ``scales`` and ``zeros``, which is None without zero points. One expert
     at a time is packed, when the file is written."""
-    rows = _Rows(weights, packing, layer)
+    rows = _PackedRows(weights, packing, layer)
     count, blocks = weights.experts, rows.blocks
     by_row = packing.block == 0
 
@@ -118,7 +118,7 @@ def pack(numbers: Array, bits: int) -> Array:
     return np.bitwise_or.reduce(parts << shifts, axis=-1).astype(np.uint8)
 
 
-class _Rows:
+class _PackedRows:
     """Rows [out,...] of a layer, unsigned and unpacked."""
 
     def __init__(self, weights: ExpertWeights, packing: Packing, layer: Layer) -> None:

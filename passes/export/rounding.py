@@ -23,11 +23,11 @@ def write_rounded(write: Writer, constants: Writer, spec: ProductSpec, rows: ir.
     if spec.arithmetic == "bfloat16":
         rounded = write.add("Cast", narrow, to=ir.DataType.BFLOAT16, label="rounded")
     else:
-        rounded = _Scaled(write, constants, spec).rounded(narrow)
+        rounded = _ScaledRows(write, constants, spec).rounded(narrow)
     return write.add("CastLike", rounded, rows, label="rounded_rows")
 
 
-class _Scaled:
+class _ScaledRows:
     """Rows as integers or small floats times a scale for each group."""
 
     def __init__(self, write: Writer, constants: Writer, spec: ProductSpec) -> None:

@@ -192,7 +192,7 @@ def _fits(node: ir.Node, body: ir.Graph) -> bool:
 
 
 def _trips(node: ir.Node, body: ir.Graph, values: SymbolicValues, inside: SymbolicValues) -> sympy.Expr | None:
-    """How many steps a Loop takes; None where that is not known, or a condition may end it."""
+    """The number of steps of a Loop; None where it is not known, or a condition may end the loop."""
     trips = values.of(node.inputs[0])
     goes = node.inputs[1] is None or _known(values.of(node.inputs[1]))
     if trips is None or trips.size != 1 or not goes or not (never_asks(body) or _known(inside.of(body.outputs[0]))):

@@ -41,7 +41,7 @@ def built(
 
 
 def run(command: Sequence[Any]) -> str:
-    """What a command prints. Raises AssertionError, with its messages, where it fails."""
+    """Run a command and return its output. Raises AssertionError, with its messages, where it fails."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -34,7 +34,7 @@ _OF_THE_SYSTEM = (
 
 @dataclasses.dataclass(frozen=True)
 class CForm:
-    """How a program becomes C. ``name``: of the program, an identifier; ``version``: of moec."""
+    """The form of a program in C. ``name``: of the program, an identifier; ``version``: of moec."""
 
     name: str
     version: str
@@ -73,7 +73,7 @@ class CForm:
         weights, end = placed_weights(program)
         states = program.held
         places = HeldStates(states, interface.inputs, interface.outputs).length_places if states else []
-        facts = interface_text.Facts(
+        facts = interface_text.ProgramFacts(
             self.name,
             self.version,
             interface,

@@ -23,7 +23,7 @@ _ROLES: dict[Role, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class ProgramFacts:
     """Facts about a program for its tables. ``weight_bytes``, ``weight_stamp``: of ``weights.bin``; ``features``: of
     the processor, in LLVM's names."""
 
@@ -40,13 +40,13 @@ class Facts:
     features: Sequence[str]
 
 
-def tables(facts: Facts) -> str:
+def tables(facts: ProgramFacts) -> str:
     """All tables; the last is the program itself, ``<name>_program``."""
     return "\n\n".join(part for part in _Tables(facts).parts() if part)
 
 
 class _Tables:
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: ProgramFacts) -> None:
         self._facts, interface = facts, facts.interface
         self._inputs = [spec.name for spec in interface.inputs]
         self._outputs = [spec.name for spec in interface.outputs]

@@ -10,7 +10,17 @@ import numpy as np
 from moec.common.errors import UnsupportedError
 from moec.common.names import in_comment
 from moec.targets.base import KernelRecord
-from moec.targets.host_program import Check, Give, HostProgram, HostTensor, KernelCall, Parameter, ReadSizes, Step, Take
+from moec.targets.host_program import (
+    Check,
+    Give,
+    HostCall,
+    HostParameter,
+    HostProgram,
+    HostTensor,
+    ReadSizes,
+    Step,
+    Take,
+)
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _FUNCTIONS = frozenset({"min", "max", "floor_div", "floor_mod"})
@@ -20,7 +30,7 @@ _WIDTH = 116
 def kernel_declarations(host: HostProgram, kernels: Sequence[KernelRecord], others: Sequence[str] = ()) -> str:
     """Declarations of the kernels that are called, and ``others``, with the formula of each."""
     formulas = {kernel.name: in_comment(kernel.computes or kernel.op) for kernel in kernels}
-    called = dict.fromkeys([step.kernel for step in host.steps if isinstance(step, KernelCall)] + list(others))
+    called = dict.fromkeys([step.kernel for step in host.steps if isinstance(step, HostCall)] + list(others))
     return "\n".join(
         f"extern moec_kernel __tvm_ffi_{name};" + (f" /* {formulas[name]} */" if name in formulas else "")
         for name in called
@@ -38,10 +48,10 @@ def constants(host: HostProgram) -> str:
 def run_function(host: HostProgram, *, holds: bool) -> str:
     """The function ``run``, which computes one call of the program. ``holds``: whether it takes the lengths of states
     that it holds."""
-    return "\n".join(["static moec_error run(moec_call *call) {", *_Writer(host, holds).lines(), "}"])
+    return "\n".join(["static moec_error run(moec_call *call) {", *_StepWriter(host, holds).lines(), "}"])
 
 
-class _Writer:
+class _StepWriter:
     def __init__(self, host: HostProgram, holds: bool) -> None:
         self._host, self._holds = host, holds
         self._parameters = {parameter.name: parameter for parameter in host.parameters if parameter.dtype}
@@ -93,7 +103,7 @@ class _Writer:
             yield f"    {word}, {step.bytes}); /* {step.holds} */"
         elif isinstance(step, Give):
             yield f"    GIVE({step.memory});"
-        elif isinstance(step, KernelCall):
+        elif isinstance(step, HostCall):
             yield from _lines([f"RUN({step.kernel}", *map(self._argument, step.arguments)])
         elif isinstance(step, ReadSizes):
             address = f"(const int64_t *){self._address(step.tensor)}"
@@ -122,7 +132,7 @@ class _Writer:
         return f"{base} + {tensor.offset}" if tensor.offset else base
 
 
-def _places(parameters: Sequence[Parameter], holds: bool) -> Iterator[tuple[str, str]]:
+def _places(parameters: Sequence[HostParameter], holds: bool) -> Iterator[tuple[str, str]]:
     """The expression that reads each size of the inputs, and the size."""
     lists = ["call->lengths[{}]", "call->wanted"] if holds else ["call->wanted"]
     for parameter in parameters:
@@ -132,7 +142,7 @@ def _places(parameters: Sequence[Parameter], holds: bool) -> Iterator[tuple[str,
 
 def _names_in(host: HostProgram) -> Iterator[str]:
     for step in host.steps:
-        if isinstance(step, KernelCall):
+        if isinstance(step, HostCall):
             yield from (each.memory for each in step.arguments if isinstance(each, HostTensor))
         elif isinstance(step, ReadSizes):
             yield step.tensor.memory

@@ -47,7 +47,7 @@ def block_program(model: ir.Model) -> BlockProgram:
 def _text(program: Program, name: str) -> str:
     assert program.host is not None, "the target has a processor"
     host, (weights, end) = program.host(), placed_weights(program)
-    facts = interface_text.Facts(
+    facts = interface_text.ProgramFacts(
         name=name,
         version=VERSION,
         interface=Interface(program.inputs, program.outputs),

@@ -16,10 +16,10 @@ from moec.common.errors import UnsupportedError
 from moec.targets.host_program import (
     Check,
     Give,
+    HostCall,
+    HostParameter,
     HostProgram,
     HostTensor,
-    KernelCall,
-    Parameter,
     ReadSizes,
     Step,
     Take,
@@ -41,10 +41,10 @@ def host_program(module: tvm.IRModule) -> HostProgram:
     """Read ``main``, whose kernels are called on allocated memory. Raises UnsupportedError for calls of the runtime,
     such as loops and streamed experts, and for sizes without a spelling in C."""
     main = module["main"]
-    return _Reader(main, int(main.attrs["num_input"])).read()
+    return _ProgramReader(main, int(main.attrs["num_input"])).read()
 
 
-class _Names:
+class _HostNames:
     """Identifiers of C for variables, each used once."""
 
     def __init__(self) -> None:
@@ -83,9 +83,9 @@ class _Fields:
     values: Sequence[Any]
 
 
-class _Reader:
+class _ProgramReader:
     def __init__(self, main: relax.Function, inputs: int) -> None:
-        self._main, self._inputs, self._names = main, inputs, _Names()
+        self._main, self._inputs, self._names = main, inputs, _HostNames()
         self._analyzer = tvm.sym.Analyzer()
         self._values: dict[tvm.ir.Var, HostTensor | _Storage | _ToRead | _Fields] = {}
         self._storages = 0
@@ -104,20 +104,20 @@ class _Reader:
         kept = {tensor.memory for tensor in results}
         return HostProgram(parameters, self._inputs, self._constants, _with_gives(self._steps, kept), results)
 
-    def _parameter(self, variable: tvm.ir.Var) -> Parameter:
+    def _parameter(self, variable: tvm.ir.Var) -> HostParameter:
         kind = variable.ty
         if isinstance(kind, relax.ShapeType):
-            return Parameter("", None, self._sizes(kind.values))
+            return HostParameter("", None, self._sizes(kind.values))
         name = self._names.of(variable)
         if isinstance(kind, tvm.ir.PrimType):
-            return Parameter(name, str(kind.dtype), (), is_number=True)
+            return HostParameter(name, str(kind.dtype), (), is_number=True)
         shape = self._sizes(kind.shape)
         self._values[variable] = HostTensor(name, 0, str(kind.dtype), shape)
-        return Parameter(name, str(kind.dtype), shape)
+        return HostParameter(name, str(kind.dtype), shape)
 
     def _bind(self, variable: tvm.ir.Var, value: Any) -> None:
         if isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.GlobalVar):
-            self._steps.append(KernelCall(value.op.name_hint, tuple(map(self._argument, value.args))))
+            self._steps.append(HostCall(value.op.name_hint, tuple(map(self._argument, value.args))))
         else:
             self._values[variable] = self._value(variable, value)
 
@@ -212,7 +212,7 @@ def _with_gives(steps: Sequence[Step], kept: set[str]) -> list[Step]:
 
 
 def _used(step: Step) -> list[str]:
-    if isinstance(step, KernelCall):
+    if isinstance(step, HostCall):
         return list(dict.fromkeys(each.memory for each in step.arguments if isinstance(each, HostTensor)))
     if isinstance(step, ReadSizes):
         return [step.tensor.memory]

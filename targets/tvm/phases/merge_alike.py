@@ -80,13 +80,13 @@ def _merged_by_messages(module: tvm.IRModule) -> MergedKernels:
             silent = [tirx.AssertStmt(assertion.condition, assertion.error_kind, []) for assertion in assertions]
             key = tvm_ffi.StructuralKey(checking(body, silent).without_attr("global_symbol"))
             groups.setdefault(key, []).append((symbol, inputs))
-    builder, called = relax.BlockBuilder(module), dict[str, _Call]()
+    builder, called = relax.BlockBuilder(module), dict[str, _AlikeCall]()
     for kernels in groups.values():
         if len(kernels) > 1:
             function = _with_messages([module[symbol] for symbol, _inputs in kernels], kernels[0][1])
             merged = builder.add_func(function, kernels[0][0].name_hint)
             called |= {
-                symbol.name_hint: _Call(merged, [tirx.IntImm("int64", number)])
+                symbol.name_hint: _AlikeCall(merged, [tirx.IntImm("int64", number)])
                 for number, (symbol, _) in enumerate(kernels)
             }
     return _replaced(module, builder, called)
@@ -111,16 +111,16 @@ def _merged_by_constants(module: tvm.IRModule) -> MergedKernels:
     for symbol, inputs in _unscheduled(module).items():
         kernel = _MergeCandidate.of(symbol, module[symbol], inputs)
         groups.setdefault(tvm_ffi.StructuralKey(kernel.skeleton), []).append(kernel)
-    builder, called = relax.BlockBuilder(module), dict[str, _Call]()
+    builder, called = relax.BlockBuilder(module), dict[str, _AlikeCall]()
     for kernels in groups.values():
         if len(kernels) >= FEWEST and any(kernel.values != kernels[0].values for kernel in kernels):
             function, constants_of = _general(kernels)
             symbol = builder.add_func(function, kernels[0].symbol.name_hint)
-            called |= {name: _Call(symbol, constants) for name, constants in constants_of.items()}
+            called |= {name: _AlikeCall(symbol, constants) for name, constants in constants_of.items()}
     return _replaced(module, builder, called)
 
 
-def _replaced(module: tvm.IRModule, builder: relax.BlockBuilder, called: Mapping[str, _Call]) -> MergedKernels:
+def _replaced(module: tvm.IRModule, builder: relax.BlockBuilder, called: Mapping[str, _AlikeCall]) -> MergedKernels:
     """The module with kernels of the builder in the place of those in ``called``."""
     if not called:
         return MergedKernels(module, {})
@@ -132,7 +132,7 @@ def _replaced(module: tvm.IRModule, builder: relax.BlockBuilder, called: Mapping
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _AlikeCall:
     kernel: tvm.ir.GlobalVar
     constants: list[Constant]
     """The arguments after its inputs."""
@@ -247,7 +247,7 @@ def _general(kernels: Sequence[_MergeCandidate]) -> tuple[tirx.PrimFunc, dict[st
     return general, {kernel.symbol.name_hint: list(row) for kernel, row in zip(kernels, rows, strict=True)}
 
 
-def _calling(main: relax.Function, called: Mapping[str, _Call]) -> relax.Function:
+def _calling(main: relax.Function, called: Mapping[str, _AlikeCall]) -> relax.Function:
     """``main``, which calls these kernels with constants behind their inputs."""
 
     def changed(binding: relax.Binding) -> relax.Binding:

@@ -39,14 +39,14 @@ _ROUNDING_DOWN = {tirx.FloorDiv: "floor_div", tirx.FloorMod: "floor_mod"}
 def in_c(expression: Any) -> str:
     """An expression of sizes: ``max((tokens + 3) / 4, 1)``. Conversions between integer types are left out; operators
     that sizes are not made with are spelled as TVM does."""
-    return _Spelling(lambda variable: variable.name, is_exact=False).text(expression)
+    return _SizeInC(lambda variable: variable.name, is_exact=False).text(expression)
 
 
 def in_exact_c(expression: Any, name_of: Callable[[tirx.Var], str]) -> str:
     """An expression of numbers, also negative ones, for a C compiler: division is ``floor_div``, which rounds down.
 
     ``name_of``: the identifier of a variable. Raises UnsupportedError for an operator without a spelling."""
-    return _Spelling(name_of, is_exact=True).text(expression)
+    return _SizeInC(name_of, is_exact=True).text(expression)
 
 
 def in_floating_c(expression: Any, name_of: Callable[[tirx.Var], str]) -> str:
@@ -55,7 +55,7 @@ def in_floating_c(expression: Any, name_of: Callable[[tirx.Var], str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spelling:
+class _SizeInC:
     name_of: Callable[[tirx.Var], str]
     is_exact: bool
 
@@ -108,7 +108,7 @@ def _floating(expression: Any, name_of: Callable[[tirx.Var], str], *, first: boo
     if isinstance(expression, tirx.Add | tirx.Sub):
         sign = "+" if isinstance(expression, tirx.Add) else "-"
         return f"({_floating(expression.a, name_of, first=True)} {sign} {_floating(expression.b, name_of, first=True)})"
-    text = _Spelling(name_of, is_exact=True).within(expression, _ATOM)
+    text = _SizeInC(name_of, is_exact=True).within(expression, _ATOM)
     return f"(double){text}" if first else text
 
 

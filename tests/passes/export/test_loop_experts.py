@@ -74,7 +74,7 @@ def test_other_types_of_numbers(exported, normal, dtype, tolerance):
 
 
 def test_weights_that_are_computed_stay():
-    """Those of one layer may be the result of another operator."""
+    """Weights may be the result of another operator."""
     text = layer().replace("y = moec", "computed = Exp (down) y = moec").replace("up, down)", "up, computed)")
     model, report = model_of(text), Report()
     pipeline.run(model, pipeline.parse("infer-shapes,loop-experts"), report)

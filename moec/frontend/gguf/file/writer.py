@@ -24,7 +24,7 @@ _VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class NewTensor:
+class NewGgufTensor:
     """A tensor to write. ``kind``: its type. ``shape``: sizes as in numpy. ``parts``: function that makes its blocks in
     pieces, uint8, whose bytes follow each other."""
 
@@ -33,9 +33,9 @@ class NewTensor:
     parts: Callable[[], Iterable[Array]]
 
     @staticmethod
-    def of(tensor: GgufTensor) -> NewTensor:
+    def of(tensor: GgufTensor) -> NewGgufTensor:
         """Copy of a tensor of a file."""
-        return NewTensor(tensor.kind, tensor.shape, lambda: (tensor.blocks,))
+        return NewGgufTensor(tensor.kind, tensor.shape, lambda: (tensor.blocks,))
 
     @property
     def size(self) -> int:
@@ -53,7 +53,7 @@ class NewTensor:
         return _text(name) + sizes + struct.pack("<IQ", self._number, offset)
 
 
-def write_file(path: Path, source: GgufFile, numbers: Mapping[str, int], tensors: Mapping[str, NewTensor]) -> None:
+def write_file(path: Path, source: GgufFile, numbers: Mapping[str, int], tensors: Mapping[str, NewGgufTensor]) -> None:
     """Write the metadata of ``source`` with other ``numbers`` by key, and tensors in the given order, as one file.
 
     Entries about the parts of a file in several parts are left out. Raises UnsupportedError for a key that is no whole
@@ -78,7 +78,7 @@ def write_file(path: Path, source: GgufFile, numbers: Mapping[str, int], tensors
             release_pages()
 
 
-def _data(tensor: NewTensor) -> Iterator[memoryview]:
+def _data(tensor: NewGgufTensor) -> Iterator[memoryview]:
     for part in tensor.parts():
         yield np.ascontiguousarray(part).reshape(-1).data
 
@@ -115,9 +115,9 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def selected(tensor: GgufTensor, entries: Sequence[int]) -> NewTensor:
+def selected(tensor: GgufTensor, entries: Sequence[int]) -> NewGgufTensor:
     """Some entries of a tensor's first axis, in this order, byte for byte."""
     shape = (len(entries), *tensor.shape[1:])
     if len(tensor.shape) == 1:  # blocks [blocks, bytes] of floats, one for each entry
-        return NewTensor(tensor.kind, shape, lambda: (tensor.blocks[list(entries)],))
-    return NewTensor(tensor.kind, shape, lambda: (tensor.blocks[entry] for entry in entries))
+        return NewGgufTensor(tensor.kind, shape, lambda: (tensor.blocks[list(entries)],))
+    return NewGgufTensor(tensor.kind, shape, lambda: (tensor.blocks[entry] for entry in entries))

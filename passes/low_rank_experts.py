@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.common.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError
 from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import DispatchSpec, LinearSpec
-from moec.ir.expert_weights import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part, readable_weights
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.expert_body import activated, clamped
@@ -170,12 +170,9 @@ def _mean(weights: ExpertWeights, count: Array, part: Part) -> Array:
 
 def _splittable(node: ir.Node) -> ExpertWeights | str:
     """The node's weights, or the reason why they cannot be split."""
-    try:
-        weights = ExpertWeights(node)
-        for part in weights.parts:
-            weights.bias(part)
-    except UnsupportedError as error:
-        return str(error)
+    weights = readable_weights(node)
+    if isinstance(weights, str):
+        return weights
     spec = weights.spec
     if spec.arithmetic != "float32" or any(
         run.format.quantized for weight in weights.operands.values() for run in weight.runs

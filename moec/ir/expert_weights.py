@@ -153,3 +153,14 @@ class ExpertWeights:
     def _half(self, part: Part, both: Array | None) -> Any:
         """The part's half of an array that holds gate and up along its last axis."""
         return None if both is None else self.spec.gate_and_up(both)[part == "up"]
+
+
+def readable_weights(node: ir.Node) -> ExpertWeights | str:
+    """The weights of a ``moec.Experts`` or ``moec.MoE`` node; the reason where they, or biases, are no constants."""
+    try:
+        weights = ExpertWeights(node)
+        for part in weights.parts:
+            weights.bias(part)
+    except UnsupportedError as error:
+        return str(error)
+    return weights

@@ -12,10 +12,9 @@ import onnx_ir as ir
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import DispatchSpec
-from moec.ir.expert_weights import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part, readable_weights
 from moec.passes.export.decoded_expert import StoredExperts
 from moec.passes.export.expert_loop import ExpertLoops
-from moec.passes.export.moe_operator import readable_weights
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.expert_body import activated, clamped

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.common.errors import UnsupportedError
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.contrib import moe_attributes
@@ -27,17 +26,6 @@ Layer = Literal["fc1", "fc2"]
 Operands = Callable[[Writer], Sequence["ir.Value | None"]]
 LAYERS: tuple[Layer, ...] = ("fc1", "fc2")
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-
-def readable_weights(node: ir.Node) -> ExpertWeights | str:
-    """The weights of a ``moec.Experts`` node; the reason where they, or biases, are no constants."""
-    try:
-        weights = ExpertWeights(node)
-        for part in weights.parts:
-            weights.bias(part)
-    except UnsupportedError as error:
-        return str(error)
-    return weights
 
 
 def why_not_operator(node: ir.Node, weights: ExpertWeights) -> str | None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.expert_weights import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part, readable_weights
 from moec.ir.weights.encode import decode
 from moec.ir.weights.format import ELEMENTS
 from moec.ir.weights.stacks import ExpertStack
@@ -20,7 +20,6 @@ from moec.passes.export.moe_operator import (
     bias_of,
     in_turns,
     parts_of,
-    readable_weights,
     replace_experts,
     why_not_operator,
 )

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.contrib_quantized import INT8_LEVEL, uses_int8_activations
-from moec.ir.expert_weights import ExpertWeights
+from moec.ir.expert_weights import ExpertWeights, readable_weights
 from moec.ir.weights.format import WeightFormat
-from moec.passes.export.moe_operator import LAYERS, bias_of, readable_weights, replace_experts, why_not_operator
+from moec.passes.export.moe_operator import LAYERS, bias_of, replace_experts, why_not_operator
 from moec.passes.export.packed_experts import Packing, packed_layer, packing_of
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.unfused import with_route

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from moec.artifacts.c_form import interface_text, program_text
+from moec.artifacts.c_form import interface_text
+from moec.artifacts.c_form.form import kernel_objects, source_text
 from moec.artifacts.writer import placed_weights
 from moec.common.version import VERSION
 from moec.runtime.interface import Interface
-from moec.runtime.team import TEAM_OBJECT
-from moec.targets.base import INSTRUCTIONS, Program
+from moec.targets.base import Program
+from moec.targets.host_program import HostProgram
 
 TARGET = "cpu"
 _DIGITS = 12
@@ -36,17 +37,17 @@ def block_program(model: ir.Model) -> BlockProgram:
 
     program = targets.get_all(TARGET)[0].compile(model)
     assert isinstance(program, Program), "the target has a processor"
-    objects = {name: data for name, data in program.objects.items() if name not in (TEAM_OBJECT, INSTRUCTIONS)}
-    code = hashlib.sha256(_text(program, "moe").encode())
+    assert program.host is not None, "the target has a processor"
+    host, objects = program.host(), kernel_objects(program)
+    code = hashlib.sha256(_text(program, host, "moe").encode())
     for name, data in sorted(objects.items()):
         code.update(name.encode() + hashlib.sha256(data).digest())
     name = f"MoE_{code.hexdigest()[:_DIGITS]}"
-    return BlockProgram(name, _text(program, name), objects, program)
+    return BlockProgram(name, _text(program, host, name), objects, program)
 
 
-def _text(program: Program, name: str) -> str:
-    assert program.host is not None, "the target has a processor"
-    host, (weights, end) = program.host(), placed_weights(program)
+def _text(program: Program, host: HostProgram, name: str) -> str:
+    weights, end = placed_weights(program)
     facts = interface_text.ProgramFacts(
         name=name,
         version=VERSION,
@@ -60,11 +61,4 @@ def _text(program: Program, name: str) -> str:
         last=None,
         features=program.requirements,
     )
-    parts = [
-        '#include "moec_program.h"\n#include "moec_hooks.h"\n\n#include <stddef.h>',
-        program_text.kernel_declarations(host, program.kernels),
-        program_text.constants(host),
-        program_text.run_function(host, holds=False),
-        interface_text.tables(facts),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return source_text(program, host, facts)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from moec.passes.export.loop_body import loop_body
 from moec.passes.graph.writer import Writer
 
 Step = Callable[[Writer, ir.Value], tuple[ir.Value, ir.Value]]
@@ -34,21 +35,10 @@ def accumulated(write: Writer, used: ir.Value, nothing: ir.Value, dtype: ir.Data
     """Write the loop over the experts ``used`` [m]. Returns ``nothing`` [R,N], of ``dtype``, plus all results."""
     steps = write.add("Reshape", write.add("Shape", used), write.constant(np.zeros(0, np.int64), "scalar"))
     true = write.constant(np.array(True), "true")
-    return write.add("Loop", steps, true, nothing, body=_body(write, used, dtype, step), label="sum")
 
+    def update(inner: Writer, expert: ir.Value, before: ir.Value) -> ir.Value:
+        rows, results = step(inner, expert)
+        return inner.add("ScatterND", before, rows, results, reduction="add", label="after")
 
-def _body(outer: Writer, used: ir.Value, dtype: ir.DataType, step: Step) -> ir.Graph:
-    """The body: step, condition and results so far to condition and results."""
-    number = ir.Value(name=outer.name("step"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-    going = ir.Value(name=outer.name("going"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-    before = ir.Value(name=outer.name("before"), type=ir.TensorType(dtype))
-    last = ir.node("Identity", [going])
-    last.outputs[0].name = outer.name("goes_on")
-    last.outputs[0].type, last.outputs[0].shape = going.type, going.shape
-    graph = ir.Graph([number, going, before], [last.outputs[0]], nodes=[last], name="one_expert")
-    write = Writer(last, outer.taken)
-    rows, results = step(write, write.add("Gather", used, number, axis=0, label="expert"))
-    after = write.add("ScatterND", before, rows, results, reduction="add", label="after")
-    after.type = before.type
-    graph.outputs.append(after)
-    return graph
+    body = loop_body(write, used, ir.TensorType(dtype), update)
+    return write.add("Loop", steps, true, nothing, body=body, label="sum")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from moec.passes.export.loop_body import loop_body
 from moec.passes.graph.writer import Writer
 
 Body = Callable[[Writer, ir.Value, ir.Value], ir.Value]
@@ -56,21 +57,10 @@ class ExpertLoops:
         return self._write.add("Slice", value, self._write.numbers(start), self._write.numbers(end), label="part")
 
     def _body(self, used: ir.Value, starts: ir.Value, ends: ir.Value, body: Body) -> ir.Graph:
-        """The body: step, condition and results so far to condition and results."""
-        name, sequence = self._write.name, ir.SequenceType(ir.TensorType(self._dtype))
-        step = ir.Value(name=name("step"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-        going = ir.Value(name=name("going"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-        before = ir.Value(name=name("before"), type=sequence)
-        last = ir.node("Identity", [going])
-        last.outputs[0].name = name("goes_on")
-        last.outputs[0].type, last.outputs[0].shape = going.type, going.shape
-        graph = ir.Graph([step, going, before], [last.outputs[0]], nodes=[last], name="one_expert")
-        write = Writer(last, self._write.taken)
-        expert = write.add("Gather", used, step, axis=0, label="expert")
-        index = write.add("Unsqueeze", expert, self._write.numbers(0), label="one")
-        start, end = (write.add("Gather", bounds, index, axis=0, label="bound") for bounds in (starts, ends))
-        rows = write.add("Slice", self._rows, start, end, self._write.numbers(0), label="own_rows")
-        after = write.add("SequenceInsert", before, body(write, expert, rows), label="after")
-        after.type = sequence
-        graph.outputs.append(after)
-        return graph
+        def update(inner: Writer, expert: ir.Value, before: ir.Value) -> ir.Value:
+            index = inner.add("Unsqueeze", expert, self._write.numbers(0), label="one")
+            start, end = (inner.add("Gather", bounds, index, axis=0, label="bound") for bounds in (starts, ends))
+            rows = inner.add("Slice", self._rows, start, end, self._write.numbers(0), label="own_rows")
+            return inner.add("SequenceInsert", before, body(inner, expert, rows), label="after")
+
+        return loop_body(self._write, used, ir.SequenceType(ir.TensorType(self._dtype)), update)

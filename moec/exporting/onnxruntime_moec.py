@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
     from moec.exporting.custom_ops.block_program import BlockProgram
     from moec.passes.framework.base import Report
+    from moec.targets.base import Target
 
-NAME, DOMAIN = "onnxruntime-moec", "moec.ops"
+NAME, DOMAIN, TARGET = "onnxruntime-moec", "moec.ops", "cpu"
 LIBRARY, WEIGHTS = "libmoec_ops.so", "weights"
 
 
 def _write(
     source: Any, aside: pathlib.Path, output: pathlib.Path, options: ExportOptions, report: Report
 ) -> list[ExportedPart]:
+    from moec import targets
     from moec.exporting import onnx_file
     from moec.exporting.custom_ops.ops_library import find_tools, ops_library
     from moec.passes import pipeline
@@ -41,7 +43,7 @@ def _write(
     model = read_model(source, options, report, pipeline.BEFORE_ONNXRUNTIME)
     aside.mkdir()
     (aside / WEIGHTS).mkdir()
-    blocks = _BlockOperators(model, aside / WEIGHTS, report)
+    blocks = _BlockOperators(model, targets.get_all(TARGET)[0], aside / WEIGHTS, report)
     with reporting("compiling blocks", source):
         parts = blocks.replaced()
     if not blocks.programs:
@@ -59,9 +61,11 @@ def _write(
 
 @dataclasses.dataclass
 class _BlockOperators:
-    """The blocks of a model, whose weights are written to ``folder``. ``programs``: those of the operators, by name."""
+    """The blocks of a model, compiled for ``target``, whose weights are written to ``folder``. ``programs``: those of
+    the operators, by name."""
 
     model: ir.Model
+    target: Target
     folder: pathlib.Path
     report: Report
     programs: dict[str, BlockProgram] = dataclasses.field(default_factory=dict)
@@ -93,7 +97,7 @@ class _BlockOperators:
         from moec.passes.graph.edits import replace_node
 
         block = block_model(self.model.graph, node)
-        program = block_program(block.model)
+        program = block_program(block.model, self.target)
         self.programs.setdefault(program.name, program)
         weights = self._written_weights(program)
         operator = ir.node(program.name, block.inputs, weights, domain=DOMAIN, name=name)

@@ -102,7 +102,7 @@ class ExpertSteps:
         ]
         attributes = {"experts": experts, "block_rows": dispatch.BLOCK_ROWS}
         chosen = self._node.select((dispatch.DISPATCH,), experts)
-        called = KernelCall(chosen, dispatch.dispatch(experts), [ids], attributes)
+        called = KernelCall(chosen, chosen.kernel.build(experts), [ids], attributes)
         return Sorted(*self._node.call(called, outputs))
 
     def dispatch_rows(self, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
@@ -111,7 +111,7 @@ class ExpertSteps:
         shapes = [(experts + 1,), (tokens, slots), (tokens * slots,), (tokens * slots,)]
         outputs = [relax.TensorType(shape, "int32") for shape in shapes]
         chosen = self._node.select((dispatch.DISPATCH_ROWS,), experts)
-        called = KernelCall(chosen, dispatch.dispatch_rows(experts), [ids], {"experts": experts})
+        called = KernelCall(chosen, chosen.kernel.build(experts), [ids], {"experts": experts})
         return self._node.call(called, outputs)
 
     def streamed(

@@ -42,6 +42,7 @@ from moec.targets.cpu.packed_weights import add_weights, formats_of
 from moec.targets.cpu.product_rows import arithmetic_of, rounded
 from moec.targets.tvm.heavy.experts import Pairs, Routing
 from moec.targets.tvm.heavy.route import lower_route
+from moec.targets.tvm.kernels.activation import identity
 from moec.targets.tvm.kernels.kernel import Kernel
 from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
@@ -87,7 +88,7 @@ def _multiply(
     x = rounded(node, spec, x, inner)
     rows = steps.gather(x, no_weights, ordered, problem, weighted=False)
     packed_bias = _add_bias(node, "bias", problem, [bias])
-    pairs = steps.multiply(problem, rows, ordered, packed, packed_bias, lambda total: total, {"activation": "none"})
+    pairs = steps.multiply(problem, rows, ordered, packed, packed_bias, identity, {"activation": "none"})
     return Pairs(ids, pairs)
 
 
@@ -136,7 +137,7 @@ class _CpuExperts:
             ordered,
             after,
             _add_bias(node, "down_bias", self._second, [weights_of.bias("down")]),
-            lambda total: total,
+            identity,
             {"activation": "none"},
         )
         return Pairs(ids, pairs)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from moec.targets.base import Program
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.lowering.context import HeavyConverter
+
+if TYPE_CHECKING:
+    from moec.targets.tvm.program import Code
 
 
 def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
@@ -23,10 +27,12 @@ def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
 
 @dataclasses.dataclass(frozen=True)
 class CpuTarget:
-    """Compiles models for one :class:`Machine` through TVM."""
+    """Compiles models for one :class:`Machine` through TVM. ``codes``: those of the models compiled so far, which equal
+    models of other weights share."""
 
     name: str
     machine: Machine
+    codes: dict[str, Code] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def create(name: str) -> CpuTarget:
@@ -46,4 +52,6 @@ class CpuTarget:
         target, types = tvm.target.Target(self.machine.llvm), (*STORAGE_TYPES, INT8_ROWS)
         cache = holding(self.machine, APPEND, (PAGE_STATE, UNPAGE_STATE), types, has_places=True)
         heavy, needed = converters(self.machine), self.machine.requirements
-        return compile_program(model, heavy, target, self.name, needed, holding=cache, streams=True, loops=True)
+        return compile_program(
+            model, heavy, target, self.name, needed, holding=cache, streams=True, loops=True, codes=self.codes
+        )

@@ -62,6 +62,7 @@ from moec.targets.gpu.lowering.expert_matrices import (
 )
 from moec.targets.gpu.lowering.routing import lower_routing
 from moec.targets.tvm.heavy.experts import CombineProblem, Pairs, Routing
+from moec.targets.tvm.kernels.activation import identity
 from moec.targets.tvm.kernels.kernel import Kernel, KernelCall
 from moec.targets.tvm.lowering.node_lowering import NodeLowering
 from moec.targets.tvm.sizes.shapes import static_size
@@ -120,7 +121,7 @@ class _CudaExperts:
         if is_rounded(spec):
             hidden = products.rounded(hidden, rounding_of(spec, seconds[0].problem, self._dtype, node.machine))
         combining = _Combining.of(node, products, seconds, hidden, weights, ids, spec)
-        rows = products.multiply(seconds, hidden, products.pairs, lambda total: total, few=combining is None)
+        rows = products.multiply(seconds, hidden, products.pairs, identity, few=combining is None)
         return Pairs(ids, rows, None if combining is None else combining.lower)
 
     def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
@@ -257,7 +258,7 @@ def _multiply(
         products.append(ExpertsProduct(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     grouped = GroupedProducts(node, weight.experts, [product.problem for product in products], ids, no_weights)
     x = prepared(node, spec, products[0].problem, x, inner)
-    return Pairs(ids, grouped.multiply(products, x, grouped.pairs, lambda total: total))
+    return Pairs(ids, grouped.multiply(products, x, grouped.pairs, identity))
 
 
 def _problem_of(

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 import onnx_ir as ir
 import tvm
 from tvm import relax
 
-from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS
+from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS, Budget
 from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.runtime.loops import body_name
-from moec.targets.base import INSTRUCTIONS, Program
+from moec.targets.base import INSTRUCTIONS, KernelRecord, Program
+from moec.targets.host_program import HostProgram
 from moec.targets.tvm.lowering.context import HeavyConverter
 from moec.targets.tvm.lowering.held_states import Holding, renamed
-from moec.targets.tvm.lowering.lowering import lower
+from moec.targets.tvm.lowering.lowering import Lowered, lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
 from moec.targets.tvm.phases.host_code import object_of
 from moec.targets.tvm.phases.host_program import host_program
 from moec.targets.tvm.phases.records import kernel_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """All that is made of lowered functions alone, and is the same for programs that differ in their weights.
+
+    ``names``: the kernels' names by the names they had when they were lowered; ``apart``: the names of nodes that a
+    budget kept from being fused, with that budget; ``relax``: the optimised functions as text, by file name."""
+
+    built: pipeline.Built
+    kernels: Sequence[KernelRecord]
+    names: Mapping[str, str]
+    apart: Sequence[tuple[str, Budget]]
+    relax: Mapping[str, str]
+
+    @functools.cached_property
+    def instructions(self) -> bytes:
+        return instructions_of(self.built.executable)
+
+    @functools.cached_property
+    def host(self) -> HostProgram:
+        return host_program(self.built.with_memory)
 
 
 def compile_program(
@@ -34,13 +60,54 @@ def compile_program(
     holding: Holding | None = None,
     streams: bool = False,
     loops: bool = False,
+    codes: MutableMapping[str, Code] | None = None,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
     use; kernels that are used add theirs. ``holding``: how it holds states, if it does. ``streams``: whether
     it can read experts from files when they are chosen; ``loops``: whether its host code can take the steps of loops.
+    ``codes``: codes of programs for this target and backend, which is read and extended.
     Raises UnsupportedError naming node, operator and opset."""
     lowered = lower(model, all_converters(heavy, takes_steps=loops), holding, streams)
+    code = _code(lowered, target, backend, {} if codes is None else codes)
+    generated = code.built.generated
+    fused = {limit: [name for name, budget in code.apart if budget == limit] for limit in (FUSED_LOADS, FUSED_REPEATS)}
+    beyond = {**lowered.beyond, **fused}
+    needed = [*requirements, *(feature for kernel in code.kernels for feature in kernel.requirements)]
+    return Program(
+        target=target_name,
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        objects={INSTRUCTIONS: code.instructions, **generated.objects},
+        weights=lowered.weights,
+        kernels=list(code.kernels),
+        sources={**code.relax, **generated.files},
+        requirements=list(dict.fromkeys(needed)),
+        binary=generated.binary,
+        warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
+        held=[renamed(state, code.names) for state in lowered.held],
+        streamed=lowered.streamed,
+        last=lowered.last,
+        host=lambda: code.host,
+    )
+
+
+def _code(
+    lowered: Lowered, target: tvm.target.Target, backend: pipeline.Backend, codes: MutableMapping[str, Code]
+) -> Code:
+    """The code of lowered functions: that in ``codes`` for equal ones, whose nodes have the same names, else new."""
     parts = {"main": lowered, **{body_name(number): body for number, body in enumerate(lowered.bodies)}}
+    key = "\0".join(map(_identity, parts.values()))
+    if key not in codes:
+        codes[key] = _generated(parts, target, backend)
+    return codes[key]
+
+
+def _identity(part: Lowered) -> str:
+    nodes = [(name, node_name(node), operator_name(node)) for name, node in part.nodes.items()]
+    return f"{tvm.ir.save_json(part.module)}\0{nodes}\0{part.kernels}"
+
+
+def _generated(parts: Mapping[str, Lowered], target: tvm.target.Target, backend: pipeline.Backend) -> Code:
     with _integers_in_range():
         optimized: dict[str, pipeline.Optimized] = {}
         for name, part in parts.items():
@@ -48,32 +115,16 @@ def compile_program(
             optimized[name] = pipeline.optimize(part.module, target, part.nodes, backend, used)
         modules = {name: part.module for name, part in optimized.items()}
         built = pipeline.build(modules.pop("main"), target, backend, modules)
-    generated = built.generated
-    apart = [(name, budget) for part in optimized.values() for name, budget in part.apart.items()]
-    fused = {limit: [name for name, budget in apart if budget == limit] for limit in (FUSED_LOADS, FUSED_REPEATS)}
-    beyond = {**lowered.beyond, **fused}
-    kernels = [
-        record for name, part in parts.items() for record in kernel_records(part.kernels, optimized[name], generated)
-    ]
-    needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
-    return Program(
-        target=target_name,
-        inputs=lowered.inputs,
-        outputs=lowered.outputs,
-        objects={INSTRUCTIONS: instructions_of(built.executable), **generated.objects},
-        weights=lowered.weights,
-        kernels=kernels,
-        sources={
-            **{f"{name}.relax": part.module["main"].script() for name, part in optimized.items()},
-            **generated.files,
-        },
-        requirements=list(dict.fromkeys(needed)),
-        binary=generated.binary,
-        warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
-        held=[renamed(state, optimized["main"].names) for state in lowered.held],
-        streamed=lowered.streamed,
-        last=lowered.last,
-        host=lambda: host_program(built.with_memory),
+    return Code(
+        built,
+        [
+            record
+            for name, part in parts.items()
+            for record in kernel_records(part.kernels, optimized[name], built.generated)
+        ],
+        optimized["main"].names,
+        [pair for part in optimized.values() for pair in part.apart.items()],
+        {f"{name}.relax": part.module["main"].script() for name, part in optimized.items()},
     )
 
 

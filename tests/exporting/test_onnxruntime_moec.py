@@ -69,6 +69,30 @@ def compiled(block_path) -> moec.CompiledModel:
     return moec.compile(block_path)
 
 
+@needs_tools
+def test_equal_layers_are_one_operator_with_weights_of_their_own(tmp_path):
+    random, nodes, constants = np.random.default_rng(1), [], []
+    for at in range(2):
+        shapes = {f"up{at}": (E, F, D), f"down{at}": (E, D, F), f"router{at}": (D, E)}
+        arrays = {name: random.normal(size=shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+        constants += [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+        operands = [f"x{at}", f"logits{at}", f"up{at}", "", f"down{at}"]
+        attributes = {"k": K, "activation_type": "silu", "domain": "com.microsoft"}
+        nodes.append(helper.make_node("MatMul", [f"x{at}", f"router{at}"], [f"logits{at}"]))
+        nodes.append(helper.make_node("MoE", operands, [f"x{at + 1}"], **attributes))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["T", D]) for name in ("x0", "x2")]
+    graph = helper.make_graph(nodes, "layers", [ends[0]], [ends[1]], constants)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    first, second = [part.written_as for part in moec.export(model, tmp_path / "out", form=NAME).parts]
+    assert first == second
+    assert len(list((tmp_path / "out" / WEIGHTS).iterdir())) == 2
+    x = random.normal(size=(5, D)).astype(np.float32)
+    actual = session_of(tmp_path / "out").run(["x2"], {"x0": x})[0]
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(["x2"], {"x0": x})[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def session_of(folder: pathlib.Path, threads: int = 1) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -13,10 +13,9 @@ from moec.artifacts.c_form.form import kernel_objects, source_text
 from moec.artifacts.writer import placed_weights
 from moec.common.version import VERSION
 from moec.runtime.interface import Interface
-from moec.targets.base import Program
+from moec.targets.base import Program, Target
 from moec.targets.host_program import HostProgram
 
-TARGET = "cpu"
 _DIGITS = 12
 
 
@@ -31,11 +30,10 @@ class BlockProgram:
     program: Program
 
 
-def block_program(model: ir.Model) -> BlockProgram:
-    """Compile a block. Raises UnsupportedError for one that C cannot say."""
-    from moec import targets
-
-    program = targets.get_all(TARGET)[0].compile(model)
+def block_program(model: ir.Model, target: Target) -> BlockProgram:
+    """Compile a block. ``target``: the same for all blocks of a model, so that equal ones share their code. Raises
+    UnsupportedError for one that C cannot say."""
+    program = target.compile(model)
     assert isinstance(program, Program), "the target has a processor"
     assert program.host is not None, "the target has a processor"
     host, objects = program.host(), kernel_objects(program)

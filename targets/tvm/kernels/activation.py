@@ -51,15 +51,7 @@ class Activations:
 
     def experts_epilogue(self, spec: ExpertsSpec) -> Callable[..., Expression]:
         """Function from sums to hidden values: ``f(gate, up)`` where the experts are gated, else ``f(sum)``."""
-        if not spec.gated:
-            return lambda hidden: self.activate(spec, hidden)
-
-        def gated(gate: Expression, up: Expression) -> Expression:
-            if spec.limit > 0:
-                gate, up = at_most(gate, spec.limit), within(spec.limit, up)
-            return self.activate(spec, gate) * (up if spec.up_offset == 0 else up + T.float32(spec.up_offset))
-
-        return gated
+        return _ExpertsEpilogue(self, spec)
 
     @property
     def _without_options(self) -> dict[str, Function]:
@@ -77,3 +69,27 @@ class Activations:
     def _gelu_tanh(self, x: Expression) -> Expression:
         inner = T.float32(0.7978845608028654) * (x + T.float32(0.044715) * x * x * x)
         return T.float32(0.5) * x * (T.float32(1) + self.tanh(inner))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExpertsEpilogue:
+    """The epilogue of the experts' first product. Equal ones are one key of the functions that kernels keep
+    (:func:`moec.targets.tvm.kernels.kernel.built_once`), which a closure per node would not be."""
+
+    activations: Activations
+    spec: ExpertsSpec
+
+    def __call__(self, *sums: Expression) -> Expression:
+        spec, activate = self.spec, self.activations.activate
+        if not spec.gated:
+            (hidden,) = sums
+            return activate(spec, hidden)
+        gate, up = sums
+        if spec.limit > 0:
+            gate, up = at_most(gate, spec.limit), within(spec.limit, up)
+        return activate(spec, gate) * (up if spec.up_offset == 0 else up + T.float32(spec.up_offset))
+
+
+def identity(total: Expression) -> Expression:
+    """The epilogue of a product that is a result itself."""
+    return total

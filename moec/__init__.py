@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from moec.compiling.compiler import compile, import_model
+    from moec.exploring.explore import explore
     from moec.exporting.driver import export
     from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel
@@ -61,6 +62,7 @@ __all__ = [
     "bench",
     "compile",
     "evaluate",
+    "explore",
     "export",
     "generate",
     "import_model",
@@ -81,6 +83,7 @@ _HOMES = {
     "Session": "moec.runtime.session",
     "bench": "moec.tools.bench",
     "evaluate": "moec.tools.evaluate",
+    "explore": "moec.exploring.explore",
     "export": "moec.exporting.driver",
     "plan": "moec.tools.planning",
     "profile": "moec.tools.profiling.driver",

@@ -71,7 +71,7 @@ def inspect(
     elif kernel is not None:
         print(find_kernel(opened, kernel, architecture).source(emit.value))
     else:
-        _show_artifact(opened, expert, architecture, as_json)
+        _show_artifact(opened, artifact.name, expert, architecture, as_json)
 
 
 def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | None, as_json: bool) -> None:
@@ -82,23 +82,27 @@ def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | Non
     print_result(estimated.data, as_json, estimated.tables)
 
 
-def _show_artifact(opened: Opened, expert: str | None, architecture: str | None, as_json: bool) -> None:
+def _show_artifact(opened: Opened, title: str, expert: str | None, architecture: str | None, as_json: bool) -> None:
     """Show the whole artifact, or the history of one expert."""
     from rich.text import Text
 
+    from moec.exploring.document import document
+    from moec.exploring.streaming import streaming
+    from moec.exploring.subject import Subject
     from moec.inspect.artifact import artifact_tables
     from moec.inspect.one_expert import became, find_expert
-    from moec.inspect.streams import streaming, streaming_tables
-    from moec.runtime.description import describe
+    from moec.inspect.streams import streaming_tables
 
-    description = describe(opened, architecture)
+    subject = Subject(title, opened, architecture)
     if expert is not None:
-        history = find_expert(description["moe_blocks"], expert)
+        history = find_expert(subject.description["moe_blocks"], expert)
         print_result(history, as_json, [Text(became(history))])
-        return
-    streams = streaming(opened)
-    shown = [] if streams is None else streaming_tables(streams)
-    print_result({**description, "streaming": streams}, as_json, [*artifact_tables(description), *shown])
+    elif as_json:
+        print_result(document([subject]), as_json, [])
+    else:
+        streams = streaming(opened)
+        shown = [] if streams is None else streaming_tables(streams)
+        print_result({}, as_json, [*artifact_tables(subject.description), *shown])
 
 
 def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:

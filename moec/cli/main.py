@@ -21,6 +21,7 @@ from moec import targets
 from moec.cli import data, inspect, text, times
 from moec.cli.data import asked_pipeline, pipeline_of
 from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
+from moec.cli.explore import explore
 from moec.cli.export import export
 from moec.cli.options import (
     Architecture,
@@ -278,6 +279,7 @@ def verify(
 
 
 app.command()(inspect.inspect)
+app.command()(explore)
 
 
 @app.command()

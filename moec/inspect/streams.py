@@ -9,37 +9,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from moec.common.tables import table
-from moec.runtime.artifact import Artifact
-from moec.tools.stream_speed import predict_speed, stream_plan
 
 _MIB = 1 << 20
 _FIRST_SHOWN = 8
 
 
-def streaming(artifact: Artifact) -> dict[str, Any] | None:
-    """Describe streaming as plain data: bytes that stay and bytes that are streamed, the experts that are read first
-    (layer, expert), and the predicted speed, for which memory and disk are measured. Returns None where all weights are
-    in memory."""
-    resident = artifact.manifest.resident
-    if resident is None:
-        return None
-    plan = stream_plan(artifact)
-    return {
-        "resident": resident,
-        "pinned": plan.pinned,
-        "experts": plan.experts,
-        "room": resident - plan.pinned,
-        "least": plan.least,
-        "layers": [{"name": spec.name, "experts": spec.experts, "chosen": spec.chosen} for spec in plan.streamed],
-        "measured_shares": any(spec.shares for spec in plan.streamed),
-        "order": plan.order,
-        "replaceable": sum(spec.replaceable for spec in plan.streamed),
-        "speed": predict_speed(artifact).as_data(),
-    }
-
-
 def streaming_tables(plan: dict[str, Any]) -> Iterator[RenderableType]:
-    """Show the result of :func:`streaming`."""
+    """Show the result of :func:`moec.exploring.streaming.streaming`."""
     names = [layer["name"] for layer in plan["layers"]]
     first = ", ".join(f"{names[layer]}:{expert}" for layer, expert in plan["order"][:_FIRST_SHOWN])
     why = "by their measured shares" if plan["measured_shares"] else "as they are numbered"

@@ -133,7 +133,7 @@ def test_inspect_shows_blocks_kernels_weights_and_passes(folder):
     text = moec("inspect", folder / "model.moec").stdout
     for word in ("MoE blocks: none", "Kernels", "Weights", "raise-moe", "ids", "[n, 4]"):
         assert word in text
-    data = json.loads(moec("inspect", folder / "model.moec", "--json").stdout)
+    data = json.loads(moec("inspect", folder / "model.moec", "--json").stdout)["artifacts"][0]
     assert data["threads"] == 1
     assert data["input_limits"] == {"ids": 11}
     kernel = next(kernel for kernel in data["kernels"] if kernel["op"] == "MatMul")
@@ -142,7 +142,7 @@ def test_inspect_shows_blocks_kernels_weights_and_passes(folder):
 
 @pytest.mark.parametrize(("form", "word"), [("tir", "def "), ("llvm", "define "), ("asm", "ret")])
 def test_inspect_shows_a_kernel(folder, form, word):
-    data = json.loads(moec("inspect", folder / "model.moec", "--json").stdout)
+    data = json.loads(moec("inspect", folder / "model.moec", "--json").stdout)["artifacts"][0]
     name = next(kernel["name"] for kernel in data["kernels"] if kernel["op"] == "MatMul")
     done = moec("inspect", folder / "model.moec", "--kernel", name, "--emit", form)
     assert done.returncode == 0, done.stderr

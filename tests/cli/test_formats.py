@@ -45,7 +45,7 @@ def test_experts_in_fewer_bits(model, tmp_path):
     done = moec("compile", model, "-o", art, "--experts", "int4/32")
     assert done.returncode == 0, done.stderr
     assert "Rounded weights" in done.stdout and "up int4/32, down int4/32" in done.stdout
-    (loss,) = json.loads(moec("inspect", art, "--json").stdout)["losses"]
+    (loss,) = json.loads(moec("inspect", art, "--json").stdout)["artifacts"][0]["losses"]
     assert loss["formats"] == {"up": ["int4/32"], "down": ["int4/32"]} and loss["arithmetic"] == "int8"
     assert 0.05 < loss["weight_error"] < loss["output_error"] < 0.3
     assert "Rounded weights" in moec("inspect", art).stdout
@@ -60,7 +60,7 @@ def test_experts_in_fewer_bits(model, tmp_path):
 def test_dense_products_in_fewer_bits(model, tmp_path):
     art = tmp_path / "model.moec"
     assert moec("compile", model, "-o", art, "--experts", "bf16", "--linears", "int8").returncode == 0
-    losses = json.loads(moec("inspect", art, "--json").stdout)["losses"]
+    losses = json.loads(moec("inspect", art, "--json").stdout)["artifacts"][0]["losses"]
     expected = [{"up": ["bfloat16"], "down": ["bfloat16"]}, {"weight": ["int8"]}]
     assert [loss["formats"] for loss in losses] == expected, "the router keeps its floats"
     assert moec("verify", model, art).returncode == 0
@@ -91,7 +91,7 @@ def test_fp8_activations_are_asked_for_beside_weights(model, tmp_path):
     assert text.endswith("quantize-experts{format=fp8,group=128},round-activations{format=fp8}")
     path = tmp_path / "fp8.moec"
     moec("compile", model, "-o", path, "--experts", "fp8/128", "--linears", "fp8/128", "--arithmetic", "fp8")
-    losses = json.loads(moec("inspect", path, "--json").stdout)["losses"]
+    losses = json.loads(moec("inspect", path, "--json").stdout)["artifacts"][0]["losses"]
     rounded = [loss for loss in losses if loss["pass_name"] == "round-activations"]
     assert [loss["arithmetic"] for loss in rounded] == ["fp8", "fp8"]
     assert moec("verify", model, path).returncode == 0

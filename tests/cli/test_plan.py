@@ -51,7 +51,7 @@ def test_a_plan_is_edited_and_compiled(model, profile, tmp_path):
     path.write_text(json.dumps(plan))
     done = moec("compile", model, "-o", artifact, "--profile", profile, "--passes", f"O2,assign-bits{{plan={path}}}")
     assert done.exit_code == 0
-    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
+    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["artifacts"][0]["moe_blocks"]
     assert blocks[0]["formats"]["down"] == plan["layers"][0]["formats"]["down"]
     assert blocks[1]["formats"] == plan["layers"][1]["formats"]
 
@@ -147,6 +147,6 @@ def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(model, data
     passes = f"O2,assign-bits{{plan={path},profile={profile},linears=true}}"
     done = moec("compile", model, "-o", artifact, "--passes", passes)
     assert done.exit_code == 0, done.exception
-    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
+    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["artifacts"][0]["moe_blocks"]
     actual = {form for block in blocks for formats in block["formats"].values() for form in formats}
     assert len(actual) > 1 and actual <= {"int4/32z", "int3/32z", "int2/32z"}

@@ -1,0 +1,45 @@
+// A table that a screen reader reads: a caption, column heads, and a head per row. Heads sort where values are numbers.
+import { useState } from "preact/hooks";
+import { html } from "./html.js";
+
+const STEP = 200; // rows that are shown at first, and more by each press of the button
+
+// `columns`: [{ title, value(row), show(row) or undefined, isNumber }]; the first column heads its row.
+export function Table({ caption, columns, rows }) {
+  const [order, setOrder] = useState(null); // { column, sign }
+  const [count, setCount] = useState(STEP);
+  const sorted = order === null ? rows : [...rows].sort((a, b) => order.sign * compare(order.column.value(a), order.column.value(b)));
+  const sort = (column) => setOrder({ column, sign: order?.column === column ? -order.sign : column.isNumber ? -1 : 1 });
+  return html`<div class="table" tabindex="0" role="region" aria-label=${caption}>
+    <table>
+      <caption>${caption}</caption>
+      <thead>
+        <tr>
+          ${columns.map((column) => {
+            const direction = order?.column !== column ? "none" : order.sign < 0 ? "descending" : "ascending";
+            return html`<th scope="col" aria-sort=${direction} class=${column.isNumber ? "number" : ""}>
+              <button onClick=${() => sort(column)}>${column.title}</button>
+            </th>`;
+          })}
+        </tr>
+      </thead>
+      <tbody>
+        ${sorted.slice(0, count).map((row) => html`<tr>${columns.map((column, at) => cell(column, row, at === 0))}</tr>`)}
+      </tbody>
+    </table>
+    ${count < rows.length && html`<button onClick=${() => setCount(count + STEP)}>${rows.length - count} more rows</button>`}
+  </div>`;
+}
+
+function cell(column, row, isHead) {
+  const content = (column.show ?? column.value)(row);
+  const kind = column.isNumber ? "number" : "";
+  return isHead ? html`<th scope="row" class=${kind}>${content}</th>` : html`<td class=${kind}>${content}</td>`;
+}
+
+function compare(a, b) {
+  if (a === b) return 0;
+  if (a === null || a === undefined) return -1;
+  if (b === null || b === undefined) return 1;
+  return a < b ? -1 : 1;
+}

@@ -1,0 +1,30 @@
+"""The document of the explorer: one versioned JSON value, which ``moec inspect --json`` prints and the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from moec.exploring.layers import layers
+from moec.exploring.streaming import streaming
+from moec.exploring.subject import Subject
+from moec.exploring.texts import texts
+
+SCHEMA, VERSION = "moec.explorer", 1
+
+SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
+    "layers": layers,
+    "streaming": lambda subject: streaming(subject.artifact),
+    "texts": texts,
+}
+"""Sections that are added to an artifact's description, by name. A section without content is None or empty."""
+
+
+def document(subjects: Sequence[Subject], **others: Any) -> dict[str, Any]:
+    """Describe artifacts in one document. ``others``: sections of the whole report (a sweep, an evaluation)."""
+    return {"schema": SCHEMA, "version": VERSION, "artifacts": [_record(each) for each in subjects], **others}
+
+
+def _record(subject: Subject) -> dict[str, Any]:
+    sections = {name: section(subject) for name, section in SECTIONS.items()}
+    return {"title": subject.title, **subject.description, **sections}

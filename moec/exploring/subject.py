@@ -1,0 +1,41 @@
+"""The subject of a section: one artifact, with what was measured of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.description import describe
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One artifact that a report shows.
+
+    ``architecture``: show only the program for it. ``profile``: a ``.moeprof`` file of the same model. ``bench``: what
+    ``moec bench --json`` printed for this artifact.
+    """
+
+    title: str
+    artifact: Artifact
+    architecture: str | None = None
+    profile: pathlib.Path | None = None
+    bench: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """The artifact's manifest as plain data."""
+        return describe(self.artifact, self.architecture)
+
+
+def subject(
+    path: pathlib.Path,
+    architecture: str | None = None,
+    profile: pathlib.Path | None = None,
+    bench: dict[str, Any] | None = None,
+) -> Subject:
+    """Open the artifact at ``path`` as a subject. Raises ArtifactError."""
+    return Subject(path.name, open_artifact(path, check_weights=False), architecture, profile, bench)

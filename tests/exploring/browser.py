@@ -1,0 +1,63 @@
+"""A real browser for reports: Debian's Chromium, headless, driven by Playwright, with the network blocked."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDE, NARROW = (1280, 800), (390, 844)
+_ARGUMENTS = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-sandbox",
+)
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Any]:
+    """Context with a browser. Skips the test where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+@contextlib.contextmanager
+def opened(
+    running: Any, report: pathlib.Path, address: str = "", size: tuple[int, int] = WIDE, scheme: str = "light"
+) -> Iterator[Any]:
+    """Context with a page of a report, opened from its file. Fails at the end if the page asked for anything else, or
+    wrote an error to the console."""
+    context = running.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True, reduced_motion="reduce"
+    )
+    page, faults = context.new_page(), []
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: None if _is_own(request.url, report) else faults.append(f"asks {request.url}"))
+    try:
+        page.goto(f"{report.absolute().as_uri()}{address}")
+        page.wait_for_selector("main h2")
+        yield page
+        assert not faults, "\n".join(faults)
+    finally:
+        context.close()
+
+
+def _is_own(url: str, report: pathlib.Path) -> bool:
+    return url.startswith((report.absolute().as_uri(), "blob:", "data:"))

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
+from moec.common.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op, value_names
 from moec.passes.graph.writer import Writer
@@ -31,7 +32,8 @@ class FitAttention:
        number for -inf, so that a query whose every key is masked by it would yield zeros instead of a mean.
     3. A negative scale, which onnxruntime refuses, becomes a positive one of the negated query.
 
-    onnxruntime refuses an empty batch, and an empty sequence of queries or keys.
+    4. onnxruntime refuses an empty batch, and an empty sequence of queries or keys. A note says so wherever a size may
+       be 0.
 
     ::
 
@@ -66,7 +68,15 @@ class FitAttention:
                 node.replace_input_with(0, write.add("Neg", node.inputs[0], label="query"))
                 node.attributes["scale"] = ir.AttrFloat32("scale", -scale)
                 changed = True
+            if _may_be_empty(node):
+                report.note(self.name, node_name(node), "onnxruntime refuses it for an empty batch or sequence")
         return changed
+
+
+def _may_be_empty(node: ir.Node) -> bool:
+    """Whether a size of the query or of the keys is not known to be at least 1."""
+    operands = [value for value in node.inputs[:2] if value is not None]
+    return any(value.shape is None or not all(isinstance(size, int) and size for size in value.shape) for value in operands)
 
 
 def _without_lowest(write: Writer, mask: ir.Value) -> ir.Value:

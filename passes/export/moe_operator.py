@@ -16,7 +16,7 @@ from moec.ir import dialect
 from moec.ir.contrib import moe_attributes
 from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.rule import known_size
-from moec.passes.export.operator_check import why_different
+from moec.passes.export.operator_check import why_different, why_unchecked
 from moec.passes.export.routed_operator import routed, why_not_routed
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.writer import Writer
@@ -24,6 +24,7 @@ from moec.passes.graph.writer import Writer
 Array = np.ndarray[Any, Any]
 Layer = Literal["fc1", "fc2"]
 Operands = Callable[[Writer], Sequence["ir.Value | None"]]
+Warn = Callable[[str], None]
 LAYERS: tuple[Layer, ...] = ("fc1", "fc2")
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -46,9 +47,10 @@ def why_not_operator(node: ir.Node, weights: ExpertWeights) -> str | None:
 
 
 def replace_experts(
-    node: ir.Node, op_type: str, weights: ExpertWeights, operands: Operands, **attributes: Any
+    node: ir.Node, op_type: str, weights: ExpertWeights, operands: Operands, warn: Warn, **attributes: Any
 ) -> str | None:
-    """Put an operator in the place of a ``moec.Experts`` node. ``operands`` writes its weights.
+    """Put an operator in the place of a ``moec.Experts`` node. ``operands`` writes its weights; ``warn`` gets the
+    reason where onnxruntime does not check it.
 
     Returns None; or the reason why the installed onnxruntime does not compute the same, and then the node stays.
     """
@@ -64,7 +66,10 @@ def replace_experts(
     old = node.outputs[0]
     y = write.insert(operator, "experts")
     y.type, y.shape = old.type, old.shape
-    result, reason = inputs.completed(write, y), why_different(operator, weights)
+    result, unchecked = inputs.completed(write, y), why_unchecked(weights)
+    reason = why_different(operator, weights) if unchecked is None else None
+    if unchecked is not None:
+        warn(unchecked)
     if reason is not None:
         remove_unused(graph, result)
         return reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from moec.ir.weights.stacks import ExpertStack
 from moec.passes.export.moe_operator import (
     LAYERS,
     Layer,
+    Warn,
     bias_of,
     in_turns,
     parts_of,
@@ -77,20 +79,20 @@ class UseMoE:
         for node in [node for node in model.graph if dialect.has_experts(node)]:
             experts = with_route(model.graph, node)
             changed |= experts is not node
-            reason = _replaced(experts)
+            reason = _replaced(experts, functools.partial(report.warn, self.name, node_name(experts)))
             if reason is not None:
                 report.note(self.name, node_name(experts), reason)
             changed |= reason is None
         return changed
 
 
-def _replaced(node: ir.Node) -> str | None:
+def _replaced(node: ir.Node, warn: Warn) -> str | None:
     """Replace a ``moec.Experts`` node; or the reason why it stays."""
     weights = readable_weights(node)
     if isinstance(weights, str):
         return weights
     reason = why_not_operator(node, weights) or _why_not(weights)
-    return reason or replace_experts(node, "MoE", weights, lambda write: _operands(write, weights))
+    return reason or replace_experts(node, "MoE", weights, lambda write: _operands(write, weights), warn)
 
 
 def _why_not(weights: ExpertWeights) -> str | None:

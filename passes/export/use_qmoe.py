@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -90,7 +91,9 @@ class UseQMoE:
         if (rounds or arithmetic != "float32") and not (rounds and _rounds_alike(weights, packing)):
             how = f"are rounded to 8 bits in groups of {packing.block}" if rounds else "are kept in float32"
             report.note(self.name, node_name(node), f"its rows {how}, not in the arithmetic {arithmetic}")
-        return replace_experts(node, "QMoE", weights, lambda write: _operands(write, weights, packing), **attributes)
+        warn = functools.partial(report.warn, self.name, node_name(node))
+        operands = functools.partial(_operands, weights=weights, packing=packing)
+        return replace_experts(node, "QMoE", weights, operands, warn, **attributes)
 
 
 def _rounds_alike(weights: ExpertWeights, packing: Packing) -> bool:

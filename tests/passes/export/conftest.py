@@ -38,7 +38,7 @@ def exported() -> Exported:
         references = [interpreter.run(model, case) for case in cases]
         pipeline.run(model, pipeline.parse(by), report, verify_each=True)
         finish(model)
-        session = _session(model)
+        session = session_of(model)
         names = [output.name for output in model.graph.outputs]
         for case, expected in zip(cases, references, strict=True):
             for name, actual in zip(names, session.run(names, dict(case)), strict=True):
@@ -51,7 +51,8 @@ def exported() -> Exported:
     return run
 
 
-def _session(model: ir.Model) -> Any:
+def session_of(model: ir.Model) -> Any:
+    """Open a model in onnxruntime, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

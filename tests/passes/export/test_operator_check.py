@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.passes.export import use_moe, use_qmoe
+from moec.passes.export import operator_check, use_moe, use_qmoe
 from moec.passes.export.moe_operator import in_turns
 
-from .test_use_moe import cases, layer, operators
+from .test_use_moe import D, F, cases, layer, operators
 
 FAULTS = {
     "halves": lambda rows: np.concatenate(rows),
@@ -46,3 +46,16 @@ def test_an_operator_that_onnxruntime_does_not_run_leaves_the_experts(exported, 
     model, report = exported(layer(), *cases(normal))
     assert operators(model) == []
     assert "onnxruntime does not run com.microsoft.MoE with its weights" in report.remarks[0].message
+
+
+@pytest.mark.parametrize("passes", ["", "quantize-experts{format=int8,group=0},keep-rows"])
+def test_experts_that_are_too_large_for_the_check_are_named(exported, normal, monkeypatch, passes):
+    """One byte more, and they are checked."""
+    size = 4 * 3 * D * F
+    for most, checked in ((size - 1, False), (size, True)):
+        monkeypatch.setattr(operator_check, "_MOST_BYTES", most)
+        model, report = exported(layer(), *cases(normal), passes=passes)
+        assert operators(model) == ["QMoE" if passes else "MoE"]
+        warnings = [remark.message for remark in report.remarks if remark.severity == "warning"]
+        assert warnings == ([] if checked else [f"onnxruntime was not asked to compute its experts: one takes "
+            f"{size / 1e9:.1f} GB, and the check 1 GB at most"])

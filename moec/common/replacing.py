@@ -35,6 +35,8 @@ an artifact"; None where moec may replace it. May raise OSError."""
 _UNFINISHED = ".moec-unfinished-"
 _UNFINISHED_NAME = re.compile(re.escape(_UNFINISHED) + "[0-9a-f]{16}")
 _CONTENT, _REPLACED = "content", "replaced"
+COMPANION_NAME = re.compile(r".+\.([0-9a-f]{16})\.data")
+"""The name of a companion, with its digest."""
 _NO_REPLACE, _EXCHANGE = 1, 2
 _HERE = -100  # AT_FDCWD
 _NOT_THERE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
@@ -47,7 +49,8 @@ def replacing(
     path: str | os.PathLike[str], foreign_because: ForeignBecause, kind: type[MoecError] = MoecError
 ) -> Iterator[pathlib.Path]:
     """Context with a path for a new file or folder, which takes the place of ``path`` when the block ends without an
-    error. After an error it is removed, with everything next to it whose name begins with its own.
+    error. After an error it is removed, with everything next to it whose name begins with its own, and with companions
+    (:mod:`moec.common.companions`).
 
     Raises an error of ``kind`` where something exists that is not moec's own, or the file system refuses (a full disk,
     no rights); then that is unharmed and nothing is left behind.
@@ -132,7 +135,9 @@ def abandon_unfinished() -> None:
 
 def _remove(folder: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
-        for content in folder.glob(f"{_CONTENT}*"):
+        for content in folder.iterdir():
+            if not (content.name.startswith(_CONTENT) or COMPANION_NAME.fullmatch(content.name)):
+                continue
             shutil.rmtree(content, ignore_errors=True) if content.is_dir() else content.unlink(missing_ok=True)
         folder.rmdir()
 
@@ -175,7 +180,7 @@ def _publish(folder: pathlib.Path, place: pathlib.Path, foreign_because: Foreign
     while True:
         if not os.path.lexists(place):
             with contextlib.suppress(FileExistsError):  # another writer was faster
-                _move(new, place)
+                move(new, place)
                 return
         _refuse(place, _obstacle(place, foreign_because), kind)
         try:
@@ -198,7 +203,8 @@ def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
         source.rename(target)
 
 
-def _move(new: pathlib.Path, place: pathlib.Path) -> None:
+def move(new: pathlib.Path, place: pathlib.Path) -> None:
+    """Move a file or folder to a place where nothing is. Raises FileExistsError."""
     if not _renamed(new, place, _NO_REPLACE):
         new.rename(place)
 

@@ -8,6 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from moec.common.arguments import check_optional_text, check_path, known_options
+from moec.common.companions import replacing_companions
 from moec.common.once import one_at_a_time
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Export:
     """The result of an export. ``parts``: how each MoE block, and what else the form may write in several ways, was
-    written. ``remarks``: those of the passes."""
+    written. ``remarks``: those of the passes. ``beside``: files that ``path`` needs beside it."""
 
     path: pathlib.Path
     form: str
     parts: list[ExportedPart]
     remarks: list[Remark]
+    beside: list[pathlib.Path]
 
     @property
     def unwritten(self) -> list[ExportedPart]:
@@ -99,6 +101,8 @@ def export_with(model: Any, output: str | os.PathLike[str], form: str | None, op
     from moec.passes.framework.base import Report
 
     report = Report(progress=options.progress or silent)
-    with replacing(output, chosen.foreign_because) as aside:
+    companions = replacing_companions(output, chosen.companions)
+    with companions as place, replacing(output, chosen.foreign_because) as aside:
         parts = chosen.write(model, aside, pathlib.Path(output), options, report)
-    return Export(pathlib.Path(output), chosen.name, parts, report.remarks)
+        beside = place(aside.parent)
+    return Export(pathlib.Path(output), chosen.name, parts, report.remarks, beside)

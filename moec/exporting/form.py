@@ -30,6 +30,11 @@ folder of the export's own, and becomes the second path, the output, only if the
 UnsupportedError, naming the nearest form that can, for what the form cannot express."""
 
 
+def no_companions(output: pathlib.Path) -> set[str]:
+    """Return the companions of an output that is complete in itself."""
+    return set()
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportForm:
     """A form of exported files.
@@ -37,7 +42,8 @@ class ExportForm:
     ``name`` is the value of ``--for``. ``reader``: the program that reads the output, in help texts. ``suffix`` of an
     output file that asks for this form without ``--for``; None for a folder, and for forms that have to be named.
     ``why_not`` explains why a source cannot be written in this form, or returns None. ``foreign_because`` recognises
-    outputs that moec did not write (:mod:`moec.common.replacing`).
+    outputs that moec did not write (:mod:`moec.common.replacing`). ``companions`` returns the names of the files that
+    an output of moec's needs beside it (:mod:`moec.common.companions`).
     """
 
     name: str
@@ -46,3 +52,4 @@ class ExportForm:
     why_not: Callable[[Any], str | None]
     foreign_because: Callable[[pathlib.Path], str | None]
     write: Write
+    companions: Callable[[pathlib.Path], set[str]] = no_companions

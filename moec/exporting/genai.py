@@ -14,6 +14,7 @@ from moec.common.plain_files import read_bytes
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, ExportForm
 from moec.exporting.onnx_model import MODEL
+from moec.exporting.opening_check import check_opening
 from moec.exporting.sealed_folder import foreign_folder, seal_folder
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def _write(
     report.progress(f"writing {output.name}")
     aside.mkdir()
     onnx_file.write_file_and_data(model, aside / MODEL)
+    check_opening(aside / MODEL, output.name, report)
     _write_json(aside / genai_config.NAME, config)
     if text is not None:
         _write_text(aside, text, _folder_of_text(source, options.tokenizer))

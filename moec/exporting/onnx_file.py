@@ -1,7 +1,7 @@
 """Writing of ONNX files, with weights that are made while they are written.
 
-A model is one file of at most 2 GB, or a file and one of its weights beside it. Weights go to disk piece by piece,
-those of experts one expert at a time. The last entry of the file's ``metadata_props`` is a seal: protobuf appends what
+A model is one file, or a file and one of its weights beside it. Weights go to disk piece by piece, those of experts one
+expert at a time. The last entry of the file's ``metadata_props`` is a seal: protobuf appends what
 follows a message to its repeated fields, so the file ends with the bytes of that entry.
 """
 
@@ -13,6 +13,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from moec.common.companions import companion_name
 from moec.common.errors import UnsupportedError
 from moec.common.mapped_files import release_pages
 from moec.common.names import node_name, operator_name
@@ -24,10 +25,11 @@ from moec.ir.weights.stacks import packed_parts
 
 _INLINE = 1024
 """Bytes of a constant from which on it is written on its own."""
-_LARGEST = (1 << 31) - (1 << 12)
-"""Bytes of a file that protobuf reads, less the seal."""
-_ALIGNED = 4096
-_GRAPH, _INITIALIZER, _RAW_DATA, _METADATA = 7, 5, 9, 14  # fields of ModelProto, GraphProto, TensorProto, ModelProto
+_LARGEST_INLINE = 4 << 20
+"""Bytes of weights that a file may have in itself. onnxruntime copies them twice, and maps those beside the file."""
+_LARGE, _PAGE, _LINE = 1 << 20, 4096, 64
+"""Bytes of a weight from which on it begins on a page; of a page; of a cache line, on which others begin."""
+_METADATA = 14  # field of ModelProto
 _KEY = "moec"
 
 
@@ -71,44 +73,33 @@ def finish(model: ir.Model) -> None:
     model.producer_name, model.producer_version, model.doc_string = "moec", VERSION, None
 
 
-def write_file(model: ir.Model, path: pathlib.Path) -> None:
-    """Write a model as one file. Raises UnsupportedError for one of more than 2 GB."""
+def write_file(model: ir.Model, path: pathlib.Path, output: pathlib.Path) -> None:
+    """Write a model, which becomes ``output``, as one file. Where its weights are large, they are beside it
+    (:mod:`moec.common.companions`). Raises UnsupportedError for a link to a file with such weights."""
     proto, weights = _without_weights(model)
-    heads = [_header(weight) for weight in weights]
-    entries = [_inline_size(head, weight.nbytes) for head, weight in zip(heads, weights, strict=True)]
-    graph = proto.graph.SerializeToString()
-    proto.ClearField("graph")
-    size = len(graph) + sum(_sized(_INITIALIZER, entry) for entry in entries)
-    if size > _LARGEST:
+    size = sum(weight.nbytes for weight in weights)
+    if size <= _LARGEST_INLINE:
+        for weight in weights:
+            entry = _tensor(weight)
+            entry.raw_data = b"".join(packed_parts(weight))
+            proto.graph.initializer.append(entry)
+    elif output.is_symlink():
         raise UnsupportedError(
-            f"the model has {size / 1e9:.1f} GB, and an ONNX file holds 2 GB; name a folder instead of a file, and "
-            "the form by --for"
+            f"{output}: is a link, and {size / 1e6:.0f} MB of weights go beside the file that onnxruntime opens; name "
+            "that file, or a folder"
         )
-    with path.open("wb") as file:
-        file.write(proto.SerializeToString() + _tag(_GRAPH) + _varint(size) + graph)
-        for head, entry, weight in zip(heads, entries, weights, strict=True):
-            file.write(_tag(_INITIALIZER) + _varint(entry) + head + _tag(_RAW_DATA) + _varint(weight.nbytes))
-            _write_numbers(file, weight)
-    append_seal(path, _seal_entry)
+    else:
+        data = path.with_name(f"{path.name}.data")
+        _write_data(proto, weights, data)
+        _name_data(proto, data.rename(data.with_name(companion_name(output.name, data))).name)
+    _write_proto(proto, path)
 
 
 def write_file_and_data(model: ir.Model, path: pathlib.Path) -> None:
     """Write a model as a file and, beside it, ``<name>.data`` with its weights."""
     proto, weights = _without_weights(model)
-    data = path.with_name(f"{path.name}.data")
-    with data.open("wb") as file:
-        for weight in weights:
-            file.write(bytes(-file.tell() % _ALIGNED if weight.nbytes >= _ALIGNED else 0))
-            place = {"location": data.name, "offset": file.tell(), "length": weight.nbytes}
-            entry = _tensor(weight)
-            entry.data_location = onnx.TensorProto.EXTERNAL
-            entry.external_data.extend(
-                onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
-            )
-            proto.graph.initializer.append(entry)
-            _write_numbers(file, weight)
-    path.write_bytes(proto.SerializeToString())
-    append_seal(path, _seal_entry)
+    _write_data(proto, weights, path.with_name(f"{path.name}.data"))
+    _write_proto(proto, path)
 
 
 def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.TensorProtocol]]:
@@ -124,16 +115,36 @@ def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.TensorPr
     return ir.to_proto(model), weights
 
 
+def _write_data(proto: onnx.ModelProto, weights: list[ir.TensorProtocol], data: pathlib.Path) -> None:
+    """Write weights to a file, and entries that refer to it to the message."""
+    with data.open("wb") as file:
+        for weight in weights:
+            file.write(bytes(-file.tell() % (_PAGE if weight.nbytes >= _LARGE else _LINE)))
+            place = {"location": data.name, "offset": file.tell(), "length": weight.nbytes}
+            entry = _tensor(weight)
+            entry.data_location = onnx.TensorProto.EXTERNAL
+            entry.external_data.extend(
+                onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
+            )
+            proto.graph.initializer.append(entry)
+            _write_numbers(file, weight)
+
+
+def _name_data(proto: onnx.ModelProto, name: str) -> None:
+    """Let all entries refer to a file of this name."""
+    for entry in proto.graph.initializer:
+        for place in entry.external_data:
+            if place.key == "location":
+                place.value = name
+
+
+def _write_proto(proto: onnx.ModelProto, path: pathlib.Path) -> None:
+    path.write_bytes(proto.SerializeToString())
+    append_seal(path, _seal_entry)
+
+
 def _tensor(tensor: ir.TensorProtocol) -> onnx.TensorProto:
     return onnx.TensorProto(name=tensor.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-
-
-def _header(tensor: ir.TensorProtocol) -> bytes:
-    return _tensor(tensor).SerializeToString()
-
-
-def _inline_size(header: bytes, size: int) -> int:
-    return len(header) + _sized(_RAW_DATA, size)
 
 
 def _write_numbers(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
@@ -149,11 +160,6 @@ def _seal_entry(length: int) -> bytes:
     """The start of an entry of metadata whose value is a seal of so many bytes."""
     value = onnx.StringStringEntryProto(key=_KEY).SerializeToString() + _tag(2) + _varint(length)
     return _tag(_METADATA) + _varint(len(value) + length) + value
-
-
-def _sized(field: int, size: int) -> int:
-    """Bytes of a field that holds ``size`` bytes."""
-    return len(_tag(field)) + len(_varint(size)) + size
 
 
 def _tag(field: int) -> bytes:

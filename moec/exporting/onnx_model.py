@@ -31,7 +31,8 @@ def write_model(
     part_of: Callable[[ir.Model, str, Report], ExportedPart],
     check: Callable[[ir.Model], None] = lambda _: None,
 ) -> list[ExportedPart]:
-    """Write a source as a file, or as a folder that has the weights beside the model.
+    """Write a source as a file, or as a folder that has the weights beside the model. A file has them beside it, too,
+    where they are large.
 
     ``pipelines``: the passes where the options name none, and those that spell the model for its reader. ``part_of``
     says how a block, by the name of its node, is written in a spelled model. ``check`` raises UnsupportedError for a
@@ -45,7 +46,7 @@ def write_model(
     check(model)
     report.progress(f"writing {output.name}")
     if output.suffix == SUFFIX:
-        onnx_file.write_file(model, aside)
+        onnx_file.write_file(model, aside, output)
     else:
         aside.mkdir()
         onnx_file.write_file_and_data(model, aside / MODEL)
@@ -99,6 +100,19 @@ def run_steps(model: ir.Model, source: Any, passes: Sequence[Pass], report: Repo
 def unraised_parts(report: Report) -> list[ExportedPart]:
     """The subgraphs that look like blocks and were not raised."""
     return [ExportedPart(block.node, "", f"was not raised: {block.reason}") for block in report.unraised]
+
+
+def model_in(output: pathlib.Path) -> pathlib.Path:
+    """Return the path of the model of an output, which is a file or a folder."""
+    return output / MODEL if output.is_dir() else output
+
+
+def companions(output: pathlib.Path) -> set[str]:
+    """Return the names of the files that a written file needs beside it."""
+    import onnx
+
+    tensors = onnx.load(output, load_external_data=False).graph.initializer
+    return {place.value for tensor in tensors for place in tensor.external_data if place.key == "location"}
 
 
 def foreign(path: pathlib.Path) -> str | None:

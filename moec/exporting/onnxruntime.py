@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, ExportForm
-from moec.exporting.onnx_model import SUFFIX, foreign, spelled, write_model
+from moec.exporting.onnx_model import SUFFIX, companions, foreign, model_in, spelled, write_model
+from moec.exporting.opening_check import check_opening
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,7 +23,9 @@ _USES = ("use-moe", "use-qmoe", "loop-experts", "expand-dispatch")
 def _write(
     source: Any, aside: pathlib.Path, output: pathlib.Path, options: ExportOptions, report: Report
 ) -> list[ExportedPart]:
-    return write_model(source, aside, output, options, report, _pipelines(), _part)
+    parts = write_model(source, aside, output, options, report, _pipelines(), _part)
+    check_opening(model_in(aside), output.name, report)
+    return parts
 
 
 def spelled_for_onnxruntime(source: Any, options: ExportOptions, report: Report) -> tuple[ir.Model, list[ExportedPart]]:
@@ -48,4 +51,4 @@ def _why_not(source: Any) -> str | None:
     return None
 
 
-FORM = ExportForm("onnxruntime", "onnxruntime", SUFFIX, _why_not, foreign, _write)
+FORM = ExportForm("onnxruntime", "onnxruntime", SUFFIX, _why_not, foreign, _write, companions)

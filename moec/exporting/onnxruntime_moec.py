@@ -16,6 +16,7 @@ from moec.common.errors import UnsupportedError, reporting
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, ExportForm
 from moec.exporting.onnx_model import MODEL, read_model, run_steps, unraised_parts
+from moec.exporting.opening_check import check_opening
 from moec.exporting.sealed_folder import foreign_folder, seal_folder
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _write(
     onnx_file.finish(model)
     report.progress(f"writing {output.name}")
     onnx_file.write_file_and_data(model, aside / MODEL)
+    check_opening(aside / MODEL, output.name, report, aside / LIBRARY)
     seal_folder(aside)
     return parts + unraised_parts(report)
 

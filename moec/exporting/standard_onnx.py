@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moec.common.errors import UnsupportedError
 from moec.exporting.export_options import ExportOptions
 from moec.exporting.form import ExportedPart, ExportForm
-from moec.exporting.onnx_model import foreign, write_model
+from moec.exporting.onnx_model import companions, foreign, write_model
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,4 +47,4 @@ def _why_not(source: Any) -> str | None:
     return None
 
 
-FORM = ExportForm("onnx", "any program that reads ONNX", None, _why_not, foreign, _write)
+FORM = ExportForm("onnx", "any program that reads ONNX", None, _why_not, foreign, _write, companions)

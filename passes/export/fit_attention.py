@@ -76,7 +76,9 @@ class FitAttention:
 def _may_be_empty(node: ir.Node) -> bool:
     """Whether a size of the query or of the keys is not known to be at least 1."""
     operands = [value for value in node.inputs[:2] if value is not None]
-    return any(value.shape is None or not all(isinstance(size, int) and size for size in value.shape) for value in operands)
+    return any(
+        value.shape is None or not all(isinstance(size, int) and size for size in value.shape) for value in operands
+    )
 
 
 def _without_lowest(write: Writer, mask: ir.Value) -> ir.Value:

@@ -53,7 +53,9 @@ def why_unchecked(weights: ExpertWeights) -> str | None:
     size = _decoded_bytes(weights)
     if size <= _MOST_BYTES:
         return None
-    return f"onnxruntime was not asked to compute its experts: one takes {size / 1e9:.1f} GB, and the check 1 GB at most"
+    return (
+        f"onnxruntime was not asked to compute its experts: one takes {size / 1e9:.1f} GB, and the check 1 GB at most"
+    )
 
 
 def _decoded_bytes(weights: ExpertWeights) -> int:

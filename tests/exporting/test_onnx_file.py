@@ -25,25 +25,22 @@ def model(dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.INT4, ir.DataType.BFLOAT16])
-@pytest.mark.parametrize("write", [onnx_file.write_file, onnx_file.write_file_and_data])
-def test_weights_are_read_back(tmp_path, write, dtype):
+@pytest.mark.parametrize("largest", [None, 0, 1 << 20])
+def test_weights_are_read_back(tmp_path, monkeypatch, largest, dtype):
+    """``largest``: bytes of weights that a file may have in itself; None for a file of a folder."""
     path = tmp_path / "model.onnx"
-    write(model(dtype), path)
+    if largest is None:
+        onnx_file.write_file_and_data(model(dtype), path)
+    else:
+        monkeypatch.setattr(onnx_file, "_LARGEST_INLINE", largest)
+        onnx_file.write_file(model(dtype), path, path)
+    assert len(list(tmp_path.glob("model.onnx*.data"))) == (not largest)
     (weight,) = onnx.load(path).graph.initializer
     numbers = onnx.numpy_helper.to_array(weight).astype(np.float32)
     np.testing.assert_array_equal(numbers, np.broadcast_to(np.arange(1, 4)[:, None, None], (3, 8, 90)))
     assert foreign_file(path) is None
     path.write_bytes(path.read_bytes().replace(b"MatMul", b"MulMat"))
     assert foreign_file(path) == "is a file that was changed since moec wrote it"
-
-
-def test_more_than_two_gigabytes_need_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "_LARGEST", 1000)
-    path = tmp_path / "model.onnx"
-    with pytest.raises(MoecError, match="an ONNX file holds 2 GB; name a folder"):
-        onnx_file.write_file(model(), path)
-    assert not path.exists()
-    onnx_file.write_file_and_data(model(), path)
 
 
 def test_an_operator_of_moec_is_refused_by_name():

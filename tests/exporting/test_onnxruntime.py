@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnxruntime
 import pytest
 
 import moec
@@ -42,6 +44,46 @@ def test_a_folder_has_the_weights_beside_the_model(model_path, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == ["model.onnx", "model.onnx.data", "moec-files.txt"]
     assert (output / "model.onnx").stat().st_size < 8000
     assert_equal(model_path, output / "model.onnx")
+
+
+@pytest.mark.parametrize("form", ["onnxruntime", "onnx"])
+def test_large_weights_are_beside_a_file_and_are_replaced_with_it(model_path, tmp_path, monkeypatch, form):
+    monkeypatch.setattr("moec.exporting.onnx_file._LARGEST_INLINE", 5000)
+    output, before = tmp_path / "out.onnx", set()
+    for experts in (None, None, "bf16"):
+        (data,) = moec.export(model_path, output, form=form, experts=experts).beside
+        assert set(tmp_path.iterdir()) == {output, data} and output.stat().st_size < 10_000
+        assert (data in before) == (experts is None and bool(before))
+        before.add(data)
+        if experts is None:
+            assert_equal(model_path, output)
+    monkeypatch.undo()
+    assert moec.export(model_path, output, form=form).beside == [] and list(tmp_path.iterdir()) == [output]
+
+
+def test_large_weights_and_a_link_are_refused(model_path, tmp_path, monkeypatch):
+    """onnxruntime looks for weights beside the link, and takes none from another folder."""
+    link = tmp_path / "link.onnx"
+    link.symlink_to("out.onnx")
+    moec.export(model_path, link)
+    before = (tmp_path / "out.onnx").read_bytes()
+    monkeypatch.setattr("moec.exporting.onnx_file._LARGEST_INLINE", 5000)
+    with pytest.raises(MoecError, match=r"link.onnx: is a link, and 0 MB of weights go beside the file"):
+        moec.export(model_path, link, experts="bf16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.onnx", "out.onnx"]
+    assert (tmp_path / "out.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(("dtype", "opens"), [("float", True), ("bfloat16", False)])
+def test_a_model_that_the_installed_onnxruntime_does_not_open_gets_a_warning(tmp_path, dtype, opens):
+    """It has no addition in bfloat16."""
+    model = f"""<ir_version: 10, opset_import: ["" : 21]> m ({dtype}[T,4] x) => ({dtype}[T,4] y) {{ y = Add (x, x) }}"""
+    onnx.save(onnx.parser.parse_model(model), tmp_path / "in.onnx")
+    remarks = moec.export(tmp_path / "in.onnx", tmp_path / "out.onnx").remarks
+    assert [remark.message.split(":")[0] for remark in remarks if remark.pass_name == "export"] == (
+        [] if opens else [f"onnxruntime {onnxruntime.__version__}, which is installed, does not open it"]
+    )
+    assert opens or "Add" in remarks[-1].message
 
 
 def test_the_same_model_makes_the_same_bytes_and_replaces_only_itself(model_path, tmp_path):

@@ -57,5 +57,11 @@ def test_experts_that_are_too_large_for_the_check_are_named(exported, normal, mo
         model, report = exported(layer(), *cases(normal), passes=passes)
         assert operators(model) == ["QMoE" if passes else "MoE"]
         warnings = [remark.message for remark in report.remarks if remark.severity == "warning"]
-        assert warnings == ([] if checked else [f"onnxruntime was not asked to compute its experts: one takes "
-            f"{size / 1e9:.1f} GB, and the check 1 GB at most"])
+        assert warnings == (
+            []
+            if checked
+            else [
+                f"onnxruntime was not asked to compute its experts: one takes "
+                f"{size / 1e9:.1f} GB, and the check 1 GB at most"
+            ]
+        )

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Export:
     """The result of an export. ``parts``: how each MoE block, and what else the form may write in several ways, was
-    written. ``remarks``: those of the passes. ``beside``: files that ``path`` needs beside it."""
+    written. ``remarks``: those of the passes. ``companions``: files that ``path`` needs beside it."""
 
     path: pathlib.Path
     form: str
     parts: list[ExportedPart]
     remarks: list[Remark]
-    beside: list[pathlib.Path]
+    companions: list[pathlib.Path]
 
     @property
     def unwritten(self) -> list[ExportedPart]:
@@ -101,8 +101,8 @@ def export_with(model: Any, output: str | os.PathLike[str], form: str | None, op
     from moec.passes.framework.base import Report
 
     report = Report(progress=options.progress or silent)
-    companions = replacing_companions(output, chosen.companions)
-    with companions as place, replacing(output, chosen.foreign_because) as aside:
+    around = replacing_companions(output, chosen.companions)
+    with around as place, replacing(output, chosen.foreign_because) as aside:
         parts = chosen.write(model, aside, pathlib.Path(output), options, report)
-        beside = place(aside.parent)
-    return Export(pathlib.Path(output), chosen.name, parts, report.remarks, beside)
+        placed = place(aside.parent)
+    return Export(pathlib.Path(output), chosen.name, parts, report.remarks, placed)

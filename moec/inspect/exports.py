@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def as_data(result: Export) -> dict[str, Any]:
     """Describe an export as plain data."""
     parts = [dataclasses.asdict(part) for part in result.parts]
-    beside = [str(path) for path in result.beside]
-    return {"path": str(result.path), "beside": beside, "form": result.form, "parts": parts}
+    companions = [str(path) for path in result.companions]
+    return {"path": str(result.path), "companions": companions, "form": result.form, "parts": parts}
 
 
 def tables(result: Export) -> list[RenderableType]:
@@ -27,6 +27,6 @@ def tables(result: Export) -> list[RenderableType]:
     counts = collections.Counter(part.written_as for part in result.parts if part.written_as)
     written = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "no fused operator"
     lines = [f"{result.path}: for {result.form}, {written}"]
-    lines += [f"  its weights are beside it, in {path.name}" for path in result.beside]
+    lines += [f"  its weights are beside it, in {path.name}" for path in result.companions]
     lines += [f"  {part.name}: stays a graph of standard operators: {part.reason}" for part in result.unwritten]
     return [Text(line) for line in lines]

@@ -51,14 +51,14 @@ def test_large_weights_are_beside_a_file_and_are_replaced_with_it(model_path, tm
     monkeypatch.setattr("moec.exporting.onnx_file._LARGEST_INLINE", 5000)
     output, before = tmp_path / "out.onnx", set()
     for experts in (None, None, "bf16"):
-        (data,) = moec.export(model_path, output, form=form, experts=experts).beside
+        (data,) = moec.export(model_path, output, form=form, experts=experts).companions
         assert set(tmp_path.iterdir()) == {output, data} and output.stat().st_size < 10_000
         assert (data in before) == (experts is None and bool(before))
         before.add(data)
         if experts is None:
             assert_equal(model_path, output)
     monkeypatch.undo()
-    assert moec.export(model_path, output, form=form).beside == [] and list(tmp_path.iterdir()) == [output]
+    assert moec.export(model_path, output, form=form).companions == [] and list(tmp_path.iterdir()) == [output]
 
 
 def test_large_weights_and_a_link_are_refused(model_path, tmp_path, monkeypatch):

@@ -56,16 +56,16 @@ def test_scales(exported, normal, attributes):
     assert ("Neg" in operators(model)) == ("-" in attributes)
 
 
-@pytest.mark.parametrize("known", ["BSP", "SP", "BP", "BS", ""])
-def test_sizes_that_may_be_0_are_noted(exported, normal, known):
+@pytest.mark.parametrize("fixed_sizes", ["BSP", "SP", "BP", "BS", ""])
+def test_sizes_that_may_be_0_are_noted(exported, normal, fixed_sizes):
     """The note holds as long as onnxruntime refuses them."""
     text, full = attention("bool[S,P]"), np.ones((3, 5), bool)
     for name, size in {"B": 2, "S": 3, "P": 5}.items():
-        text = re.sub(rf"\b{name}\b", str(size) if name in known else name, text)
+        text = re.sub(rf"\b{name}\b", str(size) if name in fixed_sizes else name, text)
     model, report = exported(text, feeds(normal, full))
     notes = [remark.message for remark in report.remarks]
-    assert notes == ["onnxruntime refuses it for an empty batch or sequence"] * (known != "BSP")
-    for size in set("BSP") - set(known):
+    assert notes == ["onnxruntime refuses it for an empty batch or sequence"] * (fixed_sizes != "BSP")
+    for size in set("BSP") - set(fixed_sizes):
         case = feeds(normal, full[: 0 if size == "S" else None, : 0 if size == "P" else None], **{size: 0})
         with pytest.raises(Exception, match="Attention"):
             session_of(model).run(None, case)

@@ -15,7 +15,7 @@ from moec.exporting.form import ExportedPart
 from moec.exporting.layer_changes import Change, LayerChange, tables_of
 from moec.exporting.one_number import one_number
 from moec.frontend.gguf.file.formats import FLOATS
-from moec.frontend.gguf.file.packing import kind_of, pack
+from moec.frontend.gguf.file.packing import kind_of, pack, with_minima
 from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
 from moec.frontend.gguf.file.writer import NewGgufTensor, selected
 from moec.frontend.gguf.graph.builder import Builder
@@ -33,7 +33,9 @@ _LEAST_IN_GROUP = 2
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12}
 _FILE_TYPES |= {"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "BF16": 32, "MXFP4": 38}
 """``general.file_type``: the type of most weights, which llama.cpp only prints."""
-_WRITABLE = "int4/32 (Q4_0), int5/32 (Q5_0), int8/32 (Q8_0), mxfp4 (MXFP4), fp16 and bf16"
+_WRITABLE = (
+    "int4/32 (Q4_0), int4/32z (Q4_1), int5/32 (Q5_0), int5/32z (Q5_1), int8/32 (Q8_0), mxfp4 (MXFP4), fp16 and bf16"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,11 @@ def _stored(where: str, weight: StoredWeight, shape: tuple[int, ...]) -> NewGguf
         for expert in range(weight.experts):
             matrix = weight.run_of(expert).encoded(expert)
             tables = {table: matrix.read(table) for table in tables_of(weight, expert)}
-            yield pack(kind, {table: array for table, array in tables.items() if array is not None})
+            try:
+                stored = with_minima({table: array for table, array in tables.items() if array is not None})
+            except ValueError as error:
+                raise UnsupportedError(f"{where}: expert {expert} {error}; give it a format without z") from None
+            yield pack(kind, stored)
 
     return NewGgufTensor(kind, shape, parts)
 

@@ -167,7 +167,7 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("mixtral", {"passes": "prune-experts{keep=8,method=random,layers=1}"}, "one number of experts for all layers"),
-        ("mixtral", {"experts": "int4/32z"}, r"'blk.0.ffn_up_exps.weight': would be int4.*z, .* nearest are int4/32"),
+        ("mixtral", {"experts": "int8/32z"}, r"'blk.0.ffn_up_exps.weight': would be int8.*z, .* nearest are int4/32"),
         ("mixtral", {"passes": "O3"}, "round-activations: changes how a model computes, not its weights"),
         (
             "mixtral",

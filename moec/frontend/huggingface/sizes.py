@@ -21,6 +21,8 @@ _LARGEST_NUMBER = 1 << 53
 _LARGEST_TABLE = 1 << 30
 """Bytes of a table that a module computes for itself, such as frequencies of rotary embeddings."""
 _MODULES, _MODULES_PER_TENSOR = 1000, 32
+_LAYERS = 1000
+"""Bound of numbers of layers. Configurations make lists with an entry for each layer; modules are counted later."""
 _WEIGHTS_PER_BYTE = 8
 _DEEPEST = 100
 
@@ -38,8 +40,8 @@ class Holdings:
 
 
 def check_numbers(config: Any, holdings: Holdings, where: str, depth: int = 0) -> None:
-    """Raise MoecError for a number of a configuration that is too large for a size, and for more layers than
-    tensors."""
+    """Raise MoecError for a number of a configuration that is too large for a size, or for lists of layers. A number
+    below the bound says nothing about files: ``max_window_layers`` is often larger than the number of layers."""
     if depth > _DEEPEST:
         raise MoecError(f"{where}: config.json nests more than {_DEEPEST} objects; download it again")
     items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
@@ -49,7 +51,7 @@ def check_numbers(config: Any, holdings: Holdings, where: str, depth: int = 0) -
             continue
         if abs(value) >= _LARGEST_NUMBER:
             raise MoecError(f"{where}: config.json: {key} has {len(str(value))} digits; download it again")
-        if isinstance(key, str) and key.endswith(("layer", "layers")) and value > max(holdings.tensors, 1):
+        if isinstance(key, str) and key.endswith(("layer", "layers")) and value > max(holdings.tensors, _LAYERS):
             raise MoecError(
                 f"{where}: config.json: {key} is {value}, but its files hold {holdings.tensors} tensors; they do not "
                 "belong together, download both again"

@@ -59,7 +59,7 @@ def test_tables_are_measured(make: Any) -> None:
 
 
 def test_ordinary_numbers() -> None:
-    check_numbers({"rope_theta": 10**10, "pad_token_id": -1, "x": [{"max_window_layers": 2}]}, FEW, "m")
+    check_numbers({"rope_theta": 10**10, "pad_token_id": -1, "x": [{"max_window_layers": 62}]}, FEW, "m")
     nested: Any = {}
     for _ in range(101):
         nested = {"x": nested}

@@ -1,11 +1,12 @@
 """Conversion of stored weights back to ggml's blocks: the inverse of :mod:`moec.frontend.gguf.file.formats`.
 
-No number is rounded: a format has blocks only if they hold its numbers, scales and minima as they are. K formats have
-blocks for weights that came from such blocks; nothing is rounded to scales of two levels.
+A format has blocks only if they hold its numbers, scales and minima as they are. Only zero points, which GGUF does not
+have, become minima: scale * zero point, rounded to float16, so off by at most 1/2048 of the minimum.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,8 +26,23 @@ def kind_of(form: WeightFormat, dtype: ir.DataType | None) -> str | None:
     their factors; of the weights themselves where they are floats."""
     if not form.quantized:
         return next((kind for kind, own in FLOATS.items() if own == form.data_type), None)
+    if form.zero_points and form.group:
+        form = dataclasses.replace(form, zero_points=False, minima=True)
     rows = QUANTISED.items()
     return next((kind for kind, row in rows if row.form == form and row.scale == dtype), None)
+
+
+def with_minima(tables: Tables) -> Tables:
+    """The tables with minima in the place of zero points, if they have these. Raises ValueError for a minimum beyond
+    the range of the type of the scales."""
+    if "zero_point" not in tables:
+        return tables
+    scale, zero = tables["scale"], tables["zero_point"]
+    with np.errstate(over="ignore"):
+        minimum = (scale.astype(np.float32) * zero.astype(np.float32)).astype(scale.dtype)
+    if not np.isfinite(minimum).all():
+        raise ValueError(f"has a minimum beyond the range of {scale.dtype}")
+    return {"data": tables["data"], "scale": scale, "minimum": minimum}
 
 
 def pack(kind: str, tables: Tables) -> Array:

@@ -3,24 +3,26 @@ passes."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moec.common.errors import UnsupportedError
 from moec.exporting.checkpoint_layers import Checkpoint, Piece, by_layer, pieces_of, quantised_form, tensors_after
 from moec.exporting.compressed_tensors import quantization_config
+from moec.exporting.dense_changes import DenseChange, names_of, tensors_of
 from moec.exporting.expert_axes import ExpertSetting, check_shapes, expert_setting, expert_weights
 from moec.exporting.form import ExportedPart
 from moec.exporting.layer_changes import LayerChange
 from moec.exporting.one_number import one_number
 from moec.frontend.huggingface.checkpoint.safetensors import FileTensor, NewTensor, read_metadata, write_file
-from moec.frontend.huggingface.checkpoint.sources import parameter_sources
+from moec.frontend.huggingface.checkpoint.sources import ParameterSource, parameter_sources
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.folder import CONFIG, INDEX, read_config, read_json, read_shards
 from moec.ir.weights.format import WeightFormat
@@ -53,11 +55,12 @@ class FolderContents:
     def tensors(self) -> dict[str, FileTensor]:
         return {name: tensor for shard in self.shards.values() for name, tensor in shard.items()}
 
-    def after(self, changes: Sequence[LayerChange], report: Report) -> FolderContents:
-        """The contents after passes. Raises UnsupportedError for what a folder cannot say."""
-        if not changes:
+    def after(self, changes: Sequence[LayerChange], dense: Sequence[DenseChange], report: Report) -> FolderContents:
+        """The contents after passes changed layers of experts and dense products. Raises UnsupportedError for what a
+        folder cannot say."""
+        if not changes and not dense:
             return self
-        return _Edit(self, changes, report).result()
+        return _Edit(self, changes, dense, report).result()
 
     def write(self, path: Path, report: Report) -> None:
         """Write the folder. Raises OSError where that is not possible."""
@@ -89,19 +92,47 @@ class FolderContents:
 class _Edit:
     """The work of :meth:`FolderContents.after`."""
 
-    def __init__(self, contents: FolderContents, changes: Sequence[LayerChange], report: Report) -> None:
+    def __init__(
+        self, contents: FolderContents, changes: Sequence[LayerChange], dense: Sequence[DenseChange], report: Report
+    ) -> None:
         from moec.frontend.huggingface.quantised import decode_names
         from moec.frontend.huggingface.sizes import Holdings
+        from moec.frontend.huggingface.skeleton import build
 
-        self.contents, self.changes, self.report = contents, changes, report
+        self.contents, self.changes, self.dense, self.report = contents, changes, dense, report
         self.where = str(contents.folder)
         self.raw = read_json(contents.folder / CONFIG)
         self.holdings = Holdings.of(contents.tensors)
-        tensors = contents.tensors
-        weights = decode_names(tensors, read_config(contents.folder), self.where)
+        tensors, settings = contents.tensors, read_config(contents.folder)
+        self.is_quantised = "quantization_config" in settings
+        weights = decode_names(tensors, settings, self.where)
         self.checkpoint = Checkpoint(weights, tensors, _parts(weights, tensors))
+        self.module = build(settings, self.holdings, self.where)
+        self.sources, self.unused = parameter_sources(self.module, weights)
+        self.changed: dict[str, NewTensor] = {}
+        self.removed: set[str] = set()
+        self.forms: dict[str, WeightFormat] = {}
 
     def result(self) -> FolderContents:
+        config = self._experts() if self.changes else self.raw
+        matched = names_of(self.dense, self._products(), self.report)
+        dense = {name: change.form for name, change in matched.items()}
+        for name, change in matched.items():
+            self.changed |= tensors_of(name, change)
+        forms = self.forms | dense
+        if forms:
+            config = {**config, "quantization_config": self._quantization_config(dense)}
+        return dataclasses.replace(
+            self.contents,
+            config=None if config == self.raw else config,
+            changed=self.changed,
+            removed=frozenset(self.removed),
+            replaced=_parts_of(forms, self.changed),
+            parts=[ExportedPart(str(c.before.node.name), _described(c)) for c in self.changes],
+        )
+
+    def _experts(self) -> Config:
+        """Change the layers of experts. Returns the configuration."""
         counts = self._one("experts", [change.count for change in self.changes])
         chosen = self._one("experts for a token", [change.k for change in self.changes])
         before = self._one("experts", [change.before.count for change in self.changes])
@@ -110,43 +141,60 @@ class _Edit:
         setting = expert_setting(self.raw, before, self._shapes, self.where)
         config = setting.changed(self.raw, counts, (self.changes[0].before.routing.k, chosen), self.where)
         check_shapes(setting, self._shapes(self.raw), self._shapes(config), counts, self.where)
-        layers, unused = self._layers(setting)
-        changed: dict[str, NewTensor] = {}
-        forms: dict[str, WeightFormat] = {}
+        layers = self._layers(setting)
         for pieces, change in zip(layers, self.changes, strict=True):
             for piece in pieces:
-                changed |= tensors_after(self.checkpoint, piece, change)
+                self.changed |= tensors_after(self.checkpoint, piece, change)
                 if (form := quantised_form(piece, change)) is not None:
-                    forms |= dict.fromkeys(piece.place.names[: change.count], form)
-        if forms:
-            floats = [n for n, weight in self.checkpoint.weights.items() if n not in forms and _is_matrix(n, weight)]
-            config["quantization_config"] = quantization_config(forms, floats)
+                    self.forms |= dict.fromkeys(piece.place.names[: change.count], form)
         names = {name for pieces in layers for piece in pieces for name in self._names(piece)}
         drops_further = counts != before and setting.predicts_further(self.raw)
-        removed = names - changed.keys() | (self._further_layers(unused) if drops_further else set())
-        return dataclasses.replace(
-            self.contents,
-            config=None if config == self.raw else config,
-            changed=changed,
-            removed=frozenset(removed),
-            replaced={name: [part for part in changed if part.startswith(f"{name}_")] for name in forms},
-            parts=[ExportedPart(str(c.before.node.name), _described(c)) for c in self.changes],
-        )
+        self.removed = names - self.changed.keys() | (self._further_layers() if drops_further else set())
+        return config
 
-    def _layers(self, setting: ExpertSetting) -> tuple[list[list[Piece]], list[str]]:
-        """The weights of each layer, in the order of the graph's layers, and the weights that no parameter needs."""
-        from moec.frontend.huggingface.skeleton import build
+    def _products(self) -> dict[str, CheckpointWeight]:
+        """The weights that the module multiplies by in linear layers, and reads nowhere else."""
+        import torch
 
-        module = build(read_config(self.contents.folder), self.holdings, self.where)
-        sources, unused = parameter_sources(module, self.checkpoint.weights)
-        places = by_layer(expert_weights(setting, sources, self.checkpoint.weights, self.where))
+        state = self.module.state_dict(keep_vars=True)
+        owners = collections.Counter(map(id, state.values()))
+        names = [
+            source.names[""][0]
+            for parameter, source in self.sources.items()
+            if source.converter is None
+            and isinstance(self.module.get_submodule(parameter.rpartition(".")[0]), torch.nn.Linear)
+            and owners[id(state[parameter])] == 1
+        ]
+        return {name: self.checkpoint.weights[name] for name in names}
+
+    def _quantization_config(self, dense: Mapping[str, WeightFormat]) -> Config:
+        if self.is_quantised:
+            raise UnsupportedError(
+                f"{self.where}: has weights that are quantised already, and a folder has one description of all; "
+                "export from the folder that is not quantised"
+            )
+        fused = {name for source in self.sources.values() if source.by_expert for name in _names(source)}
+        if not self.forms and fused:
+            raise UnsupportedError(
+                f"{self.where}: its experts would stay floats, and dense products not; transformers, which stacks the "
+                "experts of this model, then expects quantised ones: give both formats, --experts and --linears"
+            )
+        others = self.checkpoint.weights.keys() - self.forms.keys() - dense.keys() - self.removed
+        floats = [
+            name for name, weight in self.checkpoint.weights.items() if name in others and _is_matrix(name, weight)
+        ]
+        return quantization_config(self.forms, dense, floats, self.where)
+
+    def _layers(self, setting: ExpertSetting) -> list[list[Piece]]:
+        """The weights of each layer, in the order of the graph's layers."""
+        places = by_layer(expert_weights(setting, self.sources, self.checkpoint.weights, self.where))
         if len(places) != len(self.changes):
             raise UnsupportedError(
                 f"{self.where}: has {len(places)} layers of experts, and its graph {len(self.changes)} that are known; "
                 "moec compile -O2 -v says why others are not"
             )
         pairs = zip(places, self.changes, strict=True)
-        return [pieces_of(self.checkpoint, own, change.before) for own, change in pairs], unused
+        return [pieces_of(self.checkpoint, own, change.before) for own, change in pairs]
 
     def _shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
         from moec.frontend.huggingface.skeleton import build
@@ -162,14 +210,30 @@ class _Edit:
         for name in piece.place.names:
             yield from self.checkpoint.parts[name]
 
-    def _further_layers(self, unused: Sequence[str]) -> set[str]:
+    def _further_layers(self) -> set[str]:
         """Tensors of layers that predict further tokens and have experts of their own."""
-        layers = {name.partition(".experts.")[0].rpartition(".")[0] + "." for name in unused if ".experts." in name}
-        names = [name for name in unused if name.startswith(tuple(layers))] if layers else []
+        layers = {
+            name.partition(".experts.")[0].rpartition(".")[0] + "." for name in self.unused if ".experts." in name
+        }
+        names = [name for name in self.unused if name.startswith(tuple(layers))] if layers else []
         if names:
             reason = "and the other tensors of layers that predict further tokens are left out: they have all experts"
             self.report.warn("export", names[0], reason)
         return {part for name in names for part in self.checkpoint.parts[name]}
+
+
+def _parts_of(forms: Collection[str], changed: Collection[str]) -> dict[str, list[str]]:
+    """The new tensors, NAME_packed, NAME_scale and NAME_shape, of each weight that has a format now."""
+    parts: dict[str, list[str]] = {name: [] for name in forms}
+    for part in changed:
+        if (name := part.rpartition("_")[0]) in parts:
+            parts[name].append(part)
+    return parts
+
+
+def _names(source: ParameterSource) -> Iterator[str]:
+    for names in source.names.values():
+        yield from names
 
 
 def _is_matrix(name: str, weight: CheckpointWeight) -> bool:

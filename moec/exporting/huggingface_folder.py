@@ -15,6 +15,7 @@ from moec.exporting.new_paths import foreign_because
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.exporting.dense_changes import DenseChange
     from moec.exporting.folder_contents import FolderContents
     from moec.exporting.layer_changes import LayerChange
     from moec.passes.framework.base import Report
@@ -46,14 +47,18 @@ def write(
 
     contents = FolderContents.of(pathlib.Path(source))
     if passes.changing:
-        contents = contents.after(_changes(contents, passes, report), report)
+        contents = contents.after(*_changes(contents, passes, report), report)
     report.progress("writing")
     contents.write(path, report)
     return contents.parts
 
 
-def _changes(contents: FolderContents, passes: FilePipeline, report: Report) -> list[LayerChange]:
-    """Run the passes on the graph of the folder and compare its layers with those before."""
+def _changes(
+    contents: FolderContents, passes: FilePipeline, report: Report
+) -> tuple[list[LayerChange], list[DenseChange]]:
+    """Run the passes on the graph of the folder and compare its layers of experts and dense products with those
+    before."""
+    from moec.exporting.dense_changes import DenseChange
     from moec.exporting.layer_changes import LayerState, change_of
     from moec.frontend import huggingface
     from moec.passes import pipeline
@@ -71,12 +76,8 @@ def _changes(contents: FolderContents, passes: FilePipeline, report: Report) -> 
     report.progress("comparing")
     changes = [change_of(layer) for layer in layers]
     routers = {state.router.node for change in changes for state in (change.before, change.after) if state.router}
-    if any(dense.get(node) is not weight for node, weight in _dense(model).items() if node not in routers):
-        raise UnsupportedError(
-            f"{contents.folder}: passes changed weights of dense products; of a folder only experts and routers are "
-            "rewritten: leave out linears and quantize-linears, and give cast-weights the option weights=experts"
-        )
-    return changes
+    changed = [node for node, weight in _dense(model).items() if dense.get(node) is not weight and node not in routers]
+    return changes, [DenseChange.of(node) for node in changed]
 
 
 def _dense(model: ir.Model) -> dict[ir.Node, ir.Value | None]:

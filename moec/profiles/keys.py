@@ -46,10 +46,21 @@ def key_of(node: ir.Node) -> str:
     for name, weight in stored_weights(node).items():
         digest.update(f"{name} {weight.experts} {weight.shape}".encode())
         for expert in sorted({0, weight.experts - 1}):
-            matrix = weight.run_of(expert).decoded(expert)
-            rows = np.linspace(0, len(matrix) - 1, min(len(matrix), _SAMPLED)).astype(int)
-            digest.update(np.ascontiguousarray(matrix[rows], np.float32).tobytes())
+            digest.update(_sample(weight.run_of(expert).decoded(expert)))
     return digest.hexdigest()[:_DIGITS]
+
+
+def key_of_linear(weight: np.ndarray) -> str:
+    """Compute the key that a ``moec.Linear`` node with this weight has, a matrix as the graph stores it."""
+    digest = hashlib.sha256(b"Linear")
+    digest.update(f"weight 1 {weight.shape}".encode())
+    digest.update(_sample(weight))
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _sample(matrix: np.ndarray) -> bytes:
+    rows = np.linspace(0, len(matrix) - 1, min(len(matrix), _SAMPLED)).astype(int)
+    return np.ascontiguousarray(matrix[rows], np.float32).tobytes()
 
 
 def keep_key(node: ir.Node) -> None:

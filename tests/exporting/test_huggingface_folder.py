@@ -22,6 +22,7 @@ from ..frontend.huggingface.models import mixtral, rounded, saved, torch, transf
 
 IDS = np.random.default_rng(0).integers(0, 64, (2, 9))
 PRUNE = "prune-experts{keep=0.75,method=random}"
+LINEARS = "quantize-linears{format=int8,minimum=0}"
 TEXTS = {"tokenizer.json": "{}", "README.md": "of the source", "templates/chat.jinja": "hello", ".cache/lock": ""}
 
 
@@ -113,16 +114,76 @@ def test_experts_of_four_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = json.loads((result.path / "config.json").read_text())
     assert config["quantization_config"]["format"] == "pack-quantized" and config["num_local_experts"] == 3
     assert "model.layers.0.self_attn.q_proj" in config["quantization_config"]["ignore"]
+    with pytest.raises(UnsupportedError, match="quantised already, and a folder has one description of all"):
+        export(result.path, tmp_path / "again", passes=f"O2,{LINEARS}")
     again = export(result.path, tmp_path / "again", passes="O2,prune-experts{keep=2,method=random}")
     names = [name for name in read_tensors(again.path) if name.endswith("w1.weight_packed")]
     assert names == [f"model.layers.0.block_sparse_moe.experts.{expert}.w1.weight_packed" for expert in range(2)]
 
 
+def dense_model(folder: Path, **settings: Any) -> Path:
+    """A language model without experts."""
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, **settings
+    )
+    torch.manual_seed(0)
+    return saved(transformers.LlamaForCausalLM(config).eval(), folder)
+
+
+def check_numbers(graph: ir.Model, result: Export) -> None:
+    """Compare the folder's numbers with the graph's, without the rounding of activations."""
+    for node in graph.graph:
+        node.attributes.pop("arithmetic", None)
+    expected = run(graph, {"input_ids": IDS})["logits"]
+    actual = run(import_folder(result.path), {"input_ids": IDS})["logits"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_dense_products_of_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = dense_model(tmp_path / "model")
+    graph, result = exported(source, tmp_path, monkeypatch, passes=f"O2,{LINEARS}")
+    check_numbers(graph, result)
+    before, after = read_tensors(source), read_tensors(result.path)
+    quantised = {name for name in before if "_proj." in name or name == "lm_head.weight"}
+    assert {name.removesuffix("_packed") for name in after if name.endswith("_packed")} == quantised
+    assert not [remark for remark in result.remarks if remark.severity == "warning"]
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("text", ["quantize-linears{format=int8", "cast-weights{dtype=fp16,weights=all"])
-def test_dense_products_are_not_rewritten(text: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="of a folder only experts and routers are rewritten"):
-        written(folder, tmp_path, passes=f"O2,{text},minimum=0}}")
+def test_experts_and_dense_products_in_two_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(mixtral(num_hidden_layers=1, hidden_size=64), tmp_path / "model")
+    graph, result = exported(source, tmp_path, monkeypatch, experts="int4/32", passes=f"O2,{PRUNE},{LINEARS}")
+    check_numbers(graph, result)
+    groups = json.loads((result.path / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert [group["weights"]["num_bits"] for group in groups.values()] == [4, 8]
+
+
+@pytest.mark.nightly
+def test_an_embedding_that_is_the_output_matrix_too_stays_in_floats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = dense_model(tmp_path / "model", tie_word_embeddings=True)
+    _, result = exported(source, tmp_path, monkeypatch, passes=f"O2,{LINEARS}")
+    assert "model.embed_tokens.weight" in read_tensors(result.path)
+    (warning,) = (remark for remark in result.remarks if remark.severity == "warning")
+    assert "stays in floats: its numbers are no tensor that a product alone reads" in warning.message
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (f"O2,{LINEARS}", "its experts would stay floats, and dense products not"),
+        ("O2,cast-weights{dtype=fp16,weights=all,minimum=0}", "of dense products a folder gets int4 and int8"),
+        ("O2,quantize-experts{format=int4,group=32,down=int8}", "transformers reads one for all experts of a folder"),
+    ],
+)
+def test_formats_that_transformers_does_not_read_are_refused(
+    passes: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        written(folder, tmp_path, passes=passes)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.nightly

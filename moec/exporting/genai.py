@@ -51,7 +51,7 @@ def _write(
     graph_options = dataclasses.replace(options, cache=True, tokenizer=None)
     model, parts = spelled_for_onnxruntime(source, graph_options, report)
     try:
-        decoder = name_for_genai(model)
+        decoder = name_for_genai(model, settings.switches_after)
     except UnsupportedError as error:
         raise UnsupportedError(f"{source}: {error}; --for onnxruntime writes it") from error
     config = genai_config.content(decoder, settings, text.end_ids if text else settings.end_ids, MODEL)

@@ -9,11 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from moec.common.errors import MoecError
-from moec.exporting.genai_graph import IDS, LOGITS, MASK, PAST_NAMES, PRESENT_NAMES, Decoder
+from moec.exporting.genai_checks import MASK
+from moec.exporting.genai_graph import IDS, LOGITS, PAST_NAMES, PRESENT_NAMES, Decoder
 
 NAME = "genai_config.json"
 _TYPE = "decoder"
 """The type of language models that are nothing special."""
+_SWITCHING_TYPE, _SWITCH = "phi3", 4096
+"""The type whose texts genai gives anew, one at a time, when they grow beyond so many tokens: ``generators.cpp``."""
+_LONG_ROPE = ("longrope", "su")
+"""Scalings with two tables of frequencies, for texts up to the original context and for longer ones."""
 DEFAULT_LENGTH = 4096
 """Context length where nothing says one."""
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
@@ -40,7 +45,8 @@ _HARMLESS = ("cache_implementation", "eos_token_id", "pad_token_id", "bos_token_
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Facts of a language model that its graph does not hold. ``length``: of the context. ``search``: by genai's names.
-    ``remarks``: what genai cannot say."""
+    ``remarks``: what genai cannot say. ``switches_after``: tokens of a text beyond which all its keys rotate by other
+    frequencies."""
 
     length: int | None = None
     end_ids: tuple[int, ...] = ()
@@ -48,6 +54,7 @@ class Settings:
     padding_id: int | None = None
     search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    switches_after: int | None = None
 
 
 def settings_of(source: Any) -> Settings:
@@ -76,18 +83,34 @@ def _of_folder(folder: pathlib.Path) -> Settings:
             left.append(name)
     remarks = (f"{_GENERATION}: onnxruntime-genai has no setting {', '.join(sorted(left))}",) if left else ()
     length = next((config[name] for name in _LENGTHS if _is_id(config.get(name)) and config[name]), None)
-    return Settings(length, end_ids_of(folder), _id(both, "bos_token_id"), _id(both, "pad_token_id"), search, remarks)
+    first, padding, switch = _id(both, "bos_token_id"), _id(both, "pad_token_id"), _switch_of(config)
+    return Settings(length, end_ids_of(folder), first, padding, search, remarks, switch)
+
+
+def _switch_of(config: Mapping[str, Any]) -> int | None:
+    """Find the original context of a scaling with two tables; scalings may stand by kind of layer."""
+    for name in ("rope_parameters", "rope_scaling"):
+        outer = config.get(name)
+        for rope in (outer, *outer.values()) if isinstance(outer, dict) else ():
+            if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in _LONG_ROPE:
+                original = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+                return original if _is_id(original) else None
+    return None
 
 
 def _of_gguf(path: Any) -> Settings:
     from moec.frontend.gguf.file.reader import read_file
 
     metadata = read_file(path).metadata
-    length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    name = metadata.get("general.architecture")
+    length, scaling = metadata.get(f"{name}.context_length"), metadata.get(f"{name}.rope.scaling.type")
+    original = metadata.get(f"{name}.rope.scaling.original_context_length") if scaling in _LONG_ROPE else None
+    switch = original if _is_id(original) else None
     ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
     end = _id(ids, "eos")
     length = length if _is_id(length) and length else None
-    return Settings(length, () if end is None else (end,), _id(ids, "bos"), _id(ids, "padding"))
+    first, padding = _id(ids, "bos"), _id(ids, "padding")
+    return Settings(length, () if end is None else (end,), first, padding, switches_after=switch)
 
 
 def _checked(path: pathlib.Path, name: str, value: Any) -> Any:
@@ -122,7 +145,7 @@ def content(decoder: Decoder, settings: Settings, end_ids: tuple[int, ...], file
     special = {name: token for name, token in special.items() if token is not None and token < decoder.vocabulary}
     length = settings.length or DEFAULT_LENGTH
     model = {
-        "type": _TYPE,
+        "type": _SWITCHING_TYPE if settings.switches_after == _SWITCH else _TYPE,
         "vocab_size": decoder.vocabulary,
         "context_length": length,
         "eos_token_id": ends,

@@ -17,24 +17,23 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
+from moec.exporting.genai_checks import add_mask_and_checks
 from moec.frontend.pytorch.text_cache import PAST, PRESENT
-from moec.frontend.pytorch.text_cache import SIZES as CACHE_SIZES
 from moec.frontend.pytorch.text_inputs import SIZES
 from moec.ir.graphs import add_constant
 from moec.passes.graph.edits import fresh_name
 
-IDS, LOGITS, MASK = "input_ids", "logits", "attention_mask"
+IDS, LOGITS = "input_ids", "logits"
 PAST_NAMES = {kind: f"past_key_values.%d.{kind}" for kind in ("key", "value", "conv_state", "recurrent_state")}
 PRESENT_NAMES = {kind: f"present.%d.{kind}" for kind in PAST_NAMES}
 _STATE = re.compile(rf"{PAST}_(?P<kind>[a-z]+)_(?P<layer>\d+)(?:_\d+)?")
 _REPLACED = {"conv": "conv_state", "state": "recurrent_state"}
 _MOST_AXES = {"conv_state": 3, "recurrent_state": 4}
 """With one axis more, genai takes the first for a window of earlier states."""
+_INDEX = "index"
 _HEADS, _WIDTH = 1, 3
 """Axes of keys and values."""
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_ONE_LENGTH = "prompts of a batch need one length, because this model takes no padding"
-"""Name of the node that fails where a mask has zeros: onnxruntime shows it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +62,10 @@ class _GenaiState:
         return () if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
 
 
-def name_for_genai(model: ir.Model) -> Decoder:
+def name_for_genai(model: ir.Model, switches_after: int | None = None) -> Decoder:
     """Rename the states of a finished model, and add what genai needs beside them: copies, states that stay empty, and
-    a check that no prompt is padded. Raises UnsupportedError for inputs, states and logits that genai has no place
-    for."""
+    checks of padding and of texts that grow beyond ``switches_after`` tokens. Raises UnsupportedError for inputs,
+    states and logits that genai has no place for."""
     graph = model.graph
     vocabulary = _vocabulary(graph)
     states = [_state(value, graph) for value in graph.inputs if value.name != IDS]
@@ -79,11 +78,21 @@ def name_for_genai(model: ir.Model) -> Decoder:
     _check_pairs(keys, values)
     for layer, key in keys.items():
         _same_width(graph, key, values[layer])
-    for state in (*keys.values(), *values.values()):
-        _rename(state, state.kind, state.layer)
+    decoder = _decoder(vocabulary, keys)
+    for index in [state for state in states if state.kind == _INDEX]:
+        layer = max(keys, default=-1) + 1
+        keys[layer], values[layer] = _halved(graph, index, layer)
+    for kind, states_of_kind in (("key", keys), ("value", values)):
+        for layer, state in states_of_kind.items():
+            _rename(state, kind, layer)
     if any(others.values()):
         _place_replaced(graph, others)
-    _refuse_padding(graph)
+    ids = next(value for value in graph.inputs if value.name == IDS)
+    add_mask_and_checks(graph, ids, switches_after)
+    return dataclasses.replace(decoder, layers=max(keys, default=0) + 1)
+
+
+def _decoder(vocabulary: int, keys: dict[int, _GenaiState]) -> Decoder:
     if not keys:
         return Decoder(vocabulary)
     first = keys[min(keys)].sizes()
@@ -105,10 +114,10 @@ def _state(past: ir.Value, graph: ir.Graph) -> _GenaiState:
     match = _STATE.fullmatch(past.name or "")
     name = (past.name or "").replace(PAST, PRESENT, 1)
     present = next((value for value in graph.outputs if value.name == name), None)
-    if match is None or present is None or match["kind"] not in ("key", "value", *_REPLACED):
+    if match is None or present is None or match["kind"] not in ("key", "value", _INDEX, *_REPLACED):
         raise UnsupportedError(
-            f"onnxruntime-genai has no value for input {past.name}; it knows keys and values of attention, and states "
-            "of convolutions and recurrences"
+            f"onnxruntime-genai has no value for input {past.name}; it knows keys and values of attention, keys of "
+            "indexers, and states of convolutions and recurrences"
         )
     return _GenaiState(match["kind"], int(match["layer"]), past, present)
 
@@ -141,6 +150,33 @@ def _doubled(graph: ir.Graph, key: _GenaiState) -> _GenaiState:
     graph.inputs.append(past)
     graph.outputs.append(present)
     return _GenaiState("value", key.layer, past, present)
+
+
+def _halved(graph: ir.Graph, index: _GenaiState, layer: int) -> tuple[_GenaiState, _GenaiState]:
+    """Keep the keys of an indexer, [batch, past, width], as keys and values of a further layer with one head: the first
+    and the second half of their elements."""
+    old, new, sizes = index.past, index.present, index.sizes()
+    if len(sizes) != 3 or not sizes[-1] or sizes[-1] % 2 or new.shape is None or old.shape is None:
+        raise UnsupportedError(f"{old.name}: keys of an indexer {_shown(index)}; expected [batch, past, even width]")
+    past, present = (
+        [ir.Value(type=old.type, shape=ir.Shape([shape[0], 1, shape[1], sizes[-1] // 2])) for _ in range(2)]
+        for shape in (old.shape, new.shape)
+    )
+    heads = _numbers(graph, _HEADS)
+    joined = ir.node("Concat", past, {"axis": _WIDTH}, name=f"join_{old.name}")
+    squeezed = ir.node("Squeeze", [joined.outputs[0], heads], outputs=[old], name=f"squeeze_{old.name}")
+    column = ir.node("Unsqueeze", [new, heads], name=f"column_{new.name}")
+    split = ir.node(
+        "Split", column.outputs, {"axis": _WIDTH, "num_outputs": 2}, outputs=present, name=f"halve_{new.name}"
+    )
+    for node, name in ((joined, "joined"), (column, "column")):
+        node.outputs[0].name = fresh_name(graph, f"{old.name}_{name}")
+    graph.inputs[:] = [*(value for value in graph.inputs if value is not old), *past]
+    graph.outputs[:] = [*(value for value in graph.outputs if value is not new), *present]
+    graph.insert_before(graph[0], (joined, squeezed))
+    graph.extend((column, split))
+    first, second = (_GenaiState(_INDEX, layer, *pair) for pair in zip(past, present, strict=True))
+    return first, second
 
 
 def _shown(state: _GenaiState) -> str:
@@ -225,31 +261,6 @@ def _with_width(shape: ir.Shape | None, width: int | None) -> ir.Shape | None:
 
 def _rename(state: _GenaiState, kind: str, layer: int) -> None:
     state.past.name, state.present.name = PAST_NAMES[kind] % layer, PRESENT_NAMES[kind] % layer
-
-
-def _refuse_padding(graph: ir.Graph) -> None:
-    """Take an attention mask, and fail where it has a zero: the node that does so is named for the reason."""
-    ids = next(value for value in graph.inputs if value.name == IDS)
-    kind, scalar = ir.TensorType(ir.DataType.INT64), ir.Shape([])
-    mask = ir.Value(name=MASK, type=kind, shape=ir.Shape([SIZES[0], f"{CACHE_SIZES[2]} + {SIZES[1]}"]))
-    constants = [
-        add_constant(graph, ir.tensor(np.array(array, np.int64)), fresh_name(graph, label))
-        for array, label in ((1, "one"), ([0], "zero"))
-    ]
-    uses = list(ids.uses())
-    least = ir.node("ReduceMin", [mask], attributes={"keepdims": 0}, name="least_of_mask")
-    index = ir.node("Sub", [constants[0], least.outputs[0]], name="has_padding")
-    zero = ir.node("Gather", [constants[1], index.outputs[0]], name=_ONE_LENGTH)
-    checked = ir.node("Add", [ids, zero.outputs[0]], name="checked_ids")
-    for node, label in ((least, "least"), (index, "padded"), (zero, "nothing"), (checked, "checked")):
-        node.outputs[0].name = fresh_name(graph, f"{MASK}_{label}")
-        node.outputs[0].type, node.outputs[0].shape = kind, ids.shape if node is checked else scalar
-    first = graph[0]
-    for node in (least, index, zero, checked):
-        graph.insert_before(first, node)
-    for node, position in uses:
-        node.replace_input_with(position, checked.outputs[0])
-    graph.inputs.append(mask)
 
 
 def _numbers(graph: ir.Graph, *numbers: int) -> ir.Value:

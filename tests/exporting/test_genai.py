@@ -24,17 +24,20 @@ TOKENIZER: dict[str, Any] = {
     "bos_token_id": 38,
     "eos_token_id": 39,
 }
-SWITCHES = "phimoe, long"
-"""Model whose frequencies change with the length of the text: its caches keep what they had before."""
+SWITCHES, SWITCH = "phimoe, long", 8
+"""Model whose keys all rotate otherwise in texts of more tokens."""
 END = TOKENIZER["eos_token_id"]
 IDS = [3, 17, 0, 22, 5, 11]
+LONGER = [*IDS, *IDS[::-1], *IDS[::2], 30, 8, 1, 25, 13]
+"""Tokens beyond the window of 5 of some models."""
 
 
-def speaking(name: str, path: pathlib.Path) -> pathlib.Path:
-    """Write the tiny model of that name, with a tokenizer of 40 letters and digits."""
+def speaking(name: str, path: pathlib.Path, length: int = 64, **further: Any) -> pathlib.Path:
+    """Write the tiny model of that name, with a tokenizer of 40 letters and digits. ``length``: of its context."""
     architecture, make, options = MODELS[name]
     tiny = Tiny(architecture, "F32")
-    make(tiny, **options)
+    make(tiny, **{**options, **further})
+    tiny.given["context_length"] = length
     tiny.tokenizer = {**TOKENIZER, "token_type": [1] * 38 + [3] * 2}
     metadata = {**tiny.metadata(), "tokenizer.chat_template": "{{ messages[0]['content'] }}"}
     return write_file(path, metadata, tiny.tensors)
@@ -61,7 +64,8 @@ def config_of(folder: pathlib.Path) -> dict[str, Any]:
 def greedy(source: pathlib.Path, folder: pathlib.Path, ids: list[int], count: int) -> list[int]:
     """Take the best tokens of the model without a cache, as exported for onnxruntime."""
     path = folder / "plain.onnx"
-    moec.export(source, path, form="onnxruntime", cache=False)
+    if not path.exists():
+        moec.export(source, path, form="onnxruntime", cache=False)
     session, ids = open_session(path, 1), list(ids)
     for _ in range(count):
         best = int(run_session(session, {"input_ids": np.array([ids])})["logits"][0, -1].argmax())
@@ -72,12 +76,14 @@ def greedy(source: pathlib.Path, folder: pathlib.Path, ids: list[int], count: in
 
 
 def generate(genai: Any, folder: pathlib.Path, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Let onnxruntime-genai add ``count`` tokens to prompts of one length."""
-    model = genai.Model(str(folder))
+    """Let onnxruntime-genai add ``count`` tokens to prompts, to shorter ones after padding."""
+    model, longest = genai.Model(str(folder)), max(map(len, prompts))
     parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(prompts[0]) + count, batch_size=len(prompts))
+    parameters.set_search_options(max_length=longest + count, batch_size=len(prompts))
     generator = genai.Generator(model, parameters)
-    generator.append_tokens(prompts if len(prompts) > 1 else prompts[0])
+    padding = config_of(folder)["model"]["pad_token_id"]
+    padded = [[*prompt, *[padding] * (longest - len(prompt))] for prompt in prompts]
+    generator.append_tokens(padded if len(prompts) > 1 else prompts[0])
     while not generator.is_done():
         generator.generate_next_token()
     return [generator.get_sequence(row).tolist() for row in range(len(prompts))]
@@ -164,12 +170,42 @@ def test_genai_takes_the_best_tokens(genai, source, exported, tmp_path):
     assert text.apply_chat_template(messages=json.dumps([{"role": "user", "content": "dear"}])) == "dear"
 
 
+def test_genai_pads_ends_alone_and_that_fails(genai, source, exported, tmp_path):
+    """The token of padding counts where it is none: in a single prompt, and before others in a batch."""
+    with pytest.raises(RuntimeError, match="prompts of a batch need one length"):
+        generate(genai, exported, [IDS, IDS[:4]], 2)
+    alone, first = [3, END, 5, END], [END, END, 5, 3]
+    assert generate(genai, exported, [alone], 4) == [greedy(source, tmp_path, alone, 4)]
+    expected = [greedy(source, tmp_path, prompt, 4) for prompt in (first, IDS[:4])]
+    assert generate(genai, exported, [first, IDS[:4]], 4) == expected
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {SWITCHES}))
 def test_every_architecture_of_gguf_files(genai, name, tmp_path):
     path, output = speaking(name, tmp_path / "model.gguf"), tmp_path / "out"
     moec.export(path, output, form="genai")
-    assert generate(genai, output, [IDS], 20) == [greedy(path, tmp_path, IDS, 20)]
+    for prompt in (IDS, LONGER):
+        assert generate(genai, output, [prompt], 20) == [greedy(path, tmp_path, prompt, 20)]
+
+
+@pytest.mark.nightly
+def test_frequencies_do_not_switch_in_a_cache(genai, tmp_path):
+    path, output = speaking(SWITCHES, tmp_path / "model.gguf"), tmp_path / "out"
+    moec.export(path, output, form="genai")
+    assert config_of(output)["model"]["type"] == "decoder"
+    for prompt, count in ((IDS[:4], SWITCH - 4), (LONGER[: SWITCH + 1], 9)):
+        assert generate(genai, output, [prompt], count) == [greedy(path, tmp_path, prompt, count)]
+    with pytest.raises(RuntimeError, match="a text that grows beyond 8 tokens has to be given anew"):
+        generate(genai, output, [IDS[:4]], SWITCH + 9 - 4)
+
+
+@pytest.mark.nightly
+def test_genai_gives_texts_anew_at_a_switch_after_4096_tokens(genai, tmp_path):
+    path, output = speaking(SWITCHES, tmp_path / "model.gguf", original=4096, length=1 << 14), tmp_path / "out"
+    moec.export(path, output, form="genai")
+    prompt = (LONGER * 200)[:4092]
+    assert generate(genai, output, [prompt], 9) == [greedy(path, tmp_path, prompt, 9)]
 
 
 def test_what_genai_cannot_have_is_refused(source, tmp_path):

@@ -42,6 +42,24 @@ def test_settings_that_genai_does_not_have_are_said_and_wrong_ones_refused(tmp_p
             settings_of(folder_of(tmp_path, {}, {name: value}))
 
 
+LONG = {"rope_type": "longrope", "long_factor": [2.0], "short_factor": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("config", "switch", "kind"),
+    [
+        ({"rope_parameters": {**LONG, "original_max_position_embeddings": 4096}}, 4096, "phi3"),
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 4096}, 4096, "phi3"),
+        ({"rope_parameters": {"full_attention": {**LONG, "original_max_position_embeddings": 20}}}, 20, "decoder"),
+        ({"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 4096}}, None, "decoder"),
+    ],
+)
+def test_models_of_two_tables_of_frequencies_switch(config, switch, kind, tmp_path):
+    settings = settings_of(folder_of(tmp_path, config))
+    assert settings.switches_after == switch
+    assert content(Decoder(10), settings, (9,), "model.onnx")["model"]["type"] == kind
+
+
 def test_ids_outside_of_the_vocabulary_are_left_out():
     decoder = Decoder(10, 2, 3, 4)
     model = content(decoder, Settings(None, (), 12, 11), (20, 9), "model.onnx")["model"]

@@ -69,6 +69,44 @@ def test_keys_alone_are_values_too():
     np.testing.assert_array_equal(results["present.0.key"], results["present.0.value"])
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_keys_of_indexers_are_a_further_layer(length):
+    model = keeping(("key", 4, 3), ("value", 4, 3))
+    graph = model.graph
+    past, total = (ir.Shape(["batch", size, 4]) for size in ("past", "total"))
+    index = ir.Value(name="past_index_4", type=ir.TensorType(ir.DataType.FLOAT), shape=past)
+    twice = ir.node("Add", [index, index])
+    twice.outputs[0].name, twice.outputs[0].type, twice.outputs[0].shape = "present_index_4", index.type, total
+    graph.append(twice)
+    graph.inputs.append(index)
+    graph.outputs.append(twice.outputs[0])
+    assert name_for_genai(model) == Decoder(5, 6, 1, 3)
+    caches = {f"past_key_values.4.{kind}": np.zeros((1, 1, length, 3), np.float32) for kind in ("key", "value")}
+    keys = np.arange(4 * length, dtype=np.float32).reshape(1, 1, length, 4)
+    halves = {"past_key_values.5.key": keys[..., :2], "past_key_values.5.value": keys[..., 2:]}
+    mask = np.ones((1, length + 1), np.int64)
+    results = run(model, input_ids=np.array([[9]]), attention_mask=mask, **caches, **halves)
+    np.testing.assert_array_equal(results["present.5.key"], 2 * keys[..., :2])
+    np.testing.assert_array_equal(results["present.5.value"], 2 * keys[..., 2:])
+
+
+@pytest.mark.parametrize(
+    ("past", "length", "fails"),
+    [(0, 5, False), (0, 9, False), (2, 6, False), (2, 7, True), (8, 1, True), (9, 1, False)],
+)
+def test_a_text_grows_up_to_the_switch_and_beyond_it_but_not_across(past, length, fails):
+    model = keeping(("key", 0, 3))
+    name_for_genai(model, switches_after=8)
+    cache = np.zeros((1, 1, past, 3), np.float32)
+    inputs = {"past_key_values.0.key": cache, "past_key_values.0.value": cache}
+    inputs |= {"input_ids": np.ones((1, length), np.int64), "attention_mask": np.ones((1, past + length), np.int64)}
+    if not fails:
+        assert run(model, **inputs)["logits"].shape == (1, length, 5)
+        return
+    with pytest.raises(Exception, match="a text that grows beyond 8 tokens has to be given anew"):
+        run(model, **inputs)
+
+
 def replaced(conv: str, state: str) -> ir.Model:
     """Make a model with states of layers 2 and 5, of these shapes, that each run adds 1 to and doubles."""
     return model_of(
@@ -109,8 +147,10 @@ def test_an_empty_state_takes_the_missing_place():
     ("model", "message"),
     [
         (model_of([], []), "it keeps nothing from run to run"),
-        (model_of(["float[batch,2] past_index_0"], ["float[batch,2] present_index_0"],
-                  "present_index_0 = Neg (past_index_0)"), "no value for input past_index_0"),
+        (model_of(["float[batch,2] past_other_0"], ["float[batch,2] present_other_0"],
+                  "present_other_0 = Neg (past_other_0)"), "no value for input past_other_0"),
+        (model_of(["float[batch,past,3] past_index_0"], ["float[batch,past,3] present_index_0"],
+                  "present_index_0 = Neg (past_index_0)"), "keys of an indexer .*; expected .batch, past, even width"),
         (model_of(["float[batch,2] mask"], []), "no value for input mask"),
         (keeping(("value", 0, 3)), "values without keys"),
         (replaced("batch,4,3,2", "batch,2,2,2"), "such states with at most 3 axes"),

@@ -68,7 +68,7 @@ def cache_inputs(module: torch.nn.Module, inputs: TextInputs) -> CacheInputs:
     if not is_decoder(module):
         raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
     ids = inputs.example["input_ids"][:, :1].expand(-1, _LENGTH)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _attributes_kept(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         cache = getattr(_run(module, ids), _name_of_cache(module.forward))
         form = CacheForm.of(cache, name)
         tensors = {kept: (tuple(read.shape), read.dtype) for kept in form.kept for read in (kept.read(cache),)}
@@ -78,6 +78,21 @@ def cache_inputs(module: torch.nn.Module, inputs: TextInputs) -> CacheInputs:
         example[label] = torch.randn(shape).to(dtype)
         shapes[label] = {0: dynamic} if kept.axis is None else {0: dynamic, kept.axis: dynamic}
     return CacheInputs(TextInputs(example, shapes), form)
+
+
+@contextlib.contextmanager
+def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Context after which every part of the module has the attributes and buffers that it had before: modules remember
+    tensors of a run (long-context frequencies), and those of a run with fake tensors fit no other."""
+    before = [(part, dict(vars(part)), dict(part._buffers)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes, buffers in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+            part._buffers.clear()
+            part._buffers.update(buffers)
 
 
 def _run(module: torch.nn.Module, ids: Any) -> Any:

@@ -14,6 +14,8 @@ from moec.cli.main import app
 from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.onnx import conditions
 from moec.frontend.pytorch.importer import import_module
+from moec.frontend.pytorch.text_cache import cache_inputs
+from moec.frontend.pytorch.text_inputs import text_inputs
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 transformers = pytest.importorskip(
@@ -79,6 +81,22 @@ def test_all_states_have_one_batch_and_one_past() -> None:
         "past_value_1": ["batch", "2", "past", "8"],
     }
     assert conditions.read(imported, "").guards == ("1 <= length",)
+
+
+def test_a_module_that_remembers_frequencies_of_a_run_is_as_before() -> None:
+    """The look at its cache, with fake tensors, leaves nothing behind."""
+    rope = {"rope_type": "longrope", "short_factor": [1.5] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    rope |= {"original_max_position_embeddings": 8}
+    sizes = {**SIZES, "num_hidden_layers": 1, "num_experts_per_tok": None, "num_local_experts": None}
+    config = transformers.Phi3Config(**sizes, rope_parameters=rope, bos_token_id=1, eos_token_id=2)
+    module = transformers.Phi3ForCausalLM(config).eval()
+    before = {name: dict(vars(part)) for name, part in module.named_modules()}
+    inputs = text_inputs(module)
+    assert inputs is not None and "past_key_0" in cache_inputs(module, inputs).inputs.example
+    assert {name: dict(vars(part)) for name, part in module.named_modules()} == before
+    with torch.no_grad():
+        module(torch.ones((1, 1), dtype=torch.int64))
+    assert {name: dict(vars(part)) for name, part in module.named_modules()} != before
 
 
 @pytest.mark.nightly

@@ -1,13 +1,16 @@
 // Keys of the page. A view adds its own with `useViewKeys`; `?` lists all.
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { Dialog } from "./dialog.js";
 import { html } from "./html.js";
 
 const viewKeys = new Map(); // key -> { label, act }, of the view that is shown
 
-export function useKeys({ views, go, open, isOpen }) {
+export function useKeys(state) {
+  const latest = useRef();
+  latest.current = state; // at once: an effect would come after the next key
   useEffect(() => {
     const onKey = (event) => {
+      const { views, go, open, isOpen } = latest.current;
       if (isOpen || event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
       const view = views.find((each) => each.key === event.key);
       if (event.key === "/") open("search");
@@ -19,7 +22,7 @@ export function useKeys({ views, go, open, isOpen }) {
     };
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
-  });
+  }, []);
 }
 
 // Adds keys while a view is shown: `keys` is a list of [key, label, act].

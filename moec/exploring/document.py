@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moec.exploring.layers import layers
+from moec.exploring.passes import passes
 from moec.exploring.streaming import streaming
 from moec.exploring.subject import Subject
 from moec.exploring.texts import texts
@@ -14,6 +15,7 @@ SCHEMA, VERSION = "moec.explorer", 1
 
 SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "layers": layers,
+    "passes": passes,
     "streaming": lambda subject: streaming(subject.artifact),
     "texts": texts,
 }

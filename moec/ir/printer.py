@@ -47,6 +47,17 @@ def print_model(model: ir.Model, *, types: bool = True, node_names: bool = True)
     return header + _Printer(types, node_names).graph(model.graph) + "\n"
 
 
+def print_parts(graph: ir.Graph) -> tuple[list[str], list[str]]:
+    """The lines of a graph's text one by one: those of its constants, and a text for each of its nodes."""
+    printer = _Printer(types=False, node_names=True)
+    return list(printer.declarations(graph)), [printer.node(node, "") for node in graph]
+
+
+def print_type(value: ir.Value) -> str:
+    """The type of a value, as a graph declares it; empty where it is not known."""
+    return "" if value.type is None else _typed_name(value).removesuffix(f" {_value_name(value)}")
+
+
 def _string(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -161,13 +172,13 @@ class _Printer:
         inputs = ", ".join(_typed_name(value) for value in graph.inputs)
         outputs = ", ".join(_typed_name(value) for value in graph.outputs)
         lines = [f"{_identifier(graph.name or 'graph')} ({inputs}) => ({outputs})"]
-        declarations = list(self._declarations(graph))
+        declarations = list(self.declarations(graph))
         if declarations:
             lines += [f"{indent}<", *(f"{indent}   {line}" for line in declarations), f"{indent}>"]
-        lines += [f"{indent}{{", *(f"{indent}   {self._node(node, indent + '   ')}" for node in graph), f"{indent}}}"]
+        lines += [f"{indent}{{", *(f"{indent}   {self.node(node, indent + '   ')}" for node in graph), f"{indent}}}"]
         return "\n".join(lines)
 
-    def _declarations(self, graph: ir.Graph) -> Iterator[str]:
+    def declarations(self, graph: ir.Graph) -> Iterator[str]:
         """One line per constant, then the types of inner values, as many on a line as fit."""
         constants = [
             f"{_tensor_type(value.const_value)} {_value_name(value)} = {_tensor_value(value.const_value)}"
@@ -186,7 +197,7 @@ class _Printer:
             return
         yield from _wrapped(typed)
 
-    def _node(self, node: ir.Node, indent: str) -> str:
+    def node(self, node: ir.Node, indent: str) -> str:
         name = f"[{_identifier(node.name)}] " if node.name and self._node_names else ""
         outputs = f"{_name_list(node.outputs)} = " if node.outputs else ""
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -6,5 +6,6 @@
 //   Component({ data, parts, subject, report, go, link })
 import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
+import { passesView } from "./passes.js";
 
-export const views = [mapView, kernelView];
+export const views = [mapView, kernelView, passesView];

@@ -1,4 +1,4 @@
-"""End of the command line when a user interrupts it, or when its output is closed or full."""
+"""End of the command line when it is interrupted or told to end, or when its output is closed or full."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from moec.cli import INTERRUPTED
 from moec.common.errors import MoecError
 from moec.common.replacing import abandon_unfinished
 
 CLOSED = 141
 """Exit code that shells report of a program ended by SIGPIPE."""
 _GRACE = 0.6
-"""Seconds in which an interrupted program may tidy up."""
+"""Seconds in which a program that ends may tidy up."""
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end the process: Ctrl-C, ``kill``, and a terminal that is closed."""
+_ending = threading.Event()
 
 
 class OutputError(MoecError):
@@ -30,29 +32,36 @@ class OutputError(MoecError):
         self.is_closed = error.errno == errno.EPIPE
 
 
-def end_when_interrupted() -> None:
-    """Let Ctrl-C end the process immediately with :data:`INTERRUPTED`, removing half-written files and temporary
-    folders. This is only for the main thread of a program of its own.
+def end_when_told() -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the process immediately with the exit code that shells report of them,
+    removing half-written files and temporary folders. This is only for the main thread of a program of its own.
 
     A thread does that, because Python's own way waits for the library that is running, and some libraries abort when a
     callback then raises an exception.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for programs in the background
-        return
     heard, said = os.pipe()
     os.set_blocking(said, False)
     signal.set_wakeup_fd(said, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda _signal, _frame: None)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for programs in the background, and under nohup
+            signal.signal(number, lambda _signal, _frame: None)
 
     def wait() -> None:
-        while os.read(heard, 1) != bytes([signal.SIGINT]):
+        while (number := os.read(heard, 1)[0]) not in _SIGNALS:
             pass
+        _ending.set()
         tidying = threading.Thread(target=_tidy, daemon=True)
         tidying.start()
         tidying.join(_GRACE)
-        os._exit(INTERRUPTED)
+        os._exit(128 + number)
 
-    threading.Thread(target=wait, name="moec-interrupt", daemon=True).start()
+    threading.Thread(target=wait, name="moec-end", daemon=True).start()
+
+
+def wait_if_ending() -> None:
+    """Wait for the end of a process that was told to end. Its files are gone, so an error says nothing to its user."""
+    if _ending.is_set():
+        threading.Event().wait()
 
 
 def _tidy() -> None:

@@ -1,7 +1,8 @@
 """The command line: one function per verb. What they do lives in the library; what they print, in ``moec.inspect``.
 
 Exit codes: 0 done, 1 a comparison found a difference, 2 bad input or usage (one line on stderr), 3 a defect of moec,
-130 interrupted. Heavy imports stay inside the functions, so that ``moec --help`` answers at once.
+128 + N ended by signal N (130 by Ctrl-C, 143 by SIGTERM). Heavy imports stay inside the functions, so that
+``moec --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import typer
 from moec import targets
 from moec.cli import data, inspect, text, times
 from moec.cli.data import asked_pipeline, pipeline_of
-from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
+from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, wait_if_ending
 from moec.cli.explore import explore
 from moec.cli.export import export
 from moec.cli.options import (
@@ -67,7 +68,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: whatever goes wrong is one line on stderr; MOEC_TRACEBACK=1 shows where it went wrong, too."""
-    end_when_interrupted()
+    end_when_told()
     sys.exit(answer())
 
 
@@ -84,6 +85,7 @@ def answer() -> int:
                 code = end.code
             print(end="", flush=True)
     except MoecError as error:
+        wait_if_ending()
         if isinstance(error, OutputError) and error.is_closed:
             return CLOSED
         if os.environ.get("MOEC_TRACEBACK"):

@@ -90,9 +90,29 @@ def _refuse(place: pathlib.Path, obstacle: str | None, kind: type[MoecError]) ->
 
 
 def _obstacle(place: pathlib.Path, foreign_because: ForeignBecause) -> str | None:
-    """Explain why something at a place must not be replaced. Returns None where it may, or nothing is there."""
-    if not os.path.lexists(place):
+    """Explain why something at a place must not be replaced. Returns None where it may, or nothing is there. What
+    another writer puts there meanwhile is looked at again: the files that were read may be of both."""
+    while (seen := _identity(place)) is not None:
+        try:
+            obstacle = _look(place, foreign_because)
+        except FileNotFoundError:
+            if _identity(place) == seen:
+                raise
+            continue
+        if obstacle is None or _identity(place) == seen:
+            return obstacle
+    return None
+
+
+def _identity(place: pathlib.Path) -> tuple[int, int, int] | None:
+    try:
+        status = place.lstat()
+    except FileNotFoundError:
         return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def _look(place: pathlib.Path, foreign_because: ForeignBecause) -> str | None:
     special = _special(place)
     if special:
         return f"is {special}"
@@ -128,9 +148,11 @@ def _unfinished_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def abandon_unfinished() -> None:
-    """Remove this process' unfinished files, before it exits immediately."""
+    """Remove this process' unfinished files, before it exits immediately. A writer that still runs adds nothing to
+    them: their folder has another name before it is emptied."""
     for folder in list(_unfinished):
-        _remove(folder)
+        with contextlib.suppress(OSError):
+            _remove(folder.rename(_unfinished_path(folder.parent)))
 
 
 def _remove(folder: pathlib.Path) -> None:
@@ -142,9 +164,13 @@ def _remove(folder: pathlib.Path) -> None:
         folder.rmdir()
 
 
+def _unfinished_path(parent: pathlib.Path) -> pathlib.Path:
+    return parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
+
+
 def _locked_folder(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
     while True:
-        folder = parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        folder = _unfinished_path(parent)
         folder.mkdir()
         with contextlib.suppress(FileNotFoundError):  # another writer swept it before it was locked
             lock = os.open(folder, os.O_RDONLY)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.common.arguments import check_optional_text, check_path, known_options
 from moec.common.companions import replacing_companions
+from moec.common.errors import MoecError
 from moec.common.once import one_at_a_time
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
@@ -96,6 +97,7 @@ def export_with(model: Any, output: str | os.PathLike[str], form: str | None, op
 
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     chosen = form_for(model, output, form)
+    _check_apart(model, output)
     check_replaceable(output, chosen.foreign_because)
 
     from moec.passes.framework.base import Report
@@ -106,3 +108,13 @@ def export_with(model: Any, output: str | os.PathLike[str], form: str | None, op
         parts = chosen.write(model, aside, pathlib.Path(output), options, report)
         placed = place(aside.parent)
     return Export(pathlib.Path(output), chosen.name, parts, report.remarks, placed)
+
+
+def _check_apart(source: Any, output: str | os.PathLike[str]) -> None:
+    """Raise MoecError where the output would take the place of the source, which an earlier export may have written."""
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    model, place = pathlib.Path(os.path.realpath(source)), pathlib.Path(os.path.realpath(output))
+    if model.is_relative_to(place):
+        what = "the model that is exported" if model == place else "the folder of the model that is exported"
+        raise MoecError(f"{output}: is {what}; choose another path")

@@ -44,9 +44,8 @@ def _write(
     model = read_model(source, options, report, pipeline.BEFORE_ONNXRUNTIME)
     aside.mkdir()
     (aside / WEIGHTS).mkdir()
-    blocks = _BlockOperators(model, targets.get_all(TARGET)[0], aside / WEIGHTS, report)
-    with reporting("compiling blocks", source):
-        parts = blocks.replaced()
+    blocks = _BlockOperators(source, model, targets.get_all(TARGET)[0], aside / WEIGHTS, report)
+    parts = blocks.replaced()
     if not blocks.programs:
         reasons = "; ".join(f"{part.name}: {part.reason}" for part in parts[:1]) or "it has no MoE block"
         raise UnsupportedError(f"no block can be a custom operator: {reasons}; export it --for onnxruntime")
@@ -66,6 +65,7 @@ class _BlockOperators:
     """The blocks of a model, compiled for ``target``, whose weights are written to ``folder``. ``programs``: those of
     the operators, by name."""
 
+    source: Any
     model: ir.Model
     target: Target
     folder: pathlib.Path
@@ -98,8 +98,9 @@ class _BlockOperators:
         from moec.exporting.custom_ops.block_program import block_program
         from moec.passes.graph.edits import replace_node
 
-        block = block_model(self.model.graph, node)
-        program = block_program(block.model, self.target)
+        with reporting("compiling blocks", self.source):
+            block = block_model(self.model.graph, node)
+            program = block_program(block.model, self.target)
         self.programs.setdefault(program.name, program)
         weights = self._written_weights(program)
         operator = ir.node(program.name, block.inputs, weights, domain=DOMAIN, name=name)

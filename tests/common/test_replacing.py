@@ -93,6 +93,34 @@ def test_what_comes_while_moec_writes_stays(tmp_path, exchange, folder):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("error", [None, FileNotFoundError("a file of the older one")])
+def test_what_another_writer_puts_there_during_the_check_is_checked_again(tmp_path, error):
+    """The first check reads files of both; the next finds those of the other writer."""
+    checked: list[pathlib.Path] = []
+
+    def check(path: pathlib.Path) -> str | None:
+        checked.append(path)
+        if len(checked) > 1:
+            return foreign_because(path)
+        write(path, f"{OWN} other")
+        if error is not None:
+            raise error
+        return "was changed"
+
+    make(tmp_path / "a", OWN, folder=True)
+    assert check_replaceable(tmp_path / "a", check) == tmp_path / "a"
+    assert checked == [tmp_path / "a"] * 2
+
+
+def test_an_error_of_the_check_alone_is_an_error(tmp_path):
+    def check(path: pathlib.Path) -> str | None:
+        raise FileNotFoundError(2, "No such file", "a list")
+
+    make(tmp_path / "a", OWN, folder=True)
+    with pytest.raises(MoecError, match="cannot be written to: No such file"):
+        check_replaceable(tmp_path / "a", check)
+
+
 def special_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Make a pipe, a socket, and a device where that is permitted (with the numbers of /dev/null)."""
     os.mkfifo(folder / "pipe")

@@ -29,7 +29,7 @@ class AssignBits:
        output changes when that weight alone has that format, on the tokens that came to the expert, weighted as these
        were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that the
        budget allows (:mod:`moec.passes.weights.allocation`). Gate and up of an expert get one format, for kernels read
-       them together.
+       them together. With ``per_layer`` all experts of a layer share the formats, as they do in GGUF files.
     3. The budget is one of: ``avg`` bits per weight, scales not counted; ``megabytes`` (millions of bytes) for all
        these weights, scales counted; ``microseconds`` that decoding a token is predicted to wait for them: bytes,
        scales counted, times the calls per token that the profile saw (dense products: 1), over the bandwidth of memory,
@@ -106,6 +106,7 @@ class AssignBits:
     formats: str | None = None
     sensitivities: str | None = None
     linears: bool = False
+    per_layer: bool = False
     method: Method = "gptq"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
@@ -137,7 +138,7 @@ class AssignBits:
         assert profile is not None
         budget = WeightBudget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
         forms = choices(self.formats, profile)
-        chosen = choose(model, self.linears, profile, forms, budget, self.sensitivities, self.method)
+        chosen = choose(model, self.linears, profile, forms, budget, self.sensitivities, self.method, self.per_layer)
         for remark in chosen.remarks:
             report.note(self.name, "model", remark)
         return {plan.layer: plan for plan in chosen.plans}

@@ -106,7 +106,7 @@ def _stored(where: str, weight: StoredWeight, shape: tuple[int, ...]) -> NewGguf
     if len(kinds) > 1:
         raise UnsupportedError(
             f"{where}: its experts have the formats {', '.join(sorted(map(str, set(weight.formats))))}; a tensor of a "
-            "GGUF file has one: give all experts of a layer the same, as by quantize-experts or in a plan"
+            "GGUF file has one: give all experts of a layer the same, as by assign-bits{per_layer=true}"
         )
     (kind,) = kinds
     _, block, _ = next(entry for entry in BLOCKS.values() if entry[0] == kind)

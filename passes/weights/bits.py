@@ -37,13 +37,13 @@ _ROUNDED_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """The matrices of one expert in operands that share a format, with ``inputs`` each and ``outputs`` together.
+    """The matrices of experts in operands that share a format, with ``inputs`` each and ``outputs`` of an expert.
     ``errors`` [formats]: the share of each format in the squared error of the layer's output, summed over all tokens.
-    ``calls``: the share of the tokens that are multiplied with them."""
+    ``calls``: the share of the tokens that are multiplied with an expert's, on average."""
 
     node: ir.Node
     operands: tuple[str, ...]
-    expert: int
+    experts: tuple[int, ...]
     inputs: int
     outputs: int
     errors: Array
@@ -51,11 +51,16 @@ class Item:
 
     def bits(self, form: WeightFormat, *, scales: bool) -> float:
         """Bits of the matrices in a format, with or without its scales, zero points and minima."""
-        elements = float(self.inputs * self.outputs * form.elements.bits)
+        elements = float(self.size * form.elements.bits)
         if not scales:
             return elements
         each = form.scale_bits * (1 + form.minima) + (form.elements.bits if form.zero_points else 0)
-        return elements + self.outputs * group_count(self.inputs, form) * each
+        return elements + len(self.experts) * self.outputs * group_count(self.inputs, form) * each
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return len(self.experts) * self.inputs * self.outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,7 @@ class WeightBudget:
         """Bits per unit of the budget."""
         if self.microseconds is not None:
             return self.gigabytes_per_second * 8e3
-        return 8e6 if self.megabytes is not None else float(sum(item.inputs * item.outputs for item in items))
+        return 8e6 if self.megabytes is not None else float(sum(item.size for item in items))
 
 
 def plan_bits(
@@ -131,9 +136,10 @@ def items_of(
     forms: Sequence[WeightFormat],
     sensitivities: str | os.PathLike[str] | None = None,
     method: Method = "rtn",
+    per_layer: bool = False,
 ) -> list[Item]:
-    """All floating-point weights of the nodes, with weighted errors. Weights that are already quantised keep their
-    format and cost nothing.
+    """All floating-point weights of the nodes, with weighted errors; an item for each expert, or for all of a layer if
+    ``per_layer``. Weights that are already quantised keep their format and cost nothing.
 
     ``sensitivities``: a file of factors for the errors of each layer (:mod:`moec.passes.weights.sensitivities`).
     Without it the factors are the sensitivities in the profile, if it has them for all nodes. ``method``: how weights
@@ -145,7 +151,24 @@ def items_of(
         for node in nodes
         for item in _items(node, profile, forms)
     ]
-    return items if sensitivities is None else _weighted(items, sensitivities)
+    items = items if sensitivities is None else _weighted(items, sensitivities)
+    return _together(items) if per_layer else items
+
+
+def _together(items: Sequence[Item]) -> list[Item]:
+    """Join the items of the same operands of a node."""
+    by_weight: dict[tuple[int, tuple[str, ...]], list[Item]] = {}
+    for item in items:
+        by_weight.setdefault((id(item.node), item.operands), []).append(item)
+    return [
+        dataclasses.replace(
+            same[0],
+            experts=tuple(expert for item in same for expert in item.experts),
+            errors=np.sum([item.errors for item in same], axis=0),
+            calls=sum(item.calls for item in same) / len(same),
+        )
+        for same in by_weight.values()
+    ]
 
 
 def lacking(nodes: Sequence[ir.Node], profile: Profile) -> list[ir.Node]:
@@ -185,7 +208,8 @@ def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: We
         return []
     for item in items:
         if not np.isfinite(item.errors).any():
-            where = f"node {node_name(item.node)}: weight {' and '.join(item.operands)} of expert {item.expert}"
+            experts = "all experts" if len(item.experts) > 1 else f"expert {item.experts[0]}"
+            where = f"node {node_name(item.node)}: weight {' and '.join(item.operands)} of {experts}"
             raise MoecError(f"{where}: has no finite error in any of {'+'.join(map(str, forms))}; does it hold a NaN?")
     errors = np.stack([item.errors for item in items])
     try:
@@ -217,7 +241,9 @@ def plans_of(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[Laye
         plan = plans.setdefault(id(item.node), empty)
         for operand in item.operands:
             experts = stored_weights(item.node)[operand].experts
-            plan.formats.setdefault(operand, [KEEP] * experts)[item.expert] = str(form)
+            formats = plan.formats.setdefault(operand, [KEEP] * experts)
+            for expert in item.experts:
+                formats[expert] = str(form)
     return list(plans.values())
 
 
@@ -237,7 +263,7 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
         floats = (set(_floats(weights.operands[name])) for name in operands)
         for expert in sorted(set.intersection(*floats)):
             each = errors[:, expert, columns].sum(axis=1)
-            yield Item(node, operands, expert, inputs, outputs * len(operands), each, float(calls[expert]))
+            yield Item(node, operands, (expert,), inputs, outputs * len(operands), each, float(calls[expert]))
 
 
 def operands_together(weights: ExpertWeights) -> tuple[tuple[str, ...], ...]:
@@ -253,7 +279,7 @@ def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]
     errors = errors * (measures.tokens / max(1, len(measures.rows())))
     outputs, inputs = weight.out_in(spec_of(node, LinearSpec).transposed)
     for expert in _floats(weight):
-        yield Item(node, ("weight",), expert, inputs, outputs, errors)
+        yield Item(node, ("weight",), (expert,), inputs, outputs, errors)
 
 
 def _floats(weight: StoredWeight) -> Iterator[int]:

@@ -62,11 +62,12 @@ def choose(
     budget: WeightBudget,
     sensitivities: str | os.PathLike[str] | None,
     method: Method,
+    per_layer: bool = False,
 ) -> Chosen:
     """The formats of a model's weights within a budget; ``linears``: those of dense products, too. Options and errors
     as those of :func:`moec.passes.weights.bits.items_of`."""
     nodes = assignable(model.graph, linears)
-    items = items_of(nodes, profile, forms, sensitivities, method)
+    items = items_of(nodes, profile, forms, sensitivities, method, per_layer)
     plans, remarks = least_error(items, forms, budget), []
     if sensitivities is None and (unknown := lacking(nodes, profile)):
         more = f"{len(unknown)} of {len(nodes)} layers, {node_name(unknown[0])} first"

@@ -16,9 +16,12 @@ from moec.exporting.driver import Export, export
 from moec.frontend.gguf import import_file
 from moec.frontend.gguf.file.formats import decoded
 from moec.frontend.gguf.file.reader import GgufFile, read_file
+from moec.ir.dialect import has_experts
 from moec.ir.interpreter import run
 from moec.passes import pipeline
 from moec.passes.framework.shorthand import with_formats
+from moec.passes.weights.plan import LayerPlan, plan_text
+from moec.profiles.keys import key_of
 
 from ..command import moec
 from ..frontend.gguf import tiny_models
@@ -114,6 +117,26 @@ def test_experts_in_another_format(form: str, kind: str, tmp_path: Path) -> None
     for node in graph.graph:
         node.attributes.pop("arithmetic", None)
     np.testing.assert_array_equal(logits(after.path), run(graph, {"input_ids": IDS[None]})["logits"])
+
+
+def test_a_plan_gives_layers_and_projections_types_of_their_own(tmp_path: Path) -> None:
+    source = model("mixtral", tmp_path / "model.gguf", D=64, HEAD=16)
+    nodes = [node for node in import_file(source).graph if has_experts(node)]
+    formats = [{"gate": "int4/32", "up": "int4/32", "down": "int8/32"}, {"down": "int4/32z"}]
+    alike = [{name: [form] * EXPERTS for name, form in layer.items()} for layer in formats]
+    plan = tmp_path / "plan"
+    plan.write_text(plan_text([LayerPlan(key_of(n), "layer", f) for n, f in zip(nodes, alike, strict=True)], {}))
+    passes = f"assign-bits{{plan={plan},method=rtn}}"
+    after = exported(source, passes=passes)
+    kinds = [{part: after.tensors[f"blk.{i}.ffn_{part}_exps.weight"].kind for part in ("gate", "down")} for i in (0, 1)]
+    assert kinds == [{"gate": "Q4_0", "down": "Q8_0"}, {"gate": "F32", "down": "Q4_1"}]
+    before = decoded(read_file(source).tensors["blk.1.ffn_down_exps.weight"])
+    difference = np.abs(decoded(after.tensors["blk.1.ffn_down_exps.weight"]) - before)
+    assert 0 < difference.max() <= np.abs(before).max() * (1 / 15 + 1 / 1024)
+    alike[0]["gate"][3] = "int8/32"
+    plan.write_text(plan_text([LayerPlan(key_of(nodes[0]), "layer", alike[0])], {}))
+    with pytest.raises(UnsupportedError, match=r"formats int4/32, int8/32; .* as by assign-bits\{per_layer=true\}"):
+        export(source, tmp_path / "mixed.gguf", passes=passes)
 
 
 def test_an_embedding_that_is_the_output_matrix_too_stays_as_it_is(tmp_path: Path) -> None:

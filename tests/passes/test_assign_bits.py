@@ -75,6 +75,14 @@ def test_gate_and_up_of_an_expert_share_a_format(spec, profile):
     assert formats.get("gate", formats["up"]) == formats["up"]
 
 
+def test_experts_of_a_layer_share_formats_on_request(profile: pathlib.Path, spec: ExpertsSpec) -> None:
+    model = experts_model(spec)
+    apply(model, f"assign-bits{{avg=4,profile={profile},per_layer=true,method=rtn}}")
+    formats = all_formats(model)
+    assert all(len(set(of_experts)) == 1 for of_experts in formats.values())
+    assert average_bits(model) <= 4 and formats.get("gate", formats["up"]) == formats["up"]
+
+
 def stored_bytes(model: ir.Model) -> int:
     """Bytes of all weights of the last node with their scales, each in as many bits as its format has."""
     total = 0

@@ -4,8 +4,9 @@
 //   isFor(index, subject)   whether the report has it
 //   entries(data)           for the search: [{ label, kind, text, path }]
 //   Component({ data, parts, subject, report, go, link })
+import { compareView } from "./compare.js";
 import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
 
-export const views = [mapView, kernelView, passesView];
+export const views = [mapView, kernelView, passesView, compareView];

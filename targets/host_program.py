@@ -75,16 +75,43 @@ class Check:
     what: str
 
 
-Step = Take | Give | HostCall | ReadSizes | Check
+@dataclasses.dataclass(frozen=True)
+class HostLoop:
+    """Take the steps of a loop, as :data:`moec.runtime.loops.LOOP` says, which has the meaning of all fields.
+
+    ``body``: the number of its body; ``arguments``: the trips, whether there is a first step, and the values."""
+
+    body: int
+    states: int
+    asks: bool
+    places: tuple[tuple[int, int], ...]
+    arguments: tuple[HostTensor | str, ...]
+    report: HostTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class HostLoopResult:
+    """Write a result of a loop to ``target``, as :data:`moec.runtime.loops.LOOP_RESULT` says."""
+
+    result: int
+    axis: int
+    is_backward: bool
+    report: HostTensor
+    target: HostTensor
+
+
+Step = Take | Give | HostCall | ReadSizes | Check | HostLoop | HostLoopResult
 
 
 @dataclasses.dataclass(frozen=True)
 class HostProgram:
     """The host part. ``parameters``: the inputs, lists of sizes, and after them the weights, ``inputs`` of them before
-    the weights. ``constants``: small arrays by name."""
+    the weights. ``constants``: small arrays by name. ``bodies``: of the loops, each before those that it is inside of;
+    they share the names of their constants."""
 
     parameters: Sequence[HostParameter]
     inputs: int
     constants: Mapping[str, np.ndarray]
     steps: Sequence[Step]
     results: Sequence[HostTensor]
+    bodies: Sequence[HostProgram] = ()

@@ -87,7 +87,9 @@ class CompileOptions:
         if processor is None:
             raise UnsupportedError(f"--form c is for processors, not for target '{self.target}'; use --target cpu")
         if self.resident is not None:
-            raise UnsupportedError("--form c has all weights in memory; compile without --resident")
+            raise UnsupportedError(
+                "--form c maps all weights, of which the system keeps in memory what fits; compile without --resident"
+            )
         return CForm(program_name(pathlib.Path(path).stem), VERSION, find_toolchain(processor))
 
     def pipeline(self, model: Any) -> Sequence[Pass]:

@@ -47,7 +47,7 @@ class Code:
 
     @functools.cached_property
     def host(self) -> HostProgram:
-        return host_program(self.built.with_memory)
+        return host_program(self.built.main, self.built.others)
 
 
 def compile_program(

@@ -17,15 +17,10 @@ from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
 
 from .building import run
+from .layers import layer_model
 from .library import FILE, INPUT, CError, CLibrary, same_bits
 
 RANDOM = np.random.default_rng(0)
-LAYER = """<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
-layer (float[6,16] x, float[16,4] router, float[4,8,16] up, float[4,16,8] down,
-        float[4,8,16] gate) => (float[6,16] y) {
-    logits = MatMul (x, router)
-    y = moec.MoE <k = 2, gate_layout = "separate"> (x, logits, , up, down, gate)
-}"""
 PROGRAM = r"""
 #include "layer.h"
 #include <stdio.h>
@@ -60,13 +55,7 @@ def other(tmp_path_factory) -> pathlib.Path:
 
 
 def compiled_layer(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
-    random = np.random.default_rng(seed)
-    proto = onnx.parser.parse_model(LAYER)
-    for value in list(proto.graph.input)[1:]:
-        shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(random.normal(size=shape).astype("f"), value.name))
-        proto.graph.input.remove(value)
-    moec.compile(proto, output=folder, form="c", passes="O0")
+    moec.compile(layer_model(seed), output=folder, form="c", passes="O0")
     return folder
 
 
@@ -318,6 +307,6 @@ def test_conversions_are_those_of_numpy_and_programs_that_cannot_run_here_are_re
         wide = [every.view(dtype_of(name)).astype(np.float32) for name in ("float16", "bfloat16")]
     assert ran.stdout == b"".join(array.tobytes() for array in (*narrow, *wide))
     mismatch, lacking = ran.stderr.decode().splitlines()
-    assert mismatch.startswith("MOEC_ERROR_ARGUMENT: the program's library has version 2; expected 1")
+    assert mismatch.startswith("MOEC_ERROR_ARGUMENT: the program's library has version 3; expected 2")
     if platform.machine() == "x86_64":
         assert lacking.startswith("MOEC_ERROR_MACHINE: newer was compiled for a processor with avx9000, which this one")

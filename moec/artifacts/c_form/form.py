@@ -96,6 +96,7 @@ def source_text(program: Program, host: HostProgram, facts: interface_text.Progr
         '#include "moec_program.h"\n#include "moec_hooks.h"\n\n#include <stddef.h>',
         program_text.kernel_declarations(host, program.kernels, converting),
         program_text.constants(host),
+        program_text.loop_functions(host),
         program_text.run_function(host, holds=bool(facts.held)),
         interface_text.tables(facts),
     ]

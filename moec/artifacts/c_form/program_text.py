@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import in_comment
+from moec.runtime.loops import body_name
 from moec.targets.base import KernelRecord
 from moec.targets.host_program import (
     Check,
     Give,
     HostCall,
+    HostLoop,
+    HostLoopResult,
     HostParameter,
     HostProgram,
     HostTensor,
@@ -30,7 +34,8 @@ _WIDTH = 116
 def kernel_declarations(host: HostProgram, kernels: Sequence[KernelRecord], others: Sequence[str] = ()) -> str:
     """Declarations of the kernels that are called, and ``others``, with the formula of each."""
     formulas = {kernel.name: in_comment(kernel.computes or kernel.op) for kernel in kernels}
-    called = dict.fromkeys([step.kernel for step in host.steps if isinstance(step, HostCall)] + list(others))
+    steps = [step for part in (*host.bodies, host) for step in part.steps]
+    called = dict.fromkeys([step.kernel for step in steps if isinstance(step, HostCall)] + list(others))
     return "\n".join(
         f"extern moec_kernel __tvm_ffi_{name};" + (f" /* {formulas[name]} */" if name in formulas else "")
         for name in called
@@ -41,7 +46,33 @@ def constants(host: HostProgram) -> str:
     """Definitions of the small constants, as the bytes that they have in memory."""
     return "\n".join(
         f"static const _Alignas(64) uint8_t {name}[] = {{ /* {array.dtype}{list(array.shape)} */\n{_bytes(array)}}};"
-        for name, array in host.constants.items()
+        for part in (*host.bodies, host)
+        for name, array in part.constants.items()
+    )
+
+
+def loop_functions(host: HostProgram) -> str:
+    """The bodies of loops as functions, each with a table of what the runtime needs to know of the loop."""
+    loops = {step.body: step for part in (*host.bodies, host) for step in part.steps if isinstance(step, HostLoop)}
+    return "\n\n".join(_loop_function(number, host.bodies[number], loops[number]) for number in sorted(loops))
+
+
+def _loop_function(number: int, body: HostProgram, loop: HostLoop) -> str:
+    name = body_name(number)
+    places = ", ".join(f"{{{result}, {axis}}}" for result, axis in loop.places) or "{0}"
+    fields = [
+        f".body = {name}, .input_count = {body.inputs}, .result_count = {len(body.results)}",
+        f".state_count = {loop.states}, .asks = {str(loop.asks).lower()}",
+        f".place_count = {len(loop.places)}, .places = {name}_places",
+    ]
+    return "\n".join(
+        [
+            f"static moec_error {name}(moec_call *call) {{",
+            *_StepWriter(body, holds=False).lines(),
+            "}",
+            f"static const int32_t {name}_places[][2] = {{{places}}};",
+            f"static const moec_loop {name}_loop = {{{', '.join(fields)}}};",
+        ]
     )
 
 
@@ -55,7 +86,12 @@ class _StepWriter:
     def __init__(self, host: HostProgram, holds: bool) -> None:
         self._host, self._holds = host, holds
         self._parameters = {parameter.name: parameter for parameter in host.parameters if parameter.dtype}
-        self._results = {result.memory: at for at, result in reversed(list(enumerate(host.results)))}
+        shared = Counter(result.memory for result in host.results)
+        self._results = {
+            result.memory: at
+            for at, result in enumerate(host.results)
+            if shared[result.memory] == 1 and result.offset == 0
+        }
 
     def lines(self) -> Iterator[str]:
         yield "    moec_enter(call);"
@@ -109,6 +145,12 @@ class _StepWriter:
             address = f"(const int64_t *){self._address(step.tensor)}"
             for at, name in enumerate(step.names):
                 yield f"    const int64_t {name} = ({address})[{at}];"
+        elif isinstance(step, HostLoop):
+            operands = map(self._argument, step.arguments)
+            yield from _lines([f"LOOP({body_name(step.body)}", self._address(step.report), *operands])
+        elif isinstance(step, HostLoopResult):
+            how = f"{step.result}, {step.axis}, {str(step.is_backward).lower()}"
+            yield from _lines([f"LOOP_RESULT({self._address(step.report)}", how, self._view(step.target)])
         elif isinstance(step, Check):
             yield f'    CHECK_EQUAL({step.actual}, {step.expected}, "{step.what}");'
 
@@ -142,7 +184,7 @@ def _places(parameters: Sequence[HostParameter], holds: bool) -> Iterator[tuple[
 
 def _names_in(host: HostProgram) -> Iterator[str]:
     for step in host.steps:
-        if isinstance(step, HostCall):
+        if isinstance(step, HostCall | HostLoop):
             yield from (each.memory for each in step.arguments if isinstance(each, HostTensor))
         elif isinstance(step, ReadSizes):
             yield step.tensor.memory

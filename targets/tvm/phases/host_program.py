@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ import tvm
 from tvm import relax, tirx
 
 from moec.common.errors import UnsupportedError
+from moec.runtime.loops import LOOP, LOOP_RESULT
 from moec.targets.host_program import (
     Check,
     Give,
     HostCall,
+    HostLoop,
+    HostLoopResult,
     HostParameter,
     HostProgram,
     HostTensor,
@@ -37,18 +40,18 @@ _RESERVED = (
 """Words that mean something else in a generated program."""
 
 
-def host_program(module: tvm.IRModule) -> HostProgram:
-    """Read ``main``, whose kernels are called on allocated memory. Raises UnsupportedError for calls of the runtime,
-    such as loops and streamed experts, and for sizes without a spelling in C."""
-    main = module["main"]
-    return _ProgramReader(main, int(main.attrs["num_input"])).read()
+def host_program(module: tvm.IRModule, bodies: Mapping[str, tvm.IRModule]) -> HostProgram:
+    """Read ``main``, whose kernels are called on allocated memory, and the ``bodies`` of its loops by name. Raises
+    UnsupportedError for other calls of the runtime, such as streamed experts, and for sizes without a spelling in C."""
+    read = [_ProgramReader(body["main"], f"{name}_constant", bodies).read() for name, body in bodies.items()]
+    return dataclasses.replace(_ProgramReader(module["main"], "constant", bodies).read(), bodies=read)
 
 
 class _HostNames:
-    """Identifiers of C for variables, each used once."""
+    """Identifiers of C for variables, each used once. ``reserved``: names of functions."""
 
-    def __init__(self) -> None:
-        self._used: set[str] = {*_RESERVED.split()}
+    def __init__(self, reserved: Iterable[str]) -> None:
+        self._used: set[str] = {*_RESERVED.split(), *reserved}
         self._names: dict[tvm.ir.Var, str] = {}
 
     def of(self, variable: tvm.ir.Var) -> str:
@@ -84,8 +87,10 @@ class _Fields:
 
 
 class _ProgramReader:
-    def __init__(self, main: relax.Function, inputs: int) -> None:
-        self._main, self._inputs, self._names = main, inputs, _HostNames()
+    def __init__(self, main: relax.Function, constant: str, functions: Iterable[str]) -> None:
+        """``constant``: the name of the first constant; ``functions``: names of functions."""
+        self._main, self._inputs, self._names = main, int(main.attrs["num_input"]), _HostNames(functions)
+        self._constant_name = constant
         self._analyzer = tvm.sym.Analyzer()
         self._values: dict[tvm.ir.Var, HostTensor | _Storage | _ToRead | _Fields] = {}
         self._storages = 0
@@ -118,8 +123,21 @@ class _ProgramReader:
     def _bind(self, variable: tvm.ir.Var, value: Any) -> None:
         if isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             self._steps.append(HostCall(value.op.name_hint, tuple(map(self._argument, value.args))))
+        elif isinstance(value, tvm.ir.Call) and getattr(value.op, "global_symbol", None) == LOOP:
+            self._steps.append(self._loop(value.args))
+        elif isinstance(value, tvm.ir.Call) and getattr(value.op, "global_symbol", None) == LOOP_RESULT:
+            result, axis, is_backward = map(_number, value.args[:3])
+            report, target = map(self._tensor, value.args[3:])
+            self._steps.append(HostLoopResult(result, axis, bool(is_backward), report, target))
         else:
             self._values[variable] = self._value(variable, value)
+
+    def _loop(self, arguments: Sequence[Any]) -> HostLoop:
+        body, states, asks, count = map(_number, arguments[:4])
+        numbers = list(map(_number, arguments[4 : 4 + 2 * count]))
+        *operands, report = arguments[4 + 2 * count :]
+        places = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+        return HostLoop(body, states, bool(asks), places, tuple(map(self._argument, operands)), self._tensor(report))
 
     def _value(self, variable: tvm.ir.Var, value: Any) -> HostTensor | _Storage | _ToRead | _Fields:
         if isinstance(value, tvm.ir.GenericConst):
@@ -150,7 +168,7 @@ class _ProgramReader:
 
     def _constant(self, value: tvm.ir.GenericConst) -> HostTensor:
         array = value.value.numpy()
-        name = self._names.new("constant")
+        name = self._names.new(self._constant_name)
         self._constants[name] = array
         return HostTensor(name, 0, str(value.ty.dtype), tuple(str(size) for size in array.shape))
 
@@ -212,8 +230,11 @@ def _with_gives(steps: Sequence[Step], kept: set[str]) -> list[Step]:
 
 
 def _used(step: Step) -> list[str]:
-    if isinstance(step, HostCall):
-        return list(dict.fromkeys(each.memory for each in step.arguments if isinstance(each, HostTensor)))
+    if isinstance(step, HostLoopResult):
+        return [step.report.memory, step.target.memory]
+    if isinstance(step, HostCall | HostLoop):
+        tensors = [*step.arguments, *([step.report] if isinstance(step, HostLoop) else [])]
+        return list(dict.fromkeys(each.memory for each in tensors if isinstance(each, HostTensor)))
     if isinstance(step, ReadSizes):
         return [step.tensor.memory]
     return [step.memory] if isinstance(step, Take) else []

@@ -220,11 +220,13 @@ def optimize(
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """The VM's instructions, the code of kernels, and the module with explicit memory that the first were made of."""
+    """The VM's instructions, the code of kernels, and the modules with explicit memory that the first were made of:
+    ``main``, and the others by name."""
 
     executable: relax.VMExecutable
     generated: Generated
-    with_memory: tvm.IRModule
+    main: tvm.IRModule
+    others: Mapping[str, tvm.IRModule]
 
 
 def build(
@@ -250,7 +252,7 @@ def build(
     if generated.device is not None:
         library.import_module(generated.device)
     linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
-    return Built(relax.VMExecutable(linked), generated, planned["main"])
+    return Built(relax.VMExecutable(linked), generated, planned.pop("main"), planned)
 
 
 def _executable(module: tvm.IRModule, name: str) -> tvm.IRModule:

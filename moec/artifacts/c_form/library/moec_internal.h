@@ -6,6 +6,7 @@
 #include "moec_program.h"
 
 #include <pthread.h>
+#include <string.h>
 
 enum { MOEC_ALIGNMENT = 16, MOEC_LINE = 64, MOEC_PAGE = 256 };
 
@@ -30,11 +31,22 @@ struct moec_model {
 /* Errors: set the calling thread's text and return the error. */
 moec_error moec_fail(moec_error error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Memory. */
+/* Memory. Nothing at all may be at NULL, which memcpy does not take. */
+static inline void moec_copy(void *to, const void *from, size_t bytes) {
+    if (bytes > 0) memcpy(to, from, bytes);
+}
+
 void *moec_allocate(size_t bytes); /* begins at a cache line; NULL if there is none; freed by free */
 moec_arena *moec_arena_new(void);
 void moec_arena_end_run(moec_arena *arena);
 void moec_arena_free(moec_arena *arena);
+
+/* A step of a loop: what it takes is given back behind it. */
+void moec_arena_enter(moec_arena *arena);
+void moec_arena_leave(moec_arena *arena);
+
+/* Forget the loops of a call that has ended. */
+void moec_loops_free(moec_call *call);
 
 /* Threads: a team of `count`, the launching thread included. NULL where the system allows no more. */
 moec_team *moec_team_new(int32_t count);

@@ -11,6 +11,7 @@
 typedef struct {
     size_t start, size; /* in the arena, or where the arena would be if it were larger */
     char *apart;        /* memory of its own, or NULL */
+    int32_t depth;      /* of the step that took it: 0 outside of loops */
 } moec_block;
 
 struct moec_arena {
@@ -18,6 +19,7 @@ struct moec_arena {
     size_t size, needed;
     moec_block *blocks; /* those that are taken, by their start */
     size_t count, room;
+    int32_t depth;
 };
 
 void *moec_allocate(size_t bytes) {
@@ -37,11 +39,25 @@ void moec_arena_free(moec_arena *arena) {
 
 void moec_arena_end_run(moec_arena *arena) {
     for (size_t at = 0; at < arena->count; at++) free(arena->blocks[at].apart);
-    arena->count = 0;
+    arena->count = 0, arena->depth = 0;
     if (arena->needed <= arena->size) return;
     free(arena->memory);
     arena->memory = moec_allocate(arena->needed);
     arena->size = arena->memory == NULL ? 0 : arena->needed;
+}
+
+void moec_arena_enter(moec_arena *arena) { arena->depth++; }
+
+void moec_arena_leave(moec_arena *arena) {
+    size_t kept = 0;
+    for (size_t at = 0; at < arena->count; at++) {
+        if (arena->blocks[at].depth < arena->depth)
+            arena->blocks[kept++] = arena->blocks[at];
+        else
+            free(arena->blocks[at].apart);
+    }
+    arena->count = kept;
+    arena->depth--;
 }
 
 static bool has_room_for_one_more(moec_arena *arena) {
@@ -63,7 +79,7 @@ static void *take(moec_arena *arena, size_t size) {
     char *apart = NULL;
     if (start + size > arena->size && (apart = moec_allocate(size)) == NULL) return NULL;
     memmove(arena->blocks + at + 1, arena->blocks + at, (arena->count - at) * sizeof(moec_block));
-    arena->blocks[at] = (moec_block){start, size, apart};
+    arena->blocks[at] = (moec_block){start, size, apart, arena->depth};
     arena->count++;
     if (start + size > arena->needed) arena->needed = start + size;
     return apart != NULL ? apart : arena->memory + start;

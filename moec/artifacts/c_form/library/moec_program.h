@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define MOEC_ABI 1 /* changes with any structure below: two libraries in one process may be of different versions */
+#define MOEC_ABI 2 /* changes with any structure below: two libraries in one process may be of different versions */
 
 /* A tensor as kernels take it: DLPack's DLTensor. */
 typedef struct moec_view {
@@ -139,9 +139,22 @@ struct moec_call {
     moec_result *results;
     struct moec_arena *arena;
     struct moec_team *team;
+    struct moec_loops *loops; /* those that have ended, or NULL */
     moec_error error;
     char text[512];
 };
+
+/* A loop whose number of steps is known only when it runs. `body` computes one step: from its number, whether there is
+ * a first step, the states and what all steps read, which are its inputs and then its weights, to `result_count` results:
+ * whether to go on, where it `asks`; the states; slices, which the loop keeps. `places`: pairs of a result, not counting
+ * the first one that is asked for, and an axis of it, whose sizes the program needs to know. */
+typedef struct moec_loop {
+    moec_error (*body)(moec_call *call);
+    int32_t input_count, result_count, state_count;
+    bool asks;
+    int32_t place_count;
+    const int32_t (*places)[2];
+} moec_loop;
 
 /* Everything below is called by generated programs. */
 
@@ -154,6 +167,14 @@ void moec_give(moec_call *call, void *memory);
 void moec_set_result(moec_call *call, int32_t at, const moec_view *view);
 bool moec_check(moec_call *call, bool holds, const char *what);
 bool moec_check_equal(moec_call *call, int64_t actual, int64_t expected, const char *what);
+
+/* Take the steps of a loop. `arguments`: the most steps, whether there is a first one, the states, and what all steps
+ * read. `report` becomes the number of the loop, that of its steps, and the sizes at the places. */
+bool moec_take_loop(moec_call *call, const moec_loop *loop, const moec_value *arguments, int64_t *report);
+
+/* Write a state behind the last step to y, or the slices of all steps side by side along an axis. */
+bool moec_loop_result(moec_call *call, const int64_t *report, int32_t result, int32_t axis, bool is_backward,
+                      const moec_view *y);
 
 /* Hooks of kernels, by the names that TVM gives them. */
 int moec_launch(int (*body)(int32_t part, void *group, void *closure), void *closure, int32_t asked);
@@ -232,6 +253,15 @@ static inline moec_value moec_of_number(int64_t number) { return (moec_value){MO
         if (!moec_call_kernel(call, __tvm_ffi_##kernel, arguments, sizeof arguments / sizeof *arguments))           \
             return moec_leave(call);                                                                                \
     } while (0)
+
+/* LOOP(loop_0, report, trips, going, values): call a function step by step. */
+#define LOOP(loop, report, ...)                                                                                     \
+    do {                                                                                                            \
+        const moec_value arguments[] = {__VA_ARGS__};                                                               \
+        if (!moec_take_loop(call, &loop##_loop, arguments, (int64_t *)(report))) return moec_leave(call);           \
+    } while (0)
+#define LOOP_RESULT(report, result, axis, is_backward, y)                                                           \
+    if (!moec_loop_result(call, (const int64_t *)(report), result, axis, is_backward, y)) return moec_leave(call)
 
 #define CHECK_EQUAL(actual, expected, what)                                                                         \
     if (!moec_check_equal(call, actual, expected, what)) return moec_leave(call)

@@ -46,7 +46,7 @@ bool moec_check_equal(moec_call *call, int64_t actual, int64_t expected, const c
 void moec_set_result(moec_call *call, int32_t at, const moec_view *view) {
     moec_result *result = call->results + at;
     result->view = *view;
-    memcpy(result->shape, view->shape, (size_t)view->rank * sizeof *view->shape);
+    moec_copy(result->shape, view->shape, (size_t)view->rank * sizeof *view->shape);
     result->view.shape = result->shape;
 }
 
@@ -102,7 +102,7 @@ static moec_error give_result(const moec_spec *spec, const moec_result *result, 
         return moec_fail(MOEC_ERROR_ARGUMENT, "output '%s' has room for %zu bytes; expected %zu", spec->name,
                          output->bytes, bytes);
     }
-    if (bytes > 0 && result->view.data != output->data) memcpy(output->data, result->view.data, bytes);
+    if (result->view.data != output->data) moec_copy(output->data, result->view.data, bytes);
     output->type = spec->type, output->rank = spec->rank;
     memcpy(output->shape, result->shape, (size_t)spec->rank * sizeof *output->shape);
     return MOEC_OK;
@@ -182,6 +182,7 @@ moec_error moec_run_bound(moec_model *model, const moec_tensor *inputs, const in
     moec_call call = {.wanted = wanted, .weights = model->weights, .results = results, .arena = model->arena,
                       .team = model->team};
     error = run_call(model, &call, inputs, sizes, pages, outputs);
+    moec_loops_free(&call);
     moec_arena_end_run(model->arena);
     pthread_mutex_unlock(&model->turn);
     return error;

@@ -24,21 +24,21 @@ typedef struct {
     moec_body *body;
     void *closure;
     moec_group group;
-} moec_loop;
+} moec_parallel_loop;
 
 static _Thread_local const OrtKernelContext *current;
 
 void moec_ops_use_threads(const OrtKernelContext *context) { current = context; }
 
 static void run_part(void *data, size_t part) {
-    moec_loop *loop = data;
+    moec_parallel_loop *loop = data;
     loop->body((int32_t)part, &loop->group, loop->closure);
 }
 
 int moec_launch(moec_body *body, void *closure, int32_t asked) {
     (void)asked; /* checks are made before loops, so no part fails */
     int32_t parts = PARTS_PER_CORE * moec_core_count();
-    moec_loop loop = {body, closure, {NULL, parts}};
+    moec_parallel_loop loop = {body, closure, {NULL, parts}};
     OrtStatus *status = moec_ops_api->KernelContext_ParallelFor(current, run_part, (size_t)parts, 0, &loop);
     if (status == NULL) return 0;
     moec_fail(MOEC_ERROR_DEFECT, "ONNX Runtime runs no loop: %s", moec_ops_api->GetErrorMessage(status));

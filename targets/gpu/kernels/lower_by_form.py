@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tvm
 from tvm import s_tir, tirx
 
-from moec.targets.gpu.kernels.keep_names import HideBoundValues, ShowBoundValues
+from moec.targets.tvm.text.keep_names import HideBoundValues, ShowBoundValues
 
 
 def thread_kernel_phases() -> list[tvm.transform.Pass]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
-import tvm
-from tvm import s_tir, tirx
+from tvm import tirx
 
 from moec import targets
 from moec.common.dtypes import DTYPES
@@ -20,10 +20,13 @@ from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.phases.pipeline import Generated, Optimized
 from moec.targets.tvm.phases.provenance import calls_by_kernel
 from moec.targets.tvm.sizes.c_expressions import in_c
+from moec.targets.tvm.text import printed
+from moec.targets.tvm.text.wrapped import WIDTH
 
 HOST_NUMBERS = "moec.host_numbers"
 """Attribute with the number of a kernel's leading parameters that are numbers only the host reads."""
 _NODES_LISTED = 6
+_CONTINUED = "    "
 
 
 def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, generated: Generated) -> list[KernelRecord]:
@@ -37,7 +40,7 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])
-        text = {"tir": _tir_text(name, functions[name])}
+        text = {"tir": printed(functions[name].with_attr("global_symbol", name))}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
         header = _header(record, generated.facts.get(name, []))
         record.sources = {
@@ -57,20 +60,6 @@ def _generic_record(name: str, nodes: Sequence[ir.Node]) -> KernelRecord:
         [Candidate(GENERIC, True, reason, chosen=True)],
         computes=f"{', '.join(operators)} in one loop nest",
     )
-
-
-def _tir_text(name: str, function: tirx.PrimFunc) -> str:
-    """The function as TVMScript, with blocks, which only schedules need, lowered to plain loops."""
-    function = function.with_attr("global_symbol", name)
-    if function.attrs.get("s_tir"):
-        transform = s_tir.transform
-        blocks = [transform.LowerInitBlock(), transform.ConvertBlocksToOpaque(), transform.LowerOpaqueBlock()]
-        plain = tvm.ir.transform.Sequential([*blocks, transform.StmtSimplify()])
-        function = plain(tvm.IRModule({name: function}))[name]
-    # Integers of one type are printed as plain numbers: of the type that makes the shorter text.
-    texts: list[str] = [function.script(int_dtype=dtype) for dtype in ("int64", "int32")]
-    text = min(texts, key=len)
-    return "\n".join(line for line in text.splitlines() if not line.startswith("# from ")).strip() + "\n"
 
 
 def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
@@ -130,4 +119,7 @@ def _plain(value: Any) -> str:
 
 
 def _commented(lines: Sequence[str], mark: str) -> str:
-    return "".join(f"{mark} {line}\n" for line in lines) + "\n"
+    """Lines of a comment, each of at most the width of the text, and an empty line."""
+    width = WIDTH - len(mark) - 1
+    wrapped = [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent=_CONTINUED) or [""]]
+    return "".join(f"{mark} {line}".rstrip() + "\n" for line in wrapped) + "\n"

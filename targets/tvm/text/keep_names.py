@@ -1,4 +1,4 @@
-"""Passes that keep the variables of kernels in the text of CUDA C.
+"""Passes that keep the variables of kernels in the text of TIR and CUDA C.
 
 Phases that simplify indices replace a variable by the value that it is bound to, so the text would contain
 ``thread & 31`` wherever a kernel says ``lane``. To prevent that, values are hidden while such phases run, in calls of a
@@ -18,14 +18,20 @@ _INDEX_TYPES = ("int32", "int64")
 
 @tirx.transform.prim_func_pass(opt_level=0, name="HideBoundValues")
 class HideBoundValues:
-    """Hide the values of bound integers: ``lane = thread % 32`` becomes ``lane = moec_value(thread % 32)``."""
+    """Hide the values of bound integers: ``lane = thread % 32`` becomes ``lane = moec_value(thread % 32)``.
+
+    ``of_every_type``: hide those of floats, too."""
+
+    def __init__(self, *, of_every_type: bool = False) -> None:
+        self._of_every_type = of_every_type
 
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
     ) -> tirx.PrimFunc:
         def hide(binding: tirx.Bind) -> tirx.Bind:
             kind = str(binding.var.ty.dtype) if isinstance(binding.var.ty, tvm.ir.PrimType) else ""
-            if kind not in _INDEX_TYPES or _hidden(binding.value) is not None:
+            hides = bool(kind) if self._of_every_type else kind in _INDEX_TYPES
+            if not hides or _hidden(binding.value) is not None:
                 return binding
             return tirx.Bind(binding.var, tirx.call_extern(kind, _CURTAIN, binding.value))
 

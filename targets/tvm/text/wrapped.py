@@ -1,0 +1,79 @@
+"""Long lines of code, cut where the fewest brackets are open."""
+
+from __future__ import annotations
+
+import re
+
+WIDTH = 120
+"""Most characters of a printed line."""
+_INDENT = 4
+_TOKEN = re.compile(
+    r'"(?:[^"\\]|\\.)*"|(?P<comma>, )|(?P<operator> (?=(?:[-+*/%^|&?:<>]|//|<<|>>|[<>=!]=|&&|\|\||and|or|if|else) ))|.',
+    re.DOTALL,
+)
+"""A string, a place for a break (after a comma, before an operator), or a character."""
+_VALUE = re.compile(r"\s*(?P<keyword>(?:if|while|elif|assert|return) )|.*?(?: [-+*]?= )")
+"""The beginning of a statement up to its condition or value."""
+
+
+def wrapped(line: str, *, parenthesized: bool = False) -> list[str]:
+    """The line of code as lines of at most :data:`WIDTH` characters, the others indented more.
+
+    ``parenthesized``: put what stands after the assignment or keyword between parentheses where a break would stand
+    outside of all brackets, as Python needs it. A line stays long where it cannot be cut.
+    """
+    if len(line) <= WIDTH:
+        return [line]
+    lines = _cut(line)
+    begin = _VALUE.match(line) if parenthesized and _is_cut_outside(lines) else None
+    if begin is None:
+        return lines
+    head, value = line[: begin.end()], line[begin.end() :]
+    end = ":" if begin["keyword"] and value.endswith(":") else ""
+    return _cut(f"{head}({value.removesuffix(end)}){end}")
+
+
+def _is_cut_outside(lines: list[str]) -> bool:
+    """Whether a break stands outside of all brackets."""
+    depth = 0
+    for line in lines[:-1]:
+        depth += sum(_depth_of(match[0]) for match in _TOKEN.finditer(line))
+        if depth == 0:
+            return True
+    return False
+
+
+def _cut(line: str) -> list[str]:
+    deeper = _INDENT * (2 if line.endswith((":", "{")) else 1)
+    indent = " " * (len(line) - len(line.lstrip()) + deeper)
+    lines = list[str]()
+    while len(line) > WIDTH:
+        at = _best_break(line)
+        if at is None:
+            break
+        lines.append(line[:at].rstrip())
+        line = indent + line[at:].lstrip()
+    return [*lines, line]
+
+
+def _best_break(line: str) -> int | None:
+    """The last of the places that are inside the fewest brackets; None if there is none. A line is at least a third
+    full, if that is possible."""
+    start = len(line) - len(line.lstrip())
+    places: list[tuple[int, int]] = []
+    depth = 0
+    for match in _TOKEN.finditer(line):
+        if match.end() > WIDTH:
+            break
+        depth += _depth_of(match[0])
+        if match["comma"]:
+            places.append((depth, match.end()))
+        elif match["operator"] and match.start() > start:
+            places.append((depth, match.start()))
+    full = [place for place in places if place[1] >= start + (WIDTH - start) // 3]
+    return min(full or places, key=lambda place: (place[0], -place[1]))[1] if places else None
+
+
+def _depth_of(token: str) -> int:
+    """The number of brackets that a token opens: 1, 0 or -1."""
+    return (token in "[({") - (token in "])}")

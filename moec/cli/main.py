@@ -242,7 +242,8 @@ def run(
 def verify(
     model: Source,
     artifact: Annotated[
-        Path | None, typer.Argument(metavar="[ART]", help="The artifact. Default: compile MODEL first.")
+        Path | None,
+        typer.Argument(metavar="[ART]", help="The artifact, or an exported ONNX model. Default: compile MODEL first."),
     ] = None,
     inputs: Inputs = None,
     tolerance: Annotated[
@@ -252,7 +253,7 @@ def verify(
     architecture: Architecture = None,
     as_json: Json = False,
 ) -> None:
-    """Compare an artifact with the original model in onnxruntime.
+    """Compare an artifact, or an exported ONNX model, with the original model in onnxruntime.
 
     Models that onnxruntime cannot run, such as GGUF files, run in the reference interpreter.
     The exit code is 1 if an output differs.
@@ -262,12 +263,18 @@ def verify(
     from moec.common import array_files
     from moec.inspect import tables
     from moec.tools.verify import verify as verify_model
+    from moec.tools.verify_export import is_exported, verify_export
 
     with shown_progress() as progress:
-        compiled = _compiled(model, artifact, emulate, architecture, progress)
-        progress("comparing with onnxruntime")
-        arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
-        verification = verify_model(model, compiled, arrays, tolerance)
+        if artifact is not None and is_exported(artifact):
+            progress("comparing with onnxruntime")
+            arrays = None if inputs is None else array_files.read_arrays(inputs, ())
+            verification = verify_export(model, artifact, arrays, tolerance)
+        else:
+            compiled = _compiled(model, artifact, emulate, architecture, progress)
+            progress("comparing with onnxruntime")
+            arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
+            verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
     print_result(data, as_json, [tables.verification_table(data), *map(Text, verification.coverage.lines())])
     for guard in verification.refused:

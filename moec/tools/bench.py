@@ -66,7 +66,7 @@ def _rival(
         raise MoecError(f"cannot compare against {name!r}; known: {', '.join(RIVALS)}")
     if model_path is None:
         raise MoecError(f"comparing against {name} needs the original model: add --model MODEL")
-    from moec.tools.verify import open_session, run_session
+    from moec.tools.reference import open_session, run_session
 
     session = open_session(model_path, threads, rounding_activations=True)
     return lambda inputs: run_session(session, inputs)

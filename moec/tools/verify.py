@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,12 @@ from moec.checking.comparison import TOLERANCES, Difference, compare, tolerance_
 from moec.checking.covering import Coverage, Covering, cover, covering_inputs
 from moec.common.arguments import check_kind, check_path
 from moec.common.dtypes import dtype_of
-from moec.common.errors import InputError, MoecError, one_line, reporting
-from moec.frontend import gguf
-from moec.frontend.huggingface import is_folder
+from moec.common.errors import InputError, MoecError, reporting
 from moec.ir.rounding import arithmetics_of
+from moec.tools.reference import Reference, expected_outputs, has_no_interface
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from numpy.typing import DTypeLike
 
     from moec.common.specs import TensorSpec
     from moec.runtime.model import CompiledModel
@@ -127,7 +124,7 @@ def verify(
     check_kind("tolerance", tolerance, (int, float, type(None)), "a number, or None")
     if tolerance is not None and not tolerance >= 0:
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
-    model = import_model(model_path, cache=bool(compiled.states) if _has_no_interface(model_path) else None)
+    model = import_model(model_path, cache=bool(compiled.states) if has_no_interface(model_path) else None)
     _check_types(compiled, inputs or {})
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
@@ -138,7 +135,7 @@ def verify(
     spreads = _spreads(expected) if can_tell and narrowest > TOLERANCES["float32"] else None
     if tolerance is None:
         tolerance = narrowest if spreads is None else TOLERANCES["float32"]
-    reference, judge = _Reference(model_path, model), _Judge(tolerance, narrowest, spreads)
+    reference, judge = Reference(model_path, model), _Judge(tolerance, narrowest, spreads)
     compared = [_compare_case(reference, rounded, compiled, case, judge) for case in covering.inputs]
     taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
     compared += [_taken(guard, outside[guard]) for guard in taken]
@@ -155,96 +152,6 @@ def _check_types(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> N
         array = inputs.get(spec.name)
         if isinstance(array, np.ndarray) and (array.dtype != dtype_of(spec.dtype) or array.ndim != len(spec.shape)):
             InputCheck([spec])({spec.name: array})
-
-
-def open_session(
-    model_path: str | os.PathLike[str], threads: int | None = None, *, rounding_activations: bool = False
-) -> Any:
-    """Open an onnxruntime session on the CPU. Raises MoecError when onnxruntime cannot load the model.
-
-    ``rounding_activations``: whether products with dequantised weights may round activations to 8 bits, which
-    onnxruntime does by default, although the model does not say so.
-    """
-    import onnxruntime
-
-    path = pathlib.Path(model_path)
-    if not path.is_file():
-        raise MoecError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; expected an ONNX file")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not rounding_activations:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise MoecError(f"{path}: onnxruntime itself cannot load the model: {one_line(error)}") from error
-
-
-def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a session and return its outputs by name. Raises MoecError when onnxruntime cannot run the model on these
-    inputs."""
-    names = [output.name for output in session.get_outputs()]
-    taken_names = {taken.name for taken in session.get_inputs()}
-    try:
-        return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in taken_names}), strict=True))
-    except Exception as error:
-        sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
-        raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {one_line(error)}") from error
-
-
-def _has_no_interface(model_path: str | os.PathLike[str]) -> bool:
-    """Whether the file has weights and no graph, so that its inputs were defined when it was compiled."""
-    return is_folder(model_path) or gguf.is_file(model_path)
-
-
-class _Reference:
-    """The original model: in onnxruntime, and in the reference interpreter, in float64, where that fails or the model
-    is no ONNX file."""
-
-    def __init__(self, model_path: str | os.PathLike[str], model: ir.Model) -> None:
-        self._model = model
-        self._session: Any = None
-        self._failure = ""
-        if _has_no_interface(model_path):
-            self._failure = "onnxruntime reads no GGUF files, and no folders of Hugging Face models"
-            return
-        try:
-            self._session = open_session(model_path)
-        except MoecError as error:
-            self._failure = str(error)
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str | None]:
-        """Run the model and return its outputs by name, and the reason why they are not onnxruntime's. Raises MoecError
-        where the interpreter fails, too."""
-        failure = self._failure
-        if self._session is not None:
-            try:
-                return run_session(self._session, inputs), None
-            except MoecError as error:
-                failure = str(error)
-        from moec.ir import interpreter
-
-        try:
-            outputs = _expected(self._model, inputs, np.float64)
-        except (interpreter.EvaluationError, ValueError) as error:
-            raise MoecError(f"{failure}; neither can the reference interpreter: {one_line(error)}") from error
-        return outputs, f"{failure}; the reference interpreter says what is expected"
-
-
-def _expected(model: ir.Model, inputs: Mapping[str, np.ndarray], dtype: DTypeLike | None) -> dict[str, np.ndarray]:
-    """Compute the outputs with the reference interpreter, in the types that the model declares."""
-    from moec.ir import interpreter
-
-    types = {value.name: value.dtype for value in model.graph.outputs}
-    results = interpreter.run(model, inputs, dtype=dtype)
-    with np.errstate(over="ignore"):
-        return {name: _as_declared(array, types[name]) for name, array in results.items()}
-
-
-def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
-    return array if dtype is None else array.astype(dtype.numpy())
 
 
 def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.ndarray] | None) -> Covering:
@@ -341,14 +248,14 @@ class _Judge:
     ) -> list[Difference]:
         from moec.ir.interpreter import EvaluationError
 
-        differences = [_compare_output(name, actual, value, self.tolerance) for name, value in expected.items()]
+        differences = [compare_output(name, actual, value, self.tolerance) for name, value in expected.items()]
         far = {gap.output: expected[gap.output] for gap in differences if not gap.matches and gap.absolute is not None}
         if self.spreads is None or not far:
             return differences
         try:
             wrong = self.spreads.of(inputs).why_not(actual, far, self.tolerance)
         except (ValueError, EvaluationError):
-            return [_compare_output(name, actual, value, self.narrowest) for name, value in expected.items()]
+            return [compare_output(name, actual, value, self.narrowest) for name, value in expected.items()]
         return [
             dataclasses.replace(gap, matches=gap.output not in wrong, note=wrong.get(gap.output, ""))
             if gap.output in far
@@ -358,7 +265,7 @@ class _Judge:
 
 
 def _compare_case(
-    reference: _Reference,
+    reference: Reference,
     rounded: ir.Model | None,
     compiled: CompiledModel,
     inputs: Mapping[str, np.ndarray],
@@ -375,7 +282,7 @@ def _compare_case(
     if rounded is None:
         return Case(shapes, judge(inputs, outputs, original), note=note)
     try:
-        expected = _expected(rounded, inputs, None if judge.spreads is None else np.float64)
+        expected = expected_outputs(rounded, inputs, None if judge.spreads is None else np.float64)
     except interpreter.EvaluationError as error:
         return Case(shapes, [], f"the reference interpreter cannot run the model with rounded weights: {error}")
     norms = {name: compare(name, value, original[name], judge.tolerance).norm for name, value in expected.items()}
@@ -392,7 +299,7 @@ def _refusal(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> str |
     return None
 
 
-def _compare_output(name: str, actual: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:
+def compare_output(name: str, actual: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:
     if name not in actual:
-        return Difference(name, (), None, None, False, "the artifact has no such output: it is of another model")
+        return Difference(name, (), None, None, False, "the other has no such output: it is of another model")
     return compare(name, actual[name], expected, tolerance)

@@ -12,7 +12,7 @@ import pytest
 
 import moec
 from moec.common.errors import MoecError, UnsupportedError
-from moec.tools.verify import open_session, run_session
+from moec.tools.reference import open_session, run_session
 from tests.frontend.gguf.gguf_files import write_file
 from tests.frontend.gguf.tiny_models import MODELS, VOCABULARY, Tiny, write_model
 

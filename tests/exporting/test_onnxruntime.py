@@ -13,7 +13,7 @@ import pytest
 import moec
 from moec.common.errors import MoecError
 from moec.compiling.compiler import find_blocks
-from moec.tools.verify import open_session, run_session
+from moec.tools.reference import open_session, run_session
 
 from .conftest import D
 

@@ -17,7 +17,7 @@ from moec.ir import interpreter
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import with_formats
-from moec.tools.verify import open_session, run_session
+from moec.tools.reference import open_session, run_session
 
 from .conftest import D
 

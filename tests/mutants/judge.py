@@ -102,7 +102,7 @@ def _feeds(compiled: Any) -> list[dict[str, np.ndarray]]:
 def _compare(path: pathlib.Path, runs: Runs) -> Verdict:
     from moec.checking.comparison import compare
     from moec.common.errors import MoecError
-    from moec.tools.verify import open_session, run_session
+    from moec.tools.reference import open_session, run_session
 
     verdict = Verdict("unchecked", "onnxruntime runs on none of the inputs")
     try:

@@ -173,7 +173,7 @@ def test_inputs_of_another_type_are_refused_before_a_reference_takes_them(tmp_pa
     onnx.save(onnx.parser.parse_model(GATHER), path)
     compiled = moec.compile(path)
     assert verify(path, compiled, {"ids": np.array([1, 0])}).matches
-    monkeypatch.setattr("moec.tools.verify._Reference.run", lambda *_: pytest.fail("the reference runs"))
+    monkeypatch.setattr("moec.tools.verify.Reference.run", lambda *_: pytest.fail("the reference runs"))
     with pytest.raises(InputError, match=r"ids.*float32"):
         verify(path, compiled, {"ids": np.zeros(2, np.float32)})
 

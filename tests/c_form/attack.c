@@ -61,6 +61,7 @@ static void null_pointers(moec_model *model, const char *weights) {
     EXPECT(moec_session_begin(NULL, 0, 1, &session), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_session_begin(model, 0, 1, NULL), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_session_run(NULL, &id, 1, 1, data.outputs), MOEC_ERROR_ARGUMENT);
+    EXPECT(moec_session_run_padded(NULL, &id, NULL, 1, 1, data.outputs), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_session_truncate(NULL, 0), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_session_fork(NULL, &session), MOEC_ERROR_ARGUMENT);
     EXPECT(moec_session_begin(model, 0, 1, &session), MOEC_OK);
@@ -187,6 +188,26 @@ static void wrong_sessions(moec_model *model) {
     moec_session_end(session);
 }
 
+/* Masks are kept, copied and cut with their tokens; a run that fails changes none. */
+static void padded_sessions(moec_model *model) {
+    static const uint8_t mask[] = {1, 1, 1, 0, 0, 255};
+    int64_t ids[] = {1, 2, 3, 4, 0, 1};
+    moec_session *session, *copy;
+    moec_tensor logits = {0};
+    EXPECT(moec_session_begin(model, 9, 2, &session), MOEC_OK);
+    EXPECT(moec_session_run_padded(session, ids, mask, 3, 0, &logits), MOEC_OK);
+    EXPECT(moec_session_run_padded(session, ids, mask, 10, 0, &logits), MOEC_ERROR_INPUT);
+    EXPECT(moec_session_run(session, ids, 2, 0, &logits), MOEC_OK);
+    EXPECT(moec_session_fork(session, &copy), MOEC_OK);
+    EXPECT(moec_session_truncate(session, 1), MOEC_OK);
+    EXPECT(moec_session_run_padded(session, ids, mask, 1, 0, &logits), MOEC_OK);
+    CHECK(moec_session_length(session) == 2 && moec_session_length(copy) == 5);
+    moec_session_end(session);
+    EXPECT(moec_session_run(copy, ids, 3, 0, &logits), MOEC_OK);
+    moec_session_end(copy);
+    moec_release(&logits);
+}
+
 typedef struct {
     moec_model *models[2];
     moec_session *shared;
@@ -280,6 +301,7 @@ int main(int count, char **arguments) {
     rooms_of_outputs(model);
     empty_inputs(model);
     wrong_sessions(model);
+    padded_sessions(model);
     moec_free(model);
     two_models_in_eight_threads(arguments[1], atoi(arguments[4]) / 10);
     load_and_free(arguments[1], atoi(arguments[4]));

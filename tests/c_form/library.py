@@ -131,12 +131,19 @@ class CSession:
     def __init__(self, library: CLibrary, session: ctypes.c_void_p, batch: int) -> None:
         self.library, self.session, self.batch = library, session, batch
 
-    def run(self, ids: Sequence[int] | np.ndarray, last: int = 1) -> np.ndarray:
+    def run(
+        self, ids: Sequence[int] | np.ndarray, last: int = 1, mask: Sequence[Sequence[int]] | None = None
+    ) -> np.ndarray:
         array = np.ascontiguousarray(ids, np.int64).reshape(self.batch, -1)
+        padding = None if mask is None else np.ascontiguousarray(mask, np.uint8)
         logits, calls = Tensor(), self.library.calls
         counts = ctypes.c_int64(array.shape[1]), ctypes.c_int64(last)
-        pointer = ctypes.c_void_p(array.ctypes.data)
-        self.library.check(calls.moec_session_run(self.session, pointer, *counts, ctypes.byref(logits)))
+        pointers = [ctypes.c_void_p(None if each is None else each.ctypes.data) for each in (array, padding)]
+        if mask is None:
+            error = calls.moec_session_run(self.session, pointers[0], *counts, ctypes.byref(logits))
+        else:
+            error = calls.moec_session_run_padded(self.session, *pointers, *counts, ctypes.byref(logits))
+        self.library.check(error)
         result = logits.array()
         calls.moec_release(ctypes.byref(logits))
         return result

@@ -16,10 +16,11 @@ import pytest
 
 import moec
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.compiling.compile_options import CompileOptions
 
 from .building import SANITIZERS, built, run
-from .library import ARGUMENT, INPUT, UNSUPPORTED, CError, CLibrary, same_bits
+from .library import ARGUMENT, INPUT, UNSUPPORTED, CError, CLibrary, CSession, same_bits
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\ngraph '
 WORDS = 5
@@ -45,6 +46,12 @@ MODELS = {
         "float[B,S,4] logits",
         "e = Gather (table, ids) p = Cast <to = 1> (position_ids) q = Unsqueeze (p, two) "
         "so_far = CumSum (e, axis) logits = Add (so_far, q)",
+    ),
+    "masked": (
+        "int64[B,S] ids, float[B,S] attention_mask, int64[B,S] position_ids",
+        "float[B,S,4] logits",
+        "e = Gather (table, ids) p = Cast <to = 1> (position_ids) q = Unsqueeze (p, two) "
+        "m = Unsqueeze (attention_mask, two) kept = Mul (e, m) so_far = CumSum (kept, axis) logits = Add (so_far, q)",
     ),
     "narrow": (
         "int64[B,S] ids, bfloat16[B,P,4] past",
@@ -195,6 +202,75 @@ def test_what_cannot_be_run_leaves_the_session_as_it_was(made, name):
             assert refused.value.number == INPUT
         assert session.length == 2
         assert same_bits(session.run([3]), session_of(python, [1, 2], max_tokens=4).run([3]))
+
+
+PADDED = [
+    ([[1, 2, 3, 4], [0, 0, 3, 1]], [[1, 1, 1, 1], [0, 0, 1, 1]]),
+    ([[2, 1], [4, 3]], None),
+    ([[0, 1, 3], [1, 2, 4]], [[0, 1, 1], [0, 0, 1]]),
+]
+"""Token ids and masks of runs that follow one another."""
+
+
+@pytest.mark.parametrize("name", ["attending", "masked"])
+def test_rows_of_different_lengths(made, name):
+    """Padding of earlier runs is kept, forgotten with its tokens, and copied."""
+    library, python = made(name)
+    with library.loaded() as model, model.session(batch=2) as session:
+        expected = python.session(batch=2)
+
+        def check_run(actual: CSession, ids: list[list[int]], mask: list[list[int]] | None, last: int) -> None:
+            inputs = {} if mask is None else {"attention_mask": np.array(mask)}
+            assert same_bits(actual.run(np.array(ids), last, mask), expected.run(ids, last=last or None, **inputs))
+
+        for ids, mask in PADDED:
+            check_run(session, ids, mask, 0)
+        with session.fork() as other:
+            for each in (other, expected):
+                each.truncate(5)
+            check_run(other, *PADDED[2], 1)
+        expected = python.session(batch=2)
+        for each in (session, expected):
+            each.truncate(0)
+        check_run(session, *PADDED[1], 1)
+
+
+def test_padding_that_a_model_cannot_leave_out(made):
+    library, _ = made("stateless")
+    with library.loaded() as model, model.session() as session:
+        with pytest.raises(CError, match="takes no attention mask; give each row a session") as refused:
+            session.run([1, 2], mask=[[0, 1]])
+        assert refused.value.number == UNSUPPORTED and session.length == 0
+
+
+@pytest.mark.nightly
+def test_masks_whose_ones_are_counted(tmp_path):
+    """A model of onnxruntime's GroupQueryAttention takes padding on the right, in the first run alone."""
+    text = """<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+    g (int64[B,S] input_ids, int64[B,M] attention_mask, float[B,1,P,8] past_k, float[B,1,P,8] past_v)
+        => (float[B,S,8] logits, float[B,1,R,8] present_k, float[B,1,R,8] present_v) <
+        float[5,8] table = {VALUES}, int64[1] axis = {1}, int64 one = {1}, int64 length = {1}> {
+        e = Gather (table, input_ids)
+        sums = ReduceSum <keepdims = 1> (attention_mask, axis)  less = Sub (sums, one)  lengths = Cast <to = 6> (less)
+        shape = Shape (attention_mask)  size = Gather (shape, length)  total = Cast <to = 6> (size)
+        logits, present_k, present_v = com.microsoft.GroupQueryAttention <num_heads = 1, kv_num_heads = 1>
+            (e, e, e, past_k, past_v, lengths, total)
+    }""".replace("VALUES", ", ".join(str(at % 7 / 4) for at in range(40)))
+    moec.compile(onnx.parser.parse_model(text), output=tmp_path / "counted", form="c")
+    python, library = moec.load(tmp_path / "counted"), CLibrary(tmp_path / "counted")
+    ids, right, left = [[1, 2, 3], [4, 0, 0]], [[1, 1, 1], [1, 0, 0]], [[1, 1, 1], [0, 0, 1]]
+    with library.loaded() as model, model.session(batch=2) as session:
+        expected = python.session(batch=2)
+        with pytest.raises(InputError, match="pad on the right"):
+            expected.run(ids, attention_mask=np.array(left))
+        with pytest.raises(CError, match="pad on the right and in the first run alone") as refused:
+            session.run(np.array(ids), mask=left)
+        assert refused.value.number == INPUT
+        first = expected.run(ids, last=None, attention_mask=np.array(right))
+        assert same_bits(session.run(np.array(ids), 0, right), first)
+        with pytest.raises(CError, match="pad on the right and in the first run alone"):
+            session.run(np.array([[1, 2], [3, 0]]), mask=[[1, 1], [1, 0]])
+        assert same_bits(session.run(np.array([[1], [3]])), expected.run([[1], [3]]))
 
 
 EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"

@@ -158,13 +158,14 @@ class _Tables:
             return f"static const moec_session_spec session = {{.obstacle = {c_string(str(error))}}};"
         filled = [f"{{{self._inputs.index(name)}, {_ROLES[role]}}}" for name, (role, _) in roles.filled.items()]
         ids, logits = self._inputs.index(roles.ids.name), self._outputs.index(roles.logits.name)
+        counts = _flag(roles.mask in self._facts.interface.counted)
         return "\n".join(
             [
                 f"static const moec_filled filled[] = {{{_list(filled, '{0}')}}};",
                 f"static const moec_state states[] = {{{_list(states, '{0}')}}};",
                 f"static const int32_t batch_sizes[] = {{{_list(batch_sizes)}}};",
                 "static const moec_session_spec session = {",
-                f"    .ids = {ids}, .logits = {logits}, .limit = {roles.limit or 0},",
+                f"    .ids = {ids}, .logits = {logits}, .limit = {roles.limit or 0}, .counts_mask = {counts},",
                 f"    .filled_count = {len(filled)}, .filled = filled, .state_count = {len(states)}, .states = states,",
                 f"    .batch_size_count = {len(batch_sizes)}, .batch_sizes = batch_sizes,",
                 "};",

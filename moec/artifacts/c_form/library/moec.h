@@ -122,7 +122,7 @@ int32_t moec_threads(const moec_model *model); /* 0 for NULL */
 moec_error moec_run(moec_model *model, const moec_tensor *inputs, size_t input_count, moec_tensor *outputs,
                     size_t output_count);
 
-/* Begin a text, or `batch` of them together, of equal lengths. max_tokens: the most that it will hold, 0 for no limit.
+/* Begin a text, or `batch` of them together. max_tokens: the most that it will hold, 0 for no limit.
  * Its memory grows as needed. MOEC_ERROR_UNSUPPORTED for a model without token ids, logits or inputs that follow from
  * them. */
 moec_error moec_session_begin(moec_model *model, int64_t max_tokens, int64_t batch, moec_session **session);
@@ -132,7 +132,14 @@ moec_error moec_session_begin(moec_model *model, int64_t max_tokens, int64_t bat
 moec_error moec_session_run(moec_session *session, const int64_t *ids, int64_t count, int64_t last,
                             moec_tensor *logits);
 
-int64_t moec_session_length(const moec_session *session); /* tokens so far; 0 for NULL */
+/* The same for rows of different lengths: mask[batch][count] is 0 for padding, NULL where there is none. Rows are padded
+ * on the left; masks of earlier runs are kept, and positions count the tokens that remain. A model that counts a mask's
+ * ones needs padding on the right, in the first run alone, where the last tokens' logits are those of padding.
+ * MOEC_ERROR_UNSUPPORTED for a model without an attention mask. */
+moec_error moec_session_run_padded(moec_session *session, const int64_t *ids, const uint8_t *mask, int64_t count,
+                                   int64_t last, moec_tensor *logits);
+
+int64_t moec_session_length(const moec_session *session); /* tokens so far, with padding; 0 for NULL */
 
 /* Forget all except the first `length` tokens. */
 moec_error moec_session_truncate(moec_session *session, int64_t length);

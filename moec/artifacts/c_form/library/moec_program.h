@@ -89,11 +89,12 @@ typedef struct moec_filled {
 } moec_filled;
 
 /* What a session needs to know. `obstacle`: why there can be none, or NULL. `limit`: bound of token ids, or 0.
- * `batch_sizes`: named sizes that equal the batch. */
+ * `counts_mask`: the model counts the ones of its attention mask. `batch_sizes`: named sizes that equal the batch. */
 typedef struct moec_session_spec {
     const char *obstacle;
     int32_t ids, logits;
     int64_t limit;
+    bool counts_mask;
     int32_t filled_count;
     const moec_filled *filled;
     int32_t state_count;

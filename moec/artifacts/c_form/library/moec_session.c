@@ -51,6 +51,7 @@ void moec_session_end(moec_session *session) {
     if (session == NULL) return;
     moec_states_end(session);
     free(session->seen);
+    free(session->mask);
     free(session);
 }
 
@@ -89,12 +90,69 @@ static bool new_input(moec_tensor *input, const moec_spec *spec, int64_t rows, i
     return input->data != NULL;
 }
 
+/* A mask [batch, total] of all tokens; NULL where there is no padding. */
+static bool join_masks(const moec_session *session, const uint8_t *mask, int64_t count, uint8_t **all) {
+    int64_t before = session->length, total = before + count;
+    *all = NULL;
+    if (session->mask == NULL && mask == NULL) return true;
+    *all = moec_allocate((size_t)(session->batch * total));
+    for (int64_t row = 0; *all != NULL && row < session->batch; row++) {
+        uint8_t *to = *all + row * total;
+        memset(to, 1, (size_t)total);
+        if (session->mask != NULL) moec_copy(to, session->mask + row * before, (size_t)before);
+        for (int64_t at = 0; mask != NULL && at < count; at++) to[before + at] = mask[row * count + at] != 0;
+    }
+    return *all != NULL;
+}
+
+/* Whether a model that counts a mask's ones leaves out the padding: it has to come after all tokens, in the first run
+ * alone where states are kept. */
+static bool is_countable(const moec_session *session, const uint8_t *all, int64_t total) {
+    bool is_later = session->is_incremental && session->length > 0;
+    for (int64_t row = 0; row < session->batch; row++)
+        for (int64_t at = is_later ? session->length : 1; at < total; at++) {
+            const uint8_t *here = all + row * total + at;
+            if (is_later ? !*here : *here > here[-1]) return false;
+        }
+    return true;
+}
+
+static moec_error check_mask(const moec_session *session, const uint8_t *all, int64_t total) {
+    const moec_session_spec *spec = session->model->program->session;
+    bool has_mask = false;
+    for (int32_t at = 0; at < spec->filled_count; at++) has_mask = has_mask || spec->filled[at].role == MOEC_MASK;
+    if (all == NULL) return MOEC_OK;
+    if (!has_mask)
+        return moec_fail(MOEC_ERROR_UNSUPPORTED, "the model takes no attention mask; give each row a session of its own");
+    if (!spec->counts_mask || is_countable(session, all, total)) return MOEC_OK;
+    return moec_fail(MOEC_ERROR_INPUT, "the mask is 0 where the model cannot leave a token out: it counts the ones to "
+                     "tell how long a sequence is; pad on the right and in the first run alone, or give each row a "
+                     "session of its own");
+}
+
+/* Fill in a mask, or the positions of the last columns of a mask. */
+static void fill_padded(moec_tensor *input, const uint8_t *mask, int64_t total, int64_t columns, bool has_positions) {
+    size_t size = moec_type_size(input->type);
+    int64_t position = -1, rows = input->shape[0];
+    for (int64_t at = 0; at < rows * total; at++) {
+        int64_t column = at % total - (total - columns);
+        position = at % total == 0 ? mask[at] - 1 : position + mask[at];
+        int64_t value = has_positions ? (position > 0 ? position : 0) : mask[at];
+        char *place = (char *)input->data + (size_t)(at / total * columns + column) * size;
+        if (column >= 0) moec_fill(input->type, place, 1, value, 0);
+    }
+}
+
 static bool fill_input(const moec_session *session, const moec_filled *filled, int64_t fed, int64_t total,
-                       moec_tensor *input) {
+                       const uint8_t *mask, moec_tensor *input) {
     const moec_spec *spec = session->model->program->inputs + filled->input;
     bool is_mask = filled->role == MOEC_MASK, has_positions = filled->role == MOEC_POSITIONS;
     int64_t columns = is_mask ? total : has_positions ? fed : session->batch;
     if (!new_input(input, spec, session->batch, columns)) return false;
+    if (mask != NULL && spec->rank == 2 && (is_mask || has_positions)) {
+        fill_padded(input, mask, total, columns, has_positions);
+        return true;
+    }
     int64_t first = is_mask ? 1 : filled->role == MOEC_TOTAL ? total : total - fed;
     size_t row = (size_t)columns * moec_type_size(spec->type);
     for (int64_t at = 0; at < (spec->rank == 1 ? 1 : session->batch); at++)
@@ -104,7 +162,7 @@ static bool fill_input(const moec_session *session, const moec_filled *filled, i
 
 /* Make the inputs of a run; those that own their memory are ids and filled ones. */
 static moec_error make_inputs(moec_session *session, const int64_t *all, int64_t fed, int64_t total,
-                              moec_tensor *inputs) {
+                              const uint8_t *mask, moec_tensor *inputs) {
     const moec_program *program = session->model->program;
     const moec_session_spec *spec = program->session;
     moec_tensor *ids = inputs + spec->ids;
@@ -112,7 +170,7 @@ static moec_error make_inputs(moec_session *session, const int64_t *all, int64_t
     for (int64_t at = 0; is_there && at < session->batch * fed; at++)
         moec_fill(ids->type, (char *)ids->data + (size_t)at * moec_type_size(ids->type), 1, all[at], 0);
     for (int32_t at = 0; is_there && at < spec->filled_count; at++)
-        is_there = fill_input(session, spec->filled + at, fed, total, inputs + spec->filled[at].input);
+        is_there = fill_input(session, spec->filled + at, fed, total, mask, inputs + spec->filled[at].input);
     if (!is_there) return moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for the inputs of a run");
     moec_states_as_inputs(session, inputs);
     for (int32_t at = 0; at < program->input_count; at++) {
@@ -170,44 +228,69 @@ static moec_error run_model(moec_session *session, const moec_tensor *inputs, in
     return error;
 }
 
-static moec_error run(moec_session *session, const int64_t *ids, int64_t count, int64_t last, moec_tensor *logits) {
+/* Run on the inputs, and let the session become what it is behind the run. `all`: the ids; `mask`: of all tokens. */
+static moec_error step(moec_session *session, int64_t **all, uint8_t **mask, int64_t count, int64_t last,
+                       moec_tensor *logits) {
     const moec_program *program = session->model->program;
-    moec_error error = check_ids(session, ids, count);
-    if (error != MOEC_OK) return error;
     int64_t total = session->length + count, fed = session->is_incremental ? count : total;
     moec_tensor inputs[program->input_count + 1], outputs[program->output_count + 1];
     memset(inputs, 0, sizeof inputs), memset(outputs, 0, sizeof outputs);
-    int64_t *all = moec_allocate((size_t)(session->batch * fed) * sizeof *all);
-    if (all == NULL) return moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for the token ids");
-    gather_ids(session, ids, count, all);
-    error = make_inputs(session, all, fed, total, inputs);
+    moec_error error = make_inputs(session, *all, fed, total, *mask, inputs);
     int64_t wanted = last == 0 || last > count ? count : last;
     if (error == MOEC_OK) error = run_model(session, inputs, wanted, logits, outputs);
     if (error == MOEC_OK) {
         moec_states_advance(session, outputs);
         session->length = total;
+        free(session->mask);
+        session->mask = *mask, *mask = NULL;
         if (!session->is_incremental) {
             free(session->seen);
-            session->seen = all, all = NULL;
+            session->seen = *all, *all = NULL;
         }
     }
-    free(all);
     free_inputs(program->session, inputs);
     for (int32_t at = 0; at < program->output_count; at++) moec_release(outputs + at);
     return error;
 }
 
-moec_error moec_session_run(moec_session *session, const int64_t *ids, int64_t count, int64_t last,
-                            moec_tensor *logits) {
-    if (session == NULL || ids == NULL || logits == NULL || last < 0)
-        return moec_fail(MOEC_ERROR_ARGUMENT, "the session, the ids or the logits are NULL, or last is below 0");
-    return claim(session) ? let_go(session, run(session, ids, count, last, logits)) : busy();
+static moec_error run(moec_session *session, const int64_t *ids, const uint8_t *mask, int64_t count, int64_t last,
+                      moec_tensor *logits) {
+    moec_error error = check_ids(session, ids, count);
+    if (error != MOEC_OK) return error;
+    int64_t total = session->length + count, fed = session->is_incremental ? count : total;
+    uint8_t *joined;
+    int64_t *all = moec_allocate((size_t)(session->batch * fed) * sizeof *all);
+    if (!join_masks(session, mask, count, &joined) || all == NULL)
+        error = moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for the token ids");
+    if (error == MOEC_OK) error = check_mask(session, joined, total);
+    if (error == MOEC_OK) {
+        gather_ids(session, ids, count, all);
+        error = step(session, &all, &joined, count, last, logits);
+    }
+    free(joined);
+    free(all);
+    return error;
 }
 
-/* Forget the ids behind `length`, for a model without states. */
+moec_error moec_session_run_padded(moec_session *session, const int64_t *ids, const uint8_t *mask, int64_t count,
+                                   int64_t last, moec_tensor *logits) {
+    if (session == NULL || ids == NULL || logits == NULL || last < 0)
+        return moec_fail(MOEC_ERROR_ARGUMENT, "the session, the ids or the logits are NULL, or last is below 0");
+    return claim(session) ? let_go(session, run(session, ids, mask, count, last, logits)) : busy();
+}
+
+moec_error moec_session_run(moec_session *session, const int64_t *ids, int64_t count, int64_t last,
+                            moec_tensor *logits) {
+    return moec_session_run_padded(session, ids, NULL, count, last, logits);
+}
+
+/* Forget ids and mask behind `length`. */
 static void cut_ids(moec_session *session, int64_t length) {
-    for (int64_t row = 1; session->seen != NULL && row < session->batch; row++)
-        memmove(session->seen + row * length, session->seen + row * session->length, (size_t)length * sizeof(int64_t));
+    for (int64_t row = 1; row < session->batch; row++) {
+        int64_t to = row * length, from = row * session->length;
+        if (session->seen != NULL) memmove(session->seen + to, session->seen + from, (size_t)length * sizeof(int64_t));
+        if (session->mask != NULL) memmove(session->mask + to, session->mask + from, (size_t)length);
+    }
 }
 
 moec_error moec_session_truncate(moec_session *session, int64_t length) {
@@ -227,12 +310,15 @@ moec_error moec_session_truncate(moec_session *session, int64_t length) {
 }
 
 static moec_error fork_session(const moec_session *session, moec_session *copy) {
-    size_t ids = (size_t)(session->batch * session->length) * sizeof(int64_t);
+    size_t count = (size_t)(session->batch * session->length), ids = count * sizeof(int64_t);
     copy->model = session->model, copy->batch = session->batch, copy->most = session->most;
     copy->length = session->length, copy->is_incremental = session->is_incremental;
     if (session->seen != NULL && (copy->seen = moec_allocate(ids)) == NULL)
         return moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for another session");
     if (session->seen != NULL) memcpy(copy->seen, session->seen, ids);
+    if (session->mask != NULL && (copy->mask = moec_allocate(count)) == NULL)
+        return moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for another session");
+    if (session->mask != NULL) memcpy(copy->mask, session->mask, count);
     return moec_states_copy(session, copy);
 }
 

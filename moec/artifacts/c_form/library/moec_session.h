@@ -17,6 +17,7 @@ struct moec_session {
     int64_t batch, most, length; /* most: of tokens, 0 for no limit */
     bool is_incremental;         /* the model has states, so that a run computes only the new tokens */
     int64_t *seen;               /* [batch, length], of a model without states */
+    uint8_t *mask;               /* [batch, length], 0 for padding; NULL: there is none */
     moec_tensor *states;         /* in the order of the program's states; without data where they are held */
     moec_held_memory *held;      /* in the order of the program's held states; NULL where it is given them */
     _Atomic bool is_used;

@@ -75,7 +75,7 @@ function Loaded({ report, view, place, go }) {
   const [data, setData] = useState(null);
   const [failure, setFailure] = useState(null);
   useEffect(() => {
-    report.sections(place.subject, view.sections).then(setData, (error) => setFailure(String(error)));
+    report.sections(view.isOfReport ? "report" : place.subject, view.sections).then(setData, (error) => setFailure(String(error)));
   }, []);
   if (failure) return html`<p role="alert">This part of the report cannot be read: ${failure}</p>`;
   if (data === null) return html`<p>Decoding ...</p>`;

@@ -43,7 +43,7 @@ export function Search({ report, views, place, close }) {
 // Entries of all views: { label, kind, text, path }, where `path` is [view, part, ...].
 async function collect(report, views, subject) {
   const lists = await Promise.all(
-    views.filter((view) => view.entries).map(async (view) => view.entries(await report.sections(subject, view.sections))),
+    views.filter((view) => view.entries).map(async (view) => view.entries(await report.sections(view.isOfReport ? "report" : subject, view.sections))),
   );
   return lists.flat();
 }

@@ -191,16 +191,22 @@ def evaluate(
     rows: Rows = None,
     threads: Threads = None,
     emulate: Emulate = False,
+    page: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write the results as a page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate models on the same data.
 
     Shows the quality and size of each, and how certain the differences are.
     """
+    from moec.common.replacing import check_replaceable
+    from moec.common.seals import foreign_file
+    from moec.exploring.results import write_evaluation
     from moec.inspect.evaluation import evaluation_tables, nan_notes
     from moec.tools.data import TextOptions
     from moec.tools.evaluate import evaluate as evaluate_models
 
+    if page is not None:
+        check_replaceable(page, foreign_file)
     with shown_progress() as progress:
         evaluation = evaluate_models(
             models,
@@ -213,6 +219,8 @@ def evaluate(
             emulate=emulate,
             progress=progress,
         )
+    if page is not None:
+        write_evaluation(evaluation, page)
     print_result(evaluation.as_data(), as_json, evaluation_tables(evaluation))
     for note in nan_notes(evaluation):
         print(f"note: {note}", file=sys.stderr)
@@ -221,7 +229,9 @@ def evaluate(
 def sweep(
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Write sweep.json to this folder.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Write sweep.json and sweep.html to this folder.")
+    ],
     profile: Annotated[
         Path | None,
         typer.Option(help="Read this .moeprof file, made by moec profile from MODEL. gptq and --avg need it."),
@@ -276,16 +286,14 @@ def sweep(
 
 def _report_sweep(swept: Sweep, folder: Path, as_json: bool) -> None:
     """Show the results of a sweep. Raises MoecError where variants failed."""
+    from moec.exploring.results import write_sweep
     from moec.inspect import sweeps
-    from moec.tools.sweeping.driver import PLOT
+    from moec.tools.sweeping.driver import PAGE
 
     print_result(sweeps.sweep_data(swept), as_json, sweeps.sweep_tables(swept))
     for chain, failure in swept.failures.items():
         print(f"note: {sweeps.label(chain)}: {failure}", file=sys.stderr)
-    try:
-        sweeps.draw(swept, folder / PLOT)
-    except MoecError as error:
-        print(f"note: {error}", file=sys.stderr)
+    write_sweep(swept, folder / PAGE)
     if swept.failures:
         tried = len(swept.failures) + len(swept.variants)
         raise MoecError(f"{len(swept.failures)} of {tried} variants failed; the notes say why")

@@ -22,9 +22,12 @@ SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
 """Sections that are added to an artifact's description, by name. A section without content is None or empty."""
 
 
-def document(subjects: Sequence[Subject], **others: Any) -> dict[str, Any]:
-    """Describe artifacts in one document. ``others``: sections of the whole report (a sweep, an evaluation)."""
-    return {"schema": SCHEMA, "version": VERSION, "artifacts": [_record(each) for each in subjects], **others}
+def document(subjects: Sequence[Subject], title: str | None = None, **others: Any) -> dict[str, Any]:
+    """Describe artifacts in one document. ``title``: of the report, by default the artifacts' names. ``others``:
+    sections of the whole report (a sweep, an evaluation)."""
+    named = ", ".join(subject.title for subject in subjects) if title is None else title
+    artifacts = [_record(each) for each in subjects]
+    return {"schema": SCHEMA, "version": VERSION, "title": named, "artifacts": artifacts, **others}
 
 
 def _record(subject: Subject) -> dict[str, Any]:

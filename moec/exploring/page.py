@@ -29,6 +29,7 @@ style-src 'unsafe-inline'; img-src data: blob:">
 <div id="app"><noscript>This report needs JavaScript. It reads no other file and no network.</noscript></div>
 """
 _REPORT = "report"
+_HEAD_KEYS = ("schema", "version", "title")
 
 
 def write_page(document: dict[str, Any], path: pathlib.Path) -> None:
@@ -44,11 +45,10 @@ def write_page(document: dict[str, Any], path: pathlib.Path) -> None:
 def page(document: dict[str, Any]) -> str:
     """Return a document as the text of a page."""
     program, style = _asset("explorer.js"), _asset("explorer.css")
-    title = ", ".join(artifact["title"] for artifact in document["artifacts"]) or "moec"
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     parts = "".join(_part(place, name, value) for place, name, value in _parts(document))
-    index = json.dumps(_index(document, title)).replace("<", "\\u003c")
-    head = _HEAD.format(digest=digest, title=html.escape(title), style=style)
+    index = json.dumps(_index(document)).replace("<", "\\u003c")
+    head = _HEAD.format(digest=digest, title=html.escape(document["title"]), style=style)
     data = f'<script type="application/json" id="index">{index}</script>\n{parts}'
     return f"{head}{data}<script>{program}</script>\n</body>\n</html>\n"
 
@@ -57,7 +57,7 @@ def _asset(name: str) -> str:
     return (importlib.resources.files("moec.exploring") / "page" / name).read_text(encoding="utf-8")
 
 
-def _index(document: dict[str, Any], title: str) -> dict[str, Any]:
+def _index(document: dict[str, Any]) -> dict[str, Any]:
     """Return what the page needs at once: titles, and the sections that are not empty."""
     artifacts = [
         {
@@ -68,18 +68,14 @@ def _index(document: dict[str, Any], title: str) -> dict[str, Any]:
         for artifact in document["artifacts"]
     ]
     sections = [name for place, name, _ in _parts(document) if place == _REPORT]
-    return {key: document[key] for key in ("schema", "version")} | {
-        "title": title,
-        "artifacts": artifacts,
-        "sections": sections,
-    }
+    return {key: document[key] for key in _HEAD_KEYS} | {"artifacts": artifacts, "sections": sections}
 
 
 def _parts(document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Go through the sections that are not empty: the place of their artifact, or that of the report, and names."""
     for place, artifact in enumerate(document["artifacts"]):
         yield from ((str(place), name, value) for name, value in artifact.items() if value)
-    others = {name: value for name, value in document.items() if name not in ("schema", "version", "artifacts")}
+    others = {name: value for name, value in document.items() if name not in (*_HEAD_KEYS, "artifacts")}
     yield from ((_REPORT, name, value) for name, value in others.items() if value)
 
 

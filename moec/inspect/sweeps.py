@@ -1,23 +1,18 @@
-"""Output and plots of ``moec sweep``."""
+"""Output of ``moec sweep``."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import io
-import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from moec.common.errors import MoecError
-from moec.common.seals import write_sealed
 from moec.common.tables import table
 from moec.inspect.evaluation import quality_text
-from moec.tools.evaluate import METHOD, MetricValue, finite
+from moec.tools.evaluate import METHOD, finite
 
 if TYPE_CHECKING:
     from moec.tools.sweeping import Sweep
@@ -65,47 +60,6 @@ def sweep_data(sweep: Sweep) -> list[dict[str, Any]]:
         del fields["key"]
         described.append({**fields, "fronts": [name for name, marks in fronts.items() if marks[at]]})
     return described
-
-
-def draw(sweep: Sweep, path: pathlib.Path) -> None:
-    """Plot quality over each cost, as a PNG. Raises MoecError where matplotlib is not installed, or where a file exists
-    that moec did not write."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MoecError("matplotlib is not installed: no plot; pip install 'moec[plot]' makes one next time")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    costs, fronts = sweep.costs(), sweep.fronts()
-    listed = "\n".join(f"{at}  {label(variant.pipeline)}" for at, variant in enumerate(sweep.variants, 1))
-    figure = Figure(figsize=(3.5 * len(costs), 4 + 0.12 * len(sweep.variants)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    for panel, (name, values) in zip(panels, costs.items(), strict=True):
-        _draw_panel(panel, values, [variant.qualities[sweep.metric] for variant in sweep.variants], fronts[name])
-        panel.set_xlabel(name)
-        if not name.startswith("time"):
-            panel.set_xscale("log", base=2)
-            panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    panels[0].set_ylabel(sweep.metric)
-    figure.supxlabel(listed, fontsize=7, x=0.01, ha="left")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    write_sealed(path, image.getvalue(), "")
-
-
-def _draw_panel(
-    panel: Any, costs: Sequence[float | None], qualities: Sequence[MetricValue], front: Sequence[bool]
-) -> None:
-    """Plot points with their numbers and, except for the first, error bars of the quality; a line connects the
-    front."""
-    for number, (cost, quality) in enumerate(zip(costs, qualities, strict=True), 1):
-        if cost is not None:
-            panel.errorbar(cost, quality.value, quality.interval, fmt="o", color="gray", markersize=3, linewidth=0.7)
-            panel.annotate(str(number), (cost, quality.value), (3, 3), textcoords="offset points", fontsize=7)
-    places = zip(costs, qualities, front, strict=True)
-    line = sorted((cost, quality.value) for cost, quality, marked in places if cost is not None and marked)
-    panel.plot([cost for cost, _ in line], [value for _, value in line], "o-", color="tab:blue", markersize=4)
-    panel.grid(alpha=0.3)
 
 
 def _cost(value: float | None) -> str:

@@ -50,7 +50,8 @@ class MetricValue:
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """Results of one model. ``weight_bytes``: of all its weights in memory; ``expert_bits``: average bits of a weight
-    of its experts, without scales; ``nan_outputs``: number of NaN elements of the output, in ``nan_rows`` rows."""
+    of its experts, without scales; ``nan_outputs``: number of NaN elements of the output, in ``nan_rows`` rows.
+    ``layer_errors``: by layer, the relative error of its output that rounding its weights left."""
 
     name: str
     weight_bytes: int
@@ -58,6 +59,7 @@ class Judged:
     nan_outputs: int
     nan_rows: int
     qualities: dict[str, MetricValue]
+    layer_errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +286,8 @@ class _EvaluationRun:
         qualities = {metric: self._quality(at, metric, counts[metric]) for metric in self._metrics}
         bits, size = expert_bits(described["moe_blocks"]), sum(weight["bytes"] for weight in described["weights"])
         elements, rows = map(int, self._nan[at])
-        return Judged(name, size, bits, elements, rows, qualities)
+        errors = {loss["layer"]: loss["output_error"] for loss in described["losses"]}
+        return Judged(name, size, bits, elements, rows, qualities, errors)
 
     def _quality(self, at: int, metric: str, counts: Array) -> MetricValue:
         own, first = (np.concatenate(self._sums[contestant, metric]) for contestant in (at, 0))

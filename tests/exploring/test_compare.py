@@ -42,7 +42,7 @@ def test_kernels_that_differ_stand_first(running, compared):
         ]
         page.click("a:text-is('moe_combine')")
         page.wait_for_selector("text=1 of")
-        assert page.inner_text(".difference .added") .split() == ["+", "added:", "one", "more", "line"]
+        assert page.inner_text(".difference .added").split() == ["+", "added:", "one", "more", "line"]
         assert page.locator(".difference .removed").count() == 0
 
 

@@ -22,7 +22,7 @@ HOSTILE = "</script><script>alert(1)</script>\"'<img src=x onerror=alert(2)>"
 def of(title: str, **sections: object) -> dict[str, object]:
     """A document of one artifact."""
     artifact = {"title": title, "target": "cpu", "layers": {"parts": []}, **sections}
-    return {"schema": SCHEMA, "version": VERSION, "artifacts": [artifact]}
+    return {"schema": SCHEMA, "version": VERSION, "title": title, "artifacts": [artifact]}
 
 
 def test_parts_of_a_page_are_the_sections_of_its_document():

@@ -1,12 +1,14 @@
 // All views in the order of the navigation. A view is one file with:
 //   name       its part of the address      title, key   in the navigation
-//   sections   of the document that it reads
+//   sections   of the document that it reads: of an artifact, or, with isOfReport, of the whole report
 //   isFor(index, subject)   whether the report has it
 //   entries(data)           for the search: [{ label, kind, text, path }]
 //   Component({ data, parts, subject, report, go, link })
 import { compareView } from "./compare.js";
+import { evaluationView } from "./evaluation.js";
 import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
+import { sweepView } from "./sweep.js";
 
-export const views = [mapView, kernelView, passesView, compareView];
+export const views = [mapView, kernelView, passesView, compareView, sweepView, evaluationView];

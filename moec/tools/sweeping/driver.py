@@ -30,7 +30,7 @@ from moec.tools.metrics import METRICS, metric_named
 from moec.tools.sweeping.file import NAME, Times, Variant, foreign, read_variants, write_variants
 from moec.tools.sweeping.front import on_front
 
-PLOT = "sweep.png"
+PAGE = "sweep.html"
 _SECONDS = 1.0
 """Seconds for which each case of a variant is timed."""
 
@@ -135,7 +135,7 @@ def _prepared(folder: pathlib.Path, model: str | os.PathLike[str]) -> pathlib.Pa
     except OSError as error:
         raise MoecError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
     check_replaceable(folder / NAME, foreign)
-    check_replaceable(folder / PLOT, foreign_file)
+    check_replaceable(folder / PAGE, foreign_file)
     return folder
 
 
@@ -229,6 +229,7 @@ class _Runner:
             judged.qualities,
             dict(map(functools.partial(_timed, self._first, compiled), cases)),
             None if self._kept is None else artifact,
+            judged.layer_errors,
         )
 
     def _compiled(self, chain: str, output: pathlib.Path | None, progress: Progress) -> CompiledModel:

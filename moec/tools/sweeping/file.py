@@ -30,7 +30,7 @@ from moec.common.replacing import replacing
 from moec.tools.evaluate import MetricValue, finite
 from moec.tools.metrics import METRICS
 
-VERSION = 1
+VERSION = 2
 NAME = "sweep.json"
 _LARGEST = 256 << 20
 _Milliseconds = Annotated[float, FieldRule(lambda number: 0 < number < math.inf, "a positive number")]
@@ -66,6 +66,7 @@ class Variant:
     qualities: _Qualities
     times: dict[str, Times]
     artifact: str | None = None
+    layer_errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def compares_with(self, others: Sequence[Variant]) -> bool:
         """Whether the others were judged by the same metrics, and timed in the same cases."""

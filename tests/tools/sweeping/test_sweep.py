@@ -145,7 +145,7 @@ def test_files_of_others_are_refused(model, data, tmp_path, swept):
     (tmp_path / "sweep.json").write_text(text.replace('"weight_bytes": ', '"weight_bytes": 1'))
     with pytest.raises(MoecError, match="was changed since moec wrote it"):
         sweep(model, [data], tmp_path, PIPELINES)
-    assert json.loads(text)["version"] == 1
+    assert json.loads(text)["version"] == 2
     with pytest.raises(MoecError, match="no such file; expected an ONNX model"):
         sweep(tmp_path / "none.onnx", [data], tmp_path / "other", PIPELINES)
     assert not (tmp_path / "other").exists()

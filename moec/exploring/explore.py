@@ -38,6 +38,7 @@ def explore(
             pathlib.Path(path),
             profile=None if profile is None else pathlib.Path(profile),
             bench=measured if place == 0 else None,
+            may_measure=True,
         )
         for place, path in enumerate(paths)
     ]

@@ -16,7 +16,8 @@ class Subject:
     """One artifact that a report shows.
 
     ``architecture``: show only the program for it. ``profile``: a ``.moeprof`` file of the same model. ``bench``: what
-    ``moec bench --json`` printed for this artifact.
+    ``moec bench --json`` printed for this artifact. ``may_measure``: whether sections may measure the limits of this
+    machine, which takes seconds.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Subject:
     architecture: str | None = None
     profile: pathlib.Path | None = None
     bench: dict[str, Any] | None = None
+    may_measure: bool = False
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def subject(
     architecture: str | None = None,
     profile: pathlib.Path | None = None,
     bench: dict[str, Any] | None = None,
+    may_measure: bool = False,
 ) -> Subject:
     """Open the artifact at ``path`` as a subject. Raises ArtifactError."""
-    return Subject(path.name, open_artifact(path, check_weights=False), architecture, profile, bench)
+    return Subject(path.name, open_artifact(path, check_weights=False), architecture, profile, bench, may_measure)

@@ -8,9 +8,9 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, tirx
 
+from moec.common.kernel_sizes import LARGEST
 from moec.common.work import SizedWork
 from moec.targets.base import SizeRange
-from moec.targets.cuda.estimates.sizes import LARGEST
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
 from moec.targets.gpu.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together

@@ -21,7 +21,7 @@ HOSTILE = "</script><script>alert(1)</script>\"'<img src=x onerror=alert(2)>"
 
 def of(title: str, **sections: object) -> dict[str, object]:
     """A document of one artifact."""
-    artifact = {"title": title, "target": "cpu", "layers": {"parts": []}, **sections}
+    artifact = {"title": title, "target": "cpu", **sections}
     return {"schema": SCHEMA, "version": VERSION, "title": title, "artifacts": [artifact]}
 
 
@@ -41,9 +41,8 @@ def test_equal_documents_are_equal_pages():
 
 def test_hostile_names_are_text(running, tmp_path):
     path = tmp_path / "report.html"
-    parts = [{"title": HOSTILE, "kind": HOSTILE, "kernels": [HOSTILE], "weight_bytes": 1}]
-    path.write_text(page(of(HOSTILE, layers={"parts": parts})), encoding="utf-8")
-    with opened(running, path) as shown:
+    path.write_text(page(of(HOSTILE, kernels=[{"name": HOSTILE, "computes": HOSTILE}], texts={HOSTILE: []})), "utf-8")
+    with opened(running, path, "#kernel") as shown:
         shown.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
         assert HOSTILE in shown.inner_text("h1")
         assert HOSTILE in shown.inner_text("main")

@@ -4,6 +4,7 @@
 //   isFor(index, subject)   whether the report has it
 //   entries(data)           for the search: [{ label, kind, text, path }]
 //   Component({ data, parts, subject, report, go, link })
+import { blockView } from "./block.js";
 import { compareView } from "./compare.js";
 import { evaluationView } from "./evaluation.js";
 import { kernelView } from "./kernel.js";
@@ -11,4 +12,4 @@ import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
 import { sweepView } from "./sweep.js";
 
-export const views = [mapView, kernelView, passesView, compareView, sweepView, evaluationView];
+export const views = [mapView, blockView, kernelView, passesView, compareView, sweepView, evaluationView];

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.common.errors import ArtifactError, MoecError
+from moec.common.kernel_sizes import evaluate, kernel_sizes, tensor_bytes
 from moec.common.roofline import Roofline
 from moec.common.work import SizedWork, Work
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.estimates.gpus import GPU_OF, GPUS, Gpu, Occupancy, gpu_called
-from moec.targets.cuda.estimates.sizes import ROWS, TOKENS, ModelSizes, evaluate, kernel_sizes, tensor_bytes
+from moec.targets.cuda.estimates.sizes import ROWS, TOKENS, ModelSizes
 from moec.targets.cuda.hardware.architectures import newest_that_runs
 
 MEMORY, ARITHMETIC = "memory", "arithmetic"

@@ -15,7 +15,7 @@ import tvm_ffi
 from tvm import tirx
 
 from moec.common.guards import parse_size
-from moec.targets.cuda.estimates.sizes import LARGEST
+from moec.common.kernel_sizes import LARGEST
 from moec.targets.tvm.sizes.c_expressions import in_c
 
 _EXTENT = "thread_extent"

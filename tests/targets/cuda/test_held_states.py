@@ -11,13 +11,13 @@ import pytest
 
 import moec
 from moec.common.errors import InputError, MoecError
+from moec.common.kernel_sizes import evaluate, kernel_sizes
 from moec.runtime import held
 from moec.runtime.artifact import open_artifact
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
 from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
-from moec.targets.cuda.estimates.sizes import evaluate, kernel_sizes
 
 from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
 from ..cpu.test_held_states import pages_of

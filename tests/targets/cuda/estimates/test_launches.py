@@ -14,13 +14,14 @@ from rich.console import Console
 
 from moec import targets
 from moec.common.errors import ArtifactError, MoecError
+from moec.common.kernel_sizes import evaluate
 from moec.common.specs import HeldState, TensorSpec
 from moec.common.work import SizedWork
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import Manifest, ProgramEntry
 from moec.targets.cuda.estimates.launches import ModelEstimate, estimate_launches
-from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS, evaluate
+from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS
 from moec.targets.cuda.estimates.tables import launch_data, launch_tables
 
 from ...node_models import node_model

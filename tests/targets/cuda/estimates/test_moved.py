@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.common.kernel_sizes import kernel_sizes, tensor_bytes
 from moec.ir.text import parse_model
-from moec.targets.cuda.estimates.sizes import kernel_sizes, tensor_bytes
 
 GRAPH = """<ir_version: 11, opset_import: ["" : 24]>
 g (int64[T] ids, float16[50,24] table, float16[24] scale)

@@ -1,0 +1,132 @@
+"""The section of layers, and the map that shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from moec.common.roofline import FLOAT32, Peak, Roofline
+from moec.exploring import times
+from moec.exploring.layers import layers
+from moec.exploring.page import page as page_of
+from moec.exploring.subject import subject
+
+from .browser import NARROW, opened
+from .test_page import HOSTILE, of
+
+BENCH_ROW = {"calls": 2, "gop_per_s": None, "gb_per_s": 1.0, "share_of_roofline": 0.5}
+
+
+def bench(kernels: dict[str, float]) -> dict[str, object]:
+    """A benchmark of one run, with milliseconds of kernels."""
+    rows = [{"name": name, "milliseconds": value, **BENCH_ROW} for name, value in kernels.items()]
+    return {"cases": [{"inputs": {"ids": [1, 4]}, "milliseconds": {"moec": {"median": 3.0}}, "kernels": rows}]}
+
+
+def test_parts_have_the_weights_blocks_and_kernels_of_the_artifact(char_lm):
+    shown = subject(char_lm)
+    parts = layers(shown)["parts"]
+    assert [(part["layer"], part["title"]) for part in parts if part["kind"] != "rest"] == [
+        ("input", "Embedding"),
+        (0, "Attention"),
+        (0, "MoE block"),
+        (1, "Attention"),
+        (1, "MoE block"),
+        ("output", "Head"),
+    ]
+    blocks = [part for part in parts if part["block"] is not None]
+    names = [shown.description["moe_blocks"][part["block"]]["name"] for part in blocks]
+    assert all(name in part["nodes"] for name, part in zip(names, blocks, strict=True))
+    assert all("moe_grouped_gemm" in part["kernels"] for part in blocks)
+    assert parts[0]["weight_bytes"] == next(w.bytes for w in shown.artifact.manifest.weights if w.shape == (96, 64))
+    nodes = {node for kernel in shown.description["kernels"] for node in kernel["nodes"]}
+    assert nodes <= {node for part in parts for node in part["nodes"]}
+    attention = next(place for place, part in enumerate(parts) if part["title"] == "Attention")
+    assert attention in next(part for part in parts if part["layer"] == 0 and part["kind"] == "rest")["reads"]
+
+
+def test_measured_times_are_divided_among_calls(char_lm):
+    measured = dataclasses.replace(subject(char_lm), bench=bench({"attention": 2.0, "gather": 0.5}))
+    section = layers(measured)
+    assert section["cases"] == [{"title": "ids 1 x 4", "measured": True, "limits": None, "microseconds": 3000.0}]
+    of_title = {(part["layer"], part["title"]): part["microseconds"] for part in section["parts"]}
+    assert of_title[0, "Attention"] == of_title[1, "Attention"] == [1000.0]
+    assert of_title["input", "Embedding"] == [500.0]
+    assert of_title[0, "MoE block"] == [0.0]
+
+
+def test_a_benchmark_of_another_artifact_gives_no_times(char_lm):
+    section = layers(dataclasses.replace(subject(char_lm), bench=bench({"another": 1.0})))
+    assert section["cases"] == [] and "another" in section["no_times"]
+
+
+def test_predicted_times_follow_from_limits(char_lm, monkeypatch):
+    slow = Roofline(1, {"pages": 1e6}, (Peak(FLOAT32, "units", 1e15),))
+    monkeypatch.setattr(times, "_limits_of_this_machine", lambda target, threads: slow)
+    section = layers(subject(char_lm, may_measure=True))
+    (case,) = section["cases"]
+    assert not case["measured"] and case["limits"].startswith("this machine")
+    of_kind = {(part["layer"], part["kind"]): part["microseconds"][0] for part in section["parts"]}
+    head = 4 * (64 * 96 + 96 + 64 + 96)  # a product with a bias, for one token
+    assert of_kind["output", "head"] >= head
+    chosen = 2 * (2 * 64 * 48 + 48 * 64) * 4  # two experts of eight
+    assert chosen < of_kind[0, "moe"] < 2 * chosen + 20000
+
+
+def test_without_permission_nothing_is_measured(char_lm):
+    section = layers(subject(char_lm))
+    assert section["cases"] == [] and "moec bench" in section["no_times"]
+
+
+def test_the_map_leads_to_blocks_and_kernels(running, report):
+    with opened(running, report, "#map") as page:
+        picture = page.locator("main svg[role=img]")
+        assert picture.get_attribute("aria-label") == "Layers by bytes of weights"
+        page.get_by_label("Time").click()
+        assert "Predicted, not measured" in page.inner_text("main")
+        page.locator("main svg a[href='#block/1']").click()
+        assert page.wait_for_selector("main h2:has-text('MoE block 1, layer 1')")
+        page.get_by_role("link", name="moe_route").click()
+        page.wait_for_selector("main h2:has-text('moe_route')")
+
+
+def test_attention_shows_its_kernels_on_a_small_screen(running, report):
+    with opened(running, report, "#map", NARROW) as page:
+        page.get_by_role("link", name="Layer 0: Attention", exact=True).click()
+        page.wait_for_selector("main h2:has-text('Layer 0: Attention')")
+        assert page.get_by_role("link", name="attention", exact=True).count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW[0]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A report in which every name is hostile and long."""
+    part = {"title": HOSTILE, "kind": "moe", "layer": 0, "block": 0, "reads": [0], "nodes": [HOSTILE * 99]}
+    part |= {"kernels": [HOSTILE], "weight_bytes": 1, "shared_bytes": 0, "formats": {HOSTILE: 1}, "microseconds": [1.0]}
+    case = {"title": HOSTILE, "measured": False, "limits": HOSTILE, "microseconds": None}
+    section = {"parts": [part], "cases": [case], "no_times": None, "stored_bytes": 1}
+    block = {"name": HOSTILE * 99, "op": HOSTILE, "num_experts": 1, "top_k": 1, "hidden_size": 1, "router": HOSTILE}
+    block |= {"intermediate_size": 1, "activation": HOSTILE, "gate_layout": HOSTILE, "formulation": HOSTILE}
+    block |= {"formats": {HOSTILE: [HOSTILE]}, "experts": {"arithmetic": HOSTILE}}
+    remark = {"pass_name": HOSTILE, "severity": "note", "subject": HOSTILE * 99, "message": HOSTILE}
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    path.write_text(page_of(of(HOSTILE, layers=section, moe_blocks=[block], remarks=[remark])), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("address", ["#map", "#map/0", "#block/0"])
+def test_hostile_names_are_text_in_all_places(running, hostile, address):
+    with opened(running, hostile, address, NARROW) as page:
+        page.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
+        assert HOSTILE in page.inner_text("main")
+        assert page.locator("main img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW[0]
+
+
+def test_the_document_holds_the_section(char_lm):
+    from moec.exploring.document import document
+
+    (artifact,) = document([subject(char_lm)])["artifacts"]
+    assert json.loads(json.dumps(artifact["layers"])) == artifact["layers"]

@@ -7,6 +7,7 @@ follows a message to its repeated fields, so the file ends with the bytes of tha
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ from moec.ir.weights.stacks import packed_parts
 
 _INLINE = 1024
 """Bytes of a constant from which on it is written on its own."""
-_LARGEST_INLINE = 4 << 20
+_LARGEST_INLINE = 1 << 20
 """Bytes of weights that a file may have in itself. onnxruntime copies them twice, and maps those beside the file."""
 _LARGE, _PAGE, _LINE = 1 << 20, 4096, 64
 """Bytes of a weight from which on it begins on a page; of a page; of a cache line, on which others begin."""
@@ -116,18 +117,24 @@ def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.TensorPr
 
 
 def _write_data(proto: onnx.ModelProto, weights: list[ir.TensorProtocol], data: pathlib.Path) -> None:
-    """Write weights to a file, and entries that refer to it to the message."""
+    """Write weights to a file, those of the same bytes once, and entries that refer to it to the message."""
+    starts: dict[bytes, int] = {}
     with data.open("wb") as file:
         for weight in weights:
-            file.write(bytes(-file.tell() % (_PAGE if weight.nbytes >= _LARGE else _LINE)))
-            place = {"location": data.name, "offset": file.tell(), "length": weight.nbytes}
+            end = file.tell()
+            file.write(bytes(-end % (_PAGE if weight.nbytes >= _LARGE else _LINE)))
+            start = file.tell()
+            offset = starts.setdefault(_write_numbers(file, weight), start)
+            if offset != start:
+                file.seek(end)
+                file.truncate()
+            place = {"location": data.name, "offset": offset, "length": weight.nbytes}
             entry = _tensor(weight)
             entry.data_location = onnx.TensorProto.EXTERNAL
             entry.external_data.extend(
                 onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
             )
             proto.graph.initializer.append(entry)
-            _write_numbers(file, weight)
 
 
 def _name_data(proto: onnx.ModelProto, name: str) -> None:
@@ -147,13 +154,16 @@ def _tensor(tensor: ir.TensorProtocol) -> onnx.TensorProto:
     return onnx.TensorProto(name=tensor.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
 
 
-def _write_numbers(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
-    start = file.tell()
+def _write_numbers(file: BinaryIO, tensor: ir.TensorProtocol) -> bytes:
+    """Write the bytes of a tensor. Returns their digest."""
+    start, digest = file.tell(), hashlib.sha256()
     for part in packed_parts(tensor):
         file.write(part)
+        digest.update(part)
         release_pages()
     if file.tell() - start != tensor.nbytes:
         raise AssertionError(f"weight {tensor.name}: {file.tell() - start} bytes; expected {tensor.nbytes}")
+    return digest.digest()
 
 
 def _seal_entry(length: int) -> bytes:

@@ -25,7 +25,8 @@ class ExpandLinear:
 
     1. A stored weight is written inputs first, [K,N], because MatMul takes it so. One of a narrower format has the bits
        that it is stored in, and is decoded by operators whose inputs are constants: onnxruntime computes these once, in
-       float32, when it loads the model. Integers of 2 bits are stored in 4. Other weights get a Transpose.
+       float32, when it loads the model. Integers of 2 bits are stored in 4. Weights that something else uses, too,
+       such as an embedding, stay as they are and get a Transpose, as do weights that are computed.
 
     ::
 

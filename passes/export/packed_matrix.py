@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from moec.ir.weights.encode import Table
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight
 from moec.passes.export.packed_experts import LEAST_BLOCK, bits_of, pack
+from moec.passes.export.stored_table import Change, StoredTable
 from moec.passes.graph.writer import Writer
 
 Array = np.ndarray[Any, Any]
@@ -69,8 +70,11 @@ class PackedMatrix:
         return [Digits(4, 4), Digits(4)] if self.bits == 8 and not self.rounds else [Digits(self.bits)]
 
     def scales(self, write: Writer) -> ir.Value:
-        """The constant [N,blocks] in float32."""
-        return self._table(write, "scale", (self.size[0], self.blocks), lambda: self._by_block("scale"))
+        """The scales [N,blocks] in float32."""
+        scales = self._table(write, "scale", axis=1)
+        if self._groups == self.blocks:
+            return scales
+        return write.add("Gather", scales, write.constant(self._group_of_blocks, "groups"), axis=1, label="scales")
 
     def operands(self, write: Writer, digits: Digits, scales: ir.Value) -> list[ir.Value]:
         """Constants of one product: bytes [N,blocks,bytes], scales [N,blocks] and, where they are not the middle of the
@@ -94,39 +98,56 @@ class PackedMatrix:
         return [data, scales, write.add("ConstantOfShape", write.numbers(N, row), label="zeros", value=value)]
 
     def minima(self, write: Writer) -> ir.Value:
-        """The constant [groups,N] in float32 that is subtracted for each input of a group."""
-        N, K = self.size
-        return self._table(write, "minimum", (-(-K // self.form.group), N), lambda: self._read("minimum"))
+        """The numbers [groups,N] in float32 that are subtracted for each input of a group."""
+        return self._table(write, "minimum", axis=0)
+
+    @property
+    def _groups(self) -> int:
+        return -(-self.size[1] // (self.form.group or self.size[1]))
+
+    @property
+    def _group_of_blocks(self) -> Array:
+        return np.minimum(np.arange(self.blocks) * self.block // (self.form.group or self.size[1]), self._groups - 1)
 
     @property
     def _zero(self) -> int:
         """The number that means 0 in a format without zero points, if minima are left aside."""
         return 0 if self.form.minima else 2 ** (self.bits - 1)
 
+    @property
+    def offset(self) -> int:
+        """The number that is added to stored ones, so that none is negative."""
+        return 0 if self.form.zero_points or self.form.minima else self._zero
+
     def _data(self, digits: Digits) -> Array:
-        (N, K), signed = self.size, not (self.form.zero_points or self.form.minima)
+        N, K = self.size
         numbers = np.zeros((N, self.blocks * self.block), np.uint8)
-        numbers[:, :K] = self._read("data").T.astype(np.int16) + (self._zero if signed else 0)
+        numbers[:, :K] = self._read("data").T.astype(np.int16) + self.offset
         if not self.form.zero_points:
             numbers[:, K:] = self._zero
         return pack(digits.of(numbers), digits.bits)
 
     def _zeros(self, digits: Digits) -> Array:
-        return pack(digits.of(self._by_block("zero_point").astype(np.uint8)), digits.bits)
+        zeros = self._read("zero_point").T[:, self._group_of_blocks]
+        return pack(digits.of(zeros.astype(np.uint8)), digits.bits)
 
-    def _table(self, write: Writer, name: Table, shape: tuple[int, ...], make: Callable[[], Array]) -> ir.Value:
-        """A table in float32. One of float16 stays so in the file; onnxruntime widens it once, when it loads the
-        model."""
-        value = getattr(self.stored.runs[0], name)
-        if value.dtype != ir.DataType.FLOAT16:
-            return _lazy(write, name, ir.DataType.FLOAT, shape, make)
-        return write.add("Cast", _lazy(write, name, ir.DataType.FLOAT16, shape, make), to=ir.DataType.FLOAT, label=name)
+    def _table(self, write: Writer, name: Literal["scale", "minimum"], axis: int) -> ir.Value:
+        """A table in float32, whose groups are along ``axis``. In the file it has the bits that it is stored in;
+        onnxruntime widens it once, when it loads the model."""
+        N, run, groups = self.size[0], self.stored.runs[0], self._groups
+        levels = run.levels(name)
 
-    def _by_block(self, name: Table) -> Array:
-        """A table [groups,N] as [N,blocks]."""
-        table = self._read(name).T
-        repeats = self.blocks if table.shape[1] == 1 else self.form.group // self.block
-        return np.repeat(table, repeats, axis=1)[:, : self.blocks]
+        def store(table: Table, kind: ir.DataType, change: Change) -> ir.Value:
+            count = -(-groups // levels.span) if levels is not None and table.endswith("_factor") else groups
+            shape = (count, N) if axis == 0 else (N, count)
+
+            def make() -> Array:
+                numbers = np.broadcast_to(change(self._read(table)), (count, N))
+                return numbers if axis == 0 else numbers.T
+
+            return _lazy(write, table, kind, shape, make)
+
+        return StoredTable(write, run, name, store, groups, axis).decoded(write)
 
     def _read(self, name: Table) -> Array:
         """A table, inputs first."""

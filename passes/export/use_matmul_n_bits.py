@@ -14,6 +14,7 @@ from moec.ir.contrib_quantized import INT8_LEVEL
 from moec.ir.dialect import ExpertsSpec, LinearSpec
 from moec.ir.weights.stored import StoredWeight
 from moec.passes.export.packed_matrix import Digits, PackedMatrix, packed_matrix
+from moec.passes.export.packed_rows import use_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.expert_body import activated
@@ -27,7 +28,7 @@ class UseMatMulNBits:
     1. Integers of 2 to 4 bits are packed in 4 bits, [N,blocks,bytes], with a scale for each block of a row. Zero points
        stay. Groups of weights are told in blocks of 16 to 256 inputs, in those with the fewest bytes.
     2. Integers of 5 to 8 bits become two products, of their upper and of their lower 4 bits, which are added
-       (:mod:`moec.passes.export.packed_matrix`).
+       (:mod:`moec.passes.export.packed_matrix`). Look-ups of rows of the same table take them from these.
     3. Where the node rounds its rows to 8 bits, ``accuracy_level`` 4 lets the kernel do so in its blocks, which are no
        larger than the node's; integers of 8 bits then are one product.
     4. Minima are multiplied with the sums of the inputs of each group, and subtracted.
@@ -90,7 +91,12 @@ def _spelled(write: Writer, matrix: PackedMatrix) -> ir.Value:
     result = x.dtype or ir.DataType.FLOAT
     wide = x if result == ir.DataType.FLOAT else write.add("Cast", x, to=ir.DataType.FLOAT, label="wide")
     scales = matrix.scales(write)
-    y, *others = [_product(write, wide, matrix, digits, scales) for digits in matrix.digits]
+    products = [_product(write, wide, matrix, digits, scales) for digits in matrix.digits]
+    if len(products) == 2 and not matrix.transposed:
+        high, low = (product.inputs[1] for product in products)
+        assert high is not None and low is not None
+        use_halves(matrix.stored.runs[0].data, matrix.size[1], high, low, matrix.offset)
+    y, *others = [product.outputs[0] for product in products]
     for other in others:
         y = write.add("Add", y, other, label="product")
     if matrix.form.minima:
@@ -102,13 +108,15 @@ def _spelled(write: Writer, matrix: PackedMatrix) -> ir.Value:
     return y if result == ir.DataType.FLOAT else write.add("Cast", y, to=result, label="narrow")
 
 
-def _product(write: Writer, x: ir.Value, matrix: PackedMatrix, digits: Digits, scales: ir.Value) -> ir.Value:
+def _product(write: Writer, x: ir.Value, matrix: PackedMatrix, digits: Digits, scales: ir.Value) -> ir.Node:
     N, K = matrix.size
     named = {"K": K, "N": N, "bits": digits.bits, "block_size": matrix.block}
     if matrix.rounds:
         named["accuracy_level"] = INT8_LEVEL
     operands = [x, *matrix.operands(write, digits, scales)]
-    return write.insert(ir.node("MatMulNBits", operands, named, domain="com.microsoft"), "product")
+    product = ir.node("MatMulNBits", operands, named, domain="com.microsoft")
+    write.insert(product, "product")
+    return product
 
 
 def _of_minima(write: Writer, x: ir.Value, matrix: PackedMatrix, rank: int) -> ir.Value:

@@ -69,6 +69,7 @@ class Builder:
         """Tensors of the file that are weights of products, by their values in the graph."""
         self._unused = set(file.tensors)
         self._stored: dict[str, ir.Value] = {}
+        self._tables: dict[str, ir.Value] = {}
 
     # --- tensors
 
@@ -124,12 +125,17 @@ class Builder:
 
         return self.write.weight(ir.LazyTensor(load, FLOAT, ir.Shape([shape[axis] for axis in axes])), name)
 
+    def table(self, name: str, tensor: GgufTensor, table: formats.Table) -> ir.Value:
+        """Store a table of a tensor as it is in the file. Products and look-ups share it."""
+        label = name if table == "data" else f"{name}.{table}"
+        if label not in self._tables:
+            array = formats.weight_of(tensor).tables[table]
+            self._tables[label] = self.write.weight(array.tensor(), label)
+        return self._tables[label]
+
     def _store(self, name: str, tensor: GgufTensor) -> ir.Value:
         weight, write = formats.weight_of(tensor), self.write
-        values: dict[str, ir.Value] = {
-            table: write.weight(array.tensor(), name if table == "data" else f"{name}.{table}")
-            for table, array in weight.tables.items()
-        }
+        values: dict[str, ir.Value] = {table: self.table(name, tensor, table) for table in weight.tables}
         data = values["data"]
         if data.dtype == FLOAT:
             return data

@@ -21,8 +21,7 @@ def embed(build: Builder, scale: float = 1.0) -> ir.Value:
     write = build.write
     tensor = build.tensor(_NAME, build.vocabulary, build.width)
     if tensor.kind in formats.FLOATS:
-        table = write.weight(formats.weight_of(tensor).data.tensor(), f"{_NAME}.rows")
-        rows = write.op("Gather", table, build.ids, axis=0, label="embedding")
+        rows = write.op("Gather", build.table(_NAME, tensor, "data"), build.ids, axis=0, label="embedding")
         rows = rows if tensor.kind == "F32" else write.op("Cast", rows, to=int(FLOAT), label="embedding.float")
     else:
         rows = _decoded(build, tensor, formats.QUANTISED[tensor.kind])
@@ -47,27 +46,27 @@ def _decoded(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
 
 def _bytes(build: Builder, tensor: GgufTensor) -> ir.Value:
     """Look up the stored numbers [B,S,D] of a format of 8 bits."""
-    table = build.write.weight(formats.weight_of(tensor).data.tensor(), f"{_NAME}.rows")
-    return build.write.op("Gather", table, build.ids, axis=0, label="embedding.numbers")
+    return build.write.op("Gather", build.table(_NAME, tensor, "data"), build.ids, axis=0, label="embedding.numbers")
 
 
 def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
     """Look up the stored numbers [B,S,D] of a format of at most 4 bits, signed ones plus 8.
 
-    Programs have no elements of less than a byte, so two numbers share one: those of the first half of a row are in the
-    lower bits, those of the second half in the upper bits.
+    Programs have no elements of less than a byte, so two numbers share one, the first in the lower bits: the bytes are
+    those of the elements of 4 bits that products take.
     """
     write, half = build.write, build.width // 2
     data = formats.weight_of(tensor).data
 
     def load() -> ir.TensorProtocol:
         numbers = data.read().astype(np.int8) + (0 if kind.form.minima else 8)
-        return ir.tensor((numbers[:, :half] | (numbers[:, half:] << 4)).view(np.uint8))
+        return ir.tensor((numbers[:, 0::2] | (numbers[:, 1::2] << 4)).view(np.uint8))
 
     packed = ir.LazyTensor(load, ir.DataType.UINT8, ir.Shape((build.vocabulary, half)))
     rows = write.op("Gather", write.weight(packed, f"{_NAME}.rows"), build.ids, axis=0, label="embedding.bytes")
     low = write.op("BitwiseAnd", rows, write.constant(np.array(15, np.uint8), "low_bits"))
     high = write.op("BitShift", rows, write.constant(np.array(4, np.uint8), "four"), direction="RIGHT")
+    low, high = (write.op("Unsqueeze", part, write.numbers(-1)) for part in (low, high))
     return write.op("Concat", low, high, axis=-1, label="embedding.numbers")
 
 
@@ -84,6 +83,6 @@ def _of_groups(build: Builder, tensor: GgufTensor, table: Literal["scale", "mini
 
 def _picked(build: Builder, tensor: GgufTensor, table: formats.Table) -> ir.Value:
     """Look up the selected rows of a table in float32."""
-    array = formats.weight_of(tensor).tables[table].tensor()
-    rows = build.write.op("Gather", build.write.weight(array, f"{_NAME}.{table}.rows"), build.ids, axis=0)
-    return rows if array.dtype == FLOAT else build.write.op("Cast", rows, to=int(FLOAT))
+    stored = build.table(_NAME, tensor, table)
+    rows = build.write.op("Gather", stored, build.ids, axis=0)
+    return rows if stored.dtype == FLOAT else build.write.op("Cast", rows, to=int(FLOAT))

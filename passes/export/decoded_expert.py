@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.weights.encode import Table
-from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.lazy import LazyMatrix
 from moec.ir.weights.stacks import ExpertStack
+from moec.ir.weights.stored import WeightRun
+from moec.passes.export.stored_table import Change, StoredTable
 from moec.passes.graph.writer import Writer
 
 Array = np.ndarray[Any, Any]
@@ -31,22 +32,23 @@ _CODES: dict[ir.DataType, Any] = {
 
 
 class StoredExperts:
-    """The matrices [K,N], inputs first, of ``count`` experts in one format, as constants of the main graph.
+    """The matrices [K,N], inputs first, of ``count`` experts of a run, as constants of the main graph.
 
     ``read`` returns the tables of an expert, counted from 0. ``dtype``: the type to decode to.
     """
 
     def __init__(
-        self, write: Writer, label: str, form: WeightFormat, shape: tuple[int, int], read: Read, count: int,
+        self, write: Writer, label: str, run: WeightRun, shape: tuple[int, int], read: Read, count: int,
         dtype: ir.DataType,
     ) -> None:  # fmt: skip
+        form = run.format
         self._form, self._shape, self._read, self._count, self._dtype = form, shape, read, count, dtype
         self._write, self._label = write, label
         self._data = self._bytes("data", shape) if form.quantized else self._floats()
         groups = (-(-shape[0] // (form.group or shape[0])), shape[1])
-        self._scale = self._table("scale", groups) if form.quantized else None
+        self._scale = self._table(run, "scale", groups) if form.quantized else None
         self._zeros = self._bytes("zero_point", groups) if form.quantized and self._has_zeros else None
-        self._minimum = self._table("minimum", groups) if form.minima else None
+        self._minimum = self._table(run, "minimum", groups) if form.minima else None
         self._groups = groups
 
     @property
@@ -70,17 +72,21 @@ class StoredExperts:
     def _floats(self) -> ir.Value:
         return self._stack("data", self._form.data_type, self._shape, lambda expert: self._read(expert).data)
 
-    def _table(self, table: Table, shape: tuple[int, int]) -> ir.Value:
-        """Scales or minima: in float16 where the format has them so, otherwise in float32."""
-        narrow = self._form.scale_type == ir.DataType.FLOAT16
-        dtype = ir.DataType.FLOAT16 if narrow and not self._codes else ir.DataType.FLOAT
+    def _table(self, run: WeightRun, name: Literal["scale", "minimum"], shape: tuple[int, int]) -> StoredTable:
+        levels = run.levels(name)
 
-        def load(expert: int) -> Array:
-            numbers = self._read(expert).read(table)
-            assert numbers is not None
-            return np.broadcast_to(numbers, shape).astype(dtype.numpy())
+        def store(table: Table, dtype: ir.DataType, change: Change) -> ir.Value:
+            is_factor = levels is not None and table.endswith("_factor")
+            own = (-(-shape[0] // levels.span), shape[1]) if levels is not None and is_factor else shape
 
-        return self._stack(table, dtype, shape, load)
+            def load(expert: int) -> Array:
+                numbers = self._read(expert).read(table)
+                assert numbers is not None
+                return np.broadcast_to(change(numbers), own).astype(dtype.numpy())
+
+            return self._stack(table, dtype, own, load)
+
+        return StoredTable(self._write, run, name, store, shape[0], 0)
 
     def _bytes(self, table: Literal["data", "zero_point"], shape: tuple[int, int]) -> ir.Value:
         """Elements as bytes: signed ones of 8 bits as they are, all others unsigned."""
@@ -111,13 +117,17 @@ class StoredExperts:
 
     def matrix(self, body: Writer, expert: ir.Value) -> ir.Value:
         """The matrix [K,N] of the expert with this number, counted from the first of the run."""
-        picked = body.add("Gather", self._data, expert, axis=0, label="picked")
+
+        def pick(stored: ir.Value) -> ir.Value:
+            return body.add("Gather", stored, expert, axis=0, label="picked")
+
+        picked = pick(self._data)
         if not self._form.quantized:
             same = self._form.data_type == self._dtype
             return picked if same else body.add("Cast", picked, to=self._dtype, label="weight")
         assert self._scale is not None
         numbers = self._unpacked(body, picked, self._shape)
-        scale = body.add("Gather", self._scale, expert, axis=0, label="scale")
+        scale = self._scale.decoded(body, pick)
         block = min(self._form.group or self._shape[0], self._shape[0])
         if self._codes:
             table = np.arange(16 if self._packed else 256, dtype=np.uint8).view(self._codes).astype(np.float32)
@@ -127,19 +137,18 @@ class StoredExperts:
         else:
             operands = [numbers, scale]
             if self._zeros is not None:
-                zeros = body.add("Gather", self._zeros, expert, axis=0, label="zeros")
-                operands.append(self._unpacked(body, zeros, self._groups))
+                operands.append(self._unpacked(body, pick(self._zeros), self._groups))
             attributes = {"axis": 0, "block_size": block, "output_dtype": ir.DataType.FLOAT}
             weight = body.add("DequantizeLinear", *operands, label="weight", **attributes)
         if self._minimum is not None:
-            minimum = body.add("Gather", self._minimum, expert, axis=0, label="minimum")
-            weight = body.add("Sub", weight, self._spread(body, minimum, block), label="weight")
+            minimum = self._spread(body, self._minimum.decoded(body, pick), block)
+            weight = body.add("Sub", weight, minimum, label="weight")
         return weight if self._dtype == ir.DataType.FLOAT else body.add("Cast", weight, to=self._dtype, label="weight")
 
     def _spread(self, body: Writer, table: ir.Value, block: int) -> ir.Value:
-        """A number of each group for each of its inputs, in float32."""
+        """A number of each group for each of its inputs."""
         groups = self._write.constant(np.arange(self._shape[0], dtype=np.int64) // block, "groups")
-        return body.add("Cast", body.add("Gather", table, groups, axis=0), to=ir.DataType.FLOAT)
+        return body.add("Gather", table, groups, axis=0)
 
     def _unpacked(self, body: Writer, stored: ir.Value, shape: tuple[int, int]) -> ir.Value:
         """Numbers, one to a byte, from what is picked."""

@@ -185,7 +185,7 @@ def _runs(write: Writer, weights: ir.Value, dtype: ir.DataType) -> list[tuple[in
     runs: list[tuple[int, int, _Matrix]] = []
     for run in stored.runs:
         experts = StoredExperts(
-            write, "weights", run.format, run.shape, lambda expert, run=run: run.encoded(run.first + expert),
+            write, "weights", run, run.shape, lambda expert, run=run: run.encoded(run.first + expert),
             run.count, dtype,
         )  # fmt: skip
         runs.append((run.first, run.count, experts.matrix))

@@ -15,6 +15,7 @@ from moec.ir.dialect import DispatchSpec
 from moec.ir.expert_weights import ExpertWeights, Part, readable_weights
 from moec.passes.export.decoded_expert import StoredExperts
 from moec.passes.export.expert_loop import ExpertLoops
+from moec.passes.export.packed_experts import bits_of, width_note
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.expert_body import activated, clamped
@@ -94,6 +95,9 @@ class LoopExperts:
             if isinstance(weights, str):
                 report.warn(self.name, node_name(experts), f"stays as it is: {weights}")
                 continue
+            forms = {form for part in weights.parts for form in weights.operand(part).formats if form.quantized}
+            for note in sorted(filter(None, (width_note(form, 4 if bits_of(form) < 8 else 8) for form in forms))):
+                report.note(self.name, node_name(experts), note)
             operands = [value for value in experts.inputs if value is not None]
             y = _DispatchedLoop(experts, weights).written()
             replace_node(experts, [y])
@@ -193,9 +197,9 @@ class _DispatchedLoop:
     def _stored(self, part: Part, first: int, count: int) -> StoredExperts:
         weights = self._weights
         sizes = (weights.hidden, weights.width) if part == "down" else (weights.inner, weights.hidden)
-        form = weights.operand(part).run_of(first).format
+        run = weights.operand(part).run_of(first)
         return StoredExperts(
-            self._write, part, form, sizes, lambda expert: weights.own(part, first + expert), count, self._dtype
+            self._write, part, run, sizes, lambda expert: weights.own(part, first + expert), count, self._dtype
         )
 
     def _bias(self, part: Part, first: int, count: int) -> ir.Value | None:

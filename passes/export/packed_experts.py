@@ -69,6 +69,12 @@ def bits_of(form: WeightFormat) -> int:
     return width if width in (2, 4) else 8
 
 
+def width_note(form: WeightFormat, bits: int) -> str | None:
+    """Say that numbers of a format are stored in more ``bits`` than they have; None where they are not."""
+    width = form.elements.width or form.elements.signed.bitwidth
+    return f"its weights of {width} bits are stored in {bits}" if width < bits else None
+
+
 def _block(weights: ExpertWeights) -> int | None:
     """The largest block by which every group of every weight can be told; 0 where all rows have one scale; None where
     the kernel has no such block."""

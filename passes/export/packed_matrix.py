@@ -71,7 +71,7 @@ class PackedMatrix:
 
     def scales(self, write: Writer) -> ir.Value:
         """The scales [N,blocks] in float32."""
-        scales = self._table(write, "scale", axis=1)
+        scales = self._table(write, "scale")
         if self._groups == self.blocks:
             return scales
         return write.add("Gather", scales, write.constant(self._group_of_blocks, "groups"), axis=1, label="scales")
@@ -99,7 +99,7 @@ class PackedMatrix:
 
     def minima(self, write: Writer) -> ir.Value:
         """The numbers [groups,N] in float32 that are subtracted for each input of a group."""
-        return self._table(write, "minimum", axis=0)
+        return write.add("Transpose", self._table(write, "minimum"), perm=[1, 0], label="minimum")
 
     @property
     def _groups(self) -> int:
@@ -131,23 +131,19 @@ class PackedMatrix:
         zeros = self._read("zero_point").T[:, self._group_of_blocks]
         return pack(digits.of(zeros.astype(np.uint8)), digits.bits)
 
-    def _table(self, write: Writer, name: Literal["scale", "minimum"], axis: int) -> ir.Value:
-        """A table in float32, whose groups are along ``axis``. In the file it has the bits that it is stored in;
-        onnxruntime widens it once, when it loads the model."""
+    def _table(self, write: Writer, name: Literal["scale", "minimum"]) -> ir.Value:
+        """A table [N,groups] in float32. In the file it has the bits that it is stored in; onnxruntime widens it once,
+        when it loads the model."""
         N, run, groups = self.size[0], self.stored.runs[0], self._groups
         levels = run.levels(name)
 
         def store(table: Table, kind: ir.DataType, change: Change) -> ir.Value:
             count = -(-groups // levels.span) if levels is not None and table.endswith("_factor") else groups
-            shape = (count, N) if axis == 0 else (N, count)
+            return _lazy(
+                write, table, kind, (N, count), lambda: np.broadcast_to(change(self._read(table)), (count, N)).T
+            )
 
-            def make() -> Array:
-                numbers = np.broadcast_to(change(self._read(table)), (count, N))
-                return numbers if axis == 0 else numbers.T
-
-            return _lazy(write, table, kind, shape, make)
-
-        return StoredTable(write, run, name, store, groups, axis).decoded(write)
+        return StoredTable(write, run, name, store, groups, 1).decoded(write)
 
     def _read(self, name: Table) -> Array:
         """A table, inputs first."""

@@ -5,6 +5,8 @@ The embedding of a language model is often the matrix of its last product, too. 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -21,8 +23,8 @@ def use_halves(table: ir.Value, width: int, high: ir.Value, low: ir.Value, zero:
 
 
 def _rows(write: Writer, width: int, high: ir.Value, low: ir.Value, zero: int) -> ir.Value:
-    table, ids = write.node.inputs
-    assert table is not None and ids is not None
+    (table, ids), size = write.node.inputs, high.shape
+    assert table is not None and ids is not None and size is not None
     upper, lower = (write.add("Gather", half, ids, axis=0, label="bytes") for half in (high, low))
     four, first, second = (write.constant(np.array(bits, np.uint8), "bits") for bits in (4, 15, 240))
 
@@ -31,8 +33,9 @@ def _rows(write: Writer, width: int, high: ir.Value, low: ir.Value, zero: int) -
 
     even = pairs(write.add("BitShift", upper, four, direction="LEFT"), write.add("BitwiseAnd", lower, first))
     odd = pairs(write.add("BitwiseAnd", upper, second), write.add("BitShift", lower, four, direction="RIGHT"))
-    shape = write.add("Concat", write.add("Shape", ids), write.numbers(-1), axis=0, label="shape")
-    numbers = write.add("Reshape", write.add("Concat", even, odd, axis=-1), shape, label="numbers")
+    length = write.numbers(2 * math.prod(size.numpy()[1:]))
+    shape = write.add("Concat", write.add("Shape", ids), length, axis=0, label="shape")
+    numbers = write.add("Reshape", write.add("Concat", even, odd, axis=-1), shape, allowzero=1, label="numbers")
     numbers = write.add("Slice", numbers, write.numbers(0), write.numbers(width), write.numbers(-1), label="numbers")
     whole = write.add("Cast", numbers, to=ir.DataType.INT32, label="numbers")
     own = write.add("Sub", whole, write.constant(np.array(zero, np.int32), "zero"), label="numbers")

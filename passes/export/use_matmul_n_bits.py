@@ -13,6 +13,7 @@ from moec.ir import dialect
 from moec.ir.contrib_quantized import INT8_LEVEL
 from moec.ir.dialect import ExpertsSpec, LinearSpec
 from moec.ir.weights.stored import StoredWeight
+from moec.passes.export.packed_experts import width_note
 from moec.passes.export.packed_matrix import Digits, PackedMatrix, packed_matrix
 from moec.passes.export.packed_rows import use_halves
 from moec.passes.framework.base import Exactness, Report
@@ -62,6 +63,8 @@ class UseMatMulNBits:
             rounded = dialect.spec_of(node, LinearSpec).arithmetic
             if rounded != LinearSpec.arithmetic and not matrix.rounds:
                 report.note(self.name, node_name(node), f"its rows are not rounded to {rounded}, but kept in float32")
+            if (note := width_note(matrix.form, matrix.bits)) is not None:
+                report.note(self.name, node_name(node), note)
             operands = [value for value in node.inputs if value is not None]
             replace_node(node, [_spelled(Writer(node, value_names(model.graph)), matrix)])
             for value in dict.fromkeys(operands):

@@ -14,7 +14,7 @@ from moec.ir.contrib_quantized import INT8_LEVEL, uses_int8_activations
 from moec.ir.expert_weights import ExpertWeights, readable_weights
 from moec.ir.weights.format import WeightFormat
 from moec.passes.export.moe_operator import LAYERS, bias_of, replace_experts, why_not_operator
-from moec.passes.export.packed_experts import Packing, packed_layer, packing_of
+from moec.passes.export.packed_experts import Packing, packed_layer, packing_of, width_note
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer
@@ -72,8 +72,11 @@ class UseQMoE:
             experts = with_route(model.graph, node)
             packing = packing_of(weights)
             reason = packing if isinstance(packing, str) else self._replaced(experts, weights, packing, report)
-            if reason is not None:
-                report.note(self.name, node_name(experts), reason)
+            notes = [reason]
+            if not isinstance(packing, str) and reason is None:
+                notes = [width_note(form, packing.bits) for form in sorted(_formats(weights), key=str)]
+            for note in filter(None, notes):
+                report.note(self.name, node_name(experts), note)
             changed |= reason is None
         return changed
 

@@ -79,12 +79,13 @@ class Tiny:
         for label in names:
             self.norm(f"blk.{layer}.{label}.weight", D)
 
-    def mlp(self, layer: int, inner: int = INNER, end: str = "") -> None:
+    def mlp(self, layer: int, inner: int | None = None, end: str = "") -> None:
+        inner = INNER if inner is None else inner
         for part, shape in (("gate", (inner, D)), ("up", (inner, D)), ("down", (D, inner))):
             self.matrix(f"blk.{layer}.ffn_{part}{end}.weight", *shape)
 
-    def experts(self, layer: int, inner: int = OWN, correction: bool = False, bias: bool = False) -> None:
-        name = f"blk.{layer}"
+    def experts(self, layer: int, inner: int | None = None, correction: bool = False, bias: bool = False) -> None:
+        name, inner = f"blk.{layer}", OWN if inner is None else inner
         self.tensors[f"{name}.ffn_gate_inp.weight"] = stored(self.random.standard_normal((EXPERTS, D)))
         for part, shape in (("gate", (inner, D)), ("up", (inner, D)), ("down", (D, inner))):
             self.matrix(f"{name}.ffn_{part}_exps.weight", EXPERTS, *shape)

@@ -54,7 +54,10 @@ def test_formats_are_decoded_for_one_expert_at_a_time(exported, normal, form, si
     feeds = cases(normal)
     if size == 5:
         text, feeds = text.replace(f"[T,{D}]", "[T,7]"), [{**case, "x": case["x"][:, :7]} for case in feeds]
-    model, _ = exported(text, *feeds, passes=f"quantize-experts{{{options}}},keep-rows")
+    model, report = exported(text, *feeds, passes=f"quantize-experts{{{options}}},keep-rows")
+    notes = [remark.message for remark in report.remarks if remark.pass_name == "loop-experts"]
+    bits = int(name[3:]) if name.startswith("int") else 8
+    assert notes == [f"its weights of {bits} bits are stored in {4 if bits < 4 else 8}"] * (bits not in (4, 8))
     floats = [value.const_value.size for value in model.graph.initializers.values() if value.dtype.name == "FLOAT"]
     assert operators(model) == [] and max(floats) <= max(256, E * size * D // 3)
 

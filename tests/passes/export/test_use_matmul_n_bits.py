@@ -14,9 +14,21 @@ from moec.ir.dialect import LinearSpec
 
 from ...frontend.gguf.gguf_files import random_blocks
 from ...products import thinned
+from ..before_after import model_of
 from .test_use_moe import operators
 
 N = 6
+
+
+WIDER = {
+    name: [f"its weights of {name[-1]} bits are stored in {bits}"]
+    for name, bits in {"int2": 4, "int3": 4, "int5": 8, "int6": 8}.items()
+}
+"""The notes about formats that take more bits than they have."""
+
+
+def widths(report) -> list[str]:
+    return [remark.message for remark in report.remarks]
 
 
 def product(K: int, attributes: str = "", dtype: str = "float") -> str:
@@ -37,7 +49,7 @@ def test_formats(exported, normal, name, group, zero_points, K, attributes):
     passes = f"quantize-linears{{format={name},group={group},zero_points={zero_points}}},keep-rows"
     model, report = exported(product(K, attributes), {"x": normal(2, 3, K)}, {"x": normal(1, 0, K)}, passes=passes)
     halves = 1 + (name in ("int8", "int6"))
-    assert operators(model) == ["MatMulNBits"] * halves and not report.remarks
+    assert operators(model) == ["MatMulNBits"] * halves and widths(report) == WIDER.get(name, [])
 
 
 @pytest.mark.parametrize("form", ["int4,group=32", "int8,group=32", "int8", "int2,group=32,zero_points=true"])
@@ -89,10 +101,34 @@ def product_of(kind: str, K: int) -> ir.Model:
 @pytest.mark.parametrize(("kind", "count"), [("Q4_1", 1), ("Q4_K", 1), ("Q5_K", 2), ("Q2_K", 1), ("Q6_K", 2)])
 def test_minima_and_scales_of_two_levels(exported, normal, kind, count):
     model, report = exported(product_of(kind, 512), {"x": normal(2, 3, 512)}, {"x": normal(1, 0, 512)})
-    assert operators(model) == ["MatMulNBits"] * count and not report.remarks
+    assert operators(model) == ["MatMulNBits"] * count and widths(report) == WIDER.get(f"int{kind[1]}", [])
     assert ("Sub" in [node.op_type for node in model.graph]) == (kind != "Q6_K")
 
 
 def test_floats_are_left_alone(exported, normal):
     model, report = exported(product(64), {"x": normal(2, 3, 64)})
     assert operators(model) == [] and not report.remarks
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(("axis", "shared"), [(0, True), (1, False)])
+def test_rows_of_the_same_table_are_picked_from_the_halves(exported, normal, dtype, axis, shared):
+    """The table is then in the file once. Columns need it as it is."""
+    zeros = ", uint8[6,2] zeros" if dtype == "uint8" else ""
+    text = f"""(float[B,T,40] x, int64[S] ids) => (float[B,T,6] y, {dtype}[{"S,40" if axis == 0 else "6,S"}] rows)
+       <{dtype}[6,40] table, float[6,2] scale{zeros}> {{
+       w = DequantizeLinear <axis = 1, block_size = 32, output_dtype = 1> (table, scale{zeros and ", zeros"})
+       y = moec.Linear (x, w)
+       rows = Gather <axis = {axis}> (table, ids)
+    }}"""
+    model, random = model_of(text), np.random.default_rng(0)
+    for name, low, high in (("table", -128, 128), ("zeros", 0, 256)):
+        if name in model.graph.initializers:
+            value, offset = model.graph.initializers[name], 128 if dtype == "uint8" and name == "table" else 0
+            kind = value.dtype.numpy()
+            value.const_value = ir.tensor(
+                random.integers(low + offset, high + offset, value.shape.numpy()).astype(kind)
+            )
+    cases = [{"x": normal(2, 3, 40), "ids": np.array(ids, np.int64)} for ids in ([5, 0, -1, 5], [])]
+    model, _ = exported(model, *cases)
+    assert operators(model) == ["MatMulNBits"] * 2 and ("table" not in model.graph.initializers) == shared

@@ -1,0 +1,79 @@
+"""The size of exported files, against the weights that the model has."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import onnx
+import pytest
+
+import moec
+from moec.frontend.gguf.file.reader import BLOCKS
+
+from ..frontend.gguf import tiny_models
+
+SIZES = {"D": 256, "HEAD": 64, "OWN": 256, "INNER": 256, "VOCABULARY": 1024}
+"""Widths that all formats have whole blocks of."""
+
+
+def weights_of(folder: pathlib.Path) -> int:
+    """Bytes of the weights in a folder's files, of its graph without names and types."""
+    inline = sum(
+        tensor.ByteSize()
+        for tensor in onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer
+        if not tensor.external_data
+    )
+    beside = [path for path in (folder / "model.onnx.data", *folder.glob("weights/*")) if path.exists()]
+    return inline + sum(path.stat().st_size for path in beside)
+
+
+def growth(folder: pathlib.Path, monkeypatch, architecture: str, kind: str, form: str) -> float:
+    """Bytes of the weights in the files of a form, as a share of those of the model."""
+    for name, size in SIZES.items():
+        monkeypatch.setattr(tiny_models, name, size)
+    name, build, options = tiny_models.MODELS[architecture]
+    tiny = tiny_models.Tiny(name, kind)
+    build(tiny, **options)
+    if kind == "MXFP4":  # which nobody uses for embeddings
+        tiny.kind = "Q8_0"
+        for table in ("token_embd.weight", "output.weight"):
+            tiny.matrix(table, SIZES["VOCABULARY"], SIZES["D"])
+    for turn, (name, tensor) in enumerate(tiny.tensors.items()):  # tensors of one shape may have the same blocks
+        start = turn * BLOCKS[tensor.kind][2]
+        tiny.tensors[name] = dataclasses.replace(tensor, data=tensor.data[start:] + tensor.data[:start])
+    moec.export(tiny.write(folder / "model.gguf"), folder / "out", form=form)
+    return weights_of(folder / "out") / sum(len(tensor.data) for tensor in tiny.tensors.values())
+
+
+FORMS = ("onnxruntime", "onnx", "genai", "onnxruntime-moec")
+CASES = [("llama 3", "Q8_0", "onnxruntime"), ("llama 3", "Q8_0", "onnx"), ("gpt-oss", "MXFP4", "onnxruntime")]
+"""The first model's embedding is its output matrix, too."""
+KINDS = ("Q8_0", "Q4_0", "Q4_1", "F16", "BF16", "F32")
+NIGHTLY = [
+    *(("llama 3", kind, form) for kind in KINDS for form in FORMS[:3] if (kind[:2], form) != ("Q4", "onnx")),
+    *(("qwen3moe", kind, form) for kind in ("Q4_0", "Q8_0", "BF16") for form in FORMS),
+    *(("gpt-oss", "MXFP4", form) for form in FORMS),
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "form"), [*CASES, *(pytest.param(*case, marks=pytest.mark.nightly) for case in NIGHTLY)]
+)
+def test_files_are_hardly_larger_than_their_weights(tmp_path, monkeypatch, architecture, kind, form):
+    assert 0.95 < growth(tmp_path, monkeypatch, architecture, kind, form) < 1.02
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "share"),
+    [
+        pytest.param("Q6_K", "onnxruntime", 8.5625 / 6.5625, marks=pytest.mark.nightly),
+        pytest.param("Q5_0", "onnx", 8.5 / 5.5, marks=pytest.mark.nightly),
+        pytest.param("Q4_K", "onnxruntime", 4.625 / 4.5, marks=pytest.mark.nightly),
+        ("Q4_0", "onnx", 1.25),
+    ],
+)
+def test_elements_that_onnx_does_not_have_take_more(tmp_path, monkeypatch, kind, form, share):
+    """Numbers of 5 and 6 bits take 8, also those that are scales; an embedding of 4 bits is a copy of the output
+    matrix."""
+    assert growth(tmp_path, monkeypatch, "llama 3", kind, form) == pytest.approx(share, rel=0.01)

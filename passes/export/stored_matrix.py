@@ -26,13 +26,13 @@ _WIDER = {ir.DataType.INT2: ir.DataType.INT4, ir.DataType.UINT2: ir.DataType.UIN
 def write_matrix(write: Writer, stored: StoredWeight, transposed: bool, dtype: ir.DataType) -> ir.Value:
     """Write the matrix [K,N] of a ``Linear`` in ``dtype``, from constants that are made when they are written to a
     file. ``transposed``: it is stored inputs first already."""
-    matrix, form = _StoredMatrix(write, stored, transposed), stored.runs[0].format
+    matrix, form = _OneMatrix(write, stored, transposed), stored.runs[0].format
     kind = ir.DataType.FLOAT if form.quantized else form.data_type
     weight = matrix.decoded() if form.quantized else matrix.table("data", kind)
     return weight if kind == dtype else write.add("Cast", weight, to=dtype, label="decoded")
 
 
-class _StoredMatrix:
+class _OneMatrix:
     """The constants of a matrix, inputs first, and the nodes that decode it.
 
     One that is stored outputs first is turned when it is written to a file, unless something else uses it as it is.

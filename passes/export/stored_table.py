@@ -69,6 +69,6 @@ def _stored_as(dtype: ir.DataType | None) -> tuple[ir.DataType, Change]:
     """The type in which a table is stored, and its numbers in it."""
     if dtype == _POWERS:
         return ir.DataType.UINT8, lambda numbers: np.ascontiguousarray(numbers).view(np.uint8)
-    if dtype in (*_NARROW, ir.DataType.INT8, ir.DataType.UINT8):
+    if dtype is not None and dtype in (*_NARROW, ir.DataType.INT8, ir.DataType.UINT8):
         return dtype, lambda numbers: numbers
     return ir.DataType.FLOAT, lambda numbers: numbers.astype(np.float32)

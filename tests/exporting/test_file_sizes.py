@@ -24,8 +24,8 @@ def weights_of(folder: pathlib.Path) -> int:
         for tensor in onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer
         if not tensor.external_data
     )
-    beside = [path for path in (folder / "model.onnx.data", *folder.glob("weights/*")) if path.exists()]
-    return inline + sum(path.stat().st_size for path in beside)
+    data_files = [path for path in (folder / "model.onnx.data", *folder.glob("weights/*")) if path.exists()]
+    return inline + sum(path.stat().st_size for path in data_files)
 
 
 def growth(folder: pathlib.Path, monkeypatch, architecture: str, kind: str, form: str) -> float:

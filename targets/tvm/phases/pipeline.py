@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from moec.targets.tvm.phases.share_memory import ShareMemory
 from moec.targets.tvm.phases.share_views import ShareViews
 from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
 from moec.targets.tvm.phases.stack_buffers import StackBuffers
+from moec.targets.tvm.phases.statement_lines import FindLines, FinishLines
 from moec.targets.tvm.phases.team import team_object
 from moec.targets.tvm.phases.trusted_arguments import TrustArguments
 from moec.targets.tvm.phases.widen_bfloat16 import WidenBFloat16
@@ -124,6 +126,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         loops.ConvertSSA(),
         loops.CommonSubexprElim(),
         StackBuffers(),
+        FindLines(),
         # The calling convention: arguments are unpacked, and their sizes checked.
         LowerArgumentAlignment(),
         loops.VerifyMemory(),
@@ -135,8 +138,9 @@ def kernel_phases() -> list[tvm.transform.Pass]:
 
 
 def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
-    finish = s_tir.pipeline
-    return tvm.ir.transform.Sequential(kernel_phases()), finish.finalize_host_passes, finish.finalize_device_passes
+    finish, sequence = s_tir.pipeline, tvm.ir.transform.Sequential
+    finish_host = functools.partial(sequence, [finish.finalize_host_passes(), FinishLines()])
+    return sequence(kernel_phases()), finish_host, finish.finalize_device_passes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.kernel_structure import KernelStructure
 from moec.common.mapped_files import release_pages
 from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec, TensorSpec
 from moec.common.work import SizedWork, WorkModel
@@ -126,6 +127,8 @@ class KernelRecord:
     model's sizes."""
     sized_work: SizedWork | None = None
     """The work of a call of a kernel for a device, by its dynamic sizes; None for a kernel of the processor."""
+    structure: KernelStructure | None = None
+    """Which lines of its sources belong together, its loops and buffers; None where that is not known."""
     calls: int = 1
     """Calls by the program in one run, not counting calls by the runtime. A call may compute several nodes."""
 

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Form:
     """A form of a kernel's source, such as CUDA C or PTX. ``suffix``: of its files' names; ``comment``: the characters
-    that begin a comment in it."""
+    that begin a comment in it; ``made_by``: the tools that make it, if it is not moec; ``is_code``: whether its lines
+    are code."""
 
     name: str
     suffix: str
     comment: str
+    made_by: str = ""
+    is_code: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,12 @@ class Kind(abc.ABC):
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         """Requirements of an artifact at run time, as phrases; features of the processor are not among them."""
         return ()
+
+    def resources(self, artifact: Artifact, kernel: Mapping[str, Any], architecture: str) -> list[dict[str, Any]]:
+        """The resources of a kernel's functions on a device, where they are known: ``registers`` of a thread,
+        ``spill_bytes``, ``shared_bytes`` of a block, and ``occupancy``: the blocks and warps that a multiprocessor
+        holds, and what allows no more. ``kernel``: its entry in the manifest."""
+        return []
 
     def estimate_launches(
         self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None

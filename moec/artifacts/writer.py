@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import pathlib
@@ -209,7 +210,9 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         last=program.last,
         kernels=[
             _kernel_entry(
-                kernel, {form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)}
+                kernel,
+                {form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)},
+                _write_structure(files, kernel, place),
             )
             for kernel in program.kernels
         ],
@@ -235,7 +238,14 @@ def _write_stages(files: _ArtifactFiles, stages: Sequence[Stage]) -> list[StageE
     return written
 
 
-def _kernel_entry(kernel: KernelRecord, sources: dict[str, str]) -> Any:
+def _write_structure(files: _ArtifactFiles, kernel: KernelRecord, place: str) -> str | None:
+    if kernel.structure is None:
+        return None
+    text = json.dumps(dataclasses.asdict(kernel.structure), separators=(",", ":"))
+    return files.write(f"src/{place}{_file_name(kernel.name)}.json", text.encode())
+
+
+def _kernel_entry(kernel: KernelRecord, sources: dict[str, str], structure: str | None) -> Any:
     return {
         "name": kernel.name,
         "op": kernel.op,
@@ -251,6 +261,7 @@ def _kernel_entry(kernel: KernelRecord, sources: dict[str, str]) -> Any:
         "calls": kernel.calls,
         "sized_work": None if kernel.sized_work is None else dataclasses.asdict(kernel.sized_work),
         "sources": sources,
+        "structure": structure,
     }
 
 

@@ -65,7 +65,8 @@ class SizedWorkEntry(TypedDict):
 
 
 class KernelEntry(TypedDict):
-    """One kernel of a program, as :class:`moec.targets.base.KernelRecord` has it; ``sources``: files by form."""
+    """One kernel of a program, as :class:`moec.targets.base.KernelRecord` has it; ``sources``: files by form;
+    ``structure``: the file of a :class:`moec.common.kernel_structure.KernelStructure`, if there is one."""
 
     name: str
     op: str
@@ -73,6 +74,7 @@ class KernelEntry(TypedDict):
     nodes: list[str]
     attributes: dict[str, Any]
     sources: dict[str, str]
+    structure: str | None
     sizes: dict[str, Any]
     calls: Size
     crossovers: list[str]

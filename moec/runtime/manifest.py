@@ -18,7 +18,7 @@ from moec.common.records import Size
 from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, TensorSpec
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RemarkEntry, StageEntry
 
-FORMAT_VERSION = 21
+FORMAT_VERSION = 22
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops

@@ -170,13 +170,14 @@ def _check_files(manifest: Manifest, where: str) -> None:
         if not is_inside_name(name):
             raise ArtifactError(f"{where}: file name {name!r} could leave the artifact's folder")
     programs = manifest.programs
-    sources = [path for program in programs for kernel in program.kernels for path in kernel["sources"].values()]
+    kernels = [kernel for program in programs for kernel in program.kernels]
+    sources = [path for kernel in kernels for path in (*kernel["sources"].values(), kernel["structure"])]
     code = [name for program in programs for name in (*program.objects, program.binary) if name is not None]
     stages = [stage["file"] for stage in manifest.stages]
     text = manifest.text
     texts = [name for name in (text.tokenizer, text.chat_template) if name is not None] if text is not None else []
     for name in (*code, *sources, *stages, *texts, WEIGHTS):
-        if name not in manifest.files:
+        if name is not None and name not in manifest.files:
             raise ArtifactError(f"{where}: {name!r} is used but not listed among the files")
 
 

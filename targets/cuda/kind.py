@@ -26,8 +26,12 @@ class CudaKind(ProgramKind):
     name = "cuda"
     examples = ("cuda", "cuda:sm_80+sm_90a")
     takes_several = has_device = True
-    forms = (Form("cuda", ".cu", "//"), Form("ptx", ".ptx", "//"), Form("sass", ".sass", "//"))
-    forms += (Form("resources", ".txt", "//"),)
+    forms = (
+        Form("cuda", ".cu", "//"),
+        Form("ptx", ".ptx", "//", made_by="nvcc"),
+        Form("sass", ".sass", "//", made_by="nvcc with cuobjdump and nvdisasm"),
+        Form("resources", ".txt", "//", made_by="nvcc", is_code=False),
+    )
     tools = ("nvcc", "cuobjdump", "nvdisasm")
 
     def oldest_first(self, variants: Sequence[str]) -> Sequence[str]:

@@ -35,6 +35,7 @@ KERNEL |= {
     "work": None,
     "sized_work": None,
     "calls": 1,
+    "structure": None,
 }
 LAUNCH = {"function": "f", "arguments": [], "grid": [], "block": [], "shared_bytes": "0", "static_shared_bytes": 0}
 LAUNCH |= {"tensor_maps": [], "registers": None, "begins_early": False, "cluster": 1}
@@ -126,7 +127,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 21"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 22"):
         load(artifact_path)
 
 

@@ -21,8 +21,8 @@ from tvm import tirx
 
 from moec.common.scratch import ScratchFolder
 from moec.targets.kernel_cache import Files, through_cache
-from moec.targets.tvm.phases.schedule import GENERIC
 from moec.targets.tvm.phases.line_tables import with_subprograms, without_lines
+from moec.targets.tvm.phases.schedule import GENERIC
 from moec.targets.tvm.phases.sources import assembly_of, llvm_of
 from moec.targets.tvm.phases.statement_lines import numbered
 

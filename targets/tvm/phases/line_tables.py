@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 
 _DEFINITION = re.compile(r"^define (?P<head>[^\n]*) \{\n(?P<body>.*?)^\}\n", re.MULTILINE | re.DOTALL)
 _SUBPROGRAM = re.compile(r"^!\d+ = (distinct !DISubprogram\([^\n]*)\)$", re.MULTILINE)
@@ -13,7 +12,7 @@ _LOCATION = re.compile(r"^!(?P<id>\d+) = (?:distinct )?!DILocation\(line: (?P<li
 _USE = re.compile(r"!dbg !(?P<id>\d+)")
 _DEBUG_RECORD = re.compile(r"^ *#dbg_[^\n]*\n", re.MULTILINE)
 _METADATA = re.compile(r"^!(\d+) = ", re.MULTILINE)
-_LOC = re.compile(r"^\t\.loc\t\d+ (?P<line>\d+)[^\n]*\n", re.MULTILINE)
+_PLACE = re.compile(r"^\t\.(?:loc\t|file\t\d)[^\n]*\n", re.MULTILINE)
 _DEBUG_SECTION = re.compile(
     r'^\t\.section\t"?\.debug_.*?(?=^\t(?:\.section\t"?\.(?!debug_)|\.text$|\.ident\t)|\Z)', re.MULTILINE | re.DOTALL
 )
@@ -50,4 +49,4 @@ def with_subprograms(llvm: str) -> str:
 
 def without_lines(assembly: str) -> str:
     """Assembly without line numbers and other sections for debuggers."""
-    return _LOC.sub("", _DEBUG_SECTION.sub("", assembly))
+    return _PLACE.sub("", _DEBUG_SECTION.sub("", assembly))

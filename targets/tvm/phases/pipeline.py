@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ from moec.targets.tvm.phases.share_views import ShareViews
 from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
 from moec.targets.tvm.phases.stack_buffers import StackBuffers
 from moec.targets.tvm.phases.statement_lines import FindLines, FinishLines
+from moec.targets.tvm.phases.structures import TIR, Origins
 from moec.targets.tvm.phases.team import team_object
 from moec.targets.tvm.phases.trusted_arguments import TrustArguments
 from moec.targets.tvm.phases.widen_bfloat16 import WidenBFloat16
@@ -149,13 +151,15 @@ class Generated:
 
     ``objects``: object files by name; ``sources``: text by form (llvm, cuda, ...) and kernel; ``facts``: lines about a
     kernel, for the heads of its texts; ``launches``: launches of each kernel on a device; ``files``: text of no single
-    kernel, by file name; ``device``: TVM's module with a device's code; ``binary``: that code, compiled."""
+    kernel, by file name; ``origins``: by form and kernel the origins of a text's lines; ``device``: TVM's module with a
+    device's code; ``binary``: that code, compiled."""
 
     objects: dict[str, bytes]
     sources: dict[str, dict[str, str]]
     facts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     launches: dict[str, list[Launch]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    origins: dict[str, dict[str, Origins]] = dataclasses.field(default_factory=dict)
     device: Any = None
     binary: bytes | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -175,10 +179,15 @@ def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
     compiled = host_code.compile_kernels(kernels, target, KERNEL_PIPELINE)
     forms = {"llvm": host_code.LLVM, "asm": host_code.ASSEMBLY}
     team = team_object(target)
+    statements = {name: json.loads(files[host_code.STATEMENTS]) for name, files in compiled.items()}
     return Generated(
         {f"{name}.o": files[host_code.OBJECT] for name, files in compiled.items()}
         | ({} if team is None else {TEAM_OBJECT: team}),
         {form: {name: files[kept].decode() for name, files in compiled.items()} for form, kept in forms.items()},
+        origins={
+            form: {name: Origins(TIR, numbers[kept]) for name, numbers in statements.items()}
+            for form, kept in forms.items()
+        },
     )
 
 

@@ -19,8 +19,8 @@ from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.phases.pipeline import Generated, Optimized
 from moec.targets.tvm.phases.provenance import calls_by_kernel
+from moec.targets.tvm.phases.structures import TIR, structure_of, tir_text
 from moec.targets.tvm.sizes.c_expressions import in_c
-from moec.targets.tvm.text import printed
 from moec.targets.tvm.text.wrapped import WIDTH
 
 HOST_NUMBERS = "moec.host_numbers"
@@ -40,12 +40,14 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])
-        text = {"tir": printed(functions[name].with_attr("global_symbol", name))}
+        tir = tir_text(functions[name].with_attr("global_symbol", name))
+        text = {TIR: tir.text}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
         header = _header(record, generated.facts.get(name, []))
-        record.sources = {
-            form: _commented(header, targets.forms()[form].comment) + source for form, source in text.items()
-        }
+        heads = {form: _commented(header, targets.forms()[form].comment) for form in text}
+        record.sources = {form: heads[form] + source for form, source in text.items()}
+        origins = {form: texts[name] for form, texts in generated.origins.items() if name in texts}
+        record.structure = structure_of(tir, {form: head.count("\n") for form, head in heads.items()}, origins)
         records.append(record)
     return records
 

@@ -72,6 +72,11 @@ def statements_of(function: tirx.PrimFunc) -> Statements | None:
     return None if text is None else Statements(*json.loads(text))
 
 
+def forgotten(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function without the table of its statements, which keep their numbers."""
+    return function.without_attr(_STATEMENTS)
+
+
 def number_of(statement: tirx.Stmt) -> int:
     """The number of a statement; 0 if it has none."""
     span = statement.span
@@ -103,7 +108,7 @@ class FinishLines:
     ) -> tirx.PrimFunc:
         if statements_of(function) is None:
             return function
-        finished = function.with_body(_inherited(function.body, FUNCTION)).without_attr(_STATEMENTS)
+        finished = forgotten(function.with_body(_inherited(function.body, FUNCTION)))
         return _made_like(finished, span=_span(FUNCTION))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
+from moec.targets.tvm.phases.statement_lines import FindLines
 from moec.targets.tvm.text.keep_names import HideBoundValues, ShowBoundValues
 from moec.targets.tvm.text.names import VariableNames
 from moec.targets.tvm.text.statements import Line, Statements
@@ -18,25 +19,26 @@ _SAID = ("global_symbol", "s_tir")
 
 def printed(function: tirx.PrimFunc) -> str:
     """A function's text. Blocks, which only schedules need, are printed as plain loops."""
-    return "".join(f"{line.text}\n" for line in lines_of(function))
+    return "".join(f"{line.text}\n" for line in lines_of(readable(function)))
 
 
 def lines_of(function: tirx.PrimFunc) -> list[Line]:
-    """The lines of a function's text, each with the statement that it is part of."""
+    """The lines of a readable function's text, each with the statement that it is part of."""
     statements = Statements(VariableNames())
-    _print_function(_readable(function), statements)
+    _print_function(function, statements)
     return statements.lines
 
 
-def _readable(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function without blocks, statements that do nothing, and names that nothing uses."""
+def readable(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function without blocks, statements that do nothing, and names that nothing uses. Numbers of statements
+    stay."""
     blocks, nothing = s_tir.transform, tirx.transform.RemoveNoOp()
     phases = [nothing, DropUnusedNames(), nothing]
     if function.attrs and function.attrs.get("s_tir"):
         plain_loops = [blocks.LowerInitBlock(), blocks.ConvertBlocksToOpaque(), blocks.LowerOpaqueBlock()]
         simple = [HideBoundValues(of_every_type=True), blocks.StmtSimplify(), ShowBoundValues()]
         phases = [*plain_loops, *simple, *phases]
-    return tvm.ir.transform.Sequential(phases)(tvm.IRModule({"kernel": function}))["kernel"]
+    return tvm.ir.transform.Sequential([*phases, FindLines()])(tvm.IRModule({"kernel": function}))["kernel"]
 
 
 def _print_function(function: tirx.PrimFunc, statements: Statements) -> None:

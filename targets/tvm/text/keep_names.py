@@ -33,7 +33,7 @@ class HideBoundValues:
             hides = bool(kind) if self._of_every_type else kind in _INDEX_TYPES
             if not hides or _hidden(binding.value) is not None:
                 return binding
-            return tirx.Bind(binding.var, tirx.call_extern(kind, _CURTAIN, binding.value))
+            return tirx.Bind(binding.var, tirx.call_extern(kind, _CURTAIN, binding.value), binding.span)
 
         return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.Bind, hide)]))
 
@@ -47,7 +47,7 @@ class ShowBoundValues:
     ) -> tirx.PrimFunc:
         def show(binding: tirx.Bind) -> tirx.Bind:
             hidden = _hidden(binding.value)
-            return binding if hidden is None else tirx.Bind(binding.var, hidden)
+            return binding if hidden is None else tirx.Bind(binding.var, hidden, binding.span)
 
         return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.Bind, show)]))
 

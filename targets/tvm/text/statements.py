@@ -151,6 +151,7 @@ class Statements:
         self._block(f"if {self._text(statement.condition)}:", statement.then_case)
         otherwise = statement.else_case
         while isinstance(otherwise, tirx.IfThenElse):
+            self._statement = otherwise
             self._block(f"elif {self._expressions.in_place(otherwise.condition)}:", otherwise.then_case)
             otherwise = otherwise.else_case
         if otherwise is not None:

@@ -1,0 +1,167 @@
+"""One kernel at all levels: nodes, operators, and every form of its code, with the lines that belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moec import targets
+from moec.common.errors import ArtifactError, MoecError
+from moec.common.kernel_structure import KernelStructure, Loop
+from moec.common.records import read_json
+from moec.exploring.node_lines import NodeLines, imported_nodes, nodes_of
+from moec.runtime.artifact import Artifact
+from moec.runtime.entries import KernelEntry
+
+_TIR = "tir"
+_NO_GRAPH = "the artifact holds no graphs"
+_NO_LINKS = "the artifact does not say which lines of this level belong to others"
+
+Link = int | None
+
+
+def kernel_levels(artifact: Artifact, name: str, architecture: str | None = None) -> dict[str, Any]:
+    """Describe a kernel as plain data.
+
+    ``levels``: from the imported model's nodes down to machine code, each with ``level``, ``text``, ``lines`` and
+    ``absent``. ``lines`` has an id for each line, None for one that belongs to no other; equal ids belong together.
+    ``parents``: by id, as text, the ids of the coarser lines that its lines come from. ``absent``: why a level has no
+    text, or no ids; None where it has both. ``loops``: trees of loops, ``buffers`` and ``resources``
+    (:meth:`moec.targets.kind.Kind.resources`).
+
+    ``architecture``: of the program, by default the newest. Raises MoecError where there is no such kernel.
+    """
+    program = artifact.program(architecture)
+    kernel = next((kernel for kernel in program.kernels if kernel["name"] == name), None)
+    if kernel is None:
+        names = ", ".join(kernel["name"] for kernel in program.kernels)
+        raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {names or 'none'}")
+    structure = _structure(artifact, kernel)
+    levels = _Levels(artifact, kernel, structure)
+    kind = targets.kind_of(artifact.manifest.target)
+    return {
+        "name": name,
+        "levels": levels.described(),
+        "parents": {str(link): parents for link, parents in levels.parents.items()},
+        "loops": [] if structure is None else _trees(structure.loops),
+        "buffers": [] if structure is None else [_buffer(vars(buffer)) for buffer in structure.buffers],
+        "resources": kind.resources(artifact, kernel, program.architecture),
+    }
+
+
+def _structure(artifact: Artifact, kernel: KernelEntry) -> KernelStructure | None:
+    file = kernel["structure"]
+    if file is None:
+        return None
+    return read_json(
+        KernelStructure, artifact.text(file), f"{artifact.where}: {file}", "compile it again", ArtifactError
+    )
+
+
+class _Levels:
+    """The levels of one kernel. Ids are given in the order of the levels."""
+
+    def __init__(self, artifact: Artifact, kernel: KernelEntry, structure: KernelStructure | None) -> None:
+        self._artifact, self._kernel, self._structure = artifact, kernel, structure
+        self._ids = itertools.count(1)
+        self._operator_ids: dict[str, int] = {}
+        self._ids_of: dict[str, dict[int, int]] = {}
+        """Ids of lines, from 1, of the forms that other forms come from."""
+        self.parents: dict[int, list[int]] = {}
+
+    def described(self) -> list[dict[str, Any]]:
+        """The levels as plain data, from coarse to fine."""
+        nodes, operators = self._graph_levels()
+        sources = self._kernel["sources"]
+        forms = [targets.forms()[_TIR], *targets.kind_of(self._artifact.manifest.target).forms]
+        levels = [nodes, operators]
+        for form in forms:
+            if form.is_code and form.name in sources:
+                levels.append(self._code(form.name, self._artifact.text(sources[form.name])))
+            elif form.is_code:
+                tools = f"{form.made_by} was not installed when it was compiled" if form.made_by else "it was not kept"
+                levels.append(_level(form.name, "", [], tools))
+        return levels
+
+    def _graph_levels(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The levels of the imported model's nodes, and of the operators that the kernel computes."""
+        files = dict.fromkeys(stage["file"] for stage in self._artifact.manifest.stages)
+        stages = tuple(map(self._artifact.text, files))
+        if not stages:
+            return _level("onnx", "", [], "the graph was not kept"), _level(
+                "operators", "", [], "the graph was not kept"
+            )
+        last, first, made_of = nodes_of(stages[-1]), nodes_of(stages[0]), imported_nodes(stages)
+        operators = [last[name] for name in self._kernel["nodes"] if name in last]
+        origins = {origin for operator in operators for origin in made_of[operator.name]}
+        nodes = [node for node in first.values() if node.name in origins]
+        node_ids = {node.name: next(self._ids) for node in nodes}
+        self._operator_ids = {operator.name: next(self._ids) for operator in operators}
+        for operator in operators:
+            self.parents[self._operator_ids[operator.name]] = [
+                node_ids[node.name] for node in nodes if node.name in made_of[operator.name]
+            ]
+        return (
+            _nodes_level("onnx", stages[0], nodes, node_ids, "the nodes were added while the model was compiled"),
+            _nodes_level("operators", stages[-1], operators, self._operator_ids, "the kernel computes no node alone"),
+        )
+
+    def _code(self, form: str, text: str) -> dict[str, Any]:
+        all_links = {} if self._structure is None else self._structure.links
+        links = all_links.get(form)
+        if links is None:
+            return _level(form, text, [None] * len(text.splitlines()), _NO_LINKS)
+        numbers = links.numbers
+        if links.form == form:  # the coarsest form, whose lines come from operators
+            places, parents = numbers, {number: [*self._operator_ids.values()] for number in {*numbers} - {0}}
+        else:
+            origins = self._ids_of[links.form]
+            if all(other.form != form for other in all_links.values()):
+                return _level(form, text, [origins.get(number) for number in numbers], None)
+            places = [number and line for line, number in enumerate(numbers, 1)]
+            parents = {line: [origins[numbers[line - 1]]] for line in places if line}
+        ids = self._ids_of[form] = {place: next(self._ids) for place in sorted(parents)}
+        self.parents |= {ids[place]: coarser for place, coarser in parents.items()}
+        return _level(form, text, [ids.get(place) for place in places], None)
+
+
+def _nodes_level(
+    level: str, text: str, nodes: Sequence[NodeLines], ids: Mapping[str, int], without: str
+) -> dict[str, Any]:
+    """A level with the lines of some nodes."""
+    lines, links = text.splitlines(), list[Link]()
+    shown: list[str] = []
+    for node in nodes:
+        own = [line.removeprefix("   ") for line in lines[node.first : node.last + 1]]
+        shown += own
+        links += [ids[node.name]] * len(own)
+    return _level(level, "".join(f"{line}\n" for line in shown), links, None if nodes else without)
+
+
+def _level(level: str, text: str, lines: list[Link], absent: str | None) -> dict[str, Any]:
+    return {"level": level, "text": text, "lines": lines, "absent": absent}
+
+
+def _trees(loops: Sequence[Loop]) -> list[dict[str, Any]]:
+    """The loops as trees. Counts that are known are numbers, others texts."""
+    trees = [
+        {key: _count(value) for key, value in dataclasses.asdict(loop).items() if key != "inside"} | {"children": []}
+        for loop in loops
+    ]
+    for loop, tree in zip(loops, trees, strict=True):
+        if loop.inside >= 0:
+            trees[loop.inside]["children"].append(tree)
+    return [tree for loop, tree in zip(loops, trees, strict=True) if loop.inside < 0]
+
+
+def _buffer(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**fields, "shape": [_count(size) for size in fields["shape"]], "bytes": _count(fields["bytes"])}
+
+
+def _count(value: Any) -> Any:
+    """A number where the text is one; None for an empty one."""
+    if not isinstance(value, str):
+        return value
+    return int(value) if value.isdecimal() else value or None

@@ -1,0 +1,125 @@
+"""One kernel at all levels: the lines of each level link to operators, through every level between."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.common.errors import MoecError
+from moec.exploring.kernel_levels import kernel_levels
+from moec.runtime.artifact import Artifact, open_artifact
+
+GRAPHS = ("onnx", "operators")
+
+
+@pytest.fixture(scope="module")
+def artifact(char_lm) -> Artifact:
+    return open_artifact(char_lm, check_weights=False)
+
+
+@pytest.fixture(scope="module")
+def gemm(artifact):
+    return kernel_levels(artifact, "moe_grouped_gemm")
+
+
+def level(described, name):
+    return next(level for level in described["levels"] if level["level"] == name)
+
+
+def origins(described, link):
+    """The ids that a line comes from, itself included."""
+    found, pending = set(), [link]
+    while pending:
+        one = pending.pop()
+        found.add(one)
+        pending += described["parents"].get(str(one), [])
+    return found
+
+
+def linked(described) -> float:
+    """The share of lines of code with an id that comes from an operator; empty lines do not count."""
+    operators = set(level(described, "operators")["lines"])
+    lines = [
+        (line, link)
+        for level in described["levels"]
+        if level["level"] not in GRAPHS
+        for line, link in zip(level["text"].splitlines(), level["lines"], strict=True)
+        if line
+    ]
+    return sum(link is not None and bool(origins(described, link) & operators) for _, link in lines) / len(lines)
+
+
+def test_lines_of_nearly_all_kernels_link_to_operators(artifact):
+    kernels = [kernel["name"] for program in artifact.manifest.programs for kernel in program.kernels]
+    shares = [linked(kernel_levels(artifact, name)) for name in kernels]
+    assert sum(share >= 0.95 for share in shares) >= 0.95 * len(kernels)
+
+
+def test_levels_go_from_the_imported_nodes_to_machine_code(gemm):
+    assert [level["level"] for level in gemm["levels"]] == ["onnx", "operators", "tir", "llvm", "asm"]
+    assert [level["absent"] for level in gemm["levels"]] == [None] * 5
+    operators = level(gemm, "operators")
+    assert [line.partition(" ")[0] for line in operators["text"].splitlines()] == [
+        '["node_topk__1.experts"]',
+        '["node_topk_1__1.experts"]',
+    ]
+    nodes = {line.partition("]")[0].strip("[") for line in level(gemm, "onnx")["text"].splitlines()}
+    assert {"node_Softmax_230", "node_Softmax_390"} <= nodes
+    assert "node_linear_10" not in nodes, "the product after the layers"
+
+
+def test_instructions_come_from_the_line_that_says_what_they_compute(gemm):
+    tir, assembly = level(gemm, "tir"), level(gemm, "asm")
+    texts = {link: line for line, link in zip(tir["text"].splitlines(), tir["lines"], strict=True)}
+    pairs = zip(assembly["text"].splitlines(), assembly["lines"], strict=True)
+    products = [texts[link] for line, link in pairs if line.startswith("\tvfmadd")]
+    assert len(products) > 50
+    assert all("rows[" in line and "weights0[" in line for line in products)
+
+
+def test_loops_say_how_often_they_run_and_what_they_move(gemm):
+    (outer,) = gemm["loops"]
+    assert outer["kind"] == "parallel"
+
+    def inner(loop):
+        return [loop, *(deeper for child in loop["children"] for deeper in inner(child))]
+
+    lines = level(gemm, "tir")["text"].splitlines()
+    loops = inner(outer)
+    assert all(f"for {loop['variable']} in" in lines[loop["line"] - 1] for loop in loops)
+    inputs = next(loop for loop in loops if loop["variable"] == "k" and loop["extent"] == 48)
+    columns = inputs["children"][0]
+    assert (columns["kind"], columns["extent"], columns["operations"]) == ("vectorized", 32, 64)
+    assert (columns["bytes_read"], columns["bytes_written"]) == (32 * (4 + 4), 0)
+    assert inputs["operations"] == 48 * sum(child["operations"] for child in inputs["children"])
+    buffers = {buffer["name"]: buffer for buffer in gemm["buffers"]}
+    assert buffers["weights0"] == {
+        "name": "weights0",
+        "scope": "parameter",
+        "shape": [24576],
+        "dtype": "float32",
+        "bytes": 4 * 24576,
+    }
+    assert buffers["rows"]["bytes"] == "4 * R * 48"
+
+
+def test_without_links_a_level_says_so(artifact, monkeypatch):
+    (program,) = artifact.manifest.programs
+    kernel = next(kernel for kernel in program.kernels if kernel["name"] == "add")
+    monkeypatch.setitem(kernel, "structure", None)
+    described = kernel_levels(artifact, "add")
+    for form in ("tir", "llvm", "asm"):
+        assert "does not say which lines" in level(described, form)["absent"]
+        assert set(level(described, form)["lines"]) == {None}
+    assert described["loops"] == described["buffers"] == []
+    monkeypatch.delitem(kernel["sources"], "asm")
+    assert level(kernel_levels(artifact, "add"), "asm") == {
+        "level": "asm",
+        "text": "",
+        "lines": [],
+        "absent": "it was not kept",
+    }
+
+
+def test_an_unknown_kernel_is_refused_with_the_names_of_all(artifact):
+    with pytest.raises(MoecError, match=r"has no kernel 'nothing'; its kernels: .*moe_grouped_gemm"):
+        kernel_levels(artifact, "nothing")

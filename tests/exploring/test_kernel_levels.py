@@ -87,10 +87,11 @@ def test_loops_say_how_often_they_run_and_what_they_move(gemm):
     loops = inner(outer)
     assert all(f"for {loop['variable']} in" in lines[loop["line"] - 1] for loop in loops)
     inputs = next(loop for loop in loops if loop["variable"] == "k" and loop["extent"] == 48)
-    columns = inputs["children"][0]
+    columns = inner(inputs)[-1]
     assert (columns["kind"], columns["extent"], columns["operations"]) == ("vectorized", 32, 64)
     assert (columns["bytes_read"], columns["bytes_written"]) == (32 * (4 + 4), 0)
     assert inputs["operations"] == 48 * sum(child["operations"] for child in inputs["children"])
+    assert [loop["line"] for loop in loops] == sorted(loop["line"] for loop in loops)
     buffers = {buffer["name"]: buffer for buffer in gemm["buffers"]}
     assert buffers["weights0"] == {
         "name": "weights0",

@@ -85,8 +85,9 @@ class LoopLevels:
             return self._looped(statement, *loop, inside, lambda own: self._count(statement.body, own))
         if isinstance(statement, tirx.IfThenElse):
             counts = self._values([statement.condition])
+            then = self._count(statement.then_case, inside)
             other = _Counts() if statement.else_case is None else self._count(statement.else_case, inside)
-            return counts + self._count(statement.then_case, inside).or_else(other)
+            return counts + then.or_else(other)
         if isinstance(statement, tirx.While):
             return self._looped(statement, "", "serial", "", inside, lambda own: self._count(statement.body, own))
         if isinstance(statement, tirx.AttrStmt):

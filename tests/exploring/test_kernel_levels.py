@@ -69,7 +69,9 @@ def test_levels_go_from_the_imported_nodes_to_machine_code(gemm):
 
 def test_instructions_come_from_the_line_that_says_what_they_compute(gemm):
     tir, assembly = level(gemm, "tir"), level(gemm, "asm")
-    texts = {link: line for line, link in zip(tir["text"].splitlines(), tir["lines"], strict=True)}
+    texts: dict[int, str] = {}
+    for line, link in zip(tir["text"].splitlines(), tir["lines"], strict=True):
+        texts[link] = texts.get(link, "") + line
     pairs = zip(assembly["text"].splitlines(), assembly["lines"], strict=True)
     products = [texts[link] for line, link in pairs if line.startswith("\tvfmadd")]
     assert len(products) > 50

@@ -16,7 +16,7 @@ from moec.targets.tvm.phases.host_code import ASSEMBLY, LLVM, STATEMENTS, compil
 from moec.targets.tvm.phases.line_tables import with_subprograms, without_lines
 from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
 from moec.targets.tvm.phases.sources import assembly_of
-from moec.targets.tvm.phases.statement_lines import (
+from moec.targets.tvm.text.statement_lines import (
     FUNCTION,
     FindLines,
     FinishLines,

@@ -24,7 +24,7 @@ from moec.targets.kernel_cache import Files, through_cache
 from moec.targets.tvm.phases.line_tables import with_subprograms, without_lines
 from moec.targets.tvm.phases.schedule import GENERIC
 from moec.targets.tvm.phases.sources import assembly_of, llvm_of
-from moec.targets.tvm.phases.statement_lines import numbered
+from moec.targets.tvm.text.statement_lines import numbered
 
 OBJECT, LLVM, ASSEMBLY, STATEMENTS = "o", "ll", "s", "statements"
 """The files of a kernel. The last has, by name of a text, the numbers of the statements that its lines come from."""

@@ -13,8 +13,8 @@ from tvm import DataType, tirx
 from tvm.tirx.stmt import ForKind, ScopeIdDefStmt
 
 from moec.common.kernel_structure import KernelBuffer, Loop, LoopKind
-from moec.targets.tvm.phases.statement_lines import number_of
 from moec.targets.tvm.sizes.c_expressions import in_c
+from moec.targets.tvm.text.statement_lines import number_of
 
 _PARAMETER = "parameter"
 _KINDS: dict[ForKind, LoopKind] = {

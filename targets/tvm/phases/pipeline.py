@@ -34,11 +34,11 @@ from moec.targets.tvm.phases.share_memory import ShareMemory
 from moec.targets.tvm.phases.share_views import ShareViews
 from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
 from moec.targets.tvm.phases.stack_buffers import StackBuffers
-from moec.targets.tvm.phases.statement_lines import FindLines, FinishLines
 from moec.targets.tvm.phases.structures import TIR, Origins
 from moec.targets.tvm.phases.team import team_object
 from moec.targets.tvm.phases.trusted_arguments import TrustArguments
 from moec.targets.tvm.phases.widen_bfloat16 import WidenBFloat16
+from moec.targets.tvm.text.statement_lines import FindLines, FinishLines
 
 KERNEL_PIPELINE = "moec"
 

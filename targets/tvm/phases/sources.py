@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
-from moec.targets.tvm.phases.statement_lines import FUNCTION
+from moec.targets.tvm.text.statement_lines import FUNCTION
 
 SYMBOL_PREFIX = "__tvm_ffi_"
 """Prefix of a kernel's name in the object file."""

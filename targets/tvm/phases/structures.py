@@ -9,7 +9,8 @@ from tvm import tirx
 
 from moec.common.kernel_structure import KernelStructure, LineLinks
 from moec.targets.tvm.phases.loop_levels import LoopLevels
-from moec.targets.tvm.phases.statement_lines import (
+from moec.targets.tvm.text import lines_of, readable
+from moec.targets.tvm.text.statement_lines import (
     FUNCTION,
     Statements,
     forgotten,
@@ -17,7 +18,6 @@ from moec.targets.tvm.phases.statement_lines import (
     numbered,
     statements_of,
 )
-from moec.targets.tvm.text import lines_of, readable
 
 TIR = "tir"
 """The form whose lines are statements, and which the lines of others come from."""

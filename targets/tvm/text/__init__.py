@@ -5,9 +5,9 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from moec.targets.tvm.phases.statement_lines import FindLines
 from moec.targets.tvm.text.keep_names import HideBoundValues, ShowBoundValues
 from moec.targets.tvm.text.names import VariableNames
+from moec.targets.tvm.text.statement_lines import FindLines
 from moec.targets.tvm.text.statements import Line, Statements
 from moec.targets.tvm.text.unused_names import DropUnusedNames
 

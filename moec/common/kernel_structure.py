@@ -31,7 +31,7 @@ class LineLinks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class LoopLevel:
     """A loop, or a range of a GPU's threads. Counts are of all its iterations together, as C expressions of sizes and
     of variables in it; of two branches the greater count.
 
@@ -67,5 +67,5 @@ class KernelStructure:
     """The structure of a kernel. ``links``: by form, those of each text except the coarsest."""
 
     links: dict[str, LineLinks]
-    loops: tuple[Loop, ...]
+    loops: tuple[LoopLevel, ...]
     buffers: tuple[KernelBuffer, ...]

@@ -9,7 +9,7 @@ from typing import Any
 
 from moec import targets
 from moec.common.errors import ArtifactError, MoecError
-from moec.common.kernel_structure import KernelStructure, Loop
+from moec.common.kernel_structure import KernelStructure, LoopLevel
 from moec.common.records import read_json
 from moec.exploring.node_lines import NodeLines, imported_nodes, nodes_of
 from moec.runtime.artifact import Artifact
@@ -39,7 +39,7 @@ def kernel_levels(artifact: Artifact, name: str, architecture: str | None = None
         names = ", ".join(kernel["name"] for kernel in program.kernels)
         raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {names or 'none'}")
     structure = _structure(artifact, kernel)
-    levels = _Levels(artifact, kernel, structure)
+    levels = _KernelLevels(artifact, kernel, structure)
     kind = targets.kind_of(artifact.manifest.target)
     return {
         "name": name,
@@ -60,7 +60,7 @@ def _structure(artifact: Artifact, kernel: KernelEntry) -> KernelStructure | Non
     )
 
 
-class _Levels:
+class _KernelLevels:
     """The levels of one kernel. Ids are given in the order of the levels."""
 
     def __init__(self, artifact: Artifact, kernel: KernelEntry, structure: KernelStructure | None) -> None:
@@ -144,7 +144,7 @@ def _level(level: str, text: str, lines: list[Link], absent: str | None) -> dict
     return {"level": level, "text": text, "lines": lines, "absent": absent}
 
 
-def _trees(loops: Sequence[Loop]) -> list[dict[str, Any]]:
+def _trees(loops: Sequence[LoopLevel]) -> list[dict[str, Any]]:
     """The loops as trees. Counts that are known are numbers, others texts."""
     trees = [
         {key: _count(value) for key, value in dataclasses.asdict(loop).items() if key != "inside"} | {"children": []}

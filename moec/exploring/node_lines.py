@@ -97,14 +97,14 @@ def _traced(
 ) -> dict[str, frozenset[str]]:
     kept = {name for name, node in new.items() if name in old and old[name].op == node.op}
     makers = {value: node for node in old.values() for value in node.outputs if value}
-    known = {value: value for node in old.values() for value in (*node.inputs, *node.outputs) if value}
+    earlier = {value: value for node in old.values() for value in (*node.inputs, *node.outputs) if value}
     for name in kept:
         for values, before in ((new[name].outputs, old[name].outputs), (new[name].inputs, old[name].inputs)):
-            known.update(zip(values, before, strict=False))
+            earlier.update(zip(values, before, strict=False))
     traced = {name: origins[name] for name in kept}
-    for group in _groups([node for node in new.values() if node.name not in kept], known):
-        ends = {known[value] for node in group for value in (*node.inputs, *node.inside) if value in known}
-        results = [known[value] for node in group for value in node.outputs if value in known]
+    for group in _groups([node for node in new.values() if node.name not in kept], earlier):
+        ends = {earlier[value] for node in group for value in (*node.inputs, *node.inside) if value in earlier}
+        results = [earlier[value] for node in group for value in node.outputs if value in earlier]
         gone = set(_between(results, ends, makers, kept))
         made_of = frozenset(origin for name in gone for origin in origins[name])
         traced.update({node.name: made_of for node in group})
@@ -124,11 +124,11 @@ def _between(results: Iterable[str], ends: set[str], makers: Mapping[str, NodeLi
         pending += [*maker.inputs, *maker.inside]
 
 
-def _groups(nodes: Sequence[NodeLines], known: Mapping[str, str]) -> Iterator[list[NodeLines]]:
+def _groups(nodes: Sequence[NodeLines], earlier: Mapping[str, str]) -> Iterator[list[NodeLines]]:
     """The added nodes, those together that pass one another values which were not there before."""
     users: dict[str, list[int]] = {}
     for place, node in enumerate(nodes):
-        for value in {*node.inputs, *node.outputs} - known.keys() - {""}:
+        for value in {*node.inputs, *node.outputs} - earlier.keys() - {""}:
             users.setdefault(value, []).append(place)
     left = dict.fromkeys(range(len(nodes)))
     while left:

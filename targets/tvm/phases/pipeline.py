@@ -34,7 +34,7 @@ from moec.targets.tvm.phases.share_memory import ShareMemory
 from moec.targets.tvm.phases.share_views import ShareViews
 from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
 from moec.targets.tvm.phases.stack_buffers import StackBuffers
-from moec.targets.tvm.phases.structures import TIR, Origins
+from moec.targets.tvm.phases.structures import TIR, LineOrigins
 from moec.targets.tvm.phases.team import team_object
 from moec.targets.tvm.phases.trusted_arguments import TrustArguments
 from moec.targets.tvm.phases.widen_bfloat16 import WidenBFloat16
@@ -159,7 +159,7 @@ class Generated:
     facts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     launches: dict[str, list[Launch]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
-    origins: dict[str, dict[str, Origins]] = dataclasses.field(default_factory=dict)
+    origins: dict[str, dict[str, LineOrigins]] = dataclasses.field(default_factory=dict)
     device: Any = None
     binary: bytes | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -185,7 +185,7 @@ def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
         | ({} if team is None else {TEAM_OBJECT: team}),
         {form: {name: files[kept].decode() for name, files in compiled.items()} for form, kept in forms.items()},
         origins={
-            form: {name: Origins(TIR, numbers[kept]) for name, numbers in statements.items()}
+            form: {name: LineOrigins(TIR, numbers[kept]) for name, numbers in statements.items()}
             for form, kept in forms.items()
         },
     )

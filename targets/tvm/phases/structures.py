@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from tvm import tirx
 
 from moec.common.kernel_structure import KernelStructure, LineLinks
-from moec.targets.tvm.phases.loop_levels import LoopLevels
+from moec.targets.tvm.phases.loop_nest import LoopNest
 from moec.targets.tvm.text import lines_of, readable
 from moec.targets.tvm.text.statement_lines import (
     FUNCTION,
-    Statements,
+    StatementTable,
     forgotten,
     number_of,
     numbered,
@@ -31,7 +31,7 @@ class TirText:
     text: str
     statements: list[int]
     function: tirx.PrimFunc
-    table: Statements
+    table: StatementTable
 
     def line_of(self, number: int) -> int:
         """The first line, from 0, that shows a statement, or else the innermost one around it that is shown."""
@@ -52,7 +52,7 @@ def tir_text(function: tirx.PrimFunc) -> TirText:
 
 
 @dataclasses.dataclass(frozen=True)
-class Origins:
+class LineOrigins:
     """The origins of a text's lines without its head: of each line the number of a statement, or, for a text that was
     made of the text ``form``, of a line from 1; 0 for an empty line."""
 
@@ -60,7 +60,7 @@ class Origins:
     numbers: Sequence[int]
 
 
-def structure_of(tir: TirText, heads: Mapping[str, int], others: Mapping[str, Origins]) -> KernelStructure:
+def structure_of(tir: TirText, heads: Mapping[str, int], others: Mapping[str, LineOrigins]) -> KernelStructure:
     """The structure of a kernel. ``heads``: the number of lines in front of each text, all but the last about the whole
     kernel; ``others``: the origins of other texts' lines, by form."""
     lines: dict[int, int] = {}
@@ -81,5 +81,5 @@ def structure_of(tir: TirText, heads: Mapping[str, int], others: Mapping[str, Or
             head = heads[origins.form]
             numbers = headed(form, 1, [number and head + number for number in origins.numbers])
         links[form] = LineLinks.of(origins.form, numbers)
-    levels = LoopLevels(tir.function, line)
+    levels = LoopNest(tir.function, line)
     return KernelStructure(links, tuple(levels.loops), tuple(levels.buffers))

@@ -34,7 +34,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Statements:
+class StatementTable:
     """The numbered statements of a function: ``parents[n]`` and ``kinds[n]`` of the statement with number n. Numbers 0
     and 1 stand for no statement, and for the function."""
 
@@ -66,10 +66,10 @@ def numbered(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(body).with_attr(_STATEMENTS, json.dumps([parents, kinds]))
 
 
-def statements_of(function: tirx.PrimFunc) -> Statements | None:
+def statements_of(function: tirx.PrimFunc) -> StatementTable | None:
     """The statements of a function that was numbered; None for another."""
     text = function.attrs.get(_STATEMENTS) if function.attrs else None
-    return None if text is None else Statements(*json.loads(text))
+    return None if text is None else StatementTable(*json.loads(text))
 
 
 def forgotten(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -94,8 +94,8 @@ class FindLines:
         statements = statements_of(function)
         if statements is None:
             return function
-        found, _ = _found(function.body, statements)
-        return function.with_body(_spread(found, FUNCTION))
+        body, _ = _found(function.body, statements)
+        return function.with_body(_spread(body, FUNCTION))
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="FinishLines")
@@ -112,13 +112,13 @@ class FinishLines:
         return _made_like(finished, span=_span(FUNCTION))
 
 
-def _found(statement: tirx.Stmt, statements: Statements) -> tuple[tirx.Stmt, int]:
+def _found(statement: tirx.Stmt, statements: StatementTable) -> tuple[tirx.Stmt, int]:
     """The statement with numbers of all loops and branches in it, and the first number."""
     own = number_of(statement)
     if isinstance(statement, tirx.SeqStmt):
-        found = [_found(part, statements) for part in statement.seq]
-        first = next((number for _, number in found if number), 0)
-        return _with_sequence(statement, [part for part, _ in found]), first
+        parts = [_found(part, statements) for part in statement.seq]
+        first = next((number for _, number in parts if number), 0)
+        return _with_sequence(statement, [part for part, _ in parts]), first
     inside = {name: _found(part, statements) for name, part in _parts(statement)}
     changed: dict[str, Any] = {
         name: part for name, (part, _) in inside.items() if not part.same_as(getattr(statement, name))

@@ -12,7 +12,7 @@ import tvm_ffi
 from tvm import DataType, tirx
 from tvm.tirx.stmt import ForKind, ScopeIdDefStmt
 
-from moec.common.kernel_structure import KernelBuffer, Loop, LoopKind
+from moec.common.kernel_structure import KernelBuffer, LoopKind, LoopLevel
 from moec.targets.tvm.sizes.c_expressions import in_c
 from moec.targets.tvm.text.statement_lines import number_of
 
@@ -42,32 +42,32 @@ class _Counts:
     operations: Any = 0
 
     def __add__(self, other: _Counts) -> _Counts:
-        return self._with(other, lambda one, two: one + two)
+        return self._with(other, lambda left, right: left + right)
 
     def or_else(self, other: _Counts) -> _Counts:
         return self._with(other, _greater)
 
     def times(self, extent: Any) -> _Counts:
-        return self._with(_Counts(extent, extent, extent), lambda one, times: one * times)
+        return self._with(_Counts(extent, extent, extent), lambda count, times: count * times)
 
     def _with(self, other: _Counts, join: Callable[[Any, Any], Any]) -> _Counts:
         joined = {name: join(mine, getattr(other, name)) for name, mine in vars(self).items()}
         return _Counts(**joined)
 
 
-def _greater(one: Any, two: Any) -> Any:
-    if isinstance(one, int) and isinstance(two, int):
-        return max(one, two)
-    one, two = (tirx.const(value, "int64") if isinstance(value, int) else value for value in (one, two))
-    return one if tvm_ffi.structural_equal(one, two) else tirx.max(one, two)
+def _greater(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        return max(left, right)
+    left, right = (tirx.const(value, "int64") if isinstance(value, int) else value for value in (left, right))
+    return left if tvm_ffi.structural_equal(left, right) else tirx.max(left, right)
 
 
-class LoopLevels:
+class LoopNest:
     """The loops of a function that has no blocks, in the order of its text, and its buffers. ``line_of``: the line of a
     statement by its number."""
 
     def __init__(self, function: tirx.PrimFunc, line_of: Callable[[int], int]) -> None:
-        self.loops: list[Loop] = []
+        self.loops: list[LoopLevel] = []
         self.buffers: list[KernelBuffer] = []
         self._line_of = line_of
         self._scopes: dict[Any, str] = {}
@@ -125,13 +125,13 @@ class LoopLevels:
     ) -> _Counts:
         """Append a loop. One whose number of iterations is unknown has the counts of one iteration."""
         own = len(self.loops)
-        self.loops.append(Loop(inside, variable, kind, 0, "", "", "", ""))
+        self.loops.append(LoopLevel(inside, variable, kind, 0, "", "", "", ""))
         counts = body(own)
         if isinstance(extent, tirx.IntImm):
             extent = int(extent)
         if not isinstance(extent, str):
             counts = counts.times(extent)
-        self.loops[own] = Loop(
+        self.loops[own] = LoopLevel(
             inside,
             variable,
             kind,
@@ -155,25 +155,25 @@ class LoopLevels:
         read, operations = 0, 0
         indices: list[Any] = []
 
-        def load(one: tvm.ir.TensorLoad) -> tvm_ffi.WalkResult:
+        def add_load(load: tvm.ir.TensorLoad) -> tvm_ffi.WalkResult:
             nonlocal read
-            read += _bytes_of(one.ty.dtype) if self._is_parameter(one.source) else 0
-            indices.extend(one.indices)
+            read += _bytes_of(load.ty.dtype) if self._is_parameter(load.source) else 0
+            indices.extend(load.indices)
             return tvm_ffi.WalkResult.SKIP
 
-        def operation(one: Any) -> None:
+        def add_operation(operation: Any) -> None:
             nonlocal operations
-            kind = str(getattr(one.ty, "dtype", ""))
+            kind = str(getattr(operation.ty, "dtype", ""))
             if kind.startswith(_FLOATS) or (stored and kind == stored):
                 operations += DataType(kind).lanes
 
-        def call(one: tvm.ir.Call) -> tvm_ffi.WalkResult | None:
-            name = getattr(one.op, "name", "")
+        def add_call(call: tvm.ir.Call) -> tvm_ffi.WalkResult | None:
+            name = getattr(call.op, "name", "")
             if name not in _FREE:
-                operation(one)
+                add_operation(call)
             return tvm_ffi.WalkResult.SKIP if name == _ADDRESS else None
 
-        callbacks = [(tvm.ir.TensorLoad, load), (_OPERATIONS, operation), (tvm.ir.Call, call)]
+        callbacks = [(tvm.ir.TensorLoad, add_load), (_OPERATIONS, add_operation), (tvm.ir.Call, add_call)]
         tvm_ffi.structural_walk(value, callbacks, order="pre")
         return _Counts(read, 0, operations) + self._values(indices)
 

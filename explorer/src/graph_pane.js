@@ -8,8 +8,8 @@ const MARGIN = 16;
 const MOST_LETTERS = 22;
 
 // `nodes` and `ghosts`: Maps of id -> node, those of this stage and those that its pass removed. `kinds`: Map of id ->
-// "added" | "changed" of nodes that are not as before.
-export function GraphPane({ places, rows, columns, nodes, ghosts, kinds, selected, onSelect, label }) {
+// "added" | "changed" of nodes that are not as before. `isFitted`: as high as the graph, where that is little.
+export function GraphPane({ places, rows, columns, nodes, ghosts, kinds, selected, onSelect, label, isFitted = false }) {
   const pane = useRef();
   const window = useWindow(pane);
   const edges = useMemo(() => edgesOf(nodes, places), [nodes, places]);
@@ -21,7 +21,7 @@ export function GraphPane({ places, rows, columns, nodes, ghosts, kinds, selecte
   const crossing = edges.filter(([from, to]) => from.row <= window.bottom && to.row >= window.top);
   const width = columns * CELL.width + 2 * MARGIN;
   const height = rows * CELL.height + 2 * MARGIN;
-  return html`<div class="graph-pane" ref=${pane} tabindex="0" role="region" aria-label=${label}>
+  return html`<div class=${isFitted ? "graph-pane fitted" : "graph-pane"} ref=${pane} tabindex="0" role="region" aria-label=${label}>
     <svg width=${width} height=${height} role="group" aria-label=${label}>
       <path class="edges" d=${routes(crossing)} />
       <path class="edges of-selected" d=${routes(crossing.filter((ends) => ends.includes(places.get(selected))))} />

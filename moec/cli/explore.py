@@ -15,11 +15,13 @@ def explore(
         Path | None, typer.Option(help="Show what this profile, made by moec profile, measured.")
     ] = None,
     bench: Annotated[
-        Path | None,
-        typer.Option(metavar="JSON", help="Show times that 'moec bench --json' printed for the first artifact."),
+        Path | None, typer.Option(metavar="JSON", help="Show what moec bench --json printed for the first artifact.")
+    ] = None,
+    simulation: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Show what moec simulate --json printed for the first artifact.")
     ] = None,
 ) -> None:
     """Write one HTML file that shows what was compiled and why: it opens in any browser, without a network."""
     from moec.exploring.explore import explore
 
-    explore(artifacts, output, profile=profile, bench=bench)
+    explore(artifacts, output, profile=profile, bench=bench, simulation=simulation)

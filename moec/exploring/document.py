@@ -16,6 +16,7 @@ SCHEMA, VERSION = "moec.explorer", 1
 SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "layers": layers,
     "passes": passes,
+    "simulation": lambda subject: subject.simulation,
     "streaming": lambda subject: streaming(subject.artifact),
     "texts": texts,
 }

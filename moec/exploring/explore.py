@@ -13,45 +13,61 @@ from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
 from moec.exploring.document import document
 from moec.exploring.page import write_page
-from moec.exploring.subject import subject
+from moec.exploring.subject import Subject
+from moec.runtime.artifact import open_artifact
+
+_PathLike = str | os.PathLike[str]
 
 
 def explore(
-    artifacts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
+    artifacts: _PathLike | Sequence[_PathLike],
+    output: _PathLike,
     *,
-    profile: str | os.PathLike[str] | None = None,
-    bench: str | os.PathLike[str] | None = None,
+    profile: _PathLike | None = None,
+    bench: _PathLike | None = None,
+    simulation: _PathLike | None = None,
 ) -> None:
     """Write one file of HTML that shows artifacts side by side, in any browser and without a network.
 
     ``profile``: a ``.moeprof`` file of the same model. ``bench``: JSON that ``moec bench --json`` printed for the first
-    artifact. Raises MoecError for files that cannot be read, and where ``output`` exists and moec did not write it.
+    artifact. ``simulation``: JSON that ``moec simulate --json`` printed for it. Raises MoecError for files that cannot
+    be read, and where ``output`` exists and moec did not write it.
     """
-    paths = [artifacts] if isinstance(artifacts, (str, os.PathLike)) else list(artifacts)
+    paths = [pathlib.Path(path) for path in ([artifacts] if isinstance(artifacts, (str, os.PathLike)) else artifacts)]
     if not paths:
         raise MoecError("give at least one artifact")
     check_replaceable(output, foreign_file)
-    measured = None if bench is None else _read_bench(pathlib.Path(bench))
+    measured = _printed(bench, "bench", dict)
+    simulated = _printed(simulation, "simulate", list)
+    first = dict(bench=measured, simulation=simulated)
     subjects = [
-        subject(
-            pathlib.Path(path),
-            profile=None if profile is None else pathlib.Path(profile),
-            bench=measured if place == 0 else None,
+        Subject(
+            path.name,
+            open_artifact(path, check_weights=False),
+            profile=_path(profile),
             may_measure=True,
+            **({} if at else first),
         )
-        for place, path in enumerate(paths)
+        for at, path in enumerate(paths)
     ]
     write_page(document(subjects), pathlib.Path(output))
 
 
-def _read_bench(path: pathlib.Path) -> dict[str, Any]:
+def _path(path: _PathLike | None) -> pathlib.Path | None:
+    return None if path is None else pathlib.Path(path)
+
+
+def _printed(path: _PathLike | None, command: str, kind: type) -> Any:
+    """Read the JSON that a command printed. Returns None without a path."""
+    if path is None:
+        return None
+    expected = f"expected what 'moec {command} --json' printed"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise MoecError(f"{path}: is not JSON; expected what 'moec bench --json' printed") from error
-    if not isinstance(content, dict):
-        raise MoecError(f"{path}: holds a {type(content).__name__}; expected what 'moec bench --json' printed")
+        raise MoecError(f"{path}: is not JSON; {expected}") from error
+    if not isinstance(content, kind):
+        raise MoecError(f"{path}: is JSON of type {type(content).__name__}; {expected}")
     return content

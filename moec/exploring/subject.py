@@ -7,7 +7,7 @@ import functools
 import pathlib
 from typing import Any
 
-from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.artifact import Artifact
 from moec.runtime.description import describe
 
 
@@ -16,8 +16,8 @@ class Subject:
     """One artifact that a report shows.
 
     ``architecture``: show only the program for it. ``profile``: a ``.moeprof`` file of the same model. ``bench``: what
-    ``moec bench --json`` printed for this artifact. ``may_measure``: whether sections may measure the limits of this
-    machine, which takes seconds.
+    ``moec bench --json`` printed for this artifact. ``simulation``: what ``moec simulate --json`` printed for it.
+    ``may_measure``: whether sections may measure the limits of this machine, which takes seconds.
     """
 
     title: str
@@ -25,20 +25,10 @@ class Subject:
     architecture: str | None = None
     profile: pathlib.Path | None = None
     bench: dict[str, Any] | None = None
+    simulation: list[Any] | None = None
     may_measure: bool = False
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """The artifact's manifest as plain data."""
         return describe(self.artifact, self.architecture)
-
-
-def subject(
-    path: pathlib.Path,
-    architecture: str | None = None,
-    profile: pathlib.Path | None = None,
-    bench: dict[str, Any] | None = None,
-    may_measure: bool = False,
-) -> Subject:
-    """Open the artifact at ``path`` as a subject. Raises ArtifactError."""
-    return Subject(path.name, open_artifact(path, check_weights=False), architecture, profile, bench, may_measure)

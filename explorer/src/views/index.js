@@ -6,10 +6,20 @@
 //   Component({ data, parts, subject, report, go, link })
 import { blockView } from "./block.js";
 import { compareView } from "./compare.js";
+import { designView } from "./design.js";
 import { evaluationView } from "./evaluation.js";
 import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
 import { sweepView } from "./sweep.js";
 
-export const views = [mapView, blockView, kernelView, passesView, compareView, sweepView, evaluationView];
+export const views = [
+  mapView,
+  blockView,
+  kernelView,
+  passesView,
+  designView,
+  compareView,
+  sweepView,
+  evaluationView,
+];

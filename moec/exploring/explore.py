@@ -14,7 +14,6 @@ from moec.common.seals import foreign_file
 from moec.exploring.document import document
 from moec.exploring.page import write_page
 from moec.exploring.subject import Subject
-from moec.runtime.artifact import open_artifact
 
 _PathLike = str | os.PathLike[str]
 
@@ -41,13 +40,7 @@ def explore(
     simulated = _printed(simulation, "simulate", list)
     first = dict(bench=measured, simulation=simulated)
     subjects = [
-        Subject(
-            path.name,
-            open_artifact(path, check_weights=False),
-            profile=_path(profile),
-            may_measure=True,
-            **({} if at else first),
-        )
+        Subject.open(path, profile=_path(profile), may_measure=True, **({} if at else first))
         for at, path in enumerate(paths)
     ]
     write_page(document(subjects), pathlib.Path(output))

@@ -7,7 +7,7 @@ import functools
 import pathlib
 from typing import Any
 
-from moec.runtime.artifact import Artifact
+from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.description import describe
 
 
@@ -27,6 +27,11 @@ class Subject:
     bench: dict[str, Any] | None = None
     simulation: list[Any] | None = None
     may_measure: bool = False
+
+    @classmethod
+    def open(cls, path: pathlib.Path, **measured: Any) -> Subject:
+        """Open the artifact at ``path``. ``measured``: other fields. Raises ArtifactError."""
+        return cls(path.name, open_artifact(path, check_weights=False), **measured)
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:

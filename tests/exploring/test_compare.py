@@ -9,7 +9,6 @@ import pytest
 from moec.exploring.document import document
 from moec.exploring.page import write_page
 from moec.exploring.subject import Subject
-from moec.runtime.artifact import open_artifact
 
 from .browser import opened
 
@@ -17,7 +16,7 @@ from .browser import opened
 @pytest.fixture(scope="module")
 def compared(char_lm, tmp_path_factory):
     """The report of char_lm and of a copy with another line in one kernel, without another kernel and a node less."""
-    described = document([Subject("char_lm.moec", open_artifact(char_lm))])
+    described = document([Subject.open(char_lm)])
     other = copy.deepcopy(described["artifacts"][0])
     other["title"] = "other"
     other["texts"]["moe_combine"][0]["text"] += "one more line\n"

@@ -81,4 +81,4 @@ def test_without_a_simulation_the_view_says_how_to_make_one(running, tmp_path):
     with opened(running, report(tmp_path)) as shown:
         assert "moec simulate ART --json" in shown.inner_text("main")
         assert shown.locator(".remark").count() == 0
-        assert "25%" in shown.inner_text("tr:has-text('dsp')")
+        assert "25%" in shown.inner_text("tr:has(th:text-is('dsp'))")

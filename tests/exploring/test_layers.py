@@ -11,7 +11,7 @@ from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.exploring import times
 from moec.exploring.layers import layers
 from moec.exploring.page import page as page_of
-from moec.exploring.subject import subject
+from moec.exploring.subject import Subject
 
 from .browser import NARROW, opened
 from .test_page import HOSTILE, of
@@ -26,7 +26,7 @@ def bench(kernels: dict[str, float]) -> dict[str, object]:
 
 
 def test_parts_have_the_weights_blocks_and_kernels_of_the_artifact(char_lm):
-    shown = subject(char_lm)
+    shown = Subject.open(char_lm)
     parts = layers(shown)["parts"]
     assert [(part["layer"], part["title"]) for part in parts if part["kind"] != "rest"] == [
         ("input", "Embedding"),
@@ -48,7 +48,7 @@ def test_parts_have_the_weights_blocks_and_kernels_of_the_artifact(char_lm):
 
 
 def test_measured_times_are_divided_among_calls(char_lm):
-    measured = dataclasses.replace(subject(char_lm), bench=bench({"attention": 2.0, "gather": 0.5}))
+    measured = dataclasses.replace(Subject.open(char_lm), bench=bench({"attention": 2.0, "gather": 0.5}))
     section = layers(measured)
     assert section["cases"] == [{"title": "ids 1 x 4", "measured": True, "limits": None, "microseconds": 3000.0}]
     of_title = {(part["layer"], part["title"]): part["microseconds"] for part in section["parts"]}
@@ -58,14 +58,14 @@ def test_measured_times_are_divided_among_calls(char_lm):
 
 
 def test_a_benchmark_of_another_artifact_gives_no_times(char_lm):
-    section = layers(dataclasses.replace(subject(char_lm), bench=bench({"another": 1.0})))
+    section = layers(dataclasses.replace(Subject.open(char_lm), bench=bench({"another": 1.0})))
     assert section["cases"] == [] and "another" in section["no_times"]
 
 
 def test_predicted_times_follow_from_limits(char_lm, monkeypatch):
     slow = Roofline(1, {"pages": 1e6}, (Peak(FLOAT32, "units", 1e15),))
     monkeypatch.setattr(times, "_limits_of_this_machine", lambda target, threads: slow)
-    section = layers(subject(char_lm, may_measure=True))
+    section = layers(Subject.open(char_lm, may_measure=True))
     (case,) = section["cases"]
     assert not case["measured"] and case["limits"].startswith("this machine")
     of_kind = {(part["layer"], part["kind"]): part["microseconds"][0] for part in section["parts"]}
@@ -76,7 +76,7 @@ def test_predicted_times_follow_from_limits(char_lm, monkeypatch):
 
 
 def test_without_permission_nothing_is_measured(char_lm):
-    section = layers(subject(char_lm))
+    section = layers(Subject.open(char_lm))
     assert section["cases"] == [] and "moec bench" in section["no_times"]
 
 
@@ -128,5 +128,5 @@ def test_hostile_names_are_text_in_all_places(running, hostile, address):
 def test_the_document_holds_the_section(char_lm):
     from moec.exploring.document import document
 
-    (artifact,) = document([subject(char_lm)])["artifacts"]
+    (artifact,) = document([Subject.open(char_lm)])["artifacts"]
     assert json.loads(json.dumps(artifact["layers"])) == artifact["layers"]

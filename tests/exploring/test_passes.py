@@ -12,7 +12,6 @@ import pytest
 from moec.exploring.passes import passes
 from moec.exploring.subject import Subject
 from moec.ir.text import parse_model, print_model
-from moec.runtime.artifact import open_artifact
 
 from .browser import NARROW, opened
 from .test_edits import applied
@@ -23,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def explored(char_lm):
     """char_lm, and its section of passes."""
-    opened_subject = Subject("char_lm.moec", open_artifact(char_lm))
+    opened_subject = Subject.open(char_lm)
     return opened_subject, passes(opened_subject)
 
 

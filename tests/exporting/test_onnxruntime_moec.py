@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import moec
-from moec.common.errors import MoecError
+from moec.common.errors import DefectError, MoecError
 from moec.exporting.custom_ops import ops_library
 from moec.exporting.onnx_model import MODEL
 from moec.exporting.onnxruntime_moec import LIBRARY, NAME, WEIGHTS
@@ -256,3 +256,18 @@ def test_a_missing_compiler_is_named(monkeypatch, block_path, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(MoecError, match="apt-get install gcc"):
         moec.export(block_path, tmp_path / "out", form=NAME)
+
+
+def test_a_compiler_that_fails_or_cannot_be_started_is_an_error_of_the_user(tmp_path, monkeypatch):
+    program = tmp_path / "cc"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *-E*|--version) exit 0;; esac\necho "a.c: error: no room" >&2\nexit 1\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("CC", str(program))
+    with pytest.raises(MoecError, match="the C library cannot be built: .*: a.c: error: no room") as caught:
+        ops_library.ops_library(ops_library.find_tools(), [])
+    assert not isinstance(caught.value, DefectError)
+    monkeypatch.setenv("CC", "/no/cc")
+    with pytest.raises(MoecError, match="/no/cc: No such file"):
+        ops_library.find_tools()

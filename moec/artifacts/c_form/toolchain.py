@@ -89,7 +89,7 @@ def build(
     """Build the libraries of the program ``name``. ``program``: its generated text; ``library``: the sources of the
     runtime, by file name; ``objects``: object files of kernels."""
     sources = [file for file in sorted(library) if file.endswith(".c")]
-    version = _done(".", [*tools.compiler, "--version"]).stdout
+    version = end_of([*tools.compiler, "--version"]).stdout
     made_of = f"{tools.compiler}\0{version}\0{_OPTIONS}{_RUNTIME_LEVEL}\0{sorted(library.items())}"
 
     def compile_runtime(_name: str) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
 
 
 def _compile(tools: Toolchain, folder: pathlib.Path, source: str, level: str) -> None:
-    _run(folder, [*tools.compiler, *_OPTIONS, level, "-c", source, "-o", f"{source}.o"])
+    run_tool(folder, [*tools.compiler, *_OPTIONS, level, "-c", source, "-o", f"{source}.o"])
 
 
 def _link(tools: Toolchain, folder: pathlib.Path, name: str, files: Sequence[str]) -> bytes:
@@ -133,7 +133,7 @@ def _link(tools: Toolchain, folder: pathlib.Path, name: str, files: Sequence[str
         "-Wl,--version-script,exports",
         "-Wl,-z,noexecstack,--no-undefined,-s",
     ]
-    _run(folder, [*tools.compiler, *options, "-o", shared, *files, "-lm", "-lpthread"])
+    run_tool(folder, [*tools.compiler, *options, "-o", shared, *files, "-lm", "-lpthread"])
     return (folder / shared).read_bytes()
 
 
@@ -143,23 +143,26 @@ def _archive(
     """Archive the runtime, and program and kernels as one object that shows the program alone: two programs may have
     kernels of one name."""
     static, whole = f"lib{name}.a", f"{name}.o"
-    _run(folder, [*tools.compiler, "-r", "-nostdlib", "-o", whole, f"{name}.c.o", *kernels])
-    _run(folder, [tools.copier, f"--keep-global-symbol={name}_program", whole])
-    _run(folder, [tools.archiver, "rcsD", static, whole, *runtime])
+    run_tool(folder, [*tools.compiler, "-r", "-nostdlib", "-o", whole, f"{name}.c.o", *kernels])
+    run_tool(folder, [tools.copier, f"--keep-global-symbol={name}_program", whole])
+    run_tool(folder, [tools.archiver, "rcsD", static, whole, *runtime])
     return (folder / static).read_bytes()
 
 
-def _run(folder: pathlib.Path, command: Sequence[str]) -> None:
-    done = _done(folder, command)
+def run_tool(folder: pathlib.Path, command: Sequence[str]) -> None:
+    """Run a command that builds something. Raises MoecError, with the first error that it says, where it fails."""
+    done = end_of(command, folder)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
         said = lines[0] if lines else done.stderr.strip()[-300:]
         raise MoecError(f"the C library cannot be built: {' '.join(command[:3])} ...: {said}")
 
 
-def _done(folder: pathlib.Path | str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Raises MoecError where it cannot be started."""
+def end_of(
+    command: Sequence[str], folder: pathlib.Path | str = ".", text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with ``text`` as its input. Raises MoecError where it cannot be started."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, input=text, check=False)
     except OSError as error:
         raise MoecError(f"the C library cannot be built: {command[0]}: {error.strerror or error}") from error

@@ -6,12 +6,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import platform
-import subprocess
 from collections.abc import Sequence
 
 from moec.artifacts.c_form.form import library_files
-from moec.artifacts.c_form.toolchain import Toolchain, build, find_toolchain
-from moec.common.errors import DefectError, MoecError
+from moec.artifacts.c_form.toolchain import Toolchain, build, end_of, find_toolchain, run_tool
+from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
 from moec.exporting.custom_ops.block_program import BlockProgram
 
@@ -35,8 +34,7 @@ def find_tools() -> OpsTools:
     tools = find_toolchain({"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine))
     include = tuple(f"-I{folder}" for folder in _HEADER_FOLDERS if pathlib.Path(folder, _HEADER).is_file())
     probe = [*tools.compiler, *include, "-E", "-x", "c", "-"]
-    done = subprocess.run(probe, input=f"#include <{_HEADER}>\n", capture_output=True, text=True, check=False)
-    if done.returncode:
+    if end_of(probe, text=f"#include <{_HEADER}>\n").returncode:
         raise MoecError(
             f"--for onnxruntime-moec needs {_HEADER} of ONNX Runtime 1.21 or newer, and {tools.compiler[0]} does not "
             "find it; on Debian: apt-get install libonnxruntime-dev, or name its folder in the environment variable "
@@ -62,10 +60,10 @@ def ops_library(tools: OpsTools, programs: Sequence[BlockProgram]) -> bytes:
         (folder / "programs.c").write_text(_programs(programs))
         (folder / "exports").write_text("{ global: RegisterCustomOps; local: *; };\n")
         own = ["moec_ops.c", "moec_ops_memory.c", "moec_ops_threads.c", "programs.c"]
-        _run(folder, [*tools.compilers.compiler, *_OPTIONS, *tools.include, "-c", *own])
+        run_tool(folder, [*tools.compilers.compiler, *_OPTIONS, *tools.include, "-c", *own])
         objects = [f"{pathlib.Path(file).stem}.o" for file in own]
         link = ["-shared", "-Wl,--version-script,exports", "-Wl,-z,noexecstack,--no-undefined,-s", "-o", "ops.so"]
-        _run(folder, [*tools.compilers.compiler, *link, *objects, *archives, "-lm", "-lpthread", "-ldl"])
+        run_tool(folder, [*tools.compilers.compiler, *link, *objects, *archives, "-lm", "-lpthread", "-ldl"])
         return (folder / "ops.so").read_bytes()
 
 
@@ -73,10 +71,3 @@ def _programs(programs: Sequence[BlockProgram]) -> str:
     declared = "".join(f"extern const moec_program {program.name}_program;\n" for program in programs)
     listed = "".join(f"&{program.name}_program, " for program in programs)
     return f'#include "moec_ops.h"\n\n{declared}\nconst moec_program *const moec_ops_programs[] = {{{listed}NULL}};\n'
-
-
-def _run(folder: pathlib.Path, command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
-        raise DefectError(f"the library of operators cannot be built: {lines[0] if lines else done.stderr[-300:]}")

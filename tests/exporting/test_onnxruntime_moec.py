@@ -265,7 +265,7 @@ def test_a_compiler_that_fails_or_cannot_be_started_is_an_error_of_the_user(tmp_
     )
     program.chmod(0o755)
     monkeypatch.setenv("CC", str(program))
-    with pytest.raises(MoecError, match="the C library cannot be built: .*: a.c: error: no room") as caught:
+    with pytest.raises(MoecError, match=r"the C library cannot be built: .*: a\.c: error: no room") as caught:
         ops_library.ops_library(ops_library.find_tools(), [])
     assert not isinstance(caught.value, DefectError)
     monkeypatch.setenv("CC", "/no/cc")

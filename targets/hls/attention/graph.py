@@ -70,13 +70,8 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
     normalize, before, addition = _around(query, node.outputs[0])
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
     assert tokens is not None
-    width = None if tokens.shape is None or len(tokens.shape) != 3 else tokens.shape[2]
-    if not isinstance(width, int):
-        raise UnsupportedError(f"its tokens have the shape {tokens.shape}; expected [batch, tokens, channels]")
-    if normalized.dtype != ir.DataType.FLOAT:
-        raise UnsupportedError(f"its tokens are {normalized.dtype}; expected FLOAT")
-    count = tokens.shape[1] if tokens.shape is not None else None
-    positions = count if isinstance(count, int) else positions
+    count, width = _token_sizes(tokens, normalized)
+    positions = positions if count is None else count
     mask = _mask_of(model, node, tokens, positions, has_sinks)
     heads, key_heads = _heads(node, query, "q_num_heads"), _heads(node, key, "kv_num_heads")
     of_heads = (heads, key_heads)
@@ -119,6 +114,17 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
         latents=latents,
     )
     return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers, past)
+
+
+def _token_sizes(tokens: ir.Value, normalized: ir.Value) -> tuple[int | None, int]:
+    """Return the number of tokens, where it is known, and of their channels. Raises UnsupportedError for others than
+    float32 of [batch, tokens, channels]."""
+    sizes = tokens.shape
+    if sizes is None or len(sizes) != 3 or not isinstance(sizes[2], int):
+        raise UnsupportedError(f"its tokens have the shape {sizes}; expected [batch, tokens, channels]")
+    if normalized.dtype != ir.DataType.FLOAT:
+        raise UnsupportedError(f"its tokens are {normalized.dtype}; expected FLOAT")
+    return sizes[1] if isinstance(sizes[1], int) else None, sizes[2]
 
 
 def _rows(

@@ -190,8 +190,8 @@ static void wrong_sessions(moec_model *model) {
 
 /* Masks are kept, copied and cut with their tokens; a run that fails changes none. */
 static void padded_sessions(moec_model *model) {
-    static const uint8_t mask[] = {1, 1, 1, 0, 0, 255};
-    int64_t ids[] = {1, 2, 3, 4, 0, 1};
+    static const uint8_t mask[20] = {1, 1, 1, 0, 0, 255};
+    int64_t ids[20] = {1, 2, 3, 4, 0, 1};
     moec_session *session, *copy;
     moec_tensor logits = {0};
     EXPECT(moec_session_begin(model, 9, 2, &session), MOEC_OK);

@@ -36,6 +36,7 @@ typedef struct {
     moec_program program; /* with the stamp of its weights */
     moec_model *model;    /* without an arena between runs */
     pthread_mutex_t turn; /* held during a run */
+    int32_t threads;      /* of the session, as far as they were seen */
     moec_place places[MOEC_MAX_RANK];
 } moec_node;
 
@@ -108,9 +109,9 @@ static moec_error run(moec_node *node, const OrtKernelContext *context, const mo
     if (arena == NULL) return moec_fail(MOEC_ERROR_MEMORY, "there is not enough memory for a run");
     pthread_mutex_lock(&node->turn);
     node->model->arena = arena;
-    moec_ops_use_threads(context);
+    moec_ops_use_threads(context, &node->threads);
     moec_error error = moec_run(node->model, inputs, (size_t)node->program.input_count, output, 1);
-    moec_ops_use_threads(NULL);
+    moec_ops_use_threads(NULL, NULL);
     node->model->arena = NULL;
     pthread_mutex_unlock(&node->turn);
     moec_ops_give_arena(arena);
@@ -189,6 +190,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
     moec_node *node = calloc(1, sizeof *node);
     if (node == NULL) return moec_ops_api->CreateStatus(ORT_FAIL, "there is not enough memory");
     pthread_mutex_init(&node->turn, NULL);
+    node->threads = 1;
     node->program = *((const moec_operator *)op)->program;
     OrtStatus *status = load(info, node);
     if (status == NULL)

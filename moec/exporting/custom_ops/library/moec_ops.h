@@ -18,9 +18,9 @@ extern const moec_program *const moec_ops_programs[];
 
 extern const OrtApi *moec_ops_api;
 
-/* Let the parallel loops of the calling thread run on the threads of a session, of which `context` is a call. NULL ends
- * that. */
-void moec_ops_use_threads(const OrtKernelContext *context);
+/* Let the parallel loops of the calling thread run on the threads of a session, of which `context` is a call. `threads`:
+ * the most that were seen, 1 or more, which may grow. NULL ends that. */
+void moec_ops_use_threads(const OrtKernelContext *context, int32_t *threads);
 
 /* Memory for one run; NULL if there is none. */
 moec_arena *moec_ops_take_arena(void);

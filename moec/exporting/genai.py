@@ -44,12 +44,18 @@ def _write(
     from moec.exporting import genai_config, onnx_file
     from moec.exporting.genai_graph import name_for_genai
     from moec.exporting.onnxruntime import spelled_for_onnxruntime
+    from moec.frontend.pytorch.text_cache_layers import NoCacheError
 
     if options.cache is False:
         raise MoecError("cache: onnxruntime-genai keeps keys and values itself; leave the option out")
     settings, text = genai_config.settings_of(source), kept_text_files(source, options.tokenizer)
     graph_options = dataclasses.replace(options, cache=True, tokenizer=None)
-    model, parts = spelled_for_onnxruntime(source, graph_options, report)
+    try:
+        model, parts = spelled_for_onnxruntime(source, graph_options, report)
+    except NoCacheError as error:
+        raise UnsupportedError(
+            f"{error}; onnxruntime-genai needs the cache: --for onnxruntime writes it without"
+        ) from error
     try:
         decoder = name_for_genai(model, settings.switches_after)
     except UnsupportedError as error:

@@ -8,9 +8,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from moec.common.errors import MoecError, UnsupportedError, one_line
+from moec.common.errors import one_line
 from moec.common.specs import State
-from moec.frontend.pytorch.text_cache_layers import CacheForm
+from moec.frontend.pytorch.text_cache_layers import CacheForm, NoCacheError
 from moec.frontend.pytorch.text_inputs import TextInputs
 
 if TYPE_CHECKING:
@@ -58,15 +58,14 @@ def cache_inputs(module: torch.nn.Module, inputs: TextInputs) -> CacheInputs:
     [batch, past, width] in layers that index keys. Other layers have ``past_conv_0`` [batch, channels, tokens], the
     last inputs of a convolution, and ``past_state_0`` [batch, ...] of a recurrence. Batch and past are dynamic.
 
-    Raises MoecError for a model that is no decoder of text, UnsupportedError for a kind of state that moec does not
-    know.
+    Raises NoCacheError for a model that is no decoder of text, and for a kind of state that moec does not know.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     name = type(module).__name__
     if not is_decoder(module):
-        raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
+        raise NoCacheError(f"{name}: a cache is for text decoders of transformers; compile it without")
     ids = inputs.example["input_ids"][:, :1].expand(-1, _LENGTH)
     with _attributes_kept(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         cache = getattr(_run(module, ids), _name_of_cache(module.forward))
@@ -96,12 +95,12 @@ def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _run(module: torch.nn.Module, ids: Any) -> Any:
-    """Run the module on tokens, with a cache. Raises UnsupportedError where its own code fails."""
+    """Run the module on tokens, with a cache. Raises NoCacheError where its own code fails."""
     try:
         return module(input_ids=ids, use_cache=True)
     except Exception as error:  # the module's own code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UnsupportedError(
+        raise NoCacheError(
             f"{type(module).__name__}: transformers cannot run it with a cache ({reason}); compile it without "
             "(cache=False), or with another version of transformers"
         ) from error

@@ -33,6 +33,10 @@ _OF_MINIMAX = "linear_cache"
 one."""
 
 
+class NoCacheError(UnsupportedError):
+    """A model whose states moec cannot take and return. It may be read without."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """One tensor of a cache: ``holder[layer].attribute``, or its element ``state``. ``axis``: that of the tokens; None
@@ -66,12 +70,12 @@ class CacheForm:
 
     @classmethod
     def of(cls, cache: Any, name: str) -> CacheForm:
-        """Derive the layout from a cache after some tokens. Raises UnsupportedError, with the model's ``name``, for an
+        """Derive the layout from a cache after some tokens. Raises NoCacheError, with the model's ``name``, for an
         unknown kind of cache."""
         layers, kind = getattr(cache, "layers", []), type(cache).__name__
         other = next((type(layer).__name__ for layer in layers if type(layer).__name__ not in _KINDS), None)
         if not layers or other is not None or kind not in ("DynamicCache", "MiniMaxCache"):
-            raise UnsupportedError(
+            raise NoCacheError(
                 f"{name}: it keeps {other or ('no cache' if cache is None else kind)}, which moec does not know as "
                 "tensors that go in and out; compile it without"
             )

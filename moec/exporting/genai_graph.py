@@ -1,8 +1,8 @@
 """Inputs and outputs of a language model as onnxruntime-genai names, sizes and fills them.
 
 It finds keys and values by their names, and takes one shape [batch, heads, past, width] for both of a layer. States
-that each run replaces come in pairs, ``conv_state`` and ``recurrent_state``; all of a kind have one shape, they begin
-as zeros, and input and output of a state are the same memory. Prompts of a batch are padded at their ends, in
+that each run replaces come in pairs, ``conv_state`` and ``recurrent_state``; all of a kind have one shape, begin as
+zeros, and input and output of a state are the same memory. Prompts of a batch are padded at their ends, in
 ``attention_mask``. Source: ``kv_cache.cpp``, ``recurrent_state.cpp`` and ``position_inputs.cpp`` of onnxruntime-genai.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Sequence
 
@@ -190,41 +191,52 @@ def _same_width(graph: ir.Graph, key: _GenaiState, value: _GenaiState) -> None:
         return
     state, width, wide = (value, widths[1], widths[0]) if widths[0] > widths[1] else (key, widths[0], widths[1])
     bounds = [_numbers(graph, number) for number in (0, width, _WIDTH)]
-    _feed(graph, state, "Slice", *bounds, width=wide)
+    _feed(graph, state, "Slice", *bounds, shape=_with_width(state.past.shape, wide))
     padding = _numbers(graph, 0, 0, 0, 0, 0, 0, 0, wide - width)
-    _send(graph, state, "Pad", padding, width=wide)
+    _send(graph, state, "Pad", padding, shape=_with_width(state.present.shape, wide))
 
 
 def _place_replaced(graph: ir.Graph, kinds: dict[str, list[_GenaiState]]) -> None:
     """Give the states of convolutions and recurrences consecutive numbers, and each its own copy of the memory that
     its output will be written to. Where one of a pair is missing, an empty one takes its place."""
     for name, states in kinds.items():
-        shapes = {(*state.sizes()[1:], state.past.dtype) for state in states}
-        if len(shapes) > 1 or any(None in state.sizes()[1:] for state in states):
+        types, shapes = {state.past.dtype for state in states}, {state.sizes()[1:] for state in states}
+        if len(types) > 1 or any(None in shape for shape in shapes):
             raise UnsupportedError(
-                f"{states[0].past.name}: onnxruntime-genai keeps states of one fixed shape in all layers, and these "
+                f"{states[0].past.name}: onnxruntime-genai keeps states of fixed shapes and of one type, and these "
                 f"have {' and '.join(sorted({_shown(state) for state in states}))}"
             )
-        if states and len(states[0].sizes()) > _MOST_AXES[name]:
-            raise UnsupportedError(
-                f"{states[0].past.name}: onnxruntime-genai keeps such states with at most {_MOST_AXES[name]} axes, not "
-                f"{_shown(states[0])}"
-            )
+        if len(shapes) > 1 or any(len(shape) + 1 > _MOST_AXES[name] for shape in shapes):
+            _flatten(graph, states)
     pairs = itertools.zip_longest(*kinds.values())
     for number, pair in enumerate(pairs):
         for (name, states), state in zip(kinds.items(), pair, strict=True):
             if state is None:
-                state = _empty(graph, states)
+                state = _empty(graph, states, PAST_NAMES[name] % number)
             _feed(graph, state, "Max")  # onnxruntime keeps this copy, unlike those of Identity
             _rename(state, name, number)
 
 
-def _empty(graph: ir.Graph, states: Sequence[_GenaiState]) -> _GenaiState:
-    """A state that stays as it is, shaped like the others of its kind."""
+def _flatten(graph: ir.Graph, states: Sequence[_GenaiState]) -> None:
+    """Keep states of several shapes, or of more axes than genai takes, as rows [batch, 1, size], with zeros up to the
+    size of the largest."""
+    sizes = [math.prod(size or 0 for size in state.sizes()[1:]) for state in states]
+    widest = ir.Shape([SIZES[0], 1, max(sizes)])
+    for state, size in zip(states, sizes, strict=True):
+        row, shape = ir.Shape([SIZES[0], 1, size]), [size or 0 for size in state.sizes()[1:]]
+        bounds = [_numbers(graph, number) for number in (0, size, 2)]
+        _feed(graph, state, "Reshape", _numbers(graph, -1, *shape), shape=row)
+        _feed(graph, state, "Slice", *bounds, shape=widest)
+        _send(graph, state, "Reshape", _numbers(graph, -1, 1, size), shape=row)
+        _send(graph, state, "Pad", _numbers(graph, 0, 0, 0, 0, 0, max(sizes) - size), shape=widest)
+
+
+def _empty(graph: ir.Graph, states: Sequence[_GenaiState], label: str) -> _GenaiState:
+    """Make a state that stays as it is, shaped like the others of its kind, with a node named by ``label``."""
     dtype, rest = (states[0].past.dtype, states[0].sizes()[1:]) if states else (ir.DataType.FLOAT, (1, 1))
     shape = ir.Shape([SIZES[0], *rest])
     past = ir.Value(name=fresh_name(graph, "empty"), type=ir.TensorType(dtype or ir.DataType.FLOAT), shape=shape)
-    node = ir.node("Identity", [past], name=fresh_name(graph, "keep_empty"))
+    node = ir.node("Identity", [past], name=f"keep_{label}")
     graph.append(node)
     present = node.outputs[0]
     present.type, present.shape, present.name = past.type, shape, fresh_name(graph, "still_empty")
@@ -233,10 +245,12 @@ def _empty(graph: ir.Graph, states: Sequence[_GenaiState]) -> _GenaiState:
     return _GenaiState("", 0, past, present)
 
 
-def _feed(graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value, width: int | None = None) -> None:
-    """Compute a state by an operator from a new input, whose last axis has ``width``."""
+def _feed(
+    graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value, shape: ir.Shape | None = None
+) -> None:
+    """Compute a state by an operator from a new input, of its own shape or another."""
     old = state.past
-    new = ir.Value(name=fresh_name(graph, f"{old.name}_given"), type=old.type, shape=_with_width(old.shape, width))
+    new = ir.Value(name=fresh_name(graph, f"{old.name}_given"), type=old.type, shape=shape or old.shape)
     at = next(place for place, value in enumerate(graph.inputs) if value is old)
     graph.inputs[at] = new
     node = ir.node(operator, [new, *further], outputs=[old], name=f"{operator}_{old.name}")
@@ -244,19 +258,19 @@ def _feed(graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value
     state.past = new
 
 
-def _send(graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value, width: int) -> None:
-    """Compute a new output, whose last axis has ``width``, from a state."""
+def _send(graph: ir.Graph, state: _GenaiState, operator: str, *further: ir.Value, shape: ir.Shape | None) -> None:
+    """Compute a new output, of another shape, from a state."""
     old = state.present
     node = ir.node(operator, [old, *further], name=f"{operator}_{old.name}")
     graph.append(node)
     new = node.outputs[0]
-    new.name, new.type, new.shape = fresh_name(graph, f"{old.name}_kept"), old.type, _with_width(old.shape, width)
+    new.name, new.type, new.shape = fresh_name(graph, f"{old.name}_kept"), old.type, shape
     graph.outputs[:] = [new if value is old else value for value in graph.outputs]
     state.present = new
 
 
-def _with_width(shape: ir.Shape | None, width: int | None) -> ir.Shape | None:
-    return shape if shape is None or width is None else ir.Shape([*shape[:-1], width])
+def _with_width(shape: ir.Shape | None, width: int) -> ir.Shape | None:
+    return shape if shape is None else ir.Shape([*shape[:-1], width])
 
 
 def _rename(state: _GenaiState, kind: str, layer: int) -> None:

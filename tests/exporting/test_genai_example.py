@@ -42,8 +42,8 @@ def test_the_lines_of_the_page_write_a_text(tmp_path, monkeypatch):
 
 
 def test_files_of_a_tokenizer_are_copied_and_without_settings_made(tmp_path):
-    folder, copied, made = (tmp_path / name for name in ("model", "copied", "made"))
-    for path in (folder, copied, made):
+    folder, copied, written = (tmp_path / name for name in ("model", "copied", "written"))
+    for path in (folder, copied, written):
         path.mkdir()
     files = {"tokenizer.json": json.dumps(TEXT), "tokenizer_config.json": '{"eos_token":  "</s>"}'}
     files |= {"chat_template.jinja": "{{ messages }}", "special_tokens_map.json": "{ }"}
@@ -53,10 +53,10 @@ def test_files_of_a_tokenizer_are_copied_and_without_settings_made(tmp_path):
     _write_text(copied, text, folder)
     assert {path.name: path.read_text() for path in copied.iterdir()} == files
     (folder / "tokenizer_config.json").unlink()
-    _write_text(made, text, folder)
-    assert sorted(path.name for path in made.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    _write_text(written, text, folder)
+    assert sorted(path.name for path in written.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": "{{ messages }}"}
-    assert json.loads((made / "tokenizer_config.json").read_text()) == settings
+    assert json.loads((written / "tokenizer_config.json").read_text()) == settings
 
 
 def test_a_missing_tokenizer_and_length_are_said():

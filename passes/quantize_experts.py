@@ -17,7 +17,7 @@ from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
-from moec.passes.weights.choice import check_options, input_sizes, resolve_format
+from moec.passes.weights.choice import ScaleOptions, input_sizes, resolve_format
 from moec.profiles import Profile
 
 Choice = Literal[QuantizedName, "keep"]
@@ -35,7 +35,10 @@ class QuantizeExperts:
     3. ``group``: consecutive inputs that share a scale, 0 for all. Without it, int8 has one scale per output channel,
        fp8 too, mxfp4 groups of 32, and int4 those that other weights of the node have, or else the largest of 128, 64
        and 32 that divides the inputs of every projection (32 where none does: then the last group is shorter). int3 and
-       int2 have groups of 64 or 32 likewise, fp4 of 32 or 16. ``zero_points`` stores integers unsigned.
+       int2 have groups of 64 or 32 likewise, fp4 of 32 or 16. ``zero_points`` stores integers unsigned, ``minima``
+       too, with the smallest number of each group of ``group`` inputs. In each ``super_group`` of inputs, scales and
+       minima are whole numbers times a factor, as in GGUF's K formats (of int6, int5, int3 and int2 groups may be 16
+       then): ``format=int4,group=32,super_group=256,minima=true`` is Q4_K.
     4. Products are computed in int8 once every weight of the node is quantised to anything but fp8, by this pass or
        before it; until then their arithmetic stays.
        ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are those of
@@ -81,6 +84,8 @@ class QuantizeExperts:
     format: QuantizedName
     group: int | None = None
     zero_points: bool = False
+    minima: bool = False
+    super_group: int = 0
     activation_group: int | None = None
     up: Choice | None = None
     down: Choice | None = None
@@ -89,8 +94,12 @@ class QuantizeExperts:
     method: Method = "rtn"
     profile: str | None = None
 
+    @property
+    def _scales(self) -> ScaleOptions:
+        return ScaleOptions(self.group, self.zero_points, self.minima, self.super_group)
+
     def apply(self, model: ir.Model, report: Report) -> bool:
-        check_options(self.name, {self.format, self.up, self.down, self.gate}, self.group, self.zero_points)
+        self._scales.check(self.name, {self.format, self.up, self.down, self.gate}, self.method)
         nodes = [node for node in model.graph if is_moec(node) and node.op_type != "Linear" and weight_inputs(node)]
         if not nodes:
             report.warn(self.name, "model", "nothing to quantise: no MoE block was raised before this pass")
@@ -122,7 +131,7 @@ class QuantizeExperts:
         choice = self._choice(name)
         if choice == "keep":
             return formats
-        form = resolve_format(choice, self.group, self.zero_points, sizes, others)
+        form = resolve_format(choice, self._scales, sizes, others)
         ids = _expert_ids(self.experts, len(formats), f"{self.name}: node {node_name(node)}")
         return [form if expert in ids and not old.quantized else old for expert, old in enumerate(formats)]
 

@@ -13,7 +13,7 @@ from moec.ir.weights.format import QuantizedName
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
-from moec.passes.weights.choice import check_options, input_sizes, resolve_format
+from moec.passes.weights.choice import ScaleOptions, input_sizes, resolve_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profiles import Profile
 
@@ -27,7 +27,8 @@ class QuantizeLinears:
        already are quantised likewise.
     2. Left alone: weights of fewer than ``minimum`` elements, those that are quantised already, and (without
        ``routers``) the products that make the logits of a router, where small errors choose other experts.
-    3. ``group``, ``zero_points``, ``activation_group``, ``method`` and ``profile`` as for quantize-experts.
+    3. ``group``, ``zero_points``, ``minima``, ``super_group``, ``activation_group``, ``method`` and ``profile`` as for
+       quantize-experts.
     4. A weight with an infinity or a NaN is an error: only floats can hold it.
     5. The error of weight and output goes into the report, layer by layer.
 
@@ -49,14 +50,20 @@ class QuantizeLinears:
     format: QuantizedName
     group: int | None = None
     zero_points: bool = False
+    minima: bool = False
+    super_group: int = 0
     activation_group: int | None = None
     routers: bool = False
     minimum: int = MINIMUM
     method: Method = "rtn"
     profile: str | None = None
 
+    @property
+    def _scales(self) -> ScaleOptions:
+        return ScaleOptions(self.group, self.zero_points, self.minima, self.super_group)
+
     def apply(self, model: ir.Model, report: Report) -> bool:
-        check_options(self.name, {self.format}, self.group, self.zero_points)
+        self._scales.check(self.name, {self.format}, self.method)
         nodes = list(make_linears(model.graph, self.minimum, self.routers))
         if not nodes:
             report.warn(self.name, "model", f"nothing to quantise: {NONE_FOUND.format(self.minimum)}")
@@ -71,5 +78,5 @@ class QuantizeLinears:
             return
         (form,) = before.weights["weight"].formats
         if not form.quantized:
-            form = resolve_format(self.format, self.group, self.zero_points, input_sizes(before))
+            form = resolve_format(self.format, self._scales, input_sizes(before))
         change_formats(self.name, before, {"weight": [form]}, profile, self.method, report, self.activation_group)

@@ -90,9 +90,14 @@ def by_layer(places: Mapping[str, Sequence[ExpertAxis]]) -> list[list[ExpertAxis
     """Group weights, given by the parameters that they become, by their layers, in the order of these."""
     layers: dict[str, list[ExpertAxis]] = collections.defaultdict(list)
     for parameter, own in places.items():
-        match = _LAYER.match(parameter)
-        layers[match[1] if match else parameter].extend(own)
+        layers[layer_of(parameter)].extend(own)
     return [layers[name] for name in sorted(layers, key=_natural)]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a tensor belongs to; its own name where that has no number."""
+    match = _LAYER.match(name)
+    return match[1] if match else name
 
 
 def _natural(name: str) -> list[Any]:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from moec.common.errors import UnsupportedError
-from moec.exporting.checkpoint_layers import Checkpoint, Piece, by_layer, pieces_of, quantised_form, tensors_after
+from moec.exporting.checkpoint_layers import (
+    Checkpoint,
+    Piece,
+    by_layer,
+    layer_of,
+    pieces_of,
+    quantised_form,
+    tensors_after,
+)
 from moec.exporting.compressed_tensors import quantization_config
 from moec.exporting.dense_changes import DenseChange, names_of, tensors_of
 from moec.exporting.expert_axes import ExpertSetting, check_shapes, expert_setting, expert_weights
@@ -143,6 +151,8 @@ class _Edit:
         check_shapes(setting, self._shapes(self.raw), self._shapes(config), counts, self.where)
         layers = self._layers(setting)
         for pieces, change in zip(layers, self.changes, strict=True):
+            if change.count != change.before.count:
+                self._check_no_numbers_of_experts(pieces)
             for piece in pieces:
                 self.changed |= tensors_after(self.checkpoint, piece, change)
                 if (form := quantised_form(piece, change)) is not None:
@@ -151,6 +161,16 @@ class _Edit:
         drops_further = counts != before and setting.predicts_further(self.raw)
         self.removed = names - self.changed.keys() | (self._further_layers() if drops_further else set())
         return config
+
+    def _check_no_numbers_of_experts(self, pieces: Sequence[Piece]) -> None:
+        """Raise UnsupportedError for whole numbers in a layer of experts, such as the experts of each token."""
+        layers = {layer_of(name) for piece in pieces for name in piece.place.names}
+        for name, weight in self.checkpoint.weights.items():
+            if weight.form is None and weight.data.dtype.is_integer() and layer_of(name) in layers:
+                raise UnsupportedError(
+                    f"{weight.where}: holds whole numbers beside experts whose numbers change, and what they count is "
+                    "not known; keep all experts, or export for onnxruntime"
+                )
 
     def _products(self) -> dict[str, CheckpointWeight]:
         """The weights that the module multiplies by in linear layers, and reads nowhere else."""

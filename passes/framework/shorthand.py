@@ -9,21 +9,23 @@ from moec.common.errors import MoecError
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 
 _NAMES = get_args(QuantizedName)
-_FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+))?(?P<zero_points>z)?")
+_FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+)(?:/(?P<super_group>\d+))?)?(?P<offset>[zm])?")
+_OFFSETS = {"z": "zero_points", "m": "minima"}
 _CASTS = ("bf16", "fp16")
 _TF32 = "tf32"
 ARITHMETICS = ("fp8",)
 """Arithmetic that activations can be rounded to on request, besides formats of weights."""
 _QUANTIZED = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 FORMATS = f"tf32, bf16, fp16, {_QUANTIZED}"
-_FOLLOWING = "groups and zero points may follow: int8/64, int4/32z"
+_FOLLOWING = "groups, groups of scales, and zero points or minima may follow: int8/64, int4/32z, int4/32/256m"
 EXPECTED = f"{FORMATS}; {_FOLLOWING}"
 
 
 def with_formats(passes: str, experts: str | None = None, linears: str | None = None) -> str:
     """The pipeline text ``passes``, followed by passes that store weights of experts and of dense products in formats.
 
-    Formats are written as in reports: ``int4/32z`` has groups of 32 and zero points. These passes come last, because
+    Formats are written as in reports: ``int4/32z`` has groups of 32 and zero points, ``int4/32/256m`` minima, and
+    scales of two levels for 256 inputs. These passes come last, because
     all others see weights as floats. Raises MoecError for a format that does not exist.
     """
     texts = (passes, _experts_pass(experts), _linears_pass(linears))
@@ -71,7 +73,8 @@ def parse_format(what: str, text: str) -> WeightFormat:
     digits = match["group"]
     try:
         usual = 32 if ELEMENTS[name].usually_grouped else 0
-        return WeightFormat(name, usual if digits is None else int(digits), match["zero_points"] is not None)
+        group = usual if digits is None else int(digits)
+        return WeightFormat(name, group, match["offset"] == "z", match["offset"] == "m", int(match["super_group"] or 0))
     except ValueError as error:
         raise MoecError(f"{what}: no format {text!r}: {error}") from error
 
@@ -86,8 +89,6 @@ def _match(what: str, text: str, expected: str = EXPECTED) -> re.Match[str]:
 def _options(what: str, text: str) -> str:
     match = _match(what, text)
     options = [f"format={match['name']}"]
-    if match["group"] is not None:
-        options.append(f"group={match['group']}")
-    if match["zero_points"]:
-        options.append("zero_points=true")
+    options += [f"{name}={match[name]}" for name in ("group", "super_group") if match[name] is not None]
+    options += [f"{name}=true" for letter, name in _OFFSETS.items() if match["offset"] == letter]
     return ",".join(options)

@@ -109,8 +109,8 @@ class KnownInputs:
             matrix = np.ascontiguousarray(np.moveaxis(weight, axis, 0), np.float32)
             with profile_reading(self._where):
                 moment = self._moment(name, expert, len(matrix))
-            data, scale, zero_point = self._rounded(matrix, form, moment)
-            tables = (None if table is None else _inputs_at(axis, table) for table in (scale, zero_point))
+            data, *others = self._rounded(matrix, form, moment)
+            tables = (None if table is None else _inputs_at(axis, table) for table in others)
             return Encoded(_inputs_at(axis, data), *tables)
 
         return encode
@@ -132,6 +132,8 @@ class KnownInputs:
         return prior + (measures.moment_hidden(expert) if name == "down" else measures.moment_in(expert))
 
     def _rounded(self, matrix: Array, form: WeightFormat, moment: Array) -> Encoded:
+        if form.minima or form.super_group:
+            raise ValueError(f"{form} is rounded to nearest only; expected method=rtn")
         if self._method == "gptq":
             return gptq(matrix, form, moment)
         return nearest(matrix, form, importance_of(moment))

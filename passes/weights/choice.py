@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence, Set
 
@@ -11,7 +12,8 @@ from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec
 from moec.ir.weight_operands import input_axis
-from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
+from moec.ir.weights.format import ELEMENTS, FormatName, QuantizedName, WeightFormat
+from moec.passes.weights.calibration import Method
 from moec.passes.weights.loss import Layer
 from moec.passes.weights.store import set_arithmetic
 
@@ -24,18 +26,44 @@ LEAST_ACTIVATION_GROUP = 16
 """Fewest activations that share a scale if weights have smaller groups: each group takes time when a row is rounded."""
 
 
-def check_options(pass_name: str, names: Set[str | None], group: int | None, zero_points: bool) -> None:
-    """Raises MoecError for groups or zero points that one of the formats does not have."""
-    if group is not None and group < 0:
-        raise MoecError(f"{pass_name}: group is {group}; expected a positive number, or 0 for one scale per channel")
-    for name, elements in ELEMENTS.items():
-        if name not in names:
-            continue
-        if elements.groups and group not in (None, *elements.groups):
-            groups = " or ".join(map(str, elements.groups))
-            raise MoecError(f"{pass_name}: {name} has groups of {groups}, found group={group}; leave the option out")
-        if zero_points and not elements.whole:
+@dataclasses.dataclass(frozen=True)
+class ScaleOptions:
+    """The options of a pass that say how weights share scales. ``group``: None for one that fits the weights; the rest
+    as in :class:`WeightFormat`."""
+
+    group: int | None = None
+    zero_points: bool = False
+    minima: bool = False
+    super_group: int = 0
+
+    def check(self, pass_name: str, names: Set[str | None], method: Method) -> None:
+        """Raise MoecError for options that one of the formats, or the method, does not have."""
+        if self.group is not None and self.group < 0:
+            raise MoecError(f"{pass_name}: group is {self.group}; expected a positive number, or 0 for one per channel")
+        if (self.minima or self.super_group) and method != "rtn":
+            raise MoecError(f"{pass_name}: minima and scales of two levels are rounded to nearest; expected method=rtn")
+        for name, elements in ELEMENTS.items():
+            if name in names:
+                self._check(pass_name, name, (*elements.groups, *(elements.imported if self.super_group else ())))
+
+    def _check(self, pass_name: str, name: FormatName, groups: Sequence[int]) -> None:
+        if groups and self.group not in (None, *groups):
+            sizes = " or ".join(map(str, groups))
+            raise MoecError(
+                f"{pass_name}: {name} has groups of {sizes}, found group={self.group}; leave the option out"
+            )
+        if self.zero_points and not ELEMENTS[name].whole:
             raise MoecError(f"{pass_name}: {name} has no zero points; leave the option out")
+        if (self.minima or self.super_group) and not self.group:
+            raise MoecError(f"{pass_name}: minima and scales of two levels belong to groups; expected group=SIZE")
+        try:
+            self.format(name, self.group or next(iter(groups), 0))
+        except ValueError as error:
+            raise MoecError(f"{pass_name}: {error}") from error
+
+    def format(self, name: FormatName, group: int) -> WeightFormat:
+        """The format with these options."""
+        return WeightFormat(name, group, self.zero_points, self.minima, self.super_group)
 
 
 def input_sizes(layer: Layer) -> list[int]:
@@ -44,15 +72,16 @@ def input_sizes(layer: Layer) -> list[int]:
 
 
 def resolve_format(
-    name: QuantizedName, group: int | None, zero_points: bool, sizes: Sequence[int], others: Set[int] = frozenset()
+    name: QuantizedName, scales: ScaleOptions, sizes: Sequence[int], others: Set[int] = frozenset()
 ) -> WeightFormat:
     """The format, with a group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups of its other
     weights, because a kernel is made for one size of groups."""
-    elements = ELEMENTS[name]
+    elements, group = ELEMENTS[name], scales.group
     if group is None and elements.usually_grouped:
         group = _usual_group(elements.groups, sizes, others)
     group = group or 0
-    return WeightFormat(name, 0 if group >= max(sizes) and not elements.groups else group, zero_points)
+    is_whole = group >= max(sizes) and not elements.groups and not scales.minima and not scales.super_group
+    return scales.format(name, 0 if is_whole else group)
 
 
 def _usual_group(allowed: Sequence[int], sizes: Sequence[int], others: Set[int]) -> int:

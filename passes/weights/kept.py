@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 
@@ -56,9 +56,8 @@ class KeptExperts:
 
     def _keep(self, index: int, encoded: Encoded, file: IO[bytes]) -> None:
         with self._lock, _writing():
-            tables: tuple[Table, ...] = ("data", "scale", "zero_point")
-            for table, array in zip(tables, encoded, strict=True):
-                if array is not None:
+            for table in get_args(Table):
+                if (array := encoded.read(table)) is not None:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                     self._places[index, table] = file.tell(), array.shape, array.dtype
                     file.write(array.tobytes())

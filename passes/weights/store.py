@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,7 @@ from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.kept import KeptExperts
 
 Array = np.ndarray[Any, Any]
+_TABLES: tuple[Table, ...] = get_args(Table)
 _ADDED = re.compile(r"(_decoded(_\d+)?)?(_stored(_\d+)?)?$")
 
 Encoder = Callable[[Array, WeightFormat, int, int], Encoded]
@@ -183,17 +184,19 @@ class _Segment:
     def _floats(self, graph: ir.Graph, table: Literal["scale", "minimum"]) -> ir.Value:
         """Scales or minima, of the type and with the levels that they have where the format is kept."""
         shape, kept = self._scale_shape(), None if self._kept is None else getattr(self._kept, table)
-        levels = None if self._kept is None else self._kept.levels(table)
-        if levels is None:
+        if not self._form.super_group:
             scale_type = self._form.scale_type if kept is None else kept.dtype
             return self._constant(graph, f"_{table}", table, shape, scale_type)
-        few = list(shape)
-        few[self._axis] = -(-few[self._axis] // levels.span)
+        levels = None if self._kept is None else self._kept.levels(table)
+        types = (ir.DataType.UINT8 if self._form.minima else ir.DataType.INT8, self._form.scale_type)
+        code_type, factor_type = types if levels is None else (levels.codes.dtype, levels.factors.dtype)
+        few, span = list(shape), self._form.super_group // self._form.group
+        few[self._axis] = -(-few[self._axis] // span)
         code, factor = LEVELS[table]
-        assert levels.codes.dtype is not None and levels.factors.dtype is not None
-        codes = self._constant(graph, f"_{code}", code, shape, levels.codes.dtype)
-        factors = self._constant(graph, f"_{factor}", factor, tuple(few), levels.factors.dtype)
-        return product_of_levels(graph, self._node, codes, factors, self._axis, levels.span)
+        assert code_type is not None and factor_type is not None
+        codes = self._constant(graph, f"_{code}", code, shape, code_type)
+        factors = self._constant(graph, f"_{factor}", factor, tuple(few), factor_type)
+        return product_of_levels(graph, self._node, codes, factors, self._axis, span)
 
     def _data_shape(self) -> tuple[int, ...]:
         tensor = ir.convenience.get_const_tensor(self._experts[0][1].data)
@@ -247,16 +250,17 @@ class _Segment:
             raise MoecError(f"{self._where}{of}: {error}") from None
 
     def _encoded(self, index: int, decoded: Callable[[], Array], table: Table) -> Array:
-        """Scales and zero points that came with data that was read wait for the next who asks: writers read table by
-        table. They are small; the data is not kept."""
+        """Other tables that came with data that was read wait for the next who asks: writers read table by table. They
+        are small; the data is not kept."""
         waiting = self._waiting.pop((index, table), None)
         if waiting is not None:
             return waiting
-        if table == "data":
-            data, scale, zero_point = encode(decoded(), self._form, self._axis)
-            named = {(index, "scale"): scale, (index, "zero_point"): zero_point}
-            self._waiting |= {key: array for key, array in named.items() if array is not None}
-            return data
+        if table == "data" or self._form.minima or self._form.super_group:
+            encoded = encode(decoded(), self._form, self._axis)
+            products = LEVELS if self._form.super_group else ()
+            others = {name: encoded.read(name) for name in _TABLES if name not in ("data", table, *products)}
+            self._waiting |= {(index, name): array for name, array in others.items() if array is not None}
+            return _needed(encoded.read(table))
         scale, zero_point = scales_of(decoded(), self._form, self._axis)
         return _needed(scale if table == "scale" else zero_point)
 

@@ -26,7 +26,7 @@ from moec.profiles.keys import key_of
 from ..command import moec
 from ..frontend.gguf import tiny_models
 from ..frontend.gguf.gguf_files import stored, write_file
-from ..frontend.gguf.tiny_models import IDS, MODELS, Tiny, write_model
+from ..frontend.gguf.tiny_models import IDS, MODELS, WIDE, Tiny, write_model
 
 EXPERTS = 12
 PRUNE = "prune-experts{keep=0.75,method=random}"
@@ -106,9 +106,22 @@ def test_entries_of_metadata_and_other_tensors_stay_byte_for_byte(tmp_path: Path
             assert now.shape[0] == 9 and all(row.tobytes() in rows for row in now.blocks), name
 
 
-@pytest.mark.parametrize(("form", "kind"), [("int4/32", "Q4_0"), ("bf16", "BF16")])
+FORMATS = [
+    ("int4/32", "Q4_0"),
+    ("bf16", "BF16"),
+    ("int4/32m", "Q4_1"),
+    ("int4/32/256m", "Q4_K"),
+    ("int5/32/256m", "Q5_K"),
+]
+FORMATS += [("int6/16/256", "Q6_K"), ("int2/16/256m", "Q2_K"), ("int3/16/256", "Q3_K")]
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [FORMATS[0], *(pytest.param(*f, marks=pytest.mark.nightly) for f in FORMATS[1:])]
+)
 def test_experts_in_another_format(form: str, kind: str, tmp_path: Path) -> None:
-    source = model("mixtral", tmp_path / "model.gguf", D=64, HEAD=16)
+    sizes = {"D": 64, "HEAD": 16} if kind == "Q4_0" else WIDE
+    source = model("mixtral", tmp_path / "model.gguf", **sizes)
     after = exported(source, experts=form)
     assert {tensor.kind for name, tensor in after.tensors.items() if "_exps" in name} == {kind}
     assert {tensor.kind for name, tensor in after.tensors.items() if "_exps" not in name} == {"F32"}

@@ -43,7 +43,7 @@ def stored(array: np.ndarray, form: WeightFormat, transposed: bool) -> ir.Value:
     axis = 1 if transposed else 2
     if not form.quantized:
         return constant(array)
-    data, scale, zero_point = (part if part is None else constant(part) for part in encode(array, form, axis))
+    data, scale, zero_point = (part if part is None else constant(part) for part in encode(array, form, axis)[:3])
     return decoding_node(form, data, scale, zero_point, axis, ir.DataType.FLOAT).outputs[0]
 
 

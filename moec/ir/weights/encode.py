@@ -11,6 +11,7 @@ elements               stored                          scale
 integers of 8 bits     -127 to 127                     largest / 127
 integers of b bits     -2**(b-1) to 2**(b-1) - 1       largest, with its sign, / -2**(b-1)
 with zero points       0 to 2**b - 1                   (maximum - minimum) / (2**b - 1)
+with minima            0 to 2**b - 1                   the same
 narrow floats          to the largest of their type L  largest / L
 the same, of OCP MX    to the largest of their type L  2**(floor(log2(largest)) -
                                                        floor(log2(L)))
@@ -23,6 +24,12 @@ scale is a subnormal float16 (largest element below 0.008 for int8, 0.0005 for i
 4e-6. Letting the largest element of an int4 group be -8 makes the error of Gaussian weights 12% smaller than -7 to 7
 does. The scale of an fp8 group of 128 inputs is that of 128 x 128 weights: as many consecutive outputs have the same
 one (DeepSeek-V3's layout, arXiv 2412.19437, section 3.3).
+
+Scales of two levels, and minima, are whole numbers times a factor: the largest of those that share it over the largest
+whole number (:data:`_LARGEST_CODES`), in float16. Each is off by at most half a factor, so that an element is off by at
+most half a scale, half the factor of the minima, and 2**b - 1 (without minima 2**(b-1)) times half the factor of the
+scales, and what rounding a factor adds. Source: ``quantize_row_q4_K_ref`` and ``quantize_row_q6_K_ref`` of
+``ggml-quants.c``, without their searches for better scales.
 """
 
 from __future__ import annotations
@@ -39,6 +46,8 @@ from moec.ir.weights.format import WeightFormat
 Array = np.ndarray[Any, Any]
 
 _ELEMENTS_AT_ONCE = 1 << 16
+_LARGEST_CODES = {"int2": 15, "int3": 31, "int4": 63, "int5": 63, "int6": 127}
+"""The largest code of scales, and of minima, in the K formats of ggml with these elements."""
 _SHORT = 64
 """Elements of a group up to which numpy finds extremes faster side by side."""
 
@@ -68,32 +77,36 @@ class StoredMatrix(Protocol):
 
 
 class Encoded(NamedTuple):
-    """A stored matrix whose arrays are in memory. :func:`encode` makes none with minima."""
+    """A stored matrix whose arrays are in memory. Scales and minima of two levels are there as products, too."""
 
     data: Array
     scale: Array | None = None
     zero_point: Array | None = None
-
-    @property
-    def minimum(self) -> None:
-        return None
+    minimum: Array | None = None
+    scale_code: Array | None = None
+    scale_factor: Array | None = None
+    minimum_code: Array | None = None
+    minimum_factor: Array | None = None
 
     def read(self, table: Table) -> Array | None:
         """The table of that name; None where the format has none."""
-        return getattr(self, table, None)
+        return getattr(self, table)
 
 
 def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
     """Convert ``weight`` to another format; ``axis`` is that of the inputs.
 
     Raises ValueError for a number that the format cannot hold (an infinity or NaN in a quantised format, a number
-    beyond the range of float16 or of float16 scales), and for a format with minima or scales of two levels, which is
-    read only.
+    beyond the range of float16 or of float16 scales), and for scales of two levels unless numbers have 2 to 6 bits.
     """
-    if form.minima or form.super_group:
+    if form.super_group and form.name not in _LARGEST_CODES:
         raise ValueError(f"nothing is rounded to {form}")
+    size = weight.shape[axis]
+    if form.minima or form.super_group:
+        data, *tables = _by_rows(weight, form, axis, lambda groups: _by_levels(groups, form, size))
+        assert data is not None
+        return Encoded(data, *tables)
     if form.quantized:
-        size = weight.shape[axis]
         data, scale, zero_point = _by_rows(weight, form, axis, lambda groups: _encoded(groups, form, size))
         assert data is not None
         return Encoded(data, scale, zero_point)
@@ -181,10 +194,48 @@ def _groups(rows: Array, form: WeightFormat) -> Array:
     return wide.reshape(len(rows), count, group)
 
 
-def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
+def _by_levels(groups: Array, form: WeightFormat, size: int) -> tuple[Array | None, ...]:
+    """The tables of :class:`Encoded` of rows of ``size`` elements, in a format with minima or scales of two levels."""
+    low, high = _finite_extremes(groups, form)
+    if form.minima:
+        scale, *scales = _levels((high - low) / np.float32((1 << form.elements.bits) - 1), form)
+        minimum, *minima = _levels(np.maximum(-low, 0), form)
+        shifted = groups + minimum[..., None].astype(np.float32)
+    else:
+        scale, *scales = _levels(np.where(-low >= high, low, high) / np.float32(_range(form)[0]), form)
+        minimum, minima, shifted = None, [None, None], groups
+    numbers = numbers_within(shifted, scale[..., None], None, form)
+    rows = numbers.reshape(len(groups), groups.shape[1] * groups.shape[2])
+    return stored(rows[:, :size], form), scale, None, minimum, *scales, *minima
+
+
+def _levels(exact: Array, form: WeightFormat) -> tuple[Array, Array | None, Array | None]:
+    """Round scales or minima [rows, groups] to the type that they are stored in: the table, and its codes and factors
+    where it has two levels."""
+    if not form.super_group:
+        return _as_scales(exact, np.abs(exact), form), None, None
+    span, count, largest = form.super_group // form.group, exact.shape[1], _LARGEST_CODES[form.name]
+    spans = np.pad(exact, ((0, 0), (0, -count % span))).reshape(len(exact), -(-count // span), span)
+    extreme = np.take_along_axis(spans, np.abs(spans).argmax(-1)[..., None], -1)
+    lowest = 0 if form.minima else -largest - 1
+    factors = _as_scales(extreme / np.float32(lowest or largest), np.abs(extreme), form)
+    codes = np.clip(np.rint(_quotient(spans, factors)), lowest, largest)
+    flat = len(exact), spans.shape[1] * span
+    table = (codes * factors.astype(np.float32)).reshape(flat)[:, :count]
+    kind = np.uint8 if form.minima else np.int8
+    return table, codes.astype(kind).reshape(flat)[:, :count], factors[..., 0]
+
+
+def _finite_extremes(groups: Array, form: WeightFormat) -> tuple[Array, Array]:
+    """The smallest and the largest element of each group and 0. Raises ValueError where one is not finite."""
     low, high = _extremes(groups)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"it holds an infinity or a NaN, which {form.name} cannot")
+    return low, high
+
+
+def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
+    low, high = _finite_extremes(groups, form)
     largest = np.abs(np.maximum(-low, high))  # no -0
     if form.elements.has_exponents:
         return _shared_exponents(largest, form), None
@@ -274,7 +325,7 @@ def _as_scales(exact: Array, largest: Array, form: WeightFormat) -> Array:
 def _range(form: WeightFormat) -> tuple[int, int]:
     """The smallest and the largest stored integer."""
     bits = form.elements.bits
-    if form.zero_points:
+    if form.zero_points or form.minima:
         return 0, (1 << bits) - 1
     return (-127, 127) if bits == 8 else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 

@@ -97,8 +97,7 @@ class WeightFormat:
 
     With ``zero_points`` a stored number q means scale * (q - zero point), with ``minima`` scale * q - minimum; the
     minimum of a group is a float of the type of its scale. ``super_group``: consecutive inputs whose groups have scales
-    of two levels (integers times one shared float), and likewise minima; 0 if scales are floats. Minima and two levels
-    only occur in imported weights; nothing is rounded to them.
+    of two levels (integers times one shared float), and likewise minima; 0 if scales are floats.
     """
 
     name: FormatName

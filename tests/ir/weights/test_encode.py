@@ -46,6 +46,53 @@ def test_every_element_keeps_its_error_bound(form: WeightFormat, shape: tuple[in
     assert (np.abs(decode(encoded, form) - weight) <= 1.001 * bound * reference).all()
 
 
+LEVELS = [
+    WeightFormat("int4", 32, minima=True),
+    *(WeightFormat(name, group, minima=True, super_group=256) for name, group in (("int4", 32), ("int5", 32))),
+    *(WeightFormat(name, 16, super_group=256) for name in ("int3", "int6")),
+    WeightFormat("int2", 16, minima=True, super_group=256),
+]
+
+
+def factor_of(encoded: Encoded, table: str, form: WeightFormat, size: int) -> np.ndarray:
+    """The factor of each element's scale or minimum; 0 where it has one level."""
+    factor = getattr(encoded, f"{table}_factor")
+    if factor is None:
+        return np.zeros(1, np.float32)
+    return np.repeat(factor.astype(np.float32), form.super_group, axis=-1)[..., :size]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", LEVELS, ids=str)
+def test_scales_of_two_levels_and_minima_keep_their_error_bound(form: WeightFormat, shape: tuple[int, ...]) -> None:
+    weight, size = weights(shape), shape[-1]
+    encoded = encode(weight, form)
+    assert encoded.scale is not None and encoded.data.dtype == form.data_type.numpy()
+    levels = (1 << form.elements.bits) - 1 if form.minima else 1 << (form.elements.bits - 1)
+    scale = np.abs(np.repeat(encoded.scale.astype(np.float32), form.group, axis=-1)[..., :size])
+    factors = [np.abs(factor_of(encoded, table, form, size)) for table in ("scale", "minimum")]
+    # without minima the element opposite to the largest may lack half a step more
+    bound = scale * (0.5 if form.minima else 1) + (levels * factors[0] + factors[1]) / 2
+    rounded_factors = largest_of_group(weight, WeightFormat("int8", form.super_group or form.group)) / 512
+    assert (np.abs(decode(encoded, form) - weight) <= bound + rounded_factors).all()
+    if encoded.scale_code is not None and encoded.scale_factor is not None:
+        codes = encoded.scale_code.astype(np.float32)
+        factors_of_groups = np.repeat(encoded.scale_factor.astype(np.float32), form.super_group // form.group, axis=-1)
+        np.testing.assert_array_equal(encoded.scale, codes * factors_of_groups[..., : codes.shape[-1]])
+
+
+@pytest.mark.parametrize("form", LEVELS, ids=str)
+def test_zeros_and_one_number_stay_in_two_levels(form: WeightFormat) -> None:
+    weight = np.zeros((2, 256), np.float32)
+    weight[1, 7] = -1.0
+    decoded = decode(encode(weight, form), form)
+    assert not decoded[0].any() and np.abs(decoded[1] - weight[1]).max() < 2e-3
+    with pytest.raises(ValueError, match="an infinity or a NaN"):
+        encode(np.full((1, 256), np.inf, np.float32), form)
+    with pytest.raises(ValueError, match="nothing is rounded to int8/32/256"):
+        encode(weight, WeightFormat("int8", 32, super_group=256))
+
+
 @pytest.mark.parametrize("form", QUANTIZED, ids=str)
 def test_the_last_group_is_shorter(form: WeightFormat) -> None:
     weight = weights((3, 300))

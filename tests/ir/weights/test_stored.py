@@ -43,7 +43,7 @@ def constant(name: str, array: np.ndarray) -> ir.Value:
 
 def stored(weight: np.ndarray, form: WeightFormat, axis: int, prefix: str = "w") -> tuple[list[ir.Value], ir.Node]:
     """Initializers and the node that decodes them."""
-    parts = encode(weight, form, axis)
+    parts = encode(weight, form, axis)[:3]
     named = zip(("data", "scale", "zero"), parts, strict=True)
     values = [None if part is None else constant(f"{prefix}_{name}", part) for name, part in named]
     data, scale, zero = values

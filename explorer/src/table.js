@@ -4,7 +4,7 @@ import { html } from "./html.js";
 
 const STEP = 200; // rows that are shown at first, and more by each press of the button
 
-// `columns`: [{ title, value(row), show(row) or undefined, isNumber }]; the first column heads its row.
+// `columns`: [{ title, value(row), show(row) or undefined, isNumber, isText }]; the first column heads its row.
 export function Table({ caption, columns, rows }) {
   const [order, setOrder] = useState(null); // { column, sign }
   const [count, setCount] = useState(STEP);
@@ -33,7 +33,7 @@ export function Table({ caption, columns, rows }) {
 
 function cell(column, row, isHead) {
   const content = (column.show ?? column.value)(row);
-  const kind = column.isNumber ? "number" : "";
+  const kind = column.isNumber ? "number" : column.isText ? "text" : "";
   return isHead ? html`<th scope="row" class=${kind}>${content}</th>` : html`<td class=${kind}>${content}</td>`;
 }
 

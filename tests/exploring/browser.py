@@ -52,7 +52,7 @@ def opened(
     page.on("request", lambda request: None if _is_own(request.url, report) else faults.append(f"asks {request.url}"))
     try:
         page.goto(f"{report.absolute().as_uri()}{address}")
-        page.wait_for_selector("main h2")
+        page.wait_for_selector("main h2, main [role=alert]")
         yield page
         assert not faults, "\n".join(faults)
     finally:

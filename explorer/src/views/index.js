@@ -12,12 +12,14 @@ import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
 import { sweepView } from "./sweep.js";
+import { whyView } from "./why.js";
 
 export const views = [
   mapView,
   blockView,
   kernelView,
   passesView,
+  whyView,
   designView,
   compareView,
   sweepView,

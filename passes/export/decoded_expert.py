@@ -1,8 +1,8 @@
 """The matrix of one expert, picked and decoded while the model runs, in ONNX operators that onnxruntime's CPU has.
 
 Weights of all experts of a run are stored inputs first, in the bits that they had: onnxruntime picks (Gather) no
-elements of fewer than 8 bits, so that these lie in bytes, two to a byte and the first in the lower half. Integers of
-fewer than 4 bits take 4. Small floats are entries of a table.
+elements of fewer than 8 bits, so that these lie in bytes, two to a byte: the first half of an expert's numbers in the
+lower bits, the second in the upper ones, so that each half is copied as a whole. Integers of fewer than 4 bits take 4. Small floats are entries of a table.
 """
 
 from __future__ import annotations
@@ -153,11 +153,9 @@ class StoredExperts:
     def _unpacked(self, body: Writer, stored: ir.Value, shape: tuple[int, int]) -> ir.Value:
         """Numbers, one to a byte, from what is picked."""
         if self._packed:
-            column = body.add("Reshape", stored, self._write.numbers(-1, 1), label="column")
-            low = body.add("BitwiseAnd", column, self._write.constant(np.array(15, np.uint8), "low"))
-            high = body.add("BitShift", column, self._write.constant(np.array(4, np.uint8), "high"), direction="RIGHT")
-            stored = body.add("Concat", low, high, axis=1, label="unpacked")
-            stored = body.add("Reshape", stored, self._write.numbers(-1), label="unpacked")
+            low = body.add("BitwiseAnd", stored, self._write.constant(np.array(15, np.uint8), "low"))
+            high = body.add("BitShift", stored, self._write.constant(np.array(4, np.uint8), "high"), direction="RIGHT")
+            stored = body.add("Concat", low, high, axis=0, label="unpacked")
             if math.prod(shape) % 2:
                 ends = (self._write.numbers(0), self._write.numbers(math.prod(shape)))
                 stored = body.add("Slice", stored, *ends, label="unpacked")
@@ -170,4 +168,4 @@ def _pairs(numbers: Array, length: int) -> Array:
     """Numbers of 4 bits, two to a byte."""
     flat = np.zeros(2 * length, np.uint8)
     flat[: numbers.size] = numbers.reshape(-1)
-    return flat[0::2] | flat[1::2] << 4
+    return flat[:length] | flat[length:] << 4

@@ -2,7 +2,8 @@
 
 Weights of all experts of a run are stored inputs first, in the bits that they had: onnxruntime picks (Gather) no
 elements of fewer than 8 bits, so that these lie in bytes, two to a byte: the first half of an expert's numbers in the
-lower bits, the second in the upper ones, so that each half is copied as a whole. Integers of fewer than 4 bits take 4. Small floats are entries of a table.
+lower bits, the second in the upper ones, so that each half is copied as a whole. Integers of fewer than 4 bits take 4.
+Small floats are entries of a table.
 """
 
 from __future__ import annotations

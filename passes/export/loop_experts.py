@@ -33,6 +33,11 @@ class LoopExperts:
     3. Experts that return their input are a product and a sum. Routing weights on the input multiply its rows.
     4. Experts whose weights are computed when the model runs stay; a warning says so.
 
+    ``accumulate-experts`` spells experts whose weights are values, and thus decodes those of all experts in each run.
+    Both took the same time with weights in float32 (64 experts without a gate, 512x256, 8 chosen, one thread of
+    onnxruntime: 1.1 ms for 1 token, 24 and 25 ms for 256); with weights in int4, this pass took 2.6 and 34 ms, the
+    other 42 and 67 ms.
+
     ::
 
         (float[T,2] x, float[T,3] logits) => (float[T,2] y) <float[3,4,2] up, float[3,2,4] down> {

@@ -76,18 +76,23 @@ int main(int count, char **arguments) {
 """
 
 
-@pytest.mark.parametrize(("threads", "parts"), [(1, "4 4 4 4 4"), (3, "4 12 12 12 12"), (7, "4 16 28 28 28")])
-def test_loops_have_four_parts_for_each_thread_once_it_was_seen(tmp_path, threads, parts):
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> pathlib.Path:
     try:
         tools = ops_library.find_tools()
     except MoecError as error:
         pytest.skip(str(error))
-    folder = pathlib.Path(ops_library.__file__).with_name("library")
+    place, library = tmp_path_factory.mktemp("ops"), pathlib.Path(ops_library.__file__).with_name("library")
     for name, content in library_files().items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "main.c").write_text(PROGRAM)
-    sources = [tmp_path / "main.c", folder / "moec_ops_threads.c"]
-    options = [*tools.include, f"-I{tmp_path}", f"-I{folder}", "-lpthread", "-o", tmp_path / "main"]
+        (place / name).write_bytes(content)
+    (place / "main.c").write_text(PROGRAM)
+    sources = [place / "main.c", library / "moec_ops_threads.c"]
+    options = [*tools.include, f"-I{place}", f"-I{library}", "-lpthread", "-o", place / "main"]
     subprocess.run([*tools.compilers.compiler, *sources, *options], check=True)
-    said = subprocess.run([tmp_path / "main", str(threads)], capture_output=True, text=True, check=True).stdout
+    return place / "main"
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, "4 4 4 4 4"), (3, "4 12 12 12 12"), (7, "4 16 28 28 28")])
+def test_loops_have_four_parts_for_each_thread_once_it_was_seen(program, threads, parts):
+    said = subprocess.run([program, str(threads)], capture_output=True, text=True, check=True).stdout
     assert said.strip() == parts

@@ -212,7 +212,7 @@ PADDED = [
 """Token ids and masks of runs that follow one another."""
 
 
-@pytest.mark.parametrize("name", ["attending", "masked"])
+@pytest.mark.parametrize("name", ["attending", pytest.param("masked", marks=pytest.mark.nightly)])
 def test_rows_of_different_lengths(made, name):
     """Padding of earlier runs is kept, forgotten with its tokens, and copied."""
     library, python = made(name)

@@ -8,24 +8,26 @@ __forceinline__ __device__ T warp_reduce_sum_32(T val) {
     return val;
 }
 
-extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restrict__ bias_ptr, int* __restrict__ chosen_ptr, nv_bfloat16* __restrict__ matrix_ptr, nv_bfloat16* __restrict__ out_ptr, nv_bfloat16* __restrict__ rows_ptr, int slots, int tokens) {
-  int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
-  int index = ((int)blockIdx.x);
-  int thread = ((int)threadIdx.x);
-  int pair = (index >> 3);
-  int lane = (thread & 31);
-  int first = (((index & 7) * 8) + ((thread >> 5) * 2));
-  if ((pair < (tokens * slots)) && (first < 64)) {
-    int token = (pair / slots);
-    int slot = (pair % slots);
-    int expert = chosen_ptr[((token * slots) + slot)];
-    if ((0 <= expert) && (expert < 8)) {
-      int64_t row = ((int64_t)token);
-      float factor = 0x1p+0f/*1.000000e+00*/;
+extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restrict__ bias_ptr,
+        int* __restrict__ chosen_ptr, nv_bfloat16* __restrict__ matrix_ptr, nv_bfloat16* __restrict__ out_ptr,
+        nv_bfloat16* __restrict__ rows_ptr, int slots, int tokens) {
+  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
+  int index = (int)blockIdx.x;
+  int thread = (int)threadIdx.x;
+  int pair = index >> 3;
+  int lane = thread & 31;
+  int first = (index & 7) * 8 + (thread >> 5) * 2;
+  if (pair < tokens * slots && first < 64) {
+    int token = pair / slots;
+    int slot = pair % slots;
+    int expert = chosen_ptr[token * slots + slot];
+    if (0 <= expert && expert < 8) {
+      int64_t row = (int64_t)token;
+      float factor = 1.0f;
       alignas(64) float sums_ptr[4];
       #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        sums_ptr[c] = 0x0p+0f/*0.000000e+00*/;
+        sums_ptr[c] = 0.0f;
       }
       int part = lane;
       if (part < 16) {
@@ -33,32 +35,36 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
         alignas(64) nv_bfloat16 weights_ptr[32];
         #pragma unroll
         for (int c_1 = 0; c_1 < 4; ++c_1) {
-          *(uint4*)(weights_ptr + (c_1 * 8)) = *(uint4*)(matrix_ptr + (((((((int64_t)expert) * (int64_t)16384) + ((((int64_t)min(((c_1 >> 1) + first), 63)) >> (int64_t)3) * (int64_t)2048)) + ((((int64_t)c_1) & (int64_t)1) * (int64_t)1024)) + ((((int64_t)min(((c_1 >> 1) + first), 63)) & (int64_t)7) * (int64_t)128)) + (((int64_t)part) * (int64_t)8)));
+          *(uint4*)(weights_ptr + c_1 * 8) = *(uint4*)(matrix_ptr
+              + ((int64_t)expert * 16384 + ((int64_t)min((c_1 >> 1) + first, 63) >> 3) * 2048
+              + ((int64_t)c_1 & 1) * 1024 + ((int64_t)min((c_1 >> 1) + first, 63) & 7) * 128 + (int64_t)part * 8));
         }
         alignas(64) nv_bfloat16 stored_ptr[8];
-        *(uint4*)(stored_ptr + 0) = *(uint4*)(rows_ptr + ((row * (int64_t)128) + (((int64_t)part) * (int64_t)8)));
+        *(uint4*)(stored_ptr + 0) = *(uint4*)(rows_ptr + (row * 128 + (int64_t)part * 8));
         #pragma unroll
         for (int v = 0; v < 8; ++v) {
-          values_ptr[v] = ((float)stored_ptr[v]);
+          values_ptr[v] = (float)stored_ptr[v];
         }
         #pragma unroll
         for (int c_2 = 0; c_2 < 4; ++c_2) {
           #pragma unroll
           for (int v_1 = 0; v_1 < 8; ++v_1) {
-            sums_ptr[c_2] = (sums_ptr[c_2] + (values_ptr[v_1] * ((float)weights_ptr[((c_2 * 8) + v_1)])));
+            sums_ptr[c_2] = sums_ptr[c_2] + values_ptr[v_1] * (float)weights_ptr[c_2 * 8 + v_1];
           }
         }
       }
       #pragma unroll
       for (int c_3 = 0; c_3 < 4; ++c_3) {
         sums_ptr[c_3] = warp_reduce_sum_32(sums_ptr[c_3]);
-        sums_ptr[c_3] = (sums_ptr[c_3] + bias_ptr[((((expert * 128) + ((min(((c_3 >> 1) + first), 63) >> 3) * 16)) + ((c_3 & 1) * 8)) + (min(((c_3 >> 1) + first), 63) & 7))]);
+        sums_ptr[c_3] = sums_ptr[c_3] + bias_ptr[expert * 128 + (min((c_3 >> 1) + first, 63) >> 3) * 16 + (c_3 & 1) * 8
+            + (min((c_3 >> 1) + first, 63) & 7)];
       }
       #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if ((lane == i) && ((first + i) < 64)) {
-          float value = ((sums_ptr[(i * 2)] * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((sums_ptr[(i * 2)] * -0x1p+0f/*-1.000000e+00*/))))) * sums_ptr[((i * 2) + 1)]);
-          out_ptr[(((((int64_t)pair) * (int64_t)64) + ((int64_t)first)) + ((int64_t)i))] = ((nv_bfloat16)value);
+        if (lane == i && first + i < 64) {
+          float value = sums_ptr[i * 2] * __fdividef(1.0f, 1.0f + __expf(sums_ptr[i * 2] * -1.0f))
+              * sums_ptr[i * 2 + 1];
+          out_ptr[(int64_t)pair * 64 + first + i] = (nv_bfloat16)value;
         }
       }
     }

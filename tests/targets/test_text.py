@@ -6,7 +6,7 @@ import ast
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import tirx
 from tvm.script import tirx as T
@@ -130,6 +130,7 @@ def test_golden_texts_read_well(path):
 NAMES = st.sampled_from(["x", "head_of_group", "T.max(first, second)", 'f("a, b + c")', "y[i, j + 1]", "3.5"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([" + ", " * ", " - ", ", ", " and "]), NAMES), min_size=1, max_size=40))
 def test_wrapped_lines_are_short_and_the_same_code(parts):
     value = "".join(operator + name for operator, name in parts)

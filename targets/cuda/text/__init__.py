@@ -4,12 +4,26 @@ so that people read exactly what is compiled."""
 from __future__ import annotations
 
 from moec.targets.cuda.text.helper_names import with_helper_names
+from moec.targets.cuda.text.plain_expressions import with_plain_expressions
 from moec.targets.cuda.text.plain_scalars import with_plain_scalars
 from moec.targets.cuda.text.register_arrays import with_register_arrays
 from moec.targets.cuda.text.shared_arrays import with_shared_arrays
+from moec.targets.cuda.text.short_lines import with_short_lines
+
+_REWRITES = (
+    with_plain_scalars,
+    with_shared_arrays,
+    with_register_arrays,
+    with_helper_names,
+    # The others read TVM's parentheses and find calls in one line.
+    with_plain_expressions,
+    with_short_lines,
+)
 
 
 def finished(source: str) -> str:
     """The CUDA C that TVM generated, rewritten: named arrays in shared memory, variables for single numbers, arrays for
-    registers, and short names of helpers."""
-    return with_helper_names(with_register_arrays(with_shared_arrays(with_plain_scalars(source))))
+    registers, short names of helpers, few parentheses and casts, and short lines."""
+    for rewrite in _REWRITES:
+        source = rewrite(source)
+    return source

@@ -10,7 +10,7 @@ HELPER = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 KERNEL = re.compile(
-    r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(?P<name>\w+)\([^\n;]*\) \{\n.*?^}\n', re.MULTILINE | re.DOTALL
+    r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(?P<name>\w+)\([^;{]*\) \{\n.*?^}\n', re.MULTILINE | re.DOTALL
 )
 
 

@@ -8,10 +8,13 @@ WIDTH = 120
 """Most characters of a printed line."""
 _INDENT = 4
 _TOKEN = re.compile(
-    r'"(?:[^"\\]|\\.)*"|(?P<comma>, )|(?P<operator> (?=(?:[-+*/%^|&?:<>]|//|<<|>>|[<>=!]=|&&|\|\||and|or|if|else) ))|.',
+    r'"(?:[^"\\]|\\.)*"|(?P<comma>, )|(?P<operator> (?=(?:[-+*/%^|&?:<>]|//|<<|>>|[<>=!]=|&&|\|\||and|or|if|else) |"))'
+    r"|.",
     re.DOTALL,
 )
 """A string, a place for a break (after a comma, before an operator), or a character."""
+_TIGHTNESS = {"+": 0.1, "-": 0.1, **dict.fromkeys(("*", "/", "//", "%", "<<", ">>", "&", "|", "^"), 0.2)}
+"""How much worse than others it is to break a line before an operator, as a share of a level of brackets."""
 _VALUE = re.compile(r"\s*(?P<keyword>(?:if|while|elif|assert|return) )|.*?(?: [-+*]?= )")
 """The beginning of a statement up to its condition or value."""
 
@@ -57,19 +60,22 @@ def _cut(line: str) -> list[str]:
 
 
 def _best_break(line: str) -> int | None:
-    """The last of the places that are inside the fewest brackets; None if there is none. A line is at least a third
-    full, if that is possible."""
+    """The last of the places that are inside the fewest brackets and operations; None if there is none.
+
+    A line is at least a third full, if that is possible."""
     start = len(line) - len(line.lstrip())
-    places: list[tuple[int, int]] = []
+    places: list[tuple[float, int]] = []
     depth = 0
     for match in _TOKEN.finditer(line):
         if match.end() > WIDTH:
             break
-        depth += _depth_of(match[0])
+        depth += (opened := _depth_of(match[0]))
         if match["comma"]:
             places.append((depth, match.end()))
         elif match["operator"] and match.start() > start:
-            places.append((depth, match.start()))
+            places.append((depth + _TIGHTNESS.get(line[match.end() :].partition(" ")[0], 0), match.start()))
+        elif opened > 0:
+            places.append((depth + 0.5, match.end()))
     full = [place for place in places if place[1] >= start + (WIDTH - start) // 3]
     return min(full or places, key=lambda place: (place[0], -place[1]))[1] if places else None
 

@@ -22,6 +22,7 @@ from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions
 from moec.targets.gpu.lowering.schedule import ScheduleForGpu, scheduled_kernel_phases
 from moec.targets.tvm.phases import host_code
 from moec.targets.tvm.phases.pipeline import Backend, Generated
+from moec.targets.tvm.text.unused_names import DropUnusedNames
 
 _PROTOTYPE = re.compile(r'^extern "C" __global__ ', re.MULTILINE)
 _DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")
@@ -98,7 +99,7 @@ def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tv
     module = sequence([tirx.transform.BindTarget(target), *kernel_phases(str(target.attrs["arch"]))])(module)
     host, devices = split_host_device_mods(module)
     # No simplification here: it would replace names by the expressions that are bound to them.
-    finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])
+    finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin(), DropUnusedNames()])
     return s_tir.pipeline.finalize_host_passes()(host), next(
         (finish_device(device) for device in devices.values()), None
     )

@@ -1,7 +1,6 @@
 extern "C" __global__ void __launch_bounds__(32) kernel_kernel(int* __restrict__ chosen_ptr,
         float* __restrict__ pairs_ptr, float* __restrict__ weights_ptr, nv_bfloat16* __restrict__ y_ptr, int slots,
         int tokens) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, 0, 0, 32);
   int index = (int)blockIdx.x;
   int thread = (int)threadIdx.x;
   int row = index;

@@ -13,8 +13,6 @@ __forceinline__ __device__ void warp_sync() {
 extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict__ block_count_ptr,
         int* __restrict__ block_experts_ptr, int* __restrict__ chosen_ptr, int* __restrict__ sorted_pairs_ptr,
         int slots, int tokens) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
-  int _block = 0;
   int thread = (int)threadIdx.x;
   __shared__ alignas(64) int counts_ptr[256];
   __shared__ alignas(64) int totals_ptr[8];

@@ -37,7 +37,6 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
         int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, nv_bfloat16* __restrict__ matrix_ptr,
         nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B,
         int slots) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
   int index = (int)blockIdx.x;
   int thread = (int)threadIdx.x;
   extern __shared__ __align__(1024) uchar pool_buf_ptr[];

@@ -5,7 +5,6 @@ __forceinline__ __device__ void cta_sync() {
 extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restrict__ bias_ptr,
         int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, float* __restrict__ matrix_ptr,
         float* __restrict__ out_ptr, int* __restrict__ pairs_ptr, float* __restrict__ rows_ptr, int B, int slots) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
   int index = (int)blockIdx.x;
   int thread = (int)threadIdx.x;
   __shared__ alignas(64) float row_tile_ptr[1040];
@@ -85,7 +84,6 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       int pair_1 = pairs_ptr[block * 64 + i_5 * 16 + thread_row];
       if (0 <= pair_1) {
         int64_t row_2 = (int64_t)block * 64 + (int64_t)i_5 * 16 + thread_row;
-        float factor = 1.0f;
         #pragma unroll
         for (int j_3 = 0; j_3 < 2; ++j_3) {
           if (j_3 * 16 + (first_column >> 1) + thread_column < 64) {

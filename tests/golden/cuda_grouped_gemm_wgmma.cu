@@ -154,7 +154,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
         int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, const __grid_constant__ CUtensorMap matrix_map,
         nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B,
         int multiprocessors, int slots) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
   int first = (int)blockIdx.x;
   int thread = (int)threadIdx.x;
   extern __shared__ __align__(1024) uchar shared_ptr[];

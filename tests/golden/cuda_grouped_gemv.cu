@@ -11,7 +11,6 @@ __forceinline__ __device__ T warp_reduce_sum_32(T val) {
 extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restrict__ bias_ptr,
         int* __restrict__ chosen_ptr, nv_bfloat16* __restrict__ matrix_ptr, nv_bfloat16* __restrict__ out_ptr,
         nv_bfloat16* __restrict__ rows_ptr, int slots, int tokens) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
   int index = (int)blockIdx.x;
   int thread = (int)threadIdx.x;
   int pair = index >> 3;
@@ -23,7 +22,6 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
     int expert = chosen_ptr[token * slots + slot];
     if (0 <= expert && expert < 8) {
       int64_t row = (int64_t)token;
-      float factor = 1.0f;
       alignas(64) float sums_ptr[4];
       #pragma unroll
       for (int c = 0; c < 4; ++c) {

@@ -24,7 +24,6 @@ __forceinline__ __device__ T warp_reduce_max_32(T val) {
 
 extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict__ chosen_ptr,
         float* __restrict__ logits_ptr, float* __restrict__ weights_ptr, int tokens) {
-  int warp_id_in_cta = __shfl_sync(4294967295u, (int)threadIdx.x >> 5, 0, 32);
   int block = (int)blockIdx.x;
   int thread = (int)threadIdx.x;
   __shared__ alignas(64) float scores_ptr[32];

@@ -35,7 +35,7 @@ CALLS = {
         r"^ +cp_async_wait_group\w*_(?:[1-9]\(\);$|0\(\);(?=\n +cta_sync))",
         re.MULTILINE,
     ),
-    "wait for a phase": re.compile(r"^ +mbarrier_wait\(.*\);$", re.MULTILINE),
+    "wait for a phase": re.compile(r"^ +mbarrier_wait\([^;]*\);$", re.MULTILINE),
     "wait for products": re.compile(r"^ +wgmma_wait_group\w*\(\);$", re.MULTILINE),
     "proxy fence": re.compile(r"^ +fence_proxy\w*\(\);$", re.MULTILINE),
     "fence of barriers": re.compile(r"^ +fence_mbarrier_init\w*\(\);$", re.MULTILINE),

@@ -30,11 +30,11 @@ SCHEDULES = {
 def _with_turns_of_one_thread(source: str) -> str:
     """The kernel with an exported switch ``one_thread``: whether one thread of a consumer gives the turn, instead of
     one of each warp."""
-    gives = "if ((thread % 32) == 0) {\n"
-    initialised = ", (uint)4);"
+    gives = "if (thread % 32 == 0) {\n"
+    initialised = ", 4u);"
     assert source.count(gives) == source.count(initialised) == 1
-    source = source.replace(gives, "if ((thread % (one_thread ? 128 : 32)) == 0) {\n")
-    source = source.replace(initialised, ", (uint)(one_thread ? 1 : 4));")
+    source = source.replace(gives, "if (thread % (one_thread ? 128 : 32) == 0) {\n")
+    source = source.replace(initialised, ", one_thread ? 1u : 4u);")
     return 'extern "C" __attribute__((visibility("default"))) int one_thread = 0;\n' + source
 
 

@@ -55,7 +55,8 @@ def test_the_head_of_a_kernel_says_how_it_is_launched_and_what_it_needs(monkeypa
     assert "// memory: 32 * T bytes in all tensors\n" in head
     assert "ptxas" not in head
     assert launch.arguments == ("exp_ptr", "input_0_ptr", "T")
-    assert f" {launch.function}(float* __restrict__ exp_ptr, float* __restrict__ input_0_ptr, int64_t T)" in code
+    parameters = "float* __restrict__ exp_ptr, float* __restrict__ input_0_ptr, int64_t T"
+    assert f" {launch.function}({parameters})" in " ".join(code.split())
 
 
 @pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")

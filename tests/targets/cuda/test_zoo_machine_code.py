@@ -32,7 +32,7 @@ ZOO, ONLY = os.environ.get("MOEC_ZOO", ""), os.environ.get("MOEC_ZOO_ONLY", "")
 FOUND = sorted(pathlib.Path(ZOO).glob("*/model.onnx")) if ZOO else []
 MODELS = [path.parent for path in FOUND if ONLY in path.parent.name]
 SILENT = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
-FUNCTION = re.compile(r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\([^\n;]*\) \{\n.*?^}\n', re.M | re.S)
+FUNCTION = re.compile(r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\([^;{]*\) \{\n.*?^}\n', re.M | re.S)
 
 
 @dataclasses.dataclass(frozen=True)

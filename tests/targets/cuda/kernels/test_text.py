@@ -31,7 +31,7 @@ def double_rows(x_handle: T.handle, y_handle: T.handle):
 
 def test_names_and_loops_stay():
     source = source_of(double_rows)
-    assert "int lane = (thread & 31);" in source
+    assert "int lane = thread & 31;" in source
     assert "if (row < rows)" in source and "for (int part = 0; part < 2; ++part)" in source
     assert "moec_value" not in source  # the call that hides values from TVM's phases
 

@@ -67,7 +67,10 @@ class FolderContents:
         """The contents after passes changed layers of experts and dense products. Raises UnsupportedError for what a
         folder cannot say."""
         if not changes and not dense:
-            return self
+            raise UnsupportedError(
+                f"{self.folder}: the passes change none of its weights: no layer of experts is known in its graph; "
+                "moec compile -O2 -v says why"
+            )
         return _Edit(self, changes, dense, report).result()
 
     def write(self, path: Path, report: Report) -> None:

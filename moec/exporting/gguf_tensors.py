@@ -47,6 +47,11 @@ class DenseProduct:
     weight: ir.Value
     name: str
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether passes gave the product another weight since."""
+        return self.node.inputs[1] is not self.weight
+
 
 @dataclasses.dataclass(frozen=True)
 class NewFile:
@@ -153,7 +158,7 @@ def _dense(file: GgufFile, products: Sequence[DenseProduct]) -> dict[str, NewGgu
     tensors: dict[str, NewGgufTensor] = {}
     for product in products:
         value = product.node.inputs[1]
-        if value is product.weight or value is None:
+        if not product.is_changed or value is None:
             continue
         tensor = file.tensors[product.name]
         target = _OUTPUT if product.name == _EMBEDDING else product.name

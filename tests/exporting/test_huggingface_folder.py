@@ -14,6 +14,7 @@ import pytest
 from moec.common.errors import MoecError, UnsupportedError
 from moec.exporting.driver import Export, export
 from moec.frontend import huggingface
+from moec.frontend.huggingface.checkpoint.safetensors import NewTensor, write_file
 from moec.frontend.huggingface.folder import import_folder, read_tensors
 from moec.ir.interpreter import run
 
@@ -147,6 +148,26 @@ def test_dense_products_of_eight_bits(tmp_path: Path, monkeypatch: pytest.Monkey
     quantised = {name for name in before if "_proj." in name or name == "lm_head.weight"}
     assert {name.removesuffix("_packed") for name in after if name.endswith("_packed")} == quantised
     assert not [remark for remark in result.remarks if remark.severity == "warning"]
+
+
+@pytest.mark.nightly
+def test_a_folder_in_which_nothing_changes_is_refused(tmp_path: Path) -> None:
+    source = dense_model(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match="the passes change none of its weights: no layer of experts is known"):
+        written(source, tmp_path, passes=f"O2,{PRUNE}")
+
+
+@pytest.mark.nightly
+def test_whole_numbers_beside_experts_that_are_pruned_are_refused(folder: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(folder, tmp_path / "model"))
+    name = "model.layers.0.block_sparse_moe.gate.tid2eid"
+    path = source / "more.safetensors"
+    write_file(path, {name: NewTensor(ir.DataType.INT64, (2,), lambda: (np.arange(2),))}, {"format": "pt"})
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    index["weight_map"][name] = path.name
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedError, match=r"tid2eid.*: holds whole numbers beside experts whose numbers change"):
+        written(source, tmp_path, passes=f"O2,{PRUNE}")
 
 
 @pytest.mark.nightly

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from moec.exploring.experts import experts, pairs
 from moec.exploring.layers import layers
 from moec.exploring.passes import passes
 from moec.exploring.streaming import streaming
@@ -14,7 +15,9 @@ from moec.exploring.texts import texts
 SCHEMA, VERSION = "moec.explorer", 1
 
 SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
+    "experts": experts,
     "layers": layers,
+    "pairs": pairs,
     "passes": passes,
     "simulation": lambda subject: subject.simulation,
     "streaming": lambda subject: streaming(subject.artifact),

@@ -15,7 +15,6 @@ from moec.exploring.structure import Part, parts_of
 from moec.exploring.subject import Subject
 from moec.exploring.times import RunTimes, kernels_of, times_of
 from moec.ir.graphs import read_values
-from moec.ir.text import parse_model
 from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.format import WeightFormat
 
@@ -41,10 +40,9 @@ def layers(subject: Subject) -> dict[str, Any] | None:
     predicted from ``limits``; where there is none, ``no_times`` says why. ``stored_bytes``: of all weights in the
     artifact, in the layout of its kernels. Returns None for an artifact without the text of its model.
     """
-    manifest = subject.artifact.manifest
-    if not manifest.stages:
+    manifest, graph = subject.artifact.manifest, subject.graph
+    if graph is None:
         return None
-    graph = parse_model(subject.artifact.text(manifest.stages[-1]["file"])).graph
     parts = parts_of(graph, {state.input for state in manifest.states})
     cases, reason = _cases(subject)
     blocks = {block["name"]: number for number, block in enumerate(subject.description["moe_blocks"])}

@@ -7,6 +7,9 @@ import functools
 import pathlib
 from typing import Any
 
+import onnx_ir as ir
+
+from moec.ir.text import parse_model
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.description import describe
 
@@ -37,3 +40,9 @@ class Subject:
     def description(self) -> dict[str, Any]:
         """The artifact's manifest as plain data."""
         return describe(self.artifact, self.architecture)
+
+    @functools.cached_property
+    def graph(self) -> ir.Graph | None:
+        """The graph after the last pass, without the numbers of weights; None where the artifact does not hold it."""
+        stages = self.artifact.manifest.stages
+        return parse_model(self.artifact.text(stages[-1]["file"])).graph if stages else None

@@ -128,13 +128,13 @@ def expert_bits(blocks: Sequence[Mapping[str, Any]]) -> float | None:
     bits = weights = 0
     for block in blocks:
         for name, formats in block["formats"].items():
-            for form, own in zip(formats, _elements(block, name), strict=True):
+            for form, own in zip(formats, elements_of(block, name), strict=True):
                 weights += own
                 bits += own * ELEMENTS[form.partition("/")[0].rstrip("z")].bits
     return bits / weights if weights else None
 
 
-def _elements(block: Mapping[str, Any], name: str) -> list[int]:
+def elements_of(block: Mapping[str, Any], name: str) -> list[int]:
     """Numbers of elements of the weight ``name``, one for each expert; 0 where a size is not known."""
     count = len(block["formats"][name])
     for product in block.get("products", ()):

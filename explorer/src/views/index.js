@@ -8,6 +8,7 @@ import { blockView } from "./block.js";
 import { compareView } from "./compare.js";
 import { designView } from "./design.js";
 import { evaluationView } from "./evaluation.js";
+import { expertsView } from "./experts.js";
 import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
@@ -17,6 +18,7 @@ import { whyView } from "./why.js";
 export const views = [
   mapView,
   blockView,
+  expertsView,
   kernelView,
   passesView,
   whyView,

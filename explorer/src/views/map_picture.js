@@ -1,9 +1,9 @@
 // The layers of a model as columns, each stacked by its parts.
-import { useEffect, useRef, useState } from "preact/hooks";
 import { html } from "../html.js";
 import { bytes, microseconds, percent } from "../numbers.js";
 import { COLOURS, formatsOf, layerName, partName, partPath } from "../parts.js";
 import { Picture } from "../picture.js";
+import { useWidth } from "../width.js";
 
 const HEIGHT = 240;
 const LEFT = 64; // space of the scale
@@ -72,16 +72,4 @@ function Column({ layer, own, scale, width, isTime, link, x, isNamed }) {
 
 function shown(size, isTime) {
   return isTime ? microseconds(size) : bytes(size);
-}
-
-// The width of an element, which follows the window.
-function useWidth() {
-  const element = useRef();
-  const [width, setWidth] = useState(800);
-  useEffect(() => {
-    const observer = new ResizeObserver(([entry]) => setWidth(entry.contentRect.width));
-    observer.observe(element.current);
-    return () => observer.disconnect();
-  }, []);
-  return [element, width];
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 import ml_dtypes
@@ -91,6 +92,11 @@ ELEMENTS: dict[FormatName, Elements] = {
 }
 
 
+_PRINTED = re.compile(
+    r"(?P<name>[a-z]+\d+)(/(?P<group>\d{1,9}))?(/(?P<super>\d{1,9}))?(?P<zero>z)?(?P<minima>m)?", re.ASCII
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
     """The format of a stored weight. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel).
@@ -151,6 +157,25 @@ class WeightFormat:
         """Bits per scale of a group; with two levels these are one byte and a share of the factor."""
         each = self.scale_type.bitwidth
         return 8 + each * self.group / self.super_group if self.super_group else each
+
+    def bits_per_weight(self, inputs: int) -> float:
+        """Bits of a weight, with its share of scales, zero points and minima. ``inputs``: of its matrix."""
+        if not self.quantized:
+            return float(self.elements.bits)
+        each = self.scale_bits * (1 + self.minima) + (self.data_type.bitwidth if self.zero_points else 0)
+        groups = -(-inputs // self.group) if self.group else 1
+        return self.elements.bits + each * groups / inputs / self.shared_outputs
+
+    @staticmethod
+    def parse(text: str) -> WeightFormat:
+        """Read a format as :meth:`__str__` writes it. Raises ValueError for any other text."""
+        match = _PRINTED.fullmatch(text)
+        name = next((name for name in ELEMENTS if match is not None and name == match["name"]), None)
+        if match is None or name is None:
+            raise ValueError(f"no format {text[:40]!r}")
+        only = ELEMENTS[name].groups if len(ELEMENTS[name].groups) == 1 else (0,)
+        group = only[0] if match["group"] is None else int(match["group"])
+        return WeightFormat(name, group, bool(match["zero"]), bool(match["minima"]), int(match["super"] or 0))
 
     def __str__(self) -> str:
         group = f"/{self.group}" if self.group and len(self.elements.groups) != 1 else ""

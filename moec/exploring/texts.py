@@ -1,17 +1,14 @@
-"""Section ``texts``: each kernel's text at all its levels."""
+"""Section ``texts``: each kernel at all its levels."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from moec.exploring.kernel_levels import kernel_levels
 from moec.exploring.subject import Subject
 
 
-def texts(subject: Subject) -> dict[str, list[dict[str, Any]]]:
-    """Return the levels of each kernel by its name, from the source down to machine code."""
-    return {
-        kernel["name"]: [
-            {"level": level, "text": subject.artifact.text(file)} for level, file in kernel["sources"].items()
-        ]
-        for kernel in subject.description["kernels"]
-    }
+def texts(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Return what :func:`~moec.exploring.kernel_levels.kernel_levels` says of each kernel, by its name."""
+    kernels = subject.description["kernels"]
+    return {kernel["name"]: kernel_levels(subject.artifact, kernel["name"], subject.architecture) for kernel in kernels}

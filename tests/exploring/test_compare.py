@@ -19,7 +19,9 @@ def compared(char_lm, tmp_path_factory):
     described = document([Subject.open(char_lm)])
     other = copy.deepcopy(described["artifacts"][0])
     other["title"] = "other"
-    other["texts"]["moe_combine"][0]["text"] += "one more line\n"
+    next(level for level in other["texts"]["moe_combine"]["levels"] if level["level"] == "tir")["text"] += (
+        "one more line\n"
+    )
     other["kernels"] = [kernel for kernel in other["kernels"] if kernel["name"] != "gather"]
     del other["passes"]["stages"][-1]
     described["artifacts"].append(other)

@@ -8,7 +8,8 @@ from .browser import opened
 def test_an_address_leads_to_a_line(running, report):
     with opened(running, report, "#kernel/moe_combine/tir/15") as page:
         assert page.inner_text("main h2") == "moe_combine"
-        assert page.locator(".cm-content").count() == 3
+        assert page.locator(".cm-content").count() == 5
+        assert "chosen" in page.inner_html(".cm-line.chosen") or page.locator(".cm-line.chosen").count() == 1
 
 
 def test_an_address_of_nothing_says_so(running, report):

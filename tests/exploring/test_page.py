@@ -41,7 +41,9 @@ def test_equal_documents_are_equal_pages():
 
 def test_hostile_names_are_text(running, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(page(of(HOSTILE, kernels=[{"name": HOSTILE, "computes": HOSTILE}], texts={HOSTILE: []})), "utf-8")
+    level = {"level": "tir", "text": HOSTILE, "lines": [None], "absent": HOSTILE}
+    text = {"levels": [level], "parents": {}, "loops": [], "buffers": [], "resources": []}
+    path.write_text(page(of(HOSTILE, kernels=[{"name": HOSTILE, "computes": HOSTILE}], texts={HOSTILE: text})), "utf-8")
     with opened(running, path, "#kernel") as shown:
         shown.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
         assert HOSTILE in shown.inner_text("h1")

@@ -58,8 +58,13 @@ function joined(pair, list) {
 }
 
 function isEqual(pair, { name }) {
-  const [code, other] = pair.map((artifact) => artifact.texts[name]?.[0]?.text);
+  const [code, other] = pair.map((artifact) => codeOf(artifact.texts[name])[0]?.text);
   return code !== undefined && code === other;
+}
+
+// Levels of a kernel that are code, not nodes of a graph, and have a text.
+function codeOf(kernel) {
+  return (kernel?.levels ?? []).filter(({ level, text }) => text && level !== "onnx" && level !== "operators");
 }
 
 function blockColumns(pair) {
@@ -90,7 +95,7 @@ function kernelColumns(pair, link, other) {
 }
 
 function KernelDifference({ pair, name, level, link, other }) {
-  const levels = pair.map((artifact) => artifact.texts[name] ?? []);
+  const levels = pair.map((artifact) => codeOf(artifact.texts[name]));
   const common = levels[0].map((each) => each.level).filter((each) => levels[1].some((one) => one.level === each));
   const current = common.includes(level) ? level : common[0];
   const texts = levels.map((each) => each.find((one) => one.level === current)?.text.split("\n") ?? []);

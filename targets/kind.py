@@ -128,9 +128,10 @@ class Kind(abc.ABC):
         return ()
 
     def resources(self, artifact: Artifact, kernel: Mapping[str, Any], architecture: str) -> list[dict[str, Any]]:
-        """The resources of a kernel's functions on a device, where they are known: ``registers`` of a thread,
-        ``spill_bytes``, ``shared_bytes`` of a block, and ``occupancy``: the blocks and warps that a multiprocessor
-        holds, and what allows no more. ``kernel``: its entry in the manifest."""
+        """The resources of a kernel's functions on a device: for each its ``function``, ``registers`` of a thread,
+        ``threads`` and ``shared_bytes`` of a block, ``spill_bytes``, and ``occupancy``: the ``gpu``, the ``blocks`` and
+        ``warps`` that a multiprocessor of it holds, ``most_warps`` of any kernel, and the ``limit`` that allows no
+        more. What is not known is None. ``kernel``: its entry in the manifest."""
         return []
 
     def estimate_launches(

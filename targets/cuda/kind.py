@@ -79,6 +79,11 @@ class CudaKind(ProgramKind):
         model = estimate_launches(artifact, machine, tokens, past)
         return CommandResult(launch_data(model), launch_tables(model), as_expected=True)
 
+    def resources(self, artifact: Artifact, kernel: Mapping[str, Any], architecture: str) -> list[dict[str, Any]]:
+        from moec.targets.cuda.resources import resources_of
+
+        return resources_of(artifact, kernel, architecture)
+
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         architectures = " or ".join(description["binaries"])
         return [f"a GPU that runs {architectures}" if architectures else "a GPU, and nvcc to compile its code"]

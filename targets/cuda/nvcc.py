@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from moec.common.errors import DefectError, MoecError
 from moec.common.scratch import ScratchFolder
+from moec.targets.cuda.code_lines import Lined, kernels_of_ptx, lines_of_sass, sections_of
 from moec.targets.cuda.hardware.architectures import is_for_newer_ones
 from moec.targets.cuda.nvcc_report import EXPECTED, read_report
 from moec.targets.kernel_cache import Files, through_cache
@@ -35,21 +36,11 @@ _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 _UNKNOWN = "Unsupported gpu architecture"
 """Text of nvcc's error for an architecture that is too new or too old for it."""
 _BINARY, _TEXTS = "binary", "texts"
-_PTX_ENTRY = re.compile(
-    r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
-)
-"""A kernel in PTX, up to the next declaration. Its closing brace does not mark the end, since braces of inline assembly
-stand at the beginning of a line, too."""
 _PTX_FILE = re.compile(r'^(?P<number>\t\.file\t\d+ )"(?P<path>[^"\n]*)"[^\n]*$', re.MULTILINE)
 """The declaration of a source file, with its path, time and size."""
 _PTX_MODULE = re.compile(f"({','.join(map(str, b'_INTERNAL_'))},)(?:[0-9]+,){{8}}")
 """Eight digits that nvcc derives from the path of the source. They are part of the names of internal functions, which
 PTX lists byte by byte for debuggers."""
-_PTX_LINES = re.compile(
-    r"^\t\.loc\t[^\n]*\n|^\$L__tmp\d+:\n|^\t\.file\t[^\n]*\n|^\t\.section\t.*\Z", re.MULTILINE | re.DOTALL
-)
-"""Debug information in PTX that refers to lines of the source."""
-_PTX_POOL = re.compile(r"^\.extern \.shared [^\n]*? (?P<name>\w+)\[\];\n", re.MULTILINE)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)\n.*?(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
 _CALL, _SPILL = re.compile(r"\bCALL\."), re.compile(r"\b(?:LDL|STL)\b")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s", re.MULTILINE)
@@ -58,7 +49,8 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s", re.MULTILINE)
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """Code for one architecture. ``ptx``, ``sass``, ``resources`` and ``advisories`` are by function. ``sass`` is empty
-    if cuobjdump, or the nvdisasm that it calls, is not installed."""
+    if cuobjdump, or the nvdisasm that it calls, is not installed. ``lines``: by form and function, the lines of the
+    source, from 1, that the lines of its text come from; 0 for none."""
 
     binary: bytes
     """Machine code, and PTX from which drivers compile for newer GPUs, if the architecture allows that."""
@@ -67,6 +59,7 @@ class Compiled:
     resources: dict[str, str]
     advisories: dict[str, list[str]]
     """Advisories of nvcc and ptxas, by function; under an empty name those that concern no function."""
+    lines: dict[str, dict[str, list[int]]]
 
 
 def find_tool(name: str) -> pathlib.Path | None:
@@ -129,13 +122,17 @@ def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: 
         path.unlink()  # otherwise ptxas would record its modification time
         output += _run([str(nvcc), "-fatbin", "-lineinfo", *to_binary, ptx.name, "-o", binary.name], folder)
         report = read_report(output, source)
-        sass = _disassembled(binary)
+        kernels, sass = kernels_of_ptx(text), _disassembled(binary)
         return Compiled(
             binary.read_bytes(),
-            kernels_of_ptx(text),
-            sass,
-            {name: text + machine_code_in_words(sass.get(name)) for name, text in report.resources.items()},
+            {name: kernel for name, (kernel, _) in kernels.items()},
+            {name: code for name, (code, _) in sass.items()},
+            {name: text + machine_code_in_words(*sass.get(name, ())[:1]) for name, text in report.resources.items()},
             report.advisories,
+            {
+                "ptx": {name: lines for name, (_, lines) in kernels.items()},
+                "sass": {name: lines for name, (_, lines) in sass.items()},
+            },
         )
 
 
@@ -146,18 +143,7 @@ def without_paths(ptx: str) -> str:
     return _PTX_MODULE.sub(lambda match: match[1] + 8 * f"{ord('0')},", named)
 
 
-def kernels_of_ptx(ptx: str) -> dict[str, str]:
-    """The text of each kernel by name, after the declarations of the shared-memory pools that it uses, without debug
-    information about lines."""
-    ptx = _PTX_LINES.sub("", ptx)
-    pools = {match["name"]: match[0] for match in _PTX_POOL.finditer(ptx)}
-    return {
-        match["name"]: "".join(pool for name, pool in pools.items() if name in match[0]) + match[0]
-        for match in _PTX_ENTRY.finditer(ptx)
-    }
-
-
-def machine_code_in_words(sass: str | None) -> str:
+def machine_code_in_words(sass: str | None = None) -> str:
     """A line with counts of instructions, calls and local-memory accesses of a function; empty if there is no code."""
     if sass is None:
         return ""
@@ -165,11 +151,16 @@ def machine_code_in_words(sass: str | None) -> str:
     return f"{len(_INSTRUCTION.findall(sass))} instructions, {calls} calls, {spills} accesses to local memory\n"
 
 
-def _disassembled(binary: pathlib.Path) -> dict[str, str]:
-    tool = find_disassembler()
+def _disassembled(binary: pathlib.Path) -> dict[str, Lined]:
+    """The machine code of each function, with the lines of the source that it comes from."""
+    tool, called = find_disassembler(), find_tool("nvdisasm")
     if tool is None:
         return {}
-    return {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(binary)]))}
+    _run([str(tool), "-xelf", "all", binary.name], str(binary.parent))
+    (code,) = binary.parent.glob("*.cubin")
+    sections = sections_of(_run([str(called), "-gi", "-c", str(code)]))
+    functions = {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(binary)]))}
+    return {name: (text, lines_of_sass(text, sections.get(name, ""), SOURCE)) for name, text in functions.items()}
 
 
 def _run(command: list[str], folder: str | None = None) -> str:

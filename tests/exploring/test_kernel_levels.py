@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from moec import targets
 from moec.common.errors import MoecError
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.exploring.kernel_levels import kernel_levels
 from moec.runtime.artifact import Artifact, open_artifact
+
+from ..conftest import EXAMPLE
 
 GRAPHS = ("onnx", "operators")
 
@@ -52,6 +57,29 @@ def test_lines_of_nearly_all_kernels_link_to_operators(artifact):
     kernels = [kernel["name"] for program in artifact.manifest.programs for kernel in program.kernels]
     shares = [linked(kernel_levels(artifact, name)) for name in kernels]
     assert sum(share >= 0.95 for share in shares) >= 0.95 * len(kernels)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not targets.kind_of("cuda").find_tool("nvcc"), reason="there is no nvcc")
+def test_lines_of_nearly_all_kernels_of_a_gpu_link_to_operators(tmp_path):
+    path = tmp_path / "char_lm"
+    compiler.write(EXAMPLE / "model.onnx", path, CompileOptions(target="cuda:sm_90a"))
+    artifact = open_artifact(path, check_weights=False)
+    described = [kernel_levels(artifact, kernel["name"]) for kernel in artifact.program().kernels]
+    shares = [linked(kernel) for kernel in described]
+    assert sum(share >= 0.95 for share in shares) >= 0.95 * len(described)
+    product = next(kernel for kernel in described if kernel["name"] == "moe_grouped_gemm_simt")
+    (resources,) = product["resources"]
+    assert (resources["spill_bytes"], resources["occupancy"]["gpu"]) == (0, "H100 SXM")
+    texts = {
+        level["level"]: dict(zip(level["lines"], level["text"].splitlines(), strict=True))
+        for level in product["levels"]
+    }
+    ptx = level(product, "ptx")
+    adds = [link for line, link in zip(ptx["text"].splitlines(), ptx["lines"], strict=True) if "fma.rn.f32" in line]
+    assert len(adds) > 100
+    assert all("sums" in texts["cuda"][link] for link in adds)
+    assert all("sums" in texts["tir"][parent] for link in adds for parent in product["parents"][str(link)])
 
 
 def test_levels_go_from_the_imported_nodes_to_machine_code(gemm):

@@ -83,6 +83,12 @@ def number_of(statement: tirx.Stmt) -> int:
     return 0 if span is None else int(span.line)
 
 
+def with_found_numbers(function: tirx.PrimFunc, statements: StatementTable) -> tirx.PrimFunc:
+    """The function with the numbers of loops and branches that phases made anew."""
+    body, _ = _found(function.body, statements)
+    return function.with_body(body)
+
+
 @tirx.transform.prim_func_pass(opt_level=0, name="FindLines")
 class FindLines:
     """Number the statements that phases made anew: loops and branches as before, others like the statement that
@@ -94,8 +100,7 @@ class FindLines:
         statements = statements_of(function)
         if statements is None:
             return function
-        body, _ = _found(function.body, statements)
-        return function.with_body(_spread(body, FUNCTION))
+        return function.with_body(_spread(with_found_numbers(function, statements).body, FUNCTION))
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="FinishLines")

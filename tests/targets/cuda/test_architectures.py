@@ -15,6 +15,7 @@ from moec import targets
 from moec.common.errors import MoecError, UnsupportedError
 from moec.compiling import compiler
 from moec.compiling.compile_options import CompileOptions
+from moec.exploring.kernel_levels import kernel_levels
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel
@@ -86,6 +87,28 @@ def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
     texts = _texts(artifact, "sm_90a").values()
     actual = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
     assert [alignment for alignment in actual if alignment] == [["1024"]] * 3
+
+
+def test_lines_of_cuda_come_from_tir_and_levels_that_nvcc_makes_are_absent(artifact):
+    wgmma = next(kernel["name"] for kernel in artifact.program("sm_90a").kernels if "wgmma" in kernel["name"])
+    described = kernel_levels(artifact, wgmma, "sm_90a")
+    levels = {level["level"]: level for level in described["levels"]}
+    tir = dict(zip(levels["tir"]["lines"], levels["tir"]["text"].splitlines(), strict=True))
+    pairs = zip(levels["cuda"]["text"].splitlines(), levels["cuda"]["lines"], strict=True)
+    fences = [tir[link] for line, link in pairs if line.strip().startswith("wgmma_fence(")]
+    assert fences
+    assert all(origin.strip().startswith('T.ptx.wgmma("fence"') for origin in fences)
+    assert levels["ptx"] == {
+        "level": "ptx",
+        "text": "",
+        "lines": [],
+        "absent": "nvcc was not installed when it was compiled",
+    }
+    assert "cuobjdump" in levels["sass"]["absent"]
+    assert [resources["registers"] for resources in described["resources"]] == [None]
+    shared = [buffer for buffer in described["buffers"] if buffer["scope"].startswith("shared")]
+    assert all(buffer["bytes"] > 0 for buffer in shared)
+    assert {loop["kind"] for loop in described["loops"]} == {"gpu thread"}
 
 
 def test_kernels_are_found_by_architecture(artifact):

@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.code_lines import kernels_of_ptx
 from moec.targets.cuda.nvcc import (
     compile_source,
     find_tool,
-    kernels_of_ptx,
     machine_code_in_words,
     without_paths,
 )
@@ -92,7 +92,7 @@ PTX = """\
 
 
 def test_a_kernel_is_all_of_its_text_and_its_pool():
-    kernels = kernels_of_ptx(PTX)
+    kernels = {name: text for name, (text, _) in kernels_of_ptx(PTX).items()}
     assert list(kernels) == ["first", "second"]
     assert kernels["first"].startswith(".extern .shared .align 1024 .b8 pool[];\n.visible .entry first(")
     assert "another" not in kernels["first"] and kernels["first"].endswith("\tret;\n\n}\n")
@@ -133,6 +133,11 @@ def test_advice_of_the_compiler_itself():
     ).advisories
 
 
+def texts(compiled):
+    """The text of each form of the function ``kernel``."""
+    return [(form, getattr(compiled, form)["kernel"]) for form, lines in compiled.lines.items() if lines]
+
+
 @pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
 def test_code_is_the_same_wherever_and_whenever_it_is_made(monkeypatch):
     """The same source compiles to the same binary, which contains line information."""
@@ -141,4 +146,10 @@ def test_code_is_the_same_wherever_and_whenever_it_is_made(monkeypatch):
     first, second = (compile_source(text, "sm_90a") for _ in range(2))
     assert first == second
     assert b".debug_line" in first.binary
+    lines = {
+        form: dict(zip(text.splitlines(), first.lines[form]["kernel"], strict=True)) for form, text in texts(first)
+    }
+    (store,) = (line for line in lines["ptx"] if "st.global" in line)
+    assert lines["ptx"][store] == 2
+    assert [place for line, place in lines.get("sass", {}).items() if "STG" in line] in ([], [2])
     assert ".loc" not in first.ptx["kernel"] and first.ptx["kernel"].endswith("ret;\n\n}\n\n")

@@ -123,7 +123,7 @@ def _cuda_code(
         for form, functions in (("ptx", compiled.ptx), ("sass", compiled.sass), ("resources", resources)):
             if functions:
                 generated.sources[form] = _by_kernel(functions, kernels)
-            if form in compiled.lines:
+            if functions and form in compiled.lines:
                 generated.origins[form] = _origins_in_source(functions, compiled.lines[form], source, places)
     facts = {kernel: facts_of(launches[kernel], resources) for kernel in kernels}
     launches = {kernel: with_registers(several, resources) for kernel, several in launches.items()}

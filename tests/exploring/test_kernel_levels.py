@@ -30,6 +30,14 @@ def level(described, name):
     return next(level for level in described["levels"] if level["level"] == name)
 
 
+def statements(level):
+    """The text of all lines with an id, by id."""
+    texts: dict[int, str] = {}
+    for line, link in zip(level["text"].splitlines(), level["lines"], strict=True):
+        texts[link] = texts.get(link, "") + line
+    return texts
+
+
 def origins(described, link):
     """The ids that a line comes from, itself included."""
     found, pending = set(), [link]
@@ -71,15 +79,12 @@ def test_lines_of_nearly_all_kernels_of_a_gpu_link_to_operators(tmp_path):
     product = next(kernel for kernel in described if kernel["name"] == "moe_grouped_gemm_simt")
     (resources,) = product["resources"]
     assert (resources["spill_bytes"], resources["occupancy"]["gpu"]) == (0, "H100 SXM")
-    texts = {
-        level["level"]: dict(zip(level["lines"], level["text"].splitlines(), strict=True))
-        for level in product["levels"]
-    }
-    ptx = level(product, "ptx")
-    adds = [link for line, link in zip(ptx["text"].splitlines(), ptx["lines"], strict=True) if "fma.rn.f32" in line]
-    assert len(adds) > 100
-    assert all("sums" in texts["cuda"][link] for link in adds)
-    assert all("sums" in texts["tir"][parent] for link in adds for parent in product["parents"][str(link)])
+    ptx, cuda = level(product, "ptx"), statements(level(product, "cuda"))
+    pairs = zip(ptx["text"].splitlines(), ptx["lines"], strict=True)
+    sums = [link for line, link in pairs if "fma.rn.f32" in line and "sums" in cuda[link]]
+    assert len(sums) > 100
+    tir = statements(level(product, "tir"))
+    assert all("sums" in tir[parent] for link in sums for parent in product["parents"][str(link)])
 
 
 def test_levels_go_from_the_imported_nodes_to_machine_code(gemm):
@@ -97,9 +102,7 @@ def test_levels_go_from_the_imported_nodes_to_machine_code(gemm):
 
 def test_instructions_come_from_the_line_that_says_what_they_compute(gemm):
     tir, assembly = level(gemm, "tir"), level(gemm, "asm")
-    texts: dict[int, str] = {}
-    for line, link in zip(tir["text"].splitlines(), tir["lines"], strict=True):
-        texts[link] = texts.get(link, "") + line
+    texts = statements(tir)
     pairs = zip(assembly["text"].splitlines(), assembly["lines"], strict=True)
     products = [texts[link] for line, link in pairs if line.startswith("\tvfmadd")]
     assert len(products) > 50

@@ -98,8 +98,7 @@ class LoopNest:
         if isinstance(statement, tirx.AllocBuffer):
             self._add_buffer(statement.buffer, statement.buffer.ty.storage_scope or "global")
         elif isinstance(statement, tirx.DeclBuffer):
-            source = statement.data.args[0] if isinstance(statement.data, tvm.ir.Call) else statement.data
-            self._scopes[statement.buffer] = self._scopes.get(source, statement.buffer.ty.storage_scope or "global")
+            self._declare(statement)
         elif isinstance(statement, tirx.BufferStore):
             return self._stored(statement)
         return self._values([getattr(statement, "value", None)])
@@ -176,6 +175,14 @@ class LoopNest:
         callbacks = [(tvm.ir.TensorLoad, add_load), (_OPERATIONS, add_operation), (tvm.ir.Call, add_call)]
         tvm_ffi.structural_walk(value, callbacks, order="pre")
         return _Counts(read, 0, operations) + self._values(indices)
+
+    def _declare(self, statement: tirx.DeclBuffer) -> None:
+        """Note a buffer that is part of another. Parts of shared memory are listed, since the whole has no shape."""
+        source = statement.data.args[0] if isinstance(statement.data, tvm.ir.Call) else statement.data
+        scope = self._scopes.get(source, statement.buffer.ty.storage_scope or "global")
+        if scope.startswith("shared"):
+            self._add_buffer(statement.buffer, scope)
+        self._scopes[statement.buffer] = scope
 
     def _is_parameter(self, buffer: Any) -> bool:
         return self._scopes.get(buffer) == _PARAMETER

@@ -107,7 +107,7 @@ def test_lines_of_cuda_come_from_tir_and_levels_that_nvcc_makes_are_absent(artif
     assert "cuobjdump" in levels["sass"]["absent"]
     assert [resources["registers"] for resources in described["resources"]] == [None]
     shared = [buffer for buffer in described["buffers"] if buffer["scope"].startswith("shared")]
-    assert all(buffer["bytes"] > 0 for buffer in shared)
+    assert sum(buffer["bytes"] > 0 for buffer in shared) >= 2, "tiles of both factors in a pool without a shape"
     assert {loop["kind"] for loop in described["loops"]} == {"gpu thread"}
 
 

@@ -208,10 +208,8 @@ def source_lines(text: str, kernels: Sequence[str]) -> dict[str, list[int]]:
     lines: dict[str, list[int]] = {}
     for kernel, several in functions.items():
         called = _called_by("\n".join(match[0] for match in several), helpers)
-        parts = [
-            *(helper_lines[name] for name in helpers if name in called),
-            *(_lines_at(text, one) for one in several),
-        ]
+        parts = [helper_lines[name] for name in helpers if name in called]
+        parts += [_lines_at(text, match) for match in several]
         lines[kernel] = [line for part in parts for line in (0, *part)][1:]
     return lines
 

@@ -114,6 +114,8 @@ class KernelRecord:
     """Names of the program's parameters that decide for which sizes this kernel, or one of its variants, is used."""
     computes: str = ""
     """The formula with shapes, in one line."""
+    description: str = ""
+    """What its file says about it, for the heads of its sources."""
     requirements: tuple[str, ...] = ()
     """CPU features (LLVM names) that this kernel uses beyond those that any code for the target may use."""
     work: WorkModel | None = None

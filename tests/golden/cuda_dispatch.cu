@@ -22,6 +22,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
   int share = (tokens * slots + 31) >> 5;
   int first = min(warp * share, tokens * slots);
   int end = min(first + share, tokens * slots);
+  // pairs of each expert, counted
   if (lane < 8) {
     counts_ptr[warp * 8 + lane] = 0;
   }
@@ -69,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     totals_ptr[expert] = running;
   }
   cta_sync();
+  // the first block of each expert
   if (warp == 0) {
     int blocks;
     int carry;
@@ -110,6 +112,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     }
   }
   cta_sync();
+  // pairs, in order, at their places
   int expert_4;
   uint same_1;
   int before_1;

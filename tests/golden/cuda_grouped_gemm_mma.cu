@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
     }
     int reading;
     int writing;
+    // copies of the first k-tiles begin
     #pragma unroll
     for (int stage = 0; stage < 3; ++stage) {
       if (stage < 2) {
@@ -90,8 +91,10 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
     reading = 0;
     writing = 3;
     for (int k_tile = 0; k_tile < 2; ++k_tile) {
+      // wait for this thread's copies of the k-tile, then for those of all threads
       cp_async_wait_group_2();
       cta_sync();
+      // a group even if it is empty: the number of groups in flight stays the same
       cp_async_commit_group();
       #pragma unroll
       for (int step = 0; step < 4; ++step) {
@@ -115,6 +118,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       reading = reading == 3 ? 0 : reading + 1;
       writing = writing == 3 ? 0 : writing + 1;
     }
+    // bias and activation of the sums, stored
     #pragma unroll
     for (int j_3 = 0; j_3 < 2; ++j_3) {
       #pragma unroll

@@ -34,6 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       }
     }
     for (int k_tile = 0; k_tile < 8; ++k_tile) {
+      // tiles of rows and columns, copied to shared memory
       float number;
       int depth = thread & 15;
       #pragma unroll
@@ -56,6 +57,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
         }
       }
       cta_sync();
+      // products of the tiles
       alignas(64) float left_ptr[4];
       alignas(64) float right_ptr[4];
       #pragma unroll
@@ -79,6 +81,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       }
       cta_sync();
     }
+    // bias and activation of the sums, stored
     #pragma unroll
     for (int i_5 = 0; i_5 < 4; ++i_5) {
       int pair_1 = pairs_ptr[block * 64 + i_5 * 16 + thread_row];

@@ -23,6 +23,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
     if (0 <= expert && expert < 8) {
       int64_t row = (int64_t)token;
       alignas(64) float sums_ptr[4];
+      // each lane multiplies its inputs
       #pragma unroll
       for (int c = 0; c < 4; ++c) {
         sums_ptr[c] = 0.0f;
@@ -51,6 +52,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
           }
         }
       }
+      // sums over the lanes, bias, activation
       #pragma unroll
       for (int c_3 = 0; c_3 < 4; ++c_3) {
         sums_ptr[c_3] = warp_reduce_sum_32(sums_ptr[c_3]);

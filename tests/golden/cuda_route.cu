@@ -36,20 +36,21 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
   if (token < tokens) {
     float x;
     float choice;
+    // scores
     x = -CUDART_INF_F;
     if (lane < 8) {
       x = logits_ptr[token * 8 + lane];
     }
-    float largest;
+    float largest_1;
     float total;
-    largest = -CUDART_INF_F;
+    largest_1 = -CUDART_INF_F;
     if (lane < 8) {
-      largest = max(largest, x);
+      largest_1 = max(largest_1, x);
     }
-    largest = warp_reduce_max_32(largest);
+    largest_1 = warp_reduce_max_32(largest_1);
     total = 0.0f;
     if (lane < 8) {
-      x = expf(x - largest);
+      x = expf(x - largest_1);
       total = total + x;
     }
     total = warp_reduce_sum_32(total);
@@ -60,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
     }
     warp_sync();
     choice = choice != choice ? -CUDART_INF_F : choice;
+    // the largest, one after the other
     int keys;
     uint taken;
     int expert_2;
@@ -69,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
     taken = 0u;
     for (int slot = 0; slot < 2; ++slot) {
       int own;
-      int largest_1;
+      int largest_2;
       own = -2147483648;
       expert_2 = 2147483647;
       bool left = lane < 8 && (taken & 1u) == 0u;
@@ -77,8 +79,8 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
         own = keys;
         expert_2 = lane;
       }
-      largest_1 = __reduce_max_sync(4294967295u, own);
-      if (own < largest_1) {
+      largest_2 = __reduce_max_sync(4294967295u, own);
+      if (own < largest_2) {
         expert_2 = 2147483647;
       }
       expert_2 = __reduce_min_sync(4294967295u, expert_2);
@@ -90,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
       }
     }
     warp_sync();
+    // weights of the experts selected
     float share_1;
     share_1 = 0.0f;
     if (lane < 2) {

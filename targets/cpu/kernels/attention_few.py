@@ -16,6 +16,7 @@ from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.tvm.text.steps import begin_step
 
 FEW_ROWS = 8
 KEYS_PER_TASK = 256
@@ -68,16 +69,20 @@ class _KeyBlock:
 
     def emit(self) -> None:
         rows = named("rows", T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS))))
+        begin_step("queries, scaled")
         with loop("row", T.serial(rows)) as row:
             self._load_query(row)
+        begin_step("scores: products with all keys of the block")
         emit_row_tiles(rows, ROW_TILE, self._compute_scores)
         if self._operands.in_int8:
             self._scale_scores(rows, self._operands.key)
+        begin_step("exponentials relative to the largest score")
         with loop("row", T.serial(rows)) as row:
             self._mask_scores(row)
             self._exponentiate(row)
         if self._operands.in_int8:
             self._scale_scores(rows, self._operands.value)
+        begin_step("sums of values, weighted by the exponentials")
         emit_row_tiles(rows, ROW_TILE, self._add_values)
 
     def _load_query(self, row: Any) -> None:
@@ -208,6 +213,7 @@ def _join(operands: AttentionBuffers, item: Any, chunks: Any, sums: Any, statist
     )
     number = named("number", T.alloc_buffer((2,), "float32"))
     joined = named("joined", T.alloc_buffer((size,), "float32"))
+    begin_step("the sum over the blocks of keys, in ascending order")
     T.buffer_store(number, T.float32(LOWEST), [_LARGEST])
     T.buffer_store(number, T.float32(0), [_TOTAL])
     with loop("chunk", T.serial(chunks)) as chunk:

@@ -21,6 +21,7 @@ from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers,
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate
+from moec.targets.tvm.text.steps import begin_step
 
 COLUMN_TILES = 2
 KEYS_PER_BLOCK = 64
@@ -69,23 +70,29 @@ class _RowBlock:
 
     def emit(self) -> None:
         used = named("used", T.bind(T.max(self._operands.used_keys(self._batch), T.int64(0))))
+        begin_step("queries, scaled, and no sums yet")
         self._begin()
         with loop("step", T.serial(T.ceildiv(used, T.int64(KEYS_PER_BLOCK)))) as step:
             first_key = named("first_key", T.bind(step * KEYS_PER_BLOCK))
             count = named("count", T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key)))
             self._measure_mask(first_key, count)
             place = self._operands.place_of(self._batch, self._group, first_key)
+            begin_step("keys and values of the block")
             load_block(self._operands, self._operands.key, place, count, self._keys)
             load_block(self._operands, self._operands.value, place, count, self._values)
             self._find_whether_weights_vanish()
             with T.If(self._flags[_WEIGHTS_VANISH] == 0), T.Then():
+                begin_step("scores: products with the keys")
                 self._compute_scores()
+                begin_step("exponentials relative to the largest score so far")
                 with self._tiles() as tile:
                     self._cap_scores(tile)
                     self._add_mask(tile, first_key, count)
                     self._exponentiate(tile)
+                begin_step("sums of values, weighted by the exponentials")
                 self._add_values()
                 self._find_smallest()
+        begin_step("the sums, divided by those of the exponentials")
         self._store()
 
     def _tiles(self) -> Any:

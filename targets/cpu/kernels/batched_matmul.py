@@ -18,6 +18,7 @@ from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
 from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.text.steps import begin_step
 
 ROW_TILES_PER_TASK = 16
 
@@ -90,7 +91,9 @@ def batched_matmul(
             batch: T.let[T.int64] = T.truncdiv(T.truncdiv(task, tiles), blocks)
             count: T.let[T.int64] = T.min(width, N - first_column)
             panel = T.alloc_buffer((K, width), "float32")
+            begin_step("columns of b, copied to a panel")
             _pack_panel(panel, b, T.int64(0) if shared_right else batch, first_column, count, K, width)
+            begin_step("rows of a, times the panel")
             _multiply_rows(
                 a,
                 panel,

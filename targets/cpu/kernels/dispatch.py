@@ -15,6 +15,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 from moec.targets.tvm.kernels.kernel import Kernel
+from moec.targets.tvm.text.steps import begin_step
 
 BLOCK_ROWS = 192
 """Rows of one block: enough to use a weight often per read from memory, few enough to stay in second-level cache. A
@@ -62,12 +63,14 @@ def dispatch(experts: int) -> tirx.PrimFunc:
         blocks = T.match_buffer(blocks_handle, (B, 3), "int32")
         block_count = T.match_buffer(count_handle, (1,), "int32")
         place = T.alloc_buffer((E,), "int32")
+        begin_step("pairs of each expert, counted")
         for e in T.serial(E):
             place[e] = 0
         for token, slot in T.grid(tokens, slots):
             expert: T.let = chosen[token, slot]
             if T.And(expert >= 0, expert < E):
                 place[expert] = place[expert] + 1
+        begin_step("the place of each expert's first pair")
         offsets[0] = 0
         for e in T.serial(E):
             offsets[e + 1] = offsets[e] + place[e]
@@ -77,6 +80,7 @@ def dispatch(experts: int) -> tirx.PrimFunc:
             if T.And(expert >= 0, expert < E):
                 order[place[expert]] = T.cast(token * slots + slot, "int32")
                 place[expert] = place[expert] + 1
+        begin_step("blocks of rows with one expert")
         _cut_into_blocks(E, offsets, blocks, block_count)
 
     return kernel

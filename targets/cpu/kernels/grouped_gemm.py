@@ -34,6 +34,7 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weight
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.tvm.kernels.kernel import Kernel
+from moec.targets.tvm.text.steps import begin_step
 
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
 FLOAT32 = TiledFormat("float32")
@@ -198,6 +199,7 @@ class _GroupedProduct:
         problem = self._problem
         rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
         with loop("share", T.parallel(self._shares(block_count[0]))) as share:
+            begin_step("the share of the work: tiles of columns, weighed by rows")
             start, stop = self._work_of(share, blocks, block_count[0])
             with loop("block", T.serial(block_count[0])) as block:
                 expert, first, count = (
@@ -214,9 +216,11 @@ class _GroupedProduct:
                     end = named("end", T.bind(self._first_tile(stop - before, per_tile)))
                     with loop("column_tile", T.serial(begin, end)) as column_tile:
                         sums = named("sums", T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32"))
+                        begin_step("rows of the block, times a tile of the expert's columns")
                         for condition, product, weights, tile in self._ways(operands, expert, column_tile):
                             with T.If(condition), T.Then():
                                 multiply(product, rows, weights, tile, sums, first, count)
+                        begin_step("bias and activation of the sums, stored")
                         width = operands["table"][expert, _TABLE_COLUMNS.index("width")] if problem.widths else None
                         self._store(sums, order, bias, out, expert, column_tile, first, count, width)
 

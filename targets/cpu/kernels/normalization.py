@@ -15,6 +15,7 @@ from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.kernels.rows import row_kernel
 from moec.targets.tvm.heavy.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
+from moec.targets.tvm.text.steps import begin_step
 
 
 @T.inline
@@ -57,8 +58,10 @@ def rms_norm(epsilon: float, machine: Machine, dtype: str = "float32") -> tirx.P
         y = T.match_buffer(y_handle, (M, N), dtype, align=64)
         for row in parallel_rows(M):
             factor = T.alloc_buffer((1,), "float32", scope="local")
+            begin_step("the mean of the squares")
             _mean(factor, N, lanes, lambda j: T.cast(x[row, j], "float32") * T.cast(x[row, j], "float32"))
             factor[0] = T.float32(1) / T.sqrt(factor[0] + T.float32(epsilon))
+            begin_step("the normalised row")
             _write(y, row, N, lanes, lambda j: T.cast(x[row, j], "float32") * factor[0] * T.cast(scale[j], "float32"))
 
     return kernel
@@ -79,7 +82,9 @@ def layer_norm(epsilon: float, machine: Machine, dtype: str = "float32") -> tirx
         for row in parallel_rows(M):
             mean = T.alloc_buffer((1,), "float32", scope="local")
             factor = T.alloc_buffer((1,), "float32", scope="local")
+            begin_step("the mean")
             _mean(mean, N, lanes, lambda j: T.cast(x[row, j], "float32"))
+            begin_step("the variance")
             _mean(
                 factor,
                 N,
@@ -87,6 +92,7 @@ def layer_norm(epsilon: float, machine: Machine, dtype: str = "float32") -> tirx
                 lambda j: (T.cast(x[row, j], "float32") - mean[0]) * (T.cast(x[row, j], "float32") - mean[0]),
             )
             factor[0] = T.float32(1) / T.sqrt(factor[0] + T.float32(epsilon))
+            begin_step("the normalised row")
             _write(
                 y,
                 row,

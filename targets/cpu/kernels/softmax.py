@@ -15,6 +15,7 @@ from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.kernels.rows import row_kernel
 from moec.targets.tvm.heavy.rows import SOFTMAX_FORMULA
+from moec.targets.tvm.text.steps import begin_step
 
 
 @T.inline
@@ -42,6 +43,7 @@ def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
             exponentials = T.alloc_buffer((N,), "float32")
             partial = T.alloc_buffer((lanes,), "float32", scope="local")
             joined = T.alloc_buffer((2,), "float32", scope="local")
+            begin_step("the largest element")
             for lane in T.vectorized(lanes):
                 partial[lane] = T.float32(float("-inf"))
             for vector in range(vectors):
@@ -53,6 +55,7 @@ def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
             for rest in range(N - whole):
                 joined[0] = T.max(joined[0], T.cast(x[row, whole + rest], "float32"))
 
+            begin_step("exponentials and their sum")
             for lane in T.vectorized(lanes):
                 partial[lane] = T.float32(0)
             for vector in range(vectors):
@@ -69,6 +72,7 @@ def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
                 exponentials[whole + rest] = exponential(T.cast(x[row, whole + rest], "float32") - joined[0])
                 joined[1] = joined[1] + exponentials[whole + rest]
 
+            begin_step("the exponentials divided by their sum")
             joined[1] = T.float32(1) / joined[1]
             _store_scaled(y, exponentials, joined[1], row, vectors, whole, lanes)
 

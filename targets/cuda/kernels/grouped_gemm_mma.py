@@ -57,6 +57,7 @@ from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm,
 from moec.targets.gpu.kernels.instructions import set_tf32
 from moec.targets.gpu.kernels.launch import WARP
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
+from moec.targets.tvm.text.steps import begin_step
 
 _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -199,6 +200,7 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
     quantized = T.meta_var(tile.problem.decodes)
     reading = T.alloc_local((1,), "int32")
     writing = T.alloc_local((1,), "int32")
+    begin_step("copies of the first k-tiles begin")
     for stage in T.unroll(stages - 1):
         if stage < k_tiles:
             copy_rows(tile, stage, first + stage, sources)
@@ -211,8 +213,8 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
     reading[0] = 0
     writing[0] = stages - 1
     for k_tile in T.serial(k_tiles):
-        # Wait for this thread's copies of the k-tile, then for those of all threads. After the barrier, all threads
-        # have also finished with the preceding stage.
+        # After the barrier, all threads have also finished with the preceding stage.
+        begin_step("wait for this thread's copies of the k-tile, then for those of all threads")
         T.ptx.cp.async_.wait_group(stages - 2)
         T.cuda.cta_sync()
         if k_tile + (stages - 1) < k_tiles:
@@ -221,7 +223,7 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
                 fetch(tile, fetched, first + k_tile + (stages - 1))
             else:
                 _copy_columns(tile, writing[0], first + k_tile + (stages - 1))
-        # Commit a group even if it is empty, so that the number of groups in flight stays the same.
+        begin_step("a group even if it is empty: the number of groups in flight stays the same")
         T.ptx.cp.async_.commit_group()
         if scaled is None:
             _multiply_k_tile(tile, reading[0], left, right, sums, False)
@@ -264,6 +266,7 @@ def _compute_tile(tile, epilogue):
         scales = T.alloc_local((columns,), "float32")
         zeros = T.alloc_local((columns,), "int32")
         _multiply(tile, Fetched(codes, scales, zeros), None, left, right, sums, sources)
+    begin_step("bias and activation of the sums, stored")
     store(tile, epilogue, sums)
 
 

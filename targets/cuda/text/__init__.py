@@ -9,8 +9,10 @@ from moec.targets.cuda.text.plain_scalars import with_plain_scalars
 from moec.targets.cuda.text.register_arrays import with_register_arrays
 from moec.targets.cuda.text.shared_arrays import with_shared_arrays
 from moec.targets.cuda.text.short_lines import with_short_lines
+from moec.targets.cuda.text.step_comments import with_step_comments
 
 _REWRITES = (
+    with_step_comments,
     with_plain_scalars,
     with_shared_arrays,
     with_register_arrays,

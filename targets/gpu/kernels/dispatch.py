@@ -21,6 +21,7 @@ from moec.targets.gpu.kernels.ordered_walk import (
     warps_for,
 )
 from moec.targets.tvm.kernels.kernel import Kernel
+from moec.targets.tvm.text.steps import begin_step
 
 PADDING = -1
 """The value in ``sorted_pairs`` for rows of a block that are padding."""
@@ -121,15 +122,18 @@ def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
 
         @T.inline
         def sort(walk):
+            begin_step("pairs of each expert, counted")
             clear_counts(walk)
             walk_in_order(walk, lambda pair: expert_of(chosen, pair), lambda pair, expert, rank: None)
             start_after_earlier_warps(walk, thread, totals)
+            begin_step("the first block of each expert")
             if walk.warp == 0:
                 scan_blocks(experts, block_rows, walk.lane, totals, first_block)
             sync_block()
             describe_blocks(experts, warps * WARP, thread, first_block, block_experts, block_count)
             _fill(warps * WARP, thread, first_block[experts] * block_rows, sorted_pairs)
             sync_block()
+            begin_step("pairs, in order, at their places")
             walk_in_order(walk, lambda pair: expert_of(chosen, pair), place)
 
         @T.inline

@@ -26,6 +26,7 @@ from moec.targets.gpu.kernels.grouped_problem import (
 from moec.targets.gpu.kernels.instructions import sync_block
 from moec.targets.gpu.kernels.tf32 import round_value
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
+from moec.targets.tvm.text.steps import begin_step
 
 COLUMNS = 64
 """Columns of a tile, counting those of gate and up."""
@@ -199,10 +200,13 @@ def grouped_gemm_simt(
                 for j in T.unroll(tile.columns_per_thread):
                     sums[i, j] = T.float32(0)
             for k_tile in T.serial(-(-problem.inner // DEPTH)):
+                begin_step("tiles of rows and columns, copied to shared memory")
                 _load_tiles(tile, k_tile * DEPTH, sources, row_tile, column_tile)
                 sync_block()
+                begin_step("products of the tiles")
                 _multiply_tiles(tile, row_tile, column_tile, sums)
                 sync_block()
+            begin_step("bias and activation of the sums, stored")
             _store(tile, epilogue, sums)
 
     return form(problem, body)

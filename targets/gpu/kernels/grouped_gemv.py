@@ -18,6 +18,7 @@ from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matri
 from moec.targets.gpu.kernels.instructions import reduce_lanes
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP
 from moec.targets.tvm.kernels.kernel import Kernel
+from moec.targets.tvm.text.steps import begin_step
 
 WARPS = 4
 
@@ -56,7 +57,9 @@ def _compute(problem, epilogue, rows, matrix, bias, weights, chosen, out, tokens
             tile = T.meta_var(WarpTile(problem, first, lane, lambda _: row))
             factor: T.let = T.cast(weights[token, slot], "float32") if problem.weighted else T.float32(1)
             sums = T.alloc_local((1, COLUMNS_PER_WARP), "float32")
+            begin_step("each lane multiplies its inputs")
             multiply_rows(tile, rows, matrix, expert, sums)
+            begin_step("sums over the lanes, bias, activation")
             _store(tile, epilogue, pair, expert, factor, sums, bias, out)
 
 

@@ -30,6 +30,7 @@ from moec.targets.gpu.kernels.route_token import (
 )
 from moec.targets.tvm.heavy.route import RouteProblem
 from moec.targets.tvm.kernels.kernel import Kernel
+from moec.targets.tvm.text.steps import begin_step
 
 _NOBODY = 2**31 - 1
 """An expert id that loses every tie."""
@@ -137,12 +138,15 @@ def _route_token(logits, bias, weights, chosen, token):
         _mix_sparsely(token, x)
     else:
         choice = T.alloc_local((token.per_lane,), "float32")
+        begin_step("scores")
         score_choices(token, logits, bias, x, choice)
         if token.spec.selection == "all":
             _select_all(token)
         else:
+            begin_step("the largest, one after the other")
             _select_largest(token, choice)
         sync_warp()
+        begin_step("weights of the experts selected")
         mix(token)
     finish(token, weights, chosen)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,12 @@ class Kernel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "build", built_once(self.build))
+
+    @property
+    def description(self) -> str:
+        """The first paragraph of the docstring of the file that builds the kernel, in one line."""
+        text = sys.modules[self.build.__module__].__doc__ or ""
+        return " ".join(text.partition("\n\n")[0].replace("``", "").split())
 
 
 def built_once(build: Callable[..., tirx.PrimFunc]) -> Callable[..., tirx.PrimFunc]:

@@ -62,6 +62,7 @@ def record_of(node: ir.Node, called: KernelCall, prefix: str = "") -> KernelReco
         called.chosen.candidates,
         called.attributes,
         computes=kernel.computes,
+        description=kernel.description,
         crossovers=called.crossovers,
         requirements=called.requires,
         work=called.work,

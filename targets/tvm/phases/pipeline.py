@@ -39,6 +39,7 @@ from moec.targets.tvm.phases.team import team_object
 from moec.targets.tvm.phases.trusted_arguments import TrustArguments
 from moec.targets.tvm.phases.widen_bfloat16 import WidenBFloat16
 from moec.targets.tvm.text.statement_lines import FindLines, FinishLines
+from moec.targets.tvm.text.steps import DropSteps
 
 KERNEL_PIPELINE = "moec"
 
@@ -101,6 +102,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
     """TIR to the form that LLVM takes: TVM's default phases for a processor, with some of ours."""
     lower, loops = s_tir.transform, tirx.transform
     return [
+        DropSteps(),
         # Blocks, as schedules see them, become plain loops over flat buffers.
         lower.CanonicalizeLoop(),
         lower.LowerInitBlock(),

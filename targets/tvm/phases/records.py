@@ -71,6 +71,7 @@ def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
         nodes += f", ... ({len(record.nodes)} in all)"
     return [
         f"{record.name}: {record.computes}",
+        *([record.description] if record.description else []),
         *(
             f"  {parameter.name}: {parameter.dtype}[{', '.join(map(str, parameter.shape))}]"
             for parameter in record.parameters

@@ -15,6 +15,7 @@ from tvm.tirx.stmt import ForKind, ScopeIdDefStmt
 
 from moec.targets.tvm.text.expressions import Expressions, is_number, quoted
 from moec.targets.tvm.text.names import VariableNames
+from moec.targets.tvm.text.steps import name_of_step
 from moec.targets.tvm.text.wrapped import wrapped
 
 _INDENT = "    "
@@ -122,6 +123,10 @@ class Statements:
         self._emit(f"{self._expressions.access(statement.buffer, statement.indices)} = {value}")
 
     def _evaluate(self, statement: tirx.Evaluate) -> None:
+        name = name_of_step(statement)
+        if name is not None:
+            self._emit(f"# {name}")
+            return
         self._emit(self._text(statement.value))
 
     def _loop(self, loop: tirx.For) -> None:

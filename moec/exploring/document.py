@@ -27,10 +27,13 @@ SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
 
 
 def document(subjects: Sequence[Subject], title: str | None = None, **others: Any) -> dict[str, Any]:
-    """Describe artifacts in one document. ``title``: of the report, by default the artifacts' names. ``others``:
-    sections of the whole report (a sweep, an evaluation)."""
+    """Describe artifacts in one document. An artifact with programs for several architectures is shown as several.
+
+    ``title``: of the report, by default the artifacts' names. ``others``: sections of the whole report (a sweep, an
+    evaluation).
+    """
     named = ", ".join(subject.title for subject in subjects) if title is None else title
-    artifacts = [_record(each) for each in subjects]
+    artifacts = [_record(program) for subject in subjects for program in subject.programs()]
     return {"schema": SCHEMA, "version": VERSION, "title": named, "artifacts": artifacts, **others}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -35,6 +36,16 @@ class Subject:
     def open(cls, path: pathlib.Path, **measured: Any) -> Subject:
         """Open the artifact at ``path``. ``measured``: other fields. Raises ArtifactError."""
         return cls(path.name, open_artifact(path, check_weights=False), **measured)
+
+    def programs(self) -> Iterator[Subject]:
+        """Go through the programs of the artifact as subjects of their own, because each has kernels of the same
+        names."""
+        architectures = [program.architecture for program in self.artifact.manifest.programs]
+        if self.architecture is not None or len(architectures) < 2:
+            yield self
+            return
+        for architecture in architectures:
+            yield dataclasses.replace(self, title=f"{self.title}, {architecture}", architecture=architecture)
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:

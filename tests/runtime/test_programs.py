@@ -9,6 +9,7 @@ import pytest
 
 from moec.artifacts.writer import write_artifact
 from moec.common.errors import MoecError
+from moec.exploring.subject import Subject
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import describe
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
@@ -70,3 +71,13 @@ def test_an_artifact_for_the_processor_has_no_architecture(pristine_artifact):
     assert artifact.program().architecture == ""
     with pytest.raises(MoecError, match="'sm_80'; it is compiled for cpu:test alone"):
         artifact.program("sm_80")
+
+
+def test_each_program_is_a_subject_of_its_own(two_programs):
+    subject = Subject("art", two_programs)
+    assert [(each.title, each.architecture) for each in subject.programs()] == [
+        ("art, sm_80", "sm_80"),
+        ("art, sm_90a", "sm_90a"),
+    ]
+    asked = dataclasses.replace(subject, architecture="sm_80")
+    assert [*asked.programs()] == [asked]

@@ -50,6 +50,17 @@ class CommandResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerEstimate:
+    """Estimated seconds of a call by layers. ``machine``: what it runs on; ``run``: the call, for people; ``nodes``: by
+    the names of nodes, one of each layer; ``ends``: by kinds, ``embedding`` and ``head``."""
+
+    machine: str
+    run: str
+    nodes: Mapping[str, float]
+    ends: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class CaughtTensor:
     """A parameter of a kernel before and after a call."""
 
@@ -122,6 +133,10 @@ class Kind(abc.ABC):
         """The types of MoE blocks' weights, by the blocks' names, if the target replaced those that the passes
         chose."""
         return {}
+
+    def layer_estimate(self, description: Mapping[str, Any]) -> LayerEstimate | None:
+        """The times of layers that the target estimated when it compiled; None if it does not estimate them."""
+        return None
 
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         """Requirements of an artifact at run time, as phrases; features of the processor are not among them."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
+from moec import targets
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.names import node_name
 from moec.exploring.structure import Part, parts_of
 from moec.exploring.subject import Subject
 from moec.exploring.times import RunTimes, kernels_of, times_of
 from moec.ir.graphs import read_values
-from moec.ir.weight_operands import stored_weights
+from moec.ir.weight_operands import stored_weights, weight_inputs
 from moec.ir.weights.format import WeightFormat
 
 _TITLES = {
@@ -28,6 +30,14 @@ _TITLES = {
     "head": "Head",
     "rest": "Norms and rest",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Storage of a constant: the format that it belongs to, and the bits of a number."""
+
+    form: str
+    bits: int
 
 
 def layers(subject: Subject) -> dict[str, Any] | None:
@@ -46,7 +56,8 @@ def layers(subject: Subject) -> dict[str, Any] | None:
     parts = parts_of(graph, {state.input for state in manifest.states})
     cases, reason = _cases(subject)
     blocks = {block["name"]: number for number, block in enumerate(subject.description["moe_blocks"])}
-    kernels, stored = kernels_of(subject), _stored(graph)
+    types = targets.kind_of(manifest.target).weight_types(subject.description)
+    kernels, stored = kernels_of(subject), _stored(graph) | _stored_anew(parts, types)
     return {
         "parts": [
             _part(part, blocks, kernels, cases, stored, reads) for part, reads in zip(parts, _reads(parts), strict=True)
@@ -72,14 +83,14 @@ def _part(
     blocks: Mapping[str, int],
     kernels: Sequence[Mapping[str, Any]],
     cases: Sequence[RunTimes],
-    stored: Mapping[ir.Value, WeightFormat],
+    stored: Mapping[ir.Value, _Stored],
     reads: Sequence[int],
 ) -> dict[str, Any]:
     names = [node_name(node) for node in part.nodes]
     own = set(names)
     formats: dict[str, int] = {}
     for weight in filter(_is_weight, part.weights):
-        form = str(stored.get(weight, weight.dtype.numpy().name if weight.dtype else "?"))
+        form = _storage(weight, stored).form
         formats[form] = formats.get(form, 0) + _bytes(weight, stored)
     return {
         "title": _TITLES[part.kind],
@@ -92,7 +103,7 @@ def _part(
         "weight_bytes": sum(formats.values()),
         "shared_bytes": sum(_bytes(weight, stored) for weight in filter(_is_weight, part.shared)),
         "formats": formats,
-        "microseconds": [sum(case.nodes.get(name, 0.0) for name in names) for case in cases],
+        "microseconds": [case.of(part.kind, names) for case in cases],
     }
 
 
@@ -114,22 +125,37 @@ def _is_weight(value: ir.Value) -> bool:
     return value.dtype.is_floating_point() or (value.dtype.bitwidth <= 8 and len(value.const_value.shape) > 1)
 
 
-def _stored(graph: ir.Graph) -> dict[ir.Value, WeightFormat]:
-    """Look up the format that each constant of a stored weight belongs to: its numbers, scales and minima."""
-    formats = {}
+def _stored(graph: ir.Graph) -> dict[ir.Value, _Stored]:
+    """Look up the format that each constant of a stored weight belongs to: its numbers, of which only the bits in use
+    count, its scales and its minima."""
+    constants: dict[ir.Value, _Stored] = {}
     for node in graph.all_nodes():
         with contextlib.suppress(UnsupportedError):
-            for weight in stored_weights(node).values():
-                for run in weight.runs:
-                    constants = [run.data, run.scale, run.zero_point, run.minimum]
-                    formats |= {value: run.format for value in constants if value is not None}
-    return formats
+            for run in (run for weight in stored_weights(node).values() for run in weight.runs):
+                for value in (run.scale, run.zero_point, run.minimum):
+                    if value is not None and value.dtype is not None:
+                        constants[value] = _Stored(str(run.format), value.dtype.bitwidth)
+                constants[run.data] = _Stored(str(run.format), run.format.elements.bits)
+    return constants
 
 
-def _bytes(weight: ir.Value, stored: Mapping[ir.Value, WeightFormat]) -> int:
-    """Bytes of a constant, of which only the bits that its format uses count."""
-    tensor, form = weight.const_value, stored.get(weight)
-    assert tensor is not None
-    is_data = form is not None and tensor.dtype in (form.elements.signed, form.elements.unsigned)
-    bits = form.elements.bits if form is not None and is_data else tensor.dtype.bitwidth
-    return math.ceil(tensor.size * bits / 8)
+def _stored_anew(parts: Sequence[Part], types: Mapping[str, str]) -> dict[ir.Value, _Stored]:
+    """Look up the formats of matrices that a target rounds itself: of the blocks, or else the parts, of these nodes."""
+    constants: dict[ir.Value, _Stored] = {}
+    for part in parts:
+        for node in part.nodes:
+            if form := types.get(node_name(node)):
+                weights = weight_inputs(node).values() or part.weights
+                matrices = (value for value in weights if value.shape is not None and len(value.shape) > 1)
+                constants |= dict.fromkeys(matrices, _Stored(form, WeightFormat.parse(form).elements.bits))
+    return constants
+
+
+def _storage(weight: ir.Value, stored: Mapping[ir.Value, _Stored]) -> _Stored:
+    assert weight.dtype is not None
+    return stored.get(weight, _Stored(weight.dtype.numpy().name, weight.dtype.bitwidth))
+
+
+def _bytes(weight: ir.Value, stored: Mapping[ir.Value, _Stored]) -> int:
+    assert weight.const_value is not None
+    return math.ceil(weight.const_value.size * _storage(weight, stored).bits / 8)

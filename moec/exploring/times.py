@@ -16,21 +16,26 @@ from moec.common.kernel_sizes import evaluate, kernel_sizes
 from moec.common.roofline import Roofline
 from moec.common.work import Argument, GroupedWork, Work, parse_work, work_of
 from moec.exploring.subject import Subject
-from moec.targets.kind import ProgramKind
+from moec.targets.kind import Kind, ProgramKind
 
 
 @dataclasses.dataclass(frozen=True)
 class RunTimes:
     """Microseconds of one run by the names of ``nodes``. Calls of a kernel that several nodes share take equal times.
 
-    ``title``: the sizes of the run. ``whole``: microseconds of the whole run, if they were measured. ``limits``: the
-    machine whose limits predict the times; None for measured ones.
+    ``kinds``: of parts without a name, by their kind. ``title``: the sizes of the run. ``whole``: microseconds of the
+    whole run, if they were measured. ``limits``: the machine whose limits predict the times; None for measured ones.
     """
 
     title: str
     nodes: Mapping[str, float]
     whole: float | None = None
     limits: str | None = None
+    kinds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def of(self, kind: str, nodes: Iterable[str]) -> float:
+        """Microseconds of a part of this kind with these nodes."""
+        return self.kinds.get(kind, 0.0) + sum(self.nodes.get(name, 0.0) for name in nodes)
 
     @property
     def is_measured(self) -> bool:
@@ -44,7 +49,7 @@ def times_of(subject: Subject) -> list[RunTimes]:
         return _measured(subject, subject.bench)
     kind = targets.kind_of(subject.artifact.manifest.target)
     if not isinstance(kind, ProgramKind):
-        raise MoecError("the design is not a program: its page shows cycles instead")
+        return [_estimated(kind, subject)]
     return [_predicted_on_device(subject) if kind.has_device else _predicted(subject)]
 
 
@@ -78,6 +83,14 @@ def _spread(rows: Iterable[tuple[Mapping[str, Any], float]]) -> dict[str, float]
         for node in kernel["nodes"]:
             nodes[node] = nodes.get(node, 0.0) + time / len(kernel["nodes"])
     return nodes
+
+
+def _estimated(kind: Kind, subject: Subject) -> RunTimes:
+    layers = kind.layer_estimate(subject.description)
+    if layers is None:
+        raise MoecError(f"{subject.artifact.manifest.target} estimates no times of layers")
+    nodes, ends = ({key: seconds * 1e6 for key, seconds in each.items()} for each in (layers.nodes, layers.ends))
+    return RunTimes(layers.run, nodes, limits=layers.machine, kinds=ends)
 
 
 def _predicted_on_device(subject: Subject) -> RunTimes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moec.targets.kind import CommandResult, Kind, Options
+from moec.targets.kind import CommandResult, Kind, LayerEstimate, Options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,6 +40,11 @@ class HlsKind(Kind):
     def weight_types(self, description: Mapping[str, Any]) -> Mapping[str, str]:
         reports = [project["report"].get("weights", {}) for project in description["projects"]]
         return {name: stored for weights in reports for name, stored in weights.items()}
+
+    def layer_estimate(self, description: Mapping[str, Any]) -> LayerEstimate | None:
+        from moec.targets.hls.layer_times import layer_estimate
+
+        return layer_estimate(description["projects"])
 
     def tables(self, description: Mapping[str, Any]) -> Iterable[RenderableType]:
         from moec.common.errors import ArtifactError

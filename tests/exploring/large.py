@@ -64,11 +64,11 @@ def _layer(block: dict[str, Any]) -> dict[str, Any]:
     rows = [
         {
             **fact,
-            "tokens": int(random.paretovariate(1.2) * 1000),
+            "tokens": int(random.lognormvariate(8.5, 0.6)),
             "weight": round(random.random(), 4),
             "errors": {name: round(random.random() / 4, 4) for name in fact["formats"]},
             "error": round(random.random() / 3, 4),
-            "memory": random.choice(("kept", "read")),
+            "memory": random.choice(("kept", "kept", "kept", "read")),
         }
         for fact in expert_facts(block)
     ]

@@ -7,11 +7,16 @@ import json
 
 import pytest
 
+from moec.common.errors import ArtifactError
 from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.exploring import times
 from moec.exploring.layers import layers
 from moec.exploring.page import page as page_of
 from moec.exploring.subject import Subject
+from moec.targets.cuda.kind import CudaKind
+from moec.targets.hls.kind import HlsKind
+from moec.targets.hls.layer_times import layer_estimate
+from moec.targets.kind import CommandResult
 
 from .browser import NARROW, opened
 from .test_page import HOSTILE, of
@@ -130,3 +135,54 @@ def test_the_document_holds_the_section(char_lm):
 
     (artifact,) = document([Subject.open(char_lm)])["artifacts"]
     assert json.loads(json.dumps(artifact["layers"])) == artifact["layers"]
+
+
+class Gpu(CudaKind):
+    """A kind of GPU that estimates two launches."""
+
+    def estimate_launches(self, artifact, machine, tokens, past):
+        launch = {"function": "attention_kernel", "calls": 2, "least_seconds": 3e-6}
+        layers = [{"node": "node_topk__1.experts", "least_seconds": 5e-6}]
+        return CommandResult({"gpu": "G", "layers": layers, "outside": [{"launches": [launch]}]}, (), True)
+
+
+def test_predicted_launches_of_a_gpu_are_those_of_their_nodes(char_lm, monkeypatch):
+    monkeypatch.setattr(times.targets, "kind_of", lambda target: Gpu())
+    subject = Subject.open(char_lm)
+    for kernel in subject.description["kernels"]:
+        kernel["launches"] = [{"function": f"{kernel['name']}_kernel"}]
+    section = layers(subject)
+    assert section["cases"][0]["limits"] == "G, published figures"
+    of_title = {(part["layer"], part["title"]): part["microseconds"] for part in section["parts"]}
+    assert of_title[0, "Attention"] == of_title[1, "Attention"] == [3.0]
+    assert of_title[0, "MoE block"] == [5.0] and of_title[1, "MoE block"] == [0.0]
+
+
+PROJECT = {
+    "layers": [{"node": "node_topk__1.experts"}],
+    "weights": {"node_topk__1.experts": "int8"},
+    "estimate": {"clock_megahertz": 100, "board": "b"}
+    | {"cycles": {"total": 9, "layers": [{"kind": "experts", "cycles": 300}, {"kind": "head", "cycles": 200}]}},
+}
+
+
+def test_cycles_of_a_design_are_times_and_its_formats_count(char_lm, monkeypatch):
+    monkeypatch.setattr(times.targets, "kind_of", lambda target: HlsKind())
+    subject = Subject.open(char_lm)
+    subject.description["projects"] = [{"name": "p", "report": PROJECT}]
+    section = layers(subject)
+    assert section["cases"][0] == {"title": "one call", "measured": False, "limits": "b, cycles estimated"} | {
+        "microseconds": None
+    }
+    block, head = (next(part for part in section["parts"] if part["kind"] == kind) for kind in ("moe", "head"))
+    assert block["microseconds"] == [3.0] and head["microseconds"] == [2.0]
+    assert block["formats"]["int8"] == 8 * 3 * 64 * 48  # of its experts, and not of its router
+    assert "int8" not in head["formats"]
+
+
+def test_a_report_without_cycles_is_refused():
+    alone = {"node": "n", "estimate": {"clock_megahertz": 200, "board": "b", "cycles": {"total": 400}}}
+    assert layer_estimate([{"report": alone}]).nodes == {"n": 2e-6}
+    for broken in ({}, {**PROJECT, "layers": []}, {**alone, "estimate": {"clock_megahertz": 0}}):
+        with pytest.raises(ArtifactError, match="has no cycles of layers"):
+            layer_estimate([{"report": broken}])

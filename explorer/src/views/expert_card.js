@@ -1,13 +1,15 @@
 // One expert: what became of it, its formats, what it loses, how it is used, and where its weights are.
 import { html } from "../html.js";
 import { bytes, count, digits, percent } from "../numbers.js";
+import { useShown } from "../shown.js";
 import { Table } from "../table.js";
 
 export function ExpertCard({ layer, name, expert, place, go, link, measured }) {
   const last = layer.experts.length - 1;
   const at = layer.experts.indexOf(expert);
   const step = (by) => go("experts", String(place), String(layer.experts[at + by].expert));
-  return html`<section class="card">
+  const shown = useShown(`${place}/${expert.expert}`);
+  return html`<section class="card" ref=${shown}>
     <h3>${name}, expert ${expert.expert}</h3>
     <div class="controls">
       <button onClick=${() => step(-1)} disabled=${at === 0}>Previous</button>

@@ -25,7 +25,7 @@ function Experts({ data, parts: [chosenLayer, chosenExpert], link, go, report, s
   const describe = (row, column) => `${names[row]}, ${inWords(layers[row].experts[column])}`;
   const cursor = expert && [place, layer.experts.indexOf(expert)];
   return html`<h2>Experts</h2>
-    <p>${profile ? `Areas go by tokens of ${profile.file}: ${profile.data.map((each) => `${each.name}, ${count(each.tokens)} tokens`).join("; ")}.` : NO_PROFILE(reason)}</p>
+    <p>${profile ? `Areas go by tokens, half a cell for the mean of its layer, as ${profile.file} measured them: ${profile.data.map((each) => `${each.name}, ${count(each.tokens)} tokens`).join("; ")}.` : NO_PROFILE(reason)}</p>
     ${options.length > 1 && html`<div class="controls"><${Choice} label="Colour" value=${measure} onChange=${setMeasure} options=${options} /></div>`}
     <${Legend} layers=${layers} measure=${measure} />
     <${ExpertsMap} names=${names.map((name) => name.replace(/^\D+/, ""))} byTokens=${profile && measure === "bits"} onChoose=${choose} ...${{ layers, measure, cursor, describe }} />

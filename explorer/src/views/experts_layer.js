@@ -3,6 +3,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { html } from "../html.js";
 import { bytes, count, digits, percent } from "../numbers.js";
 import { Picture } from "../picture.js";
+import { useShown } from "../shown.js";
 import { Table } from "../table.js";
 import { useWidth } from "../width.js";
 import { became, layerLoss } from "./expert_card.js";
@@ -11,7 +12,8 @@ const STEPS = 6;
 const LISTED = 20; // pairs in the table
 
 export function ExpertsLayer({ layer, name, place, link, report, subject }) {
-  return html`<h3>${name}</h3>
+  const shown = useShown(place);
+  return html`<h3 ref=${shown}>${name}</h3>
     <p>${layerLoss(layer)} <a href=${link("block", String(place))}>MoE block</a></p>
     <${Table} caption=${`Experts of ${name}`} columns=${columnsOf(layer, place, link)} rows=${layer.experts} />
     ${layer.tokens !== null && html`<${Pairs} key=${place} ...${{ layer, name, place, link, report, subject }} />`}`;

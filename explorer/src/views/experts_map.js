@@ -67,31 +67,32 @@ function numbered(columns, side) {
   return Array.from({ length: Math.ceil(columns / step) }, (_, at) => at * step);
 }
 
-// Paths of all cells: [path, attributes]; areas go by tokens where `byTokens`.
+// Paths of all cells: [path, attributes]. Areas go by tokens where `byTokens`: half of a cell is the mean of its layer.
 function pathsOf(layers, side, measure, byTokens) {
   const all = layers.flatMap((layer) => layer.experts);
   const { level, colours } = scaleOf(measure, all);
-  const cells = colours.map(() => []);
+  const [tints, cells] = [colours.map(() => []), colours.map(() => [])];
   const [empty, dropped, merged, read] = [[], [], [], []];
   layers.forEach((layer, row) => {
-    const most = Math.max(1, ...layer.experts.map((expert) => expert.tokens ?? 0));
+    const mean = layer.experts.reduce((sum, expert) => sum + (expert.tokens ?? 0), 0) / layer.experts.length;
     layer.experts.forEach((expert, column) => {
       const [x, y] = [LEFT + column * side, TOP + row * side];
       const own = level(expert);
-      const share = byTokens && expert.tokens !== undefined ? Math.sqrt(expert.tokens / most) : 1;
-      const size = Math.max(2, (side - 1) * share);
-      empty.push(square(x, y, side - 1, side - 1));
-      if (own !== null) cells[own].push(square(x, y, side - 1, size));
+      const share = byTokens && expert.tokens !== undefined ? Math.sqrt(Math.min(1, expert.tokens / (2 * mean || 1))) : 1;
+      const size = (side - 1) * share;
+      (own === null ? empty : tints[own]).push(square(x, y, side - 1, side - 1));
+      if (own !== null && size > 1) cells[own].push(square(x, y, side - 1, size));
       if (expert.number === null) dropped.push(`M${x + 1} ${y + 1}l${side - 3} ${side - 3}m0 ${3 - side}l${3 - side} ${side - 3}`);
       if (expert.with.length) merged.push(`M${x} ${y}h${side / 2}l${-side / 2} ${side / 2}z`);
-      if (expert.memory === "read") read.push(`M${x} ${y + side - 3}h${side - 1}v2h${1 - side}z`);
+      if (expert.memory === "read") read.push(`M${x} ${y + side - 1.5}h${side - 1}`);
     });
   });
   return [
     [empty.join(""), { fill: "var(--panel)" }],
+    ...tints.map((own, at) => [own.join(""), { fill: colours[at], opacity: 0.3 }]),
     ...cells.map((own, at) => [own.join(""), { fill: colours[at] }]),
     [merged.join(""), { fill: "var(--ink)" }],
-    [read.join(""), { fill: "var(--ink)" }],
+    [read.join(""), { fill: "none", stroke: "var(--ink)", "stroke-width": 1 }],
     [dropped.join(""), { fill: "none", stroke: "var(--bad)", "stroke-width": 1.5 }],
   ].filter(([path]) => path);
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-import moec
 from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.exploring import times
+from moec.exploring.document import document
+from moec.exploring.page import write_page
+from moec.exploring.subject import Subject
 
 from .browser import browser
 
@@ -30,8 +32,14 @@ def limits():
 
 
 @pytest.fixture(scope="session")
-def report(char_lm, tmp_path_factory, limits):
+def char_document(char_lm, limits):
+    """The document of char_lm."""
+    return document([Subject.open(char_lm, may_measure=True)])
+
+
+@pytest.fixture(scope="session")
+def report(char_document, tmp_path_factory):
     """The report of char_lm."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    moec.explore(char_lm, path)
+    write_page(char_document, path)
     return path

@@ -16,6 +16,7 @@ from moec.ir.weight_operands import decoding_nodes
 from moec.ir.weights.stored import widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_by_tensors
+from moec.passes.graph.folded import FoldedTensor
 
 if TYPE_CHECKING:
     from moec.ir.interpreter import Evaluator
@@ -85,7 +86,7 @@ class FoldConstants:
             return None
         frozen = _Computation(operator, inputs)
         return [
-            ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape or ()))
+            FoldedTensor(functools.partial(frozen.output, index), dtype, shape or (), operator.node, inputs, index)
             for index, (dtype, shape) in enumerate(types)
         ]
 

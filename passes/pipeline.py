@@ -64,7 +64,7 @@ Loops, and operators of onnxruntime's that are no part of such layers, stay."""
 FOR_ONNXRUNTIME = (
     "infer-shapes,fuse-normalization,fuse-attention,remove-dead-nodes,infer-shapes,fit-attention,"
     "use-qmoe,use-matmul-n-bits,keep-rows,use-moe,loop-experts,expand-route,expand-dispatch,expand-linear,"
-    "infer-shapes,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
+    "share-tables,infer-shapes,use-fused-matmul,fold-shapes,eliminate-common-subexpressions,remove-dead-nodes"
 )
 """Passes that leave no operator of moec's: onnxruntime's where those pay, ONNX's elsewhere."""
 
@@ -76,7 +76,7 @@ BEFORE_ONNX = (
 Loops, and operators of ONNX that are no part of such layers, stay."""
 FOR_ONNX = (
     "call-functions,expand-linear,widen-elements,infer-shapes,fit-attention,infer-shapes,fold-shapes,"
-    "eliminate-common-subexpressions,remove-dead-nodes"
+    "share-tables,eliminate-common-subexpressions,remove-dead-nodes"
 )
 """Passes that leave operators of ONNX, and calls of functions that are made of them."""
 

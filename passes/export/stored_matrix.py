@@ -26,7 +26,11 @@ _WIDER = {ir.DataType.INT2: ir.DataType.INT4, ir.DataType.UINT2: ir.DataType.UIN
 def write_matrix(write: Writer, stored: StoredWeight, transposed: bool, dtype: ir.DataType) -> ir.Value:
     """Write the matrix [K,N] of a ``Linear`` in ``dtype``, from constants that are made when they are written to a
     file. ``transposed``: it is stored inputs first already."""
-    matrix, form = _OneMatrix(write, stored, transposed), stored.runs[0].format
+    run = stored.runs[0]
+    form = run.format
+    if transposed and not form.quantized:
+        return run.data if form.data_type == dtype else write.add("Cast", run.data, to=dtype, label="decoded")
+    matrix = _OneMatrix(write, stored, transposed)
     kind = ir.DataType.FLOAT if form.quantized else form.data_type
     weight = matrix.decoded() if form.quantized else matrix.table("data", kind)
     return weight if kind == dtype else write.add("Cast", weight, to=dtype, label="decoded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+import numpy as np
 import onnx
 import pytest
 
@@ -65,6 +66,21 @@ def test_files_are_hardly_larger_than_their_weights(tmp_path, monkeypatch, archi
     """The layout of moec's kernels takes 2.02% for experts as small as these, and 1.9% for larger ones."""
     most = 1.021 if form == "onnxruntime-moec" else 1.02
     assert 0.95 < growth(tmp_path, monkeypatch, architecture, kind, form) < most
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_an_onnx_model_whose_output_matrix_is_its_embedding_keeps_one_table(tmp_path, dtype, form):
+    """The output matrix is a node that transposes the embedding, as PyTorch exports it."""
+    nodes = "e = Gather (table, ids) t = Transpose <perm = [1, 0]> (table) y = MatMul (e, t)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 21]> g (int64[B,S] ids) => ({dtype}[B,S,2048] y) {{ {nodes} }}'
+    )
+    table = np.random.default_rng(0).normal(size=(2048, 256)).astype("float32" if dtype == "float" else dtype)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    onnx.save(model, tmp_path / "model.onnx")
+    moec.export(tmp_path / "model.onnx", tmp_path / "out", form=form)
+    assert 1 <= weights_of(tmp_path / "out") / table.nbytes < 1.02
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+import tvm
+from tvm import relax
 
 from moec.frontend.onnx.importer import import_model
 from moec.targets.base import Candidate, KernelRecord
+from moec.targets.tvm.phases.provenance import bindings_of, nodes_by_kernel
 from moec.targets.tvm.phases.records import _header
 
 TWO_EQUAL_LAYERS = """
@@ -65,3 +70,35 @@ def test_a_header_lists_what_a_kernel_does_and_not_what_it_leaves():
     record = KernelRecord("k", "Op", ["n"], [Candidate("k", True, "why", chosen=True)], attributes)
     said = [line for line in _header(record, []) if line.partition(":")[0].replace(" ", "_") in attributes]
     assert said == ["gated: True", "up offset: 0", "tile: 2 x 3"]
+
+
+SCALED = """
+@I.ir_module
+class Module:
+    @T.prim_func
+    def scale(x: T.Buffer((4,), "float32"), a: T.Buffer((4,), "float32"), y: T.Buffer((4,), "float32")):
+        for i in range(4):
+            y[i] = x[i] * a[i]
+
+    @R.function
+    def main(x: R.Tensor((4,), "float32"), a: R.Tensor((4,), "float32"), b: R.Tensor((4,), "float32")):
+        cls = Module
+        first = R.call_tir(cls.scale, (x, a), out_ty=R.Tensor((4,), "float32"))
+        second = R.call_tir(cls.scale, (x, b), out_ty=R.Tensor((4,), "float32"))
+        return (first, second)
+"""
+
+
+@pytest.mark.parametrize("order", [("first", "second"), ("second", "first"), ("second",)])
+def test_calls_on_other_constants_are_other_calls(order):
+    """Fusion may move a call before another, or remove it."""
+    numbers = {name: np.full(4, number, "float32") for name, number in (("a", 2), ("b", 3))}
+    before = relax.transform.BindParams("main", numbers)(tvm.script.from_source(SCALED))
+    main = before["main"]
+    calls = {binding.var.name: binding for binding in bindings_of(main)}
+    moved = relax.SeqExpr([relax.BindingBlock([calls[name] for name in order])], calls[order[0]].var)
+    after = tvm.IRModule(
+        {**before.functions, before.get_global_var("main"): relax.Function(main.params, moved, main.ret_ty)}
+    )
+    nodes = {name: ir.Node("", name, []) for name in ("first", "second")}
+    assert [node.op_type for node in nodes_by_kernel(before, after, nodes)["scale"]] == list(order)

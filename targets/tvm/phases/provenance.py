@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 import tvm
+import tvm_ffi
 from tvm import relax
 
 Key = tuple[Any, ...]
@@ -115,6 +116,8 @@ def _original(part: relax.Expr, values: Mapping[relax.Var, Any]) -> Any:
         return values.get(part, part)
     if isinstance(part, relax.Tuple):
         return tuple(_original(field, values) for field in part.fields)
+    if isinstance(part, tvm.ir.GenericConst):  # whose text does not show its numbers
+        return tvm_ffi.StructuralKey(part)
     if isinstance(part, tvm.ir.Op | tvm.ir.GlobalVar):  # the text of an expression is slow to make
         return part.name if isinstance(part, tvm.ir.Op) else part.name_hint
     return str(part)

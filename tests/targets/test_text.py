@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.common.short_lines import WIDTH, wrapped
 from moec.targets.tvm.text import lines_of, printed
-from moec.targets.tvm.text.wrapped import WIDTH, wrapped
 
 from ..conftest import GOLDEN
 

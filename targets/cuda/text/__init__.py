@@ -3,12 +3,12 @@ so that people read exactly what is compiled."""
 
 from __future__ import annotations
 
+from moec.common.short_lines import with_short_lines
 from moec.targets.cuda.text.helper_names import with_helper_names
 from moec.targets.cuda.text.plain_expressions import with_plain_expressions
 from moec.targets.cuda.text.plain_scalars import with_plain_scalars
 from moec.targets.cuda.text.register_arrays import with_register_arrays
 from moec.targets.cuda.text.shared_arrays import with_shared_arrays
-from moec.targets.cuda.text.short_lines import with_short_lines
 from moec.targets.cuda.text.step_comments import with_step_comments
 
 _REWRITES = (

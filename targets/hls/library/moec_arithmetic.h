@@ -48,9 +48,9 @@ inline ap_int<BITS> requantize(const ap_int<WIDE>& value, const ap_uint<16>& mul
 }
 
 // The dot products of LANES inputs with two rows of weights, which begin at row0 and row1 of a word. Both weights of a
-// lane share one 27 x 18 multiplier (AMD WP486): the number weight1 * 2^18 + weight0 times the input holds both products.
-// Four products are summed before they are taken apart: 4 * 255 * 128 < 2^17, so the lower 18 bits cannot overflow,
-// whether inputs are int8 or uint8.
+// lane share one 27 x 18 multiplier (AMD WP486): the number weight1 * 2^18 + weight0 times the input holds both
+// products. Four products are summed before they are taken apart: 4 * 255 * 128 < 2^17, so the lower 18 bits cannot
+// overflow, whether inputs are int8 or uint8.
 template <class Block, int SUM_BITS, class Inputs, class Weights>
 inline void dot_pair(const Inputs& inputs, const Weights& word0, int row0, const Weights& word1, int row1,
                      ap_int<SUM_BITS>& sum0, ap_int<SUM_BITS>& sum1) {
@@ -83,7 +83,8 @@ inline void multiply_array(const typename types<Block>::chunk_t& inputs,
     for (int r = 0; r < ROWS; r += 2) {
 #pragma HLS UNROLL
         ap_int<SUM_BITS> sum0, sum1;
-        dot_pair<Block, SUM_BITS>(inputs, weights[r / PER_BEAT], r % PER_BEAT * Block::LANES, weights[(r + 1) / PER_BEAT],
+        dot_pair<Block, SUM_BITS>(inputs, weights[r / PER_BEAT], r % PER_BEAT * Block::LANES,
+            weights[(r + 1) / PER_BEAT],
                                   (r + 1) % PER_BEAT * Block::LANES, sum0, sum1);
         sums[r] += sum0;
         sums[r + 1] += sum1;

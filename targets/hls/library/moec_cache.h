@@ -1,7 +1,7 @@
 // Processes: keys and values of earlier tokens come from memory, and those of the call go there behind them.
 //
-// A cache is int8[heads][MAX_KEYS][HIDDEN_TILE], a row padded to whole beats, from the beat `at` on. What a call reads lies in front of what it
-// writes, so nothing has to wait for what it has written itself.
+// A cache is int8[heads][MAX_KEYS][HIDDEN_TILE], a row padded to whole beats, from the beat `at` on. What a call reads
+// lies in front of what it writes, so nothing has to wait for what it has written itself.
 #ifndef MOEC_CACHE_H
 #define MOEC_CACHE_H
 #include "moec_arithmetic.h"
@@ -45,10 +45,11 @@ write_cached_heads:
     }
 }
 
-// Of each head the rows that the cache holds, then those of the call, which the cache gets, too; then the rows of QUERIES
-// heads, which come behind the keys that they share, as they are.
+// Of each head the rows that the cache holds, then those of the call, which the cache gets, too; then the rows of
+// QUERIES heads, which come behind the keys that they share, as they are.
 template <class Block, int QUERIES>
-void join_cache(int past, int window, int tokens, hls::stream<beat_t>& held, hls::stream<typename types<Block>::chunk_t>& rows,
+void join_cache(int past, int window, int tokens, hls::stream<beat_t>& held,
+    hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename types<Block>::chunk_t>& joined, hls::stream<beat_t>& added) {
     typedef cache_sizes<Block> S;
     typedef typename types<Block>::chunk_t chunk_t;

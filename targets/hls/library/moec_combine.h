@@ -5,9 +5,9 @@
 
 namespace moec {
 
-// outputs: int16, chunk after chunk of one token after the other. Experts come in the order of their numbers, so sums are reproducible;
-// they are exact anyway. pools: outputs are one row, the sum over all tokens. It is taken at the end, a chunk after the
-// other, for sums into the same row would wait for each other.
+// outputs: int16, chunk after chunk of one token after the other. Experts come in the order of their numbers, so sums
+// are reproducible; they are exact anyway. pools: outputs are one row, the sum over all tokens. It is taken at the end,
+// a chunk after the other, for sums into the same row would wait for each other.
 template <class Block>
 void combine(int tokens, bool pools, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
              hls::stream<typename types<Block>::results_t>& results,

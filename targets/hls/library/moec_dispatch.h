@@ -6,17 +6,19 @@
 namespace moec {
 
 // Lists are written expert by expert ("is this token mine?"): one write per memory and cycle by construction, for any
-// number of chosen experts. Every token goes to shared experts, which are the last; they need no list. An expert without
-// tokens gets no job, so its weights are never read. A job is announced before the items of the one in front of it, so
-// that loaders and products run one tile ahead.
+// number of chosen experts. Every token goes to shared experts, which are the last; they need no list. An expert
+// without tokens gets no job, so its weights are never read. A job is announced before the items of the one in front of
+// it, so that loaders and products run one tile ahead.
 //
-// tiles: those of an expert. Lists have places for EXPERTS and SHARED; a layer that has fewer leaves some empty, but its
-// experts are numbered without a gap, for that is how their weights lie in memory. passes: there is no first product, so
-// none of its weights are read. length: how many tokens each expert got.
+// tiles: those of an expert. Lists have places for EXPERTS and SHARED; a layer that has fewer leaves some empty, but
+// its experts are numbered without a gap, for that is how their weights lie in memory. passes: there is no first
+// product, so none of its weights are read. length: how many tokens each expert got.
 template <class Block>
 inline void dispatch_lists(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
-                           hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP],
-                           hls::stream<job_t> to_load_down[Block::MASTERS_DOWN], hls::stream<job_t>& to_product, hls::stream<item_t>& items,
+                           hls::stream<typename types<Block>::route_t>& routes,
+                           hls::stream<job_t> to_load_up[Block::MASTERS_UP],
+                           hls::stream<job_t> to_load_down[Block::MASTERS_DOWN], hls::stream<job_t>& to_product,
+                           hls::stream<item_t>& items,
                            ap_uint<16> length[sizes<Block>::ALL_EXPERTS]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
@@ -105,21 +107,26 @@ dispatch_jobs:
 
 template <class Block>
 void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
-              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP], hls::stream<job_t> to_load_down[Block::MASTERS_DOWN],
+              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP],
+              hls::stream<job_t> to_load_down[Block::MASTERS_DOWN],
               hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
     ap_uint<16> length[sizes<Block>::ALL_EXPERTS];
 #pragma HLS ARRAY_PARTITION variable=length type=complete
-    dispatch_lists<Block>(tokens, experts, shared, tiles, shared_gate, passes, routes, to_load_up, to_load_down, to_product, items, length);
+    dispatch_lists<Block>(tokens, experts, shared, tiles, shared_gate, passes, routes, to_load_up, to_load_down,
+        to_product, items, length);
 }
 
 // The same, which also says how many tokens each expert got.
 template <class Block>
 void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
-              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP], hls::stream<job_t> to_load_down[Block::MASTERS_DOWN],
-              hls::stream<job_t>& to_product, hls::stream<item_t>& items, ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
+              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP],
+              hls::stream<job_t> to_load_down[Block::MASTERS_DOWN],
+              hls::stream<job_t>& to_product, hls::stream<item_t>& items,
+              ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
     ap_uint<16> length[sizes<Block>::ALL_EXPERTS];
 #pragma HLS ARRAY_PARTITION variable=length type=complete
-    dispatch_lists<Block>(tokens, experts, shared, tiles, shared_gate, passes, routes, to_load_up, to_load_down, to_product, items, length);
+    dispatch_lists<Block>(tokens, experts, shared, tiles, shared_gate, passes, routes, to_load_up, to_load_down,
+        to_product, items, length);
 dispatch_loads:
     for (int e = 0; e < sizes<Block>::ALL_EXPERTS; e++) {
 #pragma HLS PIPELINE II=1 style=stp

@@ -1,4 +1,5 @@
-// Groups of inputs that share a scale: their sums are integers, which are scaled and then added to those of other groups.
+// Groups of inputs that share a scale: their sums are integers, which are scaled and then added to those of other
+// groups.
 #ifndef MOEC_GROUPS_H
 #define MOEC_GROUPS_H
 #include "moec_weights.h"
@@ -7,7 +8,8 @@ namespace moec {
 
 // As store_parameters has it.
 template <int STRIPES, int BANKS, int WORDS>
-inline void store_multipliers(int stripe, int beat, const beat_t& data, multipliers_t multipliers[STRIPES][BANKS][WORDS]) {
+inline void store_multipliers(int stripe, int beat, const beat_t& data,
+        multipliers_t multipliers[STRIPES][BANKS][WORDS]) {
 #pragma HLS INLINE
     multipliers_t word;
     for (int i = 0; i < MULTIPLIERS_PER_BEAT; i++) {
@@ -19,7 +21,8 @@ inline void store_multipliers(int stripe, int beat, const beat_t& data, multipli
 
 // Those of all rows for one group. Where rows are few, neighbouring places share a word.
 template <int ROWS, int STRIPES, int BANKS, int WORDS>
-inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WORDS], int place, ap_int<16> of_row[ROWS]) {
+inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WORDS], int place,
+        ap_int<16> of_row[ROWS]) {
 #pragma HLS INLINE
     const int PER_BANK = ROWS / (STRIPES * BANKS), PLACES = MULTIPLIERS_PER_BEAT / PER_BANK;
     for (int b = 0; b < STRIPES * BANKS; b++) {
@@ -37,7 +40,8 @@ inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WOR
 template <class Block, int ROWS, int SHIFT, int SUM_BITS, int TOTAL_BITS>
 inline void accumulate(int chunk, int chunks, const typename types<Block>::chunk_t& inputs,
                        const typename types<Block>::weights_t weights[ROWS / sizes<Block>::ROWS_PER_BEAT],
-                       const ap_int<16> multipliers[ROWS], ap_int<SUM_BITS> sums[ROWS], ap_int<TOTAL_BITS> totals[ROWS]) {
+                       const ap_int<16> multipliers[ROWS], ap_int<SUM_BITS> sums[ROWS],
+                       ap_int<TOTAL_BITS> totals[ROWS]) {
 #pragma HLS INLINE
     const int LAST = sizes<Block>::GROUP_CHUNKS - 1;
     if (!sizes<Block>::GROUPED) {

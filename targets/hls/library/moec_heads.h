@@ -5,10 +5,11 @@
 
 namespace moec {
 
-// The jobs of one matrix, all of whose tiles take all tokens. A job is announced before the items of the one in front of
-// it, as dispatch does. Each matrix has a scheduler of its own, so neither waits for the other.
+// The jobs of one matrix, all of whose tiles take all tokens. A job is announced before the items of the one in front
+// of it, as dispatch does. Each matrix has a scheduler of its own, so neither waits for the other.
 template <class Block>
-void schedule(int tokens, int tiles, hls::stream<job_t>& to_loader, hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
+void schedule(int tokens, int tiles, hls::stream<job_t>& to_loader, hls::stream<job_t>& to_product,
+        hls::stream<item_t>& items) {
     const int jobs = tokens > 0 ? tiles : 0;
     int announced = 0;
 schedule_jobs:
@@ -39,7 +40,8 @@ schedule_jobs:
 // The tiles of a head of keys are these, its values, and the queries of all heads that share them, in this order: both
 // others are known when queries come. Where all heads are normalised together, values come behind all others.
 template <class Block>
-void split_heads(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& projected,
+void split_heads(hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+    hls::stream<typename types<Block>::chunk_t>& projected,
                  hls::stream<typename types<Block>::chunk_t>& keys_and_queries,
                  hls::stream<typename types<Block>::chunk_t>& values) {
     const int KEYS_AND_QUERIES = Block::HEADS / Block::SHARING * (1 + Block::SHARING);

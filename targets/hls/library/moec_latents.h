@@ -1,7 +1,7 @@
 // Processes: latents, of which keys, values and queries are products where they are none of tokens (DeepSeek).
 //
-// A product_up makes the latents of all tokens, tile by tile; they are kept until all are there, measured, normalised as
-// rows of heads are (moec_turn.h), and taken by product_rows (moec_rows.h) in the place of tokens.
+// A product_up makes the latents of all tokens, tile by tile; they are kept until all are there, measured, normalised
+// as rows of heads are (moec_turn.h), and taken by product_rows (moec_rows.h) in the place of tokens.
 #ifndef MOEC_LATENTS_H
 #define MOEC_LATENTS_H
 #include "moec_memory.h"
@@ -11,8 +11,8 @@
 
 namespace moec {
 
-// What a row of a head is a product of: the token itself, where queries or keys need it; then latents, those of queries and
-// of keys, which are normalised, and those that are not. Each begins with a new chunk.
+// What a row of a head is a product of: the token itself, where queries or keys need it; then latents, those of queries
+// and of keys, which are normalised, and those that are not. Each begins with a new chunk.
 template <class Block> struct latent_sizes {
     static const int TOKEN_CHUNKS = Block::LATENTS_BEHIND_TOKENS ? sizes<Block>::WIDTH_CHUNKS : 0;
     static const int QUERY_CHUNKS = Block::QUERY_LATENT_CHUNKS, KEY_CHUNKS = Block::KEY_LATENT_CHUNKS;
@@ -22,8 +22,8 @@ template <class Block> struct latent_sizes {
     static const int LATENT_TILES = blocks_of(LATENT_CHUNKS, attention_sizes<Block>::CHUNKS);
     static const int NORM_BEATS = blocks_of(2 * NORM_CHUNKS * Block::LANES, BEAT_BYTES);  // multipliers, int16
     static const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
-    // What is taken of all that: by queries their latents, or tokens; by values the latents of keys; by keys what values take
-    // and all behind it, and where tokens stand in front that nothing shared says it of, all.
+    // What is taken of all that: by queries their latents, or tokens; by values the latents of keys; by keys what
+    // values take and all behind it, and where tokens stand in front that nothing shared says it of, all.
     static const int QUERY_FIRST = QUERY_CHUNKS > 0 ? TOKEN_CHUNKS : 0;
     static const int QUERY_STEPS = QUERY_CHUNKS > 0 ? QUERY_CHUNKS : TOKEN_CHUNKS;
     static const int VALUE_FIRST = TOKEN_CHUNKS + QUERY_CHUNKS, VALUE_STEPS = KEY_CHUNKS;
@@ -31,8 +31,8 @@ template <class Block> struct latent_sizes {
     static const int MOST_STEPS = KEY_STEPS > QUERY_STEPS ? KEY_STEPS : QUERY_STEPS;
 };
 
-// The block as both products take it: that of latents, whose tiles are as wide as a head, and that of rows, as wide as the
-// widest part that a tile takes.
+// The block as both products take it: that of latents, whose tiles are as wide as a head, and that of rows, as wide as
+// the widest part that a tile takes.
 template <class Block> struct latents_of : Block {
     static const int TILES = latent_sizes<Block>::LATENT_TILES;
     static const int SUM_BITS_UP = Block::LATENT_SUM_BITS, TOTAL_BITS_UP = SUM_BITS_UP;
@@ -43,7 +43,8 @@ template <class Block> struct rows_of : Block {
 };
 
 template <class Block> struct row_sizes {
-    static const int MOST_BEATS = sizes<rows_of<Block> >::PARAMETER_BEATS_UP + sizes<rows_of<Block> >::WEIGHT_BEATS_UP;  // of a tile
+    // of a tile
+    static const int MOST_BEATS = sizes<rows_of<Block> >::PARAMETER_BEATS_UP + sizes<rows_of<Block> >::WEIGHT_BEATS_UP;
 };
 
 // Keys, values or queries (0, 1, 2) are what a tile makes; split_heads says in which order they come.
@@ -73,7 +74,8 @@ template <class Block> inline int row_tile_beats(int part) {
 
 // A latent, as moec_normalize.h takes tokens.
 template <class Block> struct latent_of {
-    static const int WIDTH = latent_sizes<Block>::NORM_CHUNKS * Block::LANES, LANES = Block::LANES, NORM_LANES = Block::LANES;
+    static const int WIDTH = latent_sizes<Block>::NORM_CHUNKS * Block::LANES, LANES = Block::LANES,
+        NORM_LANES = Block::LANES;
     static const int NORM_WIDTH = Block::LATENT_NORM_WIDTH, NORM_SHIFT = Block::LATENT_NORM_SHIFT;
     static const norm_t NORM = RMS_NORM;
     static ap_uint<16> inverse_root_table(const ap_uint<11>& at) {
@@ -82,15 +84,17 @@ template <class Block> struct latent_of {
     }
 };
 
-// memory, from the beat `at` on: multipliers of normalised latents, tiles of latents, tiles of rows. One master brings all of
-// it in order, for no latent waits for a row.
+// memory, from the beat `at` on: multipliers of normalised latents, tiles of latents, tiles of rows. One master brings
+// all of it in order, for no latent waits for a row.
 template <class Block>
 void load_latents_and_up(const beat_t* memory, int at, hls::stream<job_t>& latent_jobs, hls::stream<job_t>& jobs,
-                         hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& latent_beats, hls::stream<beat_t>& beats) {
+                         hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& latent_beats,
+                         hls::stream<beat_t>& beats) {
     typedef latent_sizes<Block> S;
     const int LATENT_BEATS = tile_beats_up<latents_of<Block> >(0);
     read_beats<S::NORM_BEATS>(memory, at, S::NORM_BEATS, norm_beats);
-    load_tiles<latents_of<Block>, LATENT_BEATS, 0>(memory, at + S::NORM_BEATS, S::LATENT_TILES, latent_jobs, latent_beats);
+    load_tiles<latents_of<Block>, LATENT_BEATS,
+        0>(memory, at + S::NORM_BEATS, S::LATENT_TILES, latent_jobs, latent_beats);
     int place = at + S::NORM_BEATS + S::LATENT_TILES * LATENT_BEATS;
 load_rows:
     while (true) {
@@ -110,7 +114,8 @@ load_rows:
 
 // Latents come tile by tile, the last of which may end behind them.
 template <class Block>
-inline void keep_latents(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& latents,
+inline void keep_latents(hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+    hls::stream<typename types<Block>::chunk_t>& latents,
                          typename types<Block>::chunk_t kept[Block::MAX_TOKENS * latent_sizes<Block>::ROW_CHUNKS]) {
 #pragma HLS INLINE
     typedef latent_sizes<Block> S;
@@ -161,13 +166,15 @@ send_tokens:
             measured_latents.write(chunk);
             const bool ends_query = S::QUERY_CHUNKS > 0 && place == S::QUERY_CHUNKS - 1;
             if (ends_query || place == S::NORM_CHUNKS - 1)
-                latent_measures.write(measured_of<latent_of<Block> >(0, squares, ends_query ? query_epsilon : key_epsilon));
+                latent_measures.write(measured_of<latent_of<Block> >(0, squares, ends_query ? query_epsilon
+                    : key_epsilon));
         }
     }
 }
 
 template <class Block>
-void measure_latents(int tokens, long long query_epsilon, long long key_epsilon, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+void measure_latents(int tokens, long long query_epsilon, long long key_epsilon, hls::stream<job_t>& jobs,
+    hls::stream<item_t>& items,
                      hls::stream<typename types<Block>::chunk_t>& latents,
                      hls::stream<typename types<Block>::chunk_t>& measured_latents,
                      hls::stream<typename norm_types<latent_of<Block> >::measured_t>& latent_measures) {
@@ -181,7 +188,8 @@ void measure_latents(int tokens, long long query_epsilon, long long key_epsilon,
 // The same behind the tokens themselves.
 template <class Block>
 void measure_latents_behind_tokens(int tokens, long long query_epsilon, long long key_epsilon,
-                                   hls::stream<typename types<Block>::chunk_t>& tokens_to_rows, hls::stream<job_t>& jobs,
+                                   hls::stream<typename types<Block>::chunk_t>& tokens_to_rows,
+                                   hls::stream<job_t>& jobs,
                                    hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& latents,
                                    hls::stream<typename types<Block>::chunk_t>& measured_latents,
                                    hls::stream<typename norm_types<latent_of<Block> >::measured_t>& latent_measures) {
@@ -204,7 +212,8 @@ keep_tokens:
 
 // norm_beats: a multiplier (int16) per channel that is normalised. All others pass.
 template <class Block>
-void normalize_latents(int tokens, hls::stream<beat_t>& norm_beats, hls::stream<typename types<Block>::chunk_t>& measured_latents,
+void normalize_latents(int tokens, hls::stream<beat_t>& norm_beats,
+    hls::stream<typename types<Block>::chunk_t>& measured_latents,
                        hls::stream<typename norm_types<latent_of<Block> >::measured_t>& latent_measures,
                        hls::stream<typename types<Block>::chunk_t>& rows) {
     typedef latent_sizes<Block> S;

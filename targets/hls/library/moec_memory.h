@@ -12,8 +12,10 @@ template <class Block> struct memory_sizes {
     static const int TOKEN_BEATS = blocks_of(Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES);       // int8
     static const int STREAM_BEATS = blocks_of(2 * Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES);  // int16
     static const int NORM_BEATS = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
-    static const int ROUTER_BIASES = Block::BIASED_CHOICE ? 2 : 1;  // of an expert: that of its logit, that of its choice
-    static const int ROUTER_BEATS = blocks_of(2 * Block::EXPERTS * Block::WIDTH, BEAT_BYTES) + ROUTER_BIASES * blocks_of(4 * Block::EXPERTS, BEAT_BYTES);
+    // of an expert: that of its logit, that of its choice
+    static const int ROUTER_BIASES = Block::BIASED_CHOICE ? 2 : 1;
+    static const int ROUTER_BEATS = blocks_of(2 * Block::EXPERTS * Block::WIDTH, BEAT_BYTES)
+        + ROUTER_BIASES * blocks_of(4 * Block::EXPERTS, BEAT_BYTES);
 };
 
 // at: the beat at which the first one lies.
@@ -42,9 +44,12 @@ void read_stream(const beat_t* norm_memory, int norm_at, const beat_t* memory, i
 }
 
 // memory: int16[tokens][WIDTH], the tokens once more. They are read again through a master of their own, which is a few
-// block RAMs; to keep them on the chip until results come would take tokens * WIDTH * 16 bits. None are read where nothing is added.
-template <class Block> void read_residual(const beat_t* memory, int at, int tokens, bool adds, hls::stream<beat_t>& beats) {
-    read_beats<memory_sizes<Block>::STREAM_BEATS>(memory, at, adds ? blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES) : 0, beats);
+// block RAMs; to keep them on the chip until results come would take tokens * WIDTH * 16 bits. None are read where
+// nothing is added.
+template <class Block> void read_residual(const beat_t* memory, int at, int tokens, bool adds,
+        hls::stream<beat_t>& beats) {
+    read_beats<memory_sizes<Block>::STREAM_BEATS>(memory, at, adds ? blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES)
+        : 0, beats);
 }
 
 // memory: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts], and likewise biases on their choice.

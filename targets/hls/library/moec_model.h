@@ -1,28 +1,29 @@
-// The processes of a model, one concept per header, and here the record of a layer and the processes that bring its inputs.
-// Layers run one after the other on the same hardware; a block is a model of one layer.
+// The processes of a model, one concept per header, and here the record of a layer and the processes that bring its
+// inputs. Layers run one after the other on the same hardware; a block is a model of one layer.
 //
 // A layer of experts:
 //
-//   read_inputs -> measure_tokens -> normalize_tokens -> feed_tokens -> router -> select -> dispatch -> load_up, load_down
+//   read_inputs -> measure_tokens -> normalize_tokens -> feed_tokens -> router -> select -> dispatch -> load_up,
+// load_down
 //                                                                 \____________________\-> product_up -> product_down
 //      -> combine -> add_residual -> pack_tokens -> write_tokens
 //
-// In a block that does not normalise its tokens, read_tokens and split_tokens replace the first four processes, and there is
-// no add_residual.
+// In a block that does not normalise its tokens, read_tokens and split_tokens replace the first four processes, and
+// there is no add_residual.
 //
 // A layer of attention:
 //
 //   read_stream -> measure_tokens -> normalize_tokens -> product_up -> split_heads -> score_keys -> weigh_keys
 //      -> mix_values -> scale_values -> product_down -> pass_results -> add_residual -> pack_tokens -> write_tokens
 //
-// Keys, values and queries are the hidden tiles of a first product, head by head, and the weighted values those of a second
-// one; both products and their loaders are those of a layer with one expert. The keys and values of one head are on the chip
-// at a time. If rows of heads are products of latents, product_up makes these, and measure_latents, normalize_latents and
-// product_rows follow it. If positions turn keys and queries, measure_heads and turn_heads precede score_keys; if a cache
-// holds those of earlier tokens, join_cache precedes score_keys and mix_values.
+// Keys, values and queries are the hidden tiles of a first product, head by head, and the weighted values those of a
+// second one; both products and their loaders are those of a layer with one expert. The keys and values of one head are
+// on the chip at a time. If rows of heads are products of latents, product_up makes these, and measure_latents,
+// normalize_latents and product_rows follow it. If positions turn keys and queries, measure_heads and turn_heads
+// precede score_keys; if a cache holds those of earlier tokens, join_cache precedes score_keys and mix_values.
 //
-// Each process is a template over the constants of a kernel (model_config.h of a generated project) and is called once in a
-// DATAFLOW region. Every channel has one producer and one consumer, every array belongs to one process.
+// Each process is a template over the constants of a kernel (model_config.h of a generated project) and is called once
+// in a DATAFLOW region. Every channel has one producer and one consumer, every array belongs to one process.
 //
 // A layer of experts may have none that tokens choose (a dense feed-forward network is a shared expert), and may be the
 // second product alone (passes): a linear layer, whose inputs take the place of hidden units, tile by tile.
@@ -61,7 +62,8 @@ struct layer_t {
     int experts, slots, shared, tiles;
     int window;      // of attention, in the place of tiles: keys that a token attends to, the last of them its own
     int norm_at, input_at, residual_at, router_at, up_at, down_at, output_at;
-    long long query_latent_epsilon, key_latent_epsilon;  // of attention, in the places of hidden_multiplier and up_offset
+    // of attention, in the places of hidden_multiplier and up_offset
+    long long query_latent_epsilon, key_latent_epsilon;
     int score_multiplier, mixed_one, hidden_multiplier, up_offset, up_limit, shared_gate;
     long long epsilon;
     int past, turns_at, cache_at;                   // of attention: tokens of the sequence before the input
@@ -129,8 +131,8 @@ void read_inputs(const beat_t* norm_memory, int norm_at, const beat_t* memory, i
     read_beats<Block::PATCH_BEATS>(memory, at, blocks_of(patches * Block::LANES, BEAT_BYTES), patch_beats);
 }
 
-// Send normalised tokens to the experts and, if there are experts to choose from, to the router; send patches to the experts
-// alone.
+// Send normalised tokens to the experts and, if there are experts to choose from, to the router; send patches to the
+// experts alone.
 template <class Block>
 void feed_tokens(int streamed, int patches, int experts, hls::stream<typename types<Block>::chunk_t>& tokens,
                  hls::stream<beat_t>& patch_beats, hls::stream<typename types<Block>::chunk_t>& to_router,

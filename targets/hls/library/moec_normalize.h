@@ -9,7 +9,8 @@
 namespace moec {
 
 // Bits for NORM_WIDTH channels of int16. With x' = NORM_WIDTH * x - (sum of all x), which needs no division, a token is
-// normalised as x' / sqrt(v), where v = NORM_WIDTH * (sum of all x^2) - (sum of all x)^2. A root mean square has no sums.
+// normalised as x' / sqrt(v), where v = NORM_WIDTH * (sum of all x^2) - (sum of all x)^2. A root mean square has no
+// sums.
 template <class Block> struct norm_sizes {
     static const int STEPS = Block::WIDTH / Block::NORM_LANES;  // through a token
     static const int STEPS_PER_CHUNK = Block::LANES / Block::NORM_LANES;
@@ -21,7 +22,8 @@ template <class Block> struct norm_sizes {
     static const int FRACTION_BITS = 12;  // of a normalised number, which is at most sqrt(NORM_WIDTH)
     static const int NORMAL_BITS = FRACTION_BITS + (bits_for(Block::NORM_WIDTH) + 1) / 2 + 2;
 
-    static_assert(Block::LANES % Block::NORM_LANES == 0 && STEPS_PER_BEAT >= 1, "steps are whole parts of chunks and beats");
+    static_assert(Block::LANES % Block::NORM_LANES == 0 && STEPS_PER_BEAT >= 1,
+        "steps are whole parts of chunks and beats");
     static_assert(CENTERED_BITS <= 30 && NORMAL_BITS <= 27, "a wider token would need more multipliers per channel");
 };
 
@@ -42,7 +44,8 @@ inline typename norm_types<Block>::measured_t measured_of(const ap_int<norm_size
 #pragma HLS INLINE
     typedef norm_sizes<Block> S;
     const ap_uint<S::VARIANCE_BITS> most = ap_uint<S::VARIANCE_BITS>(squares) * Block::NORM_WIDTH;
-    const ap_uint<S::VARIANCE_BITS> variance = most - ap_uint<S::VARIANCE_BITS>(sum * sum) + ap_uint<S::VARIANCE_BITS>(epsilon);
+    const ap_uint<S::VARIANCE_BITS> variance = most - ap_uint<S::VARIANCE_BITS>(sum * sum)
+        + ap_uint<S::VARIANCE_BITS>(epsilon);
     typename norm_types<Block>::measured_t measured;
     measured.sum = sum;
     measured.scale = 0;
@@ -57,7 +60,8 @@ inline typename norm_types<Block>::measured_t measured_of(const ap_int<norm_size
 
 // beats: int16[tokens][WIDTH]. epsilon: what is added to every v.
 template <class Block>
-void measure_tokens(int tokens, long long epsilon, hls::stream<beat_t>& beats, hls::stream<typename norm_types<Block>::step_t>& steps,
+void measure_tokens(int tokens, long long epsilon, hls::stream<beat_t>& beats,
+    hls::stream<typename norm_types<Block>::step_t>& steps,
                     hls::stream<typename norm_types<Block>::measured_t>& measured) {
     typedef norm_sizes<Block> S;
     beat_t beat = 0;
@@ -114,7 +118,8 @@ inline ap_int<BITS> normalize(const ap_int<16>& number, const typename norm_type
 
 // norm_beats: a multiplier (int16) and a bias (int32) per channel, as parameter_t.
 template <class Block>
-void normalize_tokens(int tokens, hls::stream<beat_t>& norm_beats, hls::stream<typename norm_types<Block>::step_t>& steps,
+void normalize_tokens(int tokens, hls::stream<beat_t>& norm_beats,
+    hls::stream<typename norm_types<Block>::step_t>& steps,
                       hls::stream<typename norm_types<Block>::measured_t>& measured,
                       hls::stream<typename types<Block>::chunk_t>& normalized) {
     typedef norm_sizes<Block> S;

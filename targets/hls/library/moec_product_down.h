@@ -5,19 +5,25 @@
 
 namespace moec {
 
-// Beat i of what comes through a master for a tile: multipliers, weights, then, with an expert's last tile, the parameters of
-// its results.
+// Beat i of what comes through a master for a tile: multipliers, weights, then, with an expert's last tile, the
+// parameters of its results.
 template <class Block>
 inline void store_down(int master, int beat, const beat_t& data,
-                     typename types<Block>::weights_t weights[Block::MASTERS_DOWN][sizes<Block>::STRIPE_DOWN][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                     parameters_t parameters[sizes<Block>::PARAMETER_STRIPES_DOWN][sizes<Block>::PARAMETER_STRIPE_DOWN][sizes<Block>::WIDTH_CHUNKS],
-                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_STRIPES_DOWN][sizes<Block>::MULTIPLIER_STRIPE_DOWN][sizes<Block>::MULTIPLIER_WORDS_DOWN]) {
+                     typename types<Block>::weights_t weights[Block::MASTERS_DOWN][sizes<Block>::STRIPE_DOWN][
+                     sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
+                     parameters_t parameters[sizes<Block>::PARAMETER_STRIPES_DOWN][sizes<Block>::PARAMETER_STRIPE_DOWN][
+                     sizes<Block>::WIDTH_CHUNKS],
+                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_STRIPES_DOWN][
+                     sizes<Block>::MULTIPLIER_STRIPE_DOWN][sizes<Block>::MULTIPLIER_WORDS_DOWN]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
     const int first = stripe_beats(master, S::MULTIPLIER_STRIPES_DOWN, S::MULTIPLIER_BEATS_DOWN);
-    if (beat < first) store_multipliers<S::MULTIPLIER_STRIPES_DOWN, S::MULTIPLIER_STRIPE_DOWN, S::MULTIPLIER_WORDS_DOWN>(master % S::MULTIPLIER_STRIPES_DOWN, beat, data, multipliers);
-    else if (beat < tile_beats_down<Block>(master)) store_weights<Block, Block::MASTERS_DOWN, S::STRIPE_DOWN, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(master, beat - first, data, weights);
-    else store_parameters<S::PARAMETER_STRIPES_DOWN, S::PARAMETER_STRIPE_DOWN, S::WIDTH_CHUNKS>(master % S::PARAMETER_STRIPES_DOWN, beat - tile_beats_down<Block>(master), data, parameters);
+    if (beat < first) store_multipliers<S::MULTIPLIER_STRIPES_DOWN, S::MULTIPLIER_STRIPE_DOWN,
+        S::MULTIPLIER_WORDS_DOWN>(master % S::MULTIPLIER_STRIPES_DOWN, beat, data, multipliers);
+    else if (beat < tile_beats_down<Block>(master)) store_weights<Block, Block::MASTERS_DOWN, S::STRIPE_DOWN,
+        S::TILE_CHUNKS * S::WIDTH_CHUNKS>(master, beat - first, data, weights);
+    else store_parameters<S::PARAMETER_STRIPES_DOWN, S::PARAMETER_STRIPE_DOWN,
+        S::WIDTH_CHUNKS>(master % S::PARAMETER_STRIPES_DOWN, beat - tile_beats_down<Block>(master), data, parameters);
 }
 
 // What comes through a master for a job; nothing for the end.
@@ -29,8 +35,10 @@ template <class Block> inline int beats_down(int master, const job_t& job) {
 
 // results: LANES outputs of an item at a time, after the last tile of its expert; the job is passed on then.
 template <class Block>
-void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& hidden,
-                  hls::stream<beat_t> beats[Block::MASTERS_DOWN], hls::stream<job_t>& jobs_on, hls::stream<item_t>& items_on,
+void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+    hls::stream<typename types<Block>::chunk_t>& hidden,
+                  hls::stream<beat_t> beats[Block::MASTERS_DOWN], hls::stream<job_t>& jobs_on,
+                  hls::stream<item_t>& items_on,
                   hls::stream<typename types<Block>::results_t>& results) {
     typedef sizes<Block> S;
     const int N = Block::MASTERS_DOWN;
@@ -76,7 +84,8 @@ down_first_tile:
 #pragma HLS PIPELINE II=1 style=stp
         for (int m = 0; m < N; m++) {
 #pragma HLS UNROLL
-            if (i < beats_down<Block>(m, job)) store_down<Block>(m, i, beats[m].read(), weights[0], parameters[0], multipliers[0]);
+            if (i < beats_down<Block>(m, job)) store_down<Block>(m, i, beats[m].read(), weights[0], parameters[0],
+                multipliers[0]);
         }
     }
     if (job.end) jobs_on.write(job);
@@ -110,7 +119,8 @@ down_jobs:
 #pragma HLS UNROLL
                         beat_t beat;
                         if (arrived[m] < beats_down<Block>(m, next) && beats[m].read_nb(beat)) {
-                            store_down<Block>(m, arrived[m], beat, weights[!current], parameters[!current], multipliers[!current]);
+                            store_down<Block>(m, arrived[m], beat, weights[!current], parameters[!current],
+                                multipliers[!current]);
                             arrived[m]++;
                         }
                     }
@@ -121,7 +131,8 @@ down_jobs:
                     }
                     ap_int<16> of_group[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=of_group type=complete
-                    read_multipliers<Block::LANES, S::MULTIPLIER_STRIPES_DOWN, S::MULTIPLIER_STRIPE_DOWN, S::MULTIPLIER_WORDS_DOWN>(
+                    read_multipliers<Block::LANES, S::MULTIPLIER_STRIPES_DOWN, S::MULTIPLIER_STRIPE_DOWN,
+                        S::MULTIPLIER_WORDS_DOWN>(
                         multipliers[current], d * S::GROUPS_DOWN + unit / S::GROUP_CHUNKS, of_group);
                     weights_t step[S::BANKS_DOWN];
 #pragma HLS ARRAY_PARTITION variable=step type=complete
@@ -141,7 +152,8 @@ down_jobs:
                     if (unit == S::TILE_CHUNKS - 1) {
                         ap_uint<48> of_row[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=of_row type=complete
-                        read_parameters<S::PARAMETER_STRIPES_DOWN, S::PARAMETER_STRIPE_DOWN, S::WIDTH_CHUNKS>(parameters[current], d, of_row);
+                        read_parameters<S::PARAMETER_STRIPES_DOWN, S::PARAMETER_STRIPE_DOWN,
+                            S::WIDTH_CHUNKS>(parameters[current], d, of_row);
                         partial_t after;
                         typename types<Block>::results_t result;
                         for (int o = 0; o < Block::LANES; o++) {
@@ -149,7 +161,8 @@ down_jobs:
                             const parameter_t parameter = parameter_of(of_row[o]);
                             const ap_int<Block::TOTAL_BITS_DOWN> biased = totals[o] + parameter.bias;
                             after.lane[o] = totals[o];
-                            result.lane[o] = result_of<Block, 16, Block::SHIFT_DOWN, Block::TOTAL_BITS_DOWN>(biased, parameter.multiplier);
+                            result.lane[o] = result_of<Block, 16, Block::SHIFT_DOWN,
+                                Block::TOTAL_BITS_DOWN>(biased, parameter.multiplier);
                         }
                         if (job.last) results.write(result);
                         else partial[i * S::WIDTH_CHUNKS + d] = after;
@@ -169,7 +182,8 @@ down_jobs:
             for (int m = 0; m < N; m++) {
 #pragma HLS UNROLL
                 if (arrived[m] < beats_down<Block>(m, next)) {
-                    store_down<Block>(m, arrived[m], beats[m].read(), weights[!current], parameters[!current], multipliers[!current]);
+                    store_down<Block>(m, arrived[m], beats[m].read(), weights[!current], parameters[!current],
+                        multipliers[!current]);
                     arrived[m]++;
                 }
             }

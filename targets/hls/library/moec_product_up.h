@@ -9,15 +9,18 @@ namespace moec {
 template <class Block>
 inline ap_int<8> activate(int lane, const ap_int<Block::TOTAL_BITS_UP> totals[sizes<Block>::PROJECTIONS],
                           const ap_uint<48> parameters[sizes<Block>::PROJECTIONS],
-                          const ap_int<16> activation[sizes<Block>::ACTIVATION_COPIES][ACTIVATION_ENTRIES], int hidden_multiplier,
+                          const ap_int<16> activation[sizes<Block>::ACTIVATION_COPIES][ACTIVATION_ENTRIES],
+                          int hidden_multiplier,
                           int up_offset, int up_limit) {
 #pragma HLS INLINE
-    const ap_int<8> first = result_of<Block, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[0], parameter_of(parameters[0]).multiplier);
+    const ap_int<8> first = result_of<Block, 8, Block::SHIFT_UP,
+        Block::TOTAL_BITS_UP>(totals[0], parameter_of(parameters[0]).multiplier);
     if (!Block::ACTIVATED) return first;
     const ap_int<16> activated = activation[lane / 2][int(first) + 128];
     if (!Block::GATED) return ap_int<8>(activated);
     const int last = sizes<Block>::PROJECTIONS - 1;
-    ap_int<8> up = result_of<Block, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[last], parameter_of(parameters[last]).multiplier);
+    ap_int<8> up = result_of<Block, 8, Block::SHIFT_UP,
+        Block::TOTAL_BITS_UP>(totals[last], parameter_of(parameters[last]).multiplier);
     if (up > up_limit) up = up_limit;
     if (up < -up_limit) up = -up_limit;
     const ap_int<27> product = activated * ap_int<11>(up + ap_int<10>(up_offset));
@@ -27,24 +30,30 @@ inline ap_int<8> activate(int lane, const ap_int<Block::TOTAL_BITS_UP> totals[si
 // Beat i of what comes through a master for a tile: parameters, multipliers, then weights.
 template <class Block>
 inline void store_up(int master, int beat, const beat_t& data,
-                     typename types<Block>::weights_t weights[Block::MASTERS_UP][sizes<Block>::STRIPE_UP][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                     parameters_t parameters[sizes<Block>::PARAMETER_STRIPES_UP][sizes<Block>::PARAMETER_STRIPE_UP][sizes<Block>::TILE_CHUNKS],
-                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_STRIPES_UP][sizes<Block>::MULTIPLIER_STRIPE_UP][sizes<Block>::MULTIPLIER_WORDS_UP]) {
+                     typename types<Block>::weights_t weights[Block::MASTERS_UP][sizes<Block>::STRIPE_UP][
+                     sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
+                     parameters_t parameters[sizes<Block>::PARAMETER_STRIPES_UP][sizes<Block>::PARAMETER_STRIPE_UP][
+                     sizes<Block>::TILE_CHUNKS],
+                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_STRIPES_UP][sizes<Block>::MULTIPLIER_STRIPE_UP][
+                     sizes<Block>::MULTIPLIER_WORDS_UP]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
     const int scales = stripe_beats(master, S::PARAMETER_STRIPES_UP, S::PARAMETER_BEATS_UP);
     const int first = scales + stripe_beats(master, S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_BEATS_UP);
-    if (beat < scales) store_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP, S::TILE_CHUNKS>(master % S::PARAMETER_STRIPES_UP, beat, data, parameters);
-    else if (beat < first) store_multipliers<S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP, S::MULTIPLIER_WORDS_UP>(master % S::MULTIPLIER_STRIPES_UP, beat - scales, data, multipliers);
-    else store_weights<Block, Block::MASTERS_UP, S::STRIPE_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(master, beat - first, data, weights);
+    if (beat < scales) store_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP,
+        S::TILE_CHUNKS>(master % S::PARAMETER_STRIPES_UP, beat, data, parameters);
+    else if (beat < first) store_multipliers<S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP,
+        S::MULTIPLIER_WORDS_UP>(master % S::MULTIPLIER_STRIPES_UP, beat - scales, data, multipliers);
+    else store_weights<Block, Block::MASTERS_UP, S::STRIPE_UP,
+        S::TILE_CHUNKS * S::WIDTH_CHUNKS>(master, beat - first, data, weights);
 }
 
-// Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and items
-// are passed on, each as soon as it is known. hidden: LANES units of the current item at a time. Of gated experts, up is
-// limited to up_limit, and its product with the activated gate is scaled by hidden_multiplier.
+// Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and
+// items are passed on, each as soon as it is known. hidden: LANES units of the current item at a time. Of gated
+// experts, up is limited to up_limit, and its product with the activated gate is scaled by hidden_multiplier.
 //
-// passes: there is no first product, the numbers of a token are the hidden units. Without tokens, inputs come as they are
-// passed on, tile by tile.
+// passes: there is no first product, the numbers of a token are the hidden units. Without tokens, inputs come as they
+// are passed on, tile by tile.
 template <class Block>
 void product_up(int tokens, bool passes, int hidden_multiplier, int up_offset, int up_limit,
                 hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
@@ -114,7 +123,8 @@ up_read_tokens:
 #pragma HLS PIPELINE II=1 style=stp
             for (int m = 0; m < N; m++) {
 #pragma HLS UNROLL
-                if (i < tile_beats_up<Block>(m)) store_up<Block>(m, i, beats[m].read(), weights[0], parameters[0], multipliers[0]);
+                if (i < tile_beats_up<Block>(m)) store_up<Block>(m, i, beats[m].read(), weights[0], parameters[0],
+                    multipliers[0]);
             }
         }
     }
@@ -170,7 +180,8 @@ up_jobs:
 #pragma HLS UNROLL
                         beat_t beat;
                         if (arrived[m] < tile_beats_up<Block>(m) && beats[m].read_nb(beat)) {
-                            store_up<Block>(m, arrived[m], beat, weights[!current], parameters[!current], multipliers[!current]);
+                            store_up<Block>(m, arrived[m], beat, weights[!current], parameters[!current],
+                                multipliers[!current]);
                             arrived[m]++;
                         }
                     }
@@ -180,10 +191,12 @@ up_jobs:
                     }
                     ap_uint<48> of_row[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_row type=complete
-                    read_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP, S::TILE_CHUNKS>(parameters[current], unit, of_row);
+                    read_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP,
+                        S::TILE_CHUNKS>(parameters[current], unit, of_row);
                     ap_int<16> of_group[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_group type=complete
-                    read_multipliers<S::ROWS_UP, S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP, S::MULTIPLIER_WORDS_UP>(
+                    read_multipliers<S::ROWS_UP, S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP,
+                        S::MULTIPLIER_WORDS_UP>(
                         multipliers[current], unit * S::GROUPS_UP + d / S::GROUP_CHUNKS, of_group);
                     weights_t step[S::BANKS_UP];
 #pragma HLS ARRAY_PARTITION variable=step type=complete
@@ -204,7 +217,8 @@ up_jobs:
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
                             const int first = o * S::PROJECTIONS;
-                            units.lane[o] = activate<Block>(o, &totals[first], &of_row[first], activation, hidden_multiplier, up_offset, up_limit);
+                            units.lane[o] = activate<Block>(o, &totals[first], &of_row[first], activation,
+                                hidden_multiplier, up_offset, up_limit);
                         }
                         hidden.write(units);
                     }
@@ -223,7 +237,8 @@ up_jobs:
             for (int m = 0; m < N; m++) {
 #pragma HLS UNROLL
                 if (arrived[m] < tile_beats_up<Block>(m)) {
-                    store_up<Block>(m, arrived[m], beats[m].read(), weights[!current], parameters[!current], multipliers[!current]);
+                    store_up<Block>(m, arrived[m], beats[m].read(), weights[!current], parameters[!current],
+                        multipliers[!current]);
                     arrived[m]++;
                 }
             }

@@ -5,10 +5,10 @@
 
 namespace moec {
 
-// beats: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts], then likewise biases on the choice, which
-// go on in front of all logits. In each cycle ROUTER_LANES inputs are
-// multiplied with the weights of ROUTER_EXPERTS experts, which take turns with each step of a token: sums go round in a
-// ring of one word per turn. Logits beyond those of the layer's experts are nonsense. Without experts there is nothing to do.
+// beats: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts], then likewise biases on the choice,
+// which go on in front of all logits. In each cycle ROUTER_LANES inputs are multiplied with the weights of
+// ROUTER_EXPERTS experts, which take turns with each step of a token: sums go round in a ring of one word per turn.
+// Logits beyond those of the layer's experts are nonsense. Without experts there is nothing to do.
 template <class Block>
 void router(int tokens, int experts, hls::stream<beat_t>& beats, hls::stream<typename types<Block>::chunk_t>& inputs,
             hls::stream<typename types<Block>::logits_t>& logits) {

@@ -9,20 +9,25 @@ namespace moec {
 // Beat i of a tile: parameters, then weights.
 template <class Block>
 inline void store_row(int beat, const beat_t& data,
-                      typename types<Block>::weights_t weights[1][sizes<rows_of<Block> >::STRIPE_UP][sizes<rows_of<Block> >::TILE_CHUNKS * sizes<rows_of<Block> >::WIDTH_CHUNKS],
-                      parameters_t parameters[1][sizes<rows_of<Block> >::PARAMETER_STRIPE_UP][sizes<rows_of<Block> >::TILE_CHUNKS]) {
+                      typename types<Block>::weights_t weights[1][sizes<rows_of<Block> >::STRIPE_UP][
+                      sizes<rows_of<Block> >::TILE_CHUNKS * sizes<rows_of<Block> >::WIDTH_CHUNKS],
+                      parameters_t parameters[1][sizes<rows_of<Block> >::PARAMETER_STRIPE_UP][
+                      sizes<rows_of<Block> >::TILE_CHUNKS]) {
 #pragma HLS INLINE
     typedef sizes<rows_of<Block> > S;
-    if (beat < S::PARAMETER_BEATS_UP) store_parameters<1, S::PARAMETER_STRIPE_UP, S::TILE_CHUNKS>(0, beat, data, parameters);
-    else store_weights<Block, 1, S::STRIPE_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(0, beat - S::PARAMETER_BEATS_UP, data, weights);
+    if (beat < S::PARAMETER_BEATS_UP) store_parameters<1, S::PARAMETER_STRIPE_UP,
+        S::TILE_CHUNKS>(0, beat, data, parameters);
+    else store_weights<Block, 1, S::STRIPE_UP,
+        S::TILE_CHUNKS * S::WIDTH_CHUNKS>(0, beat - S::PARAMETER_BEATS_UP, data, weights);
 }
 
-// As product_up, but for what a tile takes of a token: queries their part of what stands beside each other, keys and values
-// theirs. Weights of all others are zeros, and neither read nor multiplied with. How many steps that are depends on the
-// tile, so one loop counts along.
+// As product_up, but for what a tile takes of a token: queries their part of what stands beside each other, keys and
+// values theirs. Weights of all others are zeros, and neither read nor multiplied with. How many steps that are depends
+// on the tile, so one loop counts along.
 template <class Block>
 void product_rows(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
-                  hls::stream<item_t>& items, hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on, hls::stream<item_t>& items_on,
+                  hls::stream<item_t>& items, hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on,
+                  hls::stream<item_t>& items_on,
                   hls::stream<typename types<Block>::chunk_t>& projected) {
     typedef rows_of<Block> Rows;
     typedef sizes<Rows> S;
@@ -72,7 +77,8 @@ rows_jobs:
         const int per_item = S::TILE_CHUNKS * steps;
         const int expected = next.end ? 0 : row_tile_beats<Block>(part_of<Block>(next.tile));
         int arrived = 0;                          // of the next tile
-        int place = 0, unit = 0, d = 0;           // in an item: the step, the chunk of the row that is made, the one that is taken
+        // in an item: the step, the chunk of the row that is made, the one that is taken
+        int place = 0, unit = 0, d = 0;
         item_t item;
         item.token = 0;
     rows_steps:
@@ -106,13 +112,15 @@ rows_jobs:
                     totals[r] = parameter_of(of_row[r]).bias;
                 }
             }
-            multiply_array<Rows, S::ROWS_UP, Block::TOTAL_BITS_UP>(rows[int(item.token) * L::ROW_CHUNKS + first + d], step, totals);
+            multiply_array<Rows, S::ROWS_UP, Block::TOTAL_BITS_UP>(rows[int(item.token) * L::ROW_CHUNKS + first + d],
+                step, totals);
             const bool ends_unit = d == steps - 1, ends_item = place == per_item - 1;
             if (ends_unit) {
                 chunk_t units;
                 for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
-                    units.lane[o] = result_of<Rows, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[o], parameter_of(of_row[o]).multiplier);
+                    units.lane[o] = result_of<Rows, 8, Block::SHIFT_UP,
+                        Block::TOTAL_BITS_UP>(totals[o], parameter_of(of_row[o]).multiplier);
                 }
                 projected.write(units);
             }

@@ -35,15 +35,15 @@ template <class Block> inline int groups_back(int window) {
     return Block::WINDOWED ? blocks_of(window - 1, Block::LANES) : attention_sizes<Block>::KEY_GROUPS;
 }
 
-// The first group of keys that the token at a position meets. A token meets as many groups as the one in front of it, or
-// one more: in the first may be keys that its window has left behind.
+// The first group of keys that the token at a position meets. A token meets as many groups as the one in front of it,
+// or one more: in the first may be keys that its window has left behind.
 template <class Block> inline int first_group(int position, int back) {
 #pragma HLS INLINE
     return Block::WINDOWED && position / Block::LANES > back ? position / Block::LANES - back : 0;
 }
 
-// The group behind the last one that the token at a position meets, of `keys` there are: of all of them, or of those up to
-// itself.
+// The group behind the last one that the token at a position meets, of `keys` there are: of all of them, or of those up
+// to itself.
 template <class Block> inline int groups_of(int keys, int position) {
 #pragma HLS INLINE
     return Block::CAUSAL ? position / Block::LANES + 1 : blocks_of(keys, Block::LANES);
@@ -71,9 +71,9 @@ template <class Block> struct attention_types {
     typedef ap_uint<20> reciprocal_t;
 };
 
-// Per head of keys: these come first, of `past` tokens and of those of the call, and are kept, LANES of them side by side.
-// Then every query meets all that it may; scores of LANES keys leave at a time. Keys behind a query, beyond the last
-// token, or in front of a window, give nonsense, which weigh_keys leaves out.
+// Per head of keys: these come first, of `past` tokens and of those of the call, and are kept, LANES of them side by
+// side. Then every query meets all that it may; scores of LANES keys leave at a time. Keys behind a query, beyond the
+// last token, or in front of a window, give nonsense, which weigh_keys leaves out.
 template <class Block>
 void score_keys(int past, int window, int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename attention_types<Block>::scores_t>& scores) {
@@ -143,7 +143,8 @@ inline ap_uint<20> reciprocal_of(const ap_uint<attention_sizes<Block>::WEIGHT_SU
 
 // Of the scores from `begin` to `end`, by a tree: a chain of LANES comparisons would take more than a cycle.
 template <class Block>
-inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block>::scores_t& scores, int begin, int end) {
+inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block>::scores_t& scores, int begin,
+        int end) {
 #pragma HLS INLINE
     typedef ap_int<Block::LOGIT_BITS> score_t;
     score_t best[Block::LANES];
@@ -162,10 +163,11 @@ inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block
     return best[0];
 }
 
-// A sink is something that a head may weigh beside keys, and that has no value: how many places in the table of powers a
-// score of 0 is below it, and SINK_OCTAVES more. Its weight, where 255 stands for that of the best key.
+// A sink is something that a head may weigh beside keys, and that has no value: how many places in the table of powers
+// a score of 0 is below it, and SINK_OCTAVES more. Its weight, where 255 stands for that of the best key.
 template <class Block>
-inline ap_uint<attention_sizes<Block>::SINK_BITS> sink_weight(const ap_int<Block::LOGIT_BITS>& largest, int sink, int multiplier) {
+inline ap_uint<attention_sizes<Block>::SINK_BITS> sink_weight(const ap_int<Block::LOGIT_BITS>& largest, int sink,
+        int multiplier) {
 #pragma HLS INLINE
     typedef attention_sizes<Block> S;
     const ap_int<Block::LOGIT_BITS + 17> places = (largest * ap_int<17>(multiplier)) >> Block::SCORE_SHIFT;
@@ -175,10 +177,11 @@ inline ap_uint<attention_sizes<Block>::SINK_BITS> sink_weight(const ap_int<Block
     return ap_uint<S::SINK_BITS>((term + (1 << (16 - S::SINK_OCTAVES))) >> (17 - S::SINK_OCTAVES));
 }
 
-// sinks: of each head, where there are some. kept: one query; its scores are read where they make room for the next one's,
-// which come straight from a channel.
+// sinks: of each head, where there are some. kept: one query; its scores are read where they make room for the next
+// one's, which come straight from a channel.
 template <class Block>
-inline void weigh_heads(int past, int window, int tokens, int score_multiplier, int mixed_one, const ap_int<32> sinks[Block::HEADS],
+inline void weigh_heads(int past, int window, int tokens, int score_multiplier, int mixed_one,
+    const ap_int<32> sinks[Block::HEADS],
                         typename attention_types<Block>::scores_t kept[attention_sizes<Block>::KEY_GROUPS],
                         hls::stream<typename attention_types<Block>::scores_t>& scores,
                         hls::stream<typename attention_types<Block>::weights_t>& weights,
@@ -197,7 +200,8 @@ weigh_each_head:
         ap_uint<S::WEIGHT_SUM_BITS> sum = 0;
         int query = 0, group = 0, begin = first_group<Block>(seen, back), begin_kept = 0;
         int groups = groups_of<Block>(count, seen) - begin, groups_kept = 0;
-        int met = Block::CAUSAL ? seen + 1 : count, met_kept = 0;  // keys, but for those that the window has left behind
+        // keys, but for those that the window has left behind
+        int met = Block::CAUSAL ? seen + 1 : count, met_kept = 0;
     weigh_steps:
         for (int step = 0; step < steps; step++) {
 #pragma HLS LOOP_TRIPCOUNT min=2 max=(Block::MAX_TOKENS+1)*S::KEY_GROUPS
@@ -212,7 +216,8 @@ weigh_each_head:
             ap_uint<S::WEIGHT_SUM_BITS> group_sum = 0;  // apart: one addition and one comparison until the next step
             for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
-                const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]), score_multiplier);
+                const ap_uint<18> term = softmax_term<Block>(i,
+                    ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]), score_multiplier);
                 const int key = (begin_kept + group) * Block::LANES + i;
                 const bool is_met = key < met_kept && (!Block::WINDOWED || key >= met_kept - window);
                 weight.lane[i] = is_met ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
@@ -266,7 +271,8 @@ void weigh_keys(int past, int window, int tokens, int score_multiplier, int mixe
 
 // Beside sinks, int32[HEADS].
 template <class Block>
-void weigh_keys_and_sinks(int past, int window, int tokens, int score_multiplier, int mixed_one, hls::stream<beat_t>& sink_beats,
+void weigh_keys_and_sinks(int past, int window, int tokens, int score_multiplier, int mixed_one,
+    hls::stream<beat_t>& sink_beats,
                           hls::stream<typename attention_types<Block>::scores_t>& scores,
                           hls::stream<typename attention_types<Block>::weights_t>& weights,
                           hls::stream<typename attention_types<Block>::reciprocal_t>& reciprocals) {

@@ -9,7 +9,8 @@ namespace moec {
 // multiplier: from logits to places in the table.
 template <class Block> inline ap_uint<18> sigmoid_of(int lane, const ap_int<Block::LOGIT_BITS>& logit, int multiplier) {
 #pragma HLS INLINE
-    const ap_uint<Block::LOGIT_BITS> size = logit < 0 ? ap_uint<Block::LOGIT_BITS>(-logit) : ap_uint<Block::LOGIT_BITS>(logit);
+    const ap_uint<Block::LOGIT_BITS> size = logit < 0 ? ap_uint<Block::LOGIT_BITS>(-logit)
+        : ap_uint<Block::LOGIT_BITS>(logit);
     const ap_uint<Block::LOGIT_BITS + 16> place = (size * ap_uint<16>(multiplier)) >> Block::SCORE_SHIFT;
     const ap_uint<18> upper = Block::sigmoid_table(lane, place > 2047 ? ap_uint<11>(2047) : ap_uint<11>(place));
     return logit < 0 ? ap_uint<18>((1 << 17) - upper) : upper;
@@ -63,7 +64,8 @@ template <class Block> inline void insert(candidate_t<Block> best[Block::SLOTS],
 
 // Where a layer has fewer slots than there are, the others name nobody.
 template <class Block>
-inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block::SLOTS], const ap_uint<26>& sum_of_all, int slots,
+inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block::SLOTS], const ap_uint<26>& sum_of_all,
+    int slots,
                                             int multiplier) {
 #pragma HLS INLINE
     ap_uint<18> terms[Block::SLOTS];
@@ -90,7 +92,8 @@ template <class Block> struct group_t {
     ap_int<sizes<Block>::CHOICE_BITS> first, second;
 };
 
-template <class Block> inline void add_to_group(group_t<Block>& group, const ap_int<sizes<Block>::CHOICE_BITS>& choice) {
+template <class Block> inline void add_to_group(group_t<Block>& group,
+        const ap_int<sizes<Block>::CHOICE_BITS>& choice) {
 #pragma HLS INLINE
     if (choice > group.first) {
         group.second = group.first;
@@ -99,7 +102,8 @@ template <class Block> inline void add_to_group(group_t<Block>& group, const ap_
 }
 
 // The GROUPS_KEPT best groups; of equals those that come first.
-template <class Block> inline void keep_best_groups(const group_t<Block> groups[Block::GROUPS], bool kept[Block::GROUPS]) {
+template <class Block> inline void keep_best_groups(const group_t<Block> groups[Block::GROUPS],
+        bool kept[Block::GROUPS]) {
 #pragma HLS INLINE
     const bool SUMS_TWO = Block::GROUP_SUM && Block::EXPERTS > Block::GROUPS;
     ap_int<sizes<Block>::CHOICE_BITS> value[Block::GROUPS];
@@ -120,18 +124,21 @@ template <class Block> inline void keep_best_groups(const group_t<Block> groups[
     }
 }
 
-// One expert per cycle, also where the layer has fewer, so that loops have constant ends: first, where there are groups, for
-// how good they are; then for the chain of the best; then, where gates are parts of the softmax of all, for its sum. Logits
-// come in the first round; later ones read what it has kept. In front of all come biases on the choice, if there are any.
+// One expert per cycle, also where the layer has fewer, so that loops have constant ends: first, where there are
+// groups, for how good they are; then for the chain of the best; then, where gates are parts of the softmax of all, for
+// its sum. Logits come in the first round; later ones read what it has kept. In front of all come biases on the choice,
+// if there are any.
 template <class Block>
-void select(int tokens, int experts, int slots, int score_multiplier, hls::stream<typename types<Block>::logits_t>& logits,
+void select(int tokens, int experts, int slots, int score_multiplier,
+    hls::stream<typename types<Block>::logits_t>& logits,
             hls::stream<typename types<Block>::route_t>& routes) {
     typedef candidate_t<Block> candidate;
     const bool SUMS_ALL = Block::SCORING == SOFTMAX && !Block::NORMALIZED;
     const int GROUP_STEPS = Block::GROUPS > 1 ? Block::EXPERTS : 0;
     const int CHOICE_STEPS = GROUP_STEPS + Block::EXPERTS;
     const int STEPS = CHOICE_STEPS + (SUMS_ALL ? Block::EXPERTS : 0);
-    const ap_int<sizes<Block>::CHOICE_BITS> LEAST = ap_int<sizes<Block>::CHOICE_BITS>(1) << (sizes<Block>::CHOICE_BITS - 1);
+    const ap_int<sizes<Block>::CHOICE_BITS> LEAST = ap_int<sizes<Block>::CHOICE_BITS>(1)
+        << (sizes<Block>::CHOICE_BITS - 1);
     typename types<Block>::logits_t given;
 #pragma HLS ARRAY_PARTITION variable=given.of type=complete
     ap_int<Block::LOGIT_BITS> all[Block::EXPERTS];
@@ -184,12 +191,14 @@ select_tokens:
             one.expert = expert;
             one.logit = i < Block::EXPERTS ? given.of[place] : all[expert];
             if (STEPS > Block::EXPERTS && i < Block::EXPERTS) all[expert] = one.logit;
-            const ap_int<Block::LOGIT_BITS> bias = Block::BIASED_CHOICE ? choice_biases[expert] : ap_int<Block::LOGIT_BITS>(0);
+            const ap_int<Block::LOGIT_BITS> bias = Block::BIASED_CHOICE ? choice_biases[expert]
+                : ap_int<Block::LOGIT_BITS>(0);
             one.choice = score<Block, Block::SCORING>::choice(one.logit, bias, score_multiplier);
             const bool exists = expert < experts;
             if (i < GROUP_STEPS) add_to_group<Block>(groups[group], one.choice);
             else if (i < CHOICE_STEPS && exists && kept[group]) insert<Block>(best, one);
-            else if (i >= CHOICE_STEPS && exists) sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, one.logit, best[0].logit, score_multiplier);
+            else if (i >= CHOICE_STEPS && exists) sum_of_all += score<Block,
+                Block::SCORING>::term(Block::SLOTS, one.logit, best[0].logit, score_multiplier);
             const bool last = expert == Block::EXPERTS - 1, last_member = member == Block::EXPERTS / Block::GROUPS - 1;
             place = last || place == Block::ROUTER_EXPERTS - 1 ? expert_t(0) : expert_t(place + 1);
             expert = last ? expert_t(0) : expert_t(expert + 1);

@@ -42,7 +42,8 @@ fork_chunks:
 
 // residual: int16[tokens][WIDTH], what the block was given; nothing where nothing is added.
 template <class Block>
-void add_residual(int tokens, bool adds, hls::stream<beat_t>& residual, hls::stream<typename types<Block>::results_t>& results,
+void add_residual(int tokens, bool adds, hls::stream<beat_t>& residual,
+    hls::stream<typename types<Block>::results_t>& results,
                   hls::stream<typename types<Block>::results_t>& sums) {
     typedef sizes<Block> S;
     const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);

@@ -1,7 +1,7 @@
 // Processes: keys and queries are normalised, row by row, and turned by the positions of their tokens.
 //
-// As with tokens (moec_normalize.h) a row is measured by one process and normalised by the next one, and the inverse root
-// has its time while rows wait in the channel between.
+// As with tokens (moec_normalize.h) a row is measured by one process and normalised by the next one, and the inverse
+// root has its time while rows wait in the channel between.
 #ifndef MOEC_TURN_H
 #define MOEC_TURN_H
 #include "moec_memory.h"
@@ -11,8 +11,8 @@
 namespace moec {
 
 // In front of the turns of position 0 lie the multipliers of the channels of keys, then of queries, or, where all heads
-// are normalised together, those of each tile. All are int16, one per channel of a padded row; of a position the cosine of
-// a pair of channels, then its sine. A row begins with a beat.
+// are normalised together, those of each tile. All are int16, one per channel of a padded row; of a position the cosine
+// of a pair of channels, then its sine. A row begins with a beat.
 template <class Block> struct turn_sizes {
     static const int ROW_BEATS = blocks_of(2 * Block::HIDDEN_TILE, BEAT_BYTES);
     static const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
@@ -33,9 +33,10 @@ template <class Block> struct row_of {
     }
 };
 
-// The turns are read once for each tile that they are used in: a row of them is a beat or a few, and stays nowhere. at: of
-// the multipliers.
-template <class Block> inline void read_turns_at(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& beats) {
+// The turns are read once for each tile that they are used in: a row of them is a beat or a few, and stays nowhere. at:
+// of the multipliers.
+template <class Block> inline void read_turns_at(const beat_t* memory, int at, int past, int tokens,
+        hls::stream<beat_t>& beats) {
 #pragma HLS INLINE
     typedef turn_sizes<Block> S;
     read_beats<S::NORM_ROWS * S::ROW_BEATS>(memory, at, S::NORM_ROWS * S::ROW_BEATS, beats);
@@ -56,7 +57,8 @@ template <class Block> void read_turns(const beat_t* memory, int at, int past, i
 
 // Sinks lie in front of all that.
 template <class Block>
-void read_sinks_and_turns(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& sink_beats, hls::stream<beat_t>& beats) {
+void read_sinks_and_turns(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& sink_beats,
+        hls::stream<beat_t>& beats) {
     const int SINK_BEATS = attention_sizes<Block>::SINK_BEATS;
     read_beats<SINK_BEATS>(memory, at, SINK_BEATS, sink_beats);
     read_turns_at<Block>(memory, at + SINK_BEATS, past, tokens, beats);
@@ -73,9 +75,11 @@ inline ap_uint<norm_sizes<row_of<Block> >::SQUARES_BITS> squares_of(const typena
     return squares;
 }
 
-// Epsilons are added to what norm_sizes has as v. A design without normalisation of heads has measures that nobody uses.
+// Epsilons are added to what norm_sizes has as v. A design without normalisation of heads has measures that nobody
+// uses.
 template <class Block>
-void measure_heads(int tokens, long long key_epsilon, long long query_epsilon, hls::stream<typename types<Block>::chunk_t>& rows,
+void measure_heads(int tokens, long long key_epsilon, long long query_epsilon,
+    hls::stream<typename types<Block>::chunk_t>& rows,
                    hls::stream<typename types<Block>::chunk_t>& measured_rows,
                    hls::stream<typename norm_types<row_of<Block> >::measured_t>& measures) {
     typedef turn_sizes<Block> S;
@@ -92,7 +96,8 @@ measure_tiles:
             for (int c = 0; c < CHUNKS; c++) {
 #pragma HLS PIPELINE II=1 style=stp
                 const typename types<Block>::chunk_t chunk = rows.read();
-                const ap_uint<SQUARES_BITS> chunk_squares = Block::HEAD_NORM ? squares_of<Block>(chunk) : ap_uint<SQUARES_BITS>(0);
+                const ap_uint<SQUARES_BITS> chunk_squares = Block::HEAD_NORM ? squares_of<Block>(chunk)
+                    : ap_uint<SQUARES_BITS>(0);
                 squares = c == 0 ? chunk_squares : ap_uint<SQUARES_BITS>(squares + chunk_squares);
                 measured_rows.write(chunk);
                 if (c == CHUNKS - 1) measures.write(measured_of<row_of<Block> >(0, squares, epsilon));
@@ -101,11 +106,13 @@ measure_tiles:
     }
 }
 
-// As measure_heads, where the rows of all heads are normalised together: they are kept until their squares are summed up,
-// which takes the time of the values that come behind them. Sums of rows are kept, too, so that no loop reads what it writes.
+// As measure_heads, where the rows of all heads are normalised together: they are kept until their squares are summed
+// up, which takes the time of the values that come behind them. Sums of rows are kept, too, so that no loop reads what
+// it writes.
 template <class Block>
 void measure_all_heads(int tokens, long long key_epsilon, long long query_epsilon,
-                       hls::stream<typename types<Block>::chunk_t>& rows, hls::stream<typename types<Block>::chunk_t>& measured_rows,
+                       hls::stream<typename types<Block>::chunk_t>& rows,
+                       hls::stream<typename types<Block>::chunk_t>& measured_rows,
                        hls::stream<typename norm_types<row_of<Block> >::measured_t>& measures) {
     typedef turn_sizes<Block> S;
     typedef norm_sizes<row_of<Block> > N;
@@ -149,7 +156,8 @@ measure_parts:
                 const ap_uint<N::SQUARES_BITS> of_row = of_rows[t * S::TILES + tile];
                 squares = (place == 0) == (part == 0) ? ap_uint<N::SQUARES_BITS>(before + of_row) : before;
                 place = place == Block::SHARING ? 0 : place + 1;
-                if (tile == S::TILES - 1) of_parts[part * Block::MAX_TOKENS + t] = measured_of<row_of<Block> >(0, squares, epsilon);
+                if (tile == S::TILES - 1) of_parts[part * Block::MAX_TOKENS + t] = measured_of<row_of<Block> >(0,
+                    squares, epsilon);
             }
         }
     }
@@ -188,7 +196,8 @@ inline typename types<Block>::results_t normalize_head(const typename types<Bloc
 
 // Channels 2i and 2i + 1 by one angle.
 template <class Block>
-inline typename types<Block>::chunk_t turn(const typename types<Block>::results_t& fine, const typename types<Block>::results_t& angles) {
+inline typename types<Block>::chunk_t turn(const typename types<Block>::results_t& fine,
+        const typename types<Block>::results_t& angles) {
 #pragma HLS INLINE
     const int SHIFT = turn_sizes<Block>::FINE_BITS + turn_sizes<Block>::TURN_BITS;
     typename types<Block>::chunk_t turned;
@@ -241,7 +250,8 @@ turn_tiles:
                 if (c % S::CHUNKS_PER_BEAT == 0) beat = beats.read();
                 const numbers_t angles = unpack<16, Block::LANES>(beat);
                 beat >>= 16 * Block::LANES % BEAT_BITS;
-                turned.write(turn<Block>(normalize_head<Block>(measured_rows.read(), current, multipliers[row][c]), angles));
+                turned.write(turn<Block>(normalize_head<Block>(measured_rows.read(), current, multipliers[row][c]),
+                    angles));
             }
         }
     }

@@ -1,8 +1,8 @@
 // Types that travel between the processes of a MoE block, and the sizes that follow from its configuration.
 //
-// A configuration is a struct of constants; every process is a template over it. It says what becomes wires and memories,
-// for the largest layer: sizes, shifts, widths of sums, which the generator derives from the weights, and asserts below
-// check what hardware demands. What another layer has others of, processes take as scalars.
+// A configuration is a struct of constants; every process is a template over it. It says what becomes wires and
+// memories, for the largest layer: sizes, shifts, widths of sums, which the generator derives from the weights, and
+// asserts below check what hardware demands. What another layer has others of, processes take as scalars.
 #ifndef MOEC_TYPES_H
 #define MOEC_TYPES_H
 #include <ap_int.h>
@@ -38,7 +38,8 @@ struct parameter_t {
 };
 struct parameters_t { ap_uint<48> of[PARAMETERS_PER_BEAT]; };  // of neighbouring channels: what a beat holds
 
-// What sums of groups of inputs are multiplied with, of neighbouring rows: what a beat holds. Steps of a group may be negative.
+// What sums of groups of inputs are multiplied with, of neighbouring rows: what a beat holds. Steps of a group may be
+// negative.
 const int MULTIPLIERS_PER_BEAT = BEAT_BITS / 16;
 struct multipliers_t { ap_int<16> of[MULTIPLIERS_PER_BEAT]; };
 
@@ -65,7 +66,8 @@ template <class Block> struct sizes {
     static const int LANES = Block::LANES;
     static const int PROJECTIONS = Block::GATED ? 2 : 1;                 // rows of the first matrix per hidden unit
     static const int ROWS_UP = PROJECTIONS * LANES;                      // of the first array
-    static const int ACTIVATION_COPIES = LANES / 2;                      // a memory has two ports, so two lanes share one
+    // a memory has two ports, so two lanes share one
+    static const int ACTIVATION_COPIES = LANES / 2;
     static const int WIDTH_CHUNKS = Block::WIDTH / LANES;                // steps through a token
     static const int TILE_CHUNKS = Block::HIDDEN_TILE / LANES;           // steps through the hidden units of a tile
     static const int ROWS_PER_BEAT = BEAT_BITS / (LANES * Block::WEIGHT_BITS);  // of the weights that one step takes
@@ -76,7 +78,8 @@ template <class Block> struct sizes {
     static const int CHANNELS_UP = PROJECTIONS * Block::HIDDEN_TILE;     // of a tile
     static const int PARAMETER_BEATS_UP = blocks_of(CHANNELS_UP, PARAMETERS_PER_BEAT);
     static const int PARAMETER_BEATS_DOWN = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
-    static const int PARAMETER_BANKS_UP = ROWS_UP / PARAMETERS_PER_BEAT;  // memories that hold the parameters of all rows
+    // memories that hold the parameters of all rows
+    static const int PARAMETER_BANKS_UP = ROWS_UP / PARAMETERS_PER_BEAT;
     static const int PARAMETER_BANKS_DOWN = LANES / PARAMETERS_PER_BEAT;
     // Multipliers of groups: a place is those of all rows for one group. A beat is one place, a part, or several.
     static const bool GROUPED = Block::GROUP > 0;                        // else a channel has one multiplier
@@ -85,13 +88,15 @@ template <class Block> struct sizes {
     static const int GROUPS_DOWN = blocks_of(TILE_CHUNKS, GROUP_CHUNKS);  // of a tile
     static const int MULTIPLIER_BANKS_UP = blocks_of(ROWS_UP, MULTIPLIERS_PER_BEAT);
     static const int MULTIPLIER_BANKS_DOWN = blocks_of(LANES, MULTIPLIERS_PER_BEAT);
-    static const int MULTIPLIER_WORDS_UP = blocks_of(TILE_CHUNKS * GROUPS_UP, MULTIPLIER_BANKS_UP * MULTIPLIERS_PER_BEAT / ROWS_UP);
-    static const int MULTIPLIER_WORDS_DOWN = blocks_of(WIDTH_CHUNKS * GROUPS_DOWN, MULTIPLIER_BANKS_DOWN * MULTIPLIERS_PER_BEAT / LANES);
+    static const int MULTIPLIER_WORDS_UP = blocks_of(TILE_CHUNKS * GROUPS_UP,
+        MULTIPLIER_BANKS_UP * MULTIPLIERS_PER_BEAT / ROWS_UP);
+    static const int MULTIPLIER_WORDS_DOWN = blocks_of(WIDTH_CHUNKS * GROUPS_DOWN,
+        MULTIPLIER_BANKS_DOWN * MULTIPLIERS_PER_BEAT / LANES);
     static const int MULTIPLIER_BEATS_UP = GROUPED ? MULTIPLIER_BANKS_UP * MULTIPLIER_WORDS_UP : 0;
     static const int MULTIPLIER_BEATS_DOWN = GROUPED ? MULTIPLIER_BANKS_DOWN * MULTIPLIER_WORDS_DOWN : 0;
-    // What is loaded for a tile is striped over AXI masters: beat i of its weights comes through master i % MASTERS and goes to
-    // memory i % BANKS, so that a master has memories of its own. Of parameters and multipliers likewise, where there are
-    // memories for fewer masters through the first ones.
+    // What is loaded for a tile is striped over AXI masters: beat i of its weights comes through master i % MASTERS and
+    // goes to memory i % BANKS, so that a master has memories of its own. Of parameters and multipliers likewise, where
+    // there are memories for fewer masters through the first ones.
     static const int PARAMETER_STRIPES_UP = least_of(Block::MASTERS_UP, PARAMETER_BANKS_UP);
     static const int PARAMETER_STRIPES_DOWN = least_of(Block::MASTERS_DOWN, PARAMETER_BANKS_DOWN);
     static const int MULTIPLIER_STRIPES_UP = least_of(Block::MASTERS_UP, MULTIPLIER_BANKS_UP);
@@ -111,9 +116,12 @@ template <class Block> struct sizes {
     static_assert(LANES % PARAMETERS_PER_BEAT == 0, "the parameters of all rows must be whole beats");
     static_assert(LANES * 16 <= BEAT_BITS, "a chunk of results must fit into a beat");
     static_assert(BANKS_DOWN >= 1 && LANES % ROWS_PER_BEAT == 0, "the weights of a step must be whole beats");
-    static_assert(BANKS_UP % Block::MASTERS_UP == 0 && BANKS_DOWN % Block::MASTERS_DOWN == 0, "a memory has one master");
-    static_assert(PARAMETER_BANKS_UP % PARAMETER_STRIPES_UP == 0 && PARAMETER_BANKS_DOWN % PARAMETER_STRIPES_DOWN == 0, "likewise");
-    static_assert(MULTIPLIER_BANKS_UP % MULTIPLIER_STRIPES_UP == 0 && MULTIPLIER_BANKS_DOWN % MULTIPLIER_STRIPES_DOWN == 0, "likewise");
+    static_assert(BANKS_UP % Block::MASTERS_UP == 0 && BANKS_DOWN % Block::MASTERS_DOWN == 0,
+        "a memory has one master");
+    static_assert(PARAMETER_BANKS_UP % PARAMETER_STRIPES_UP == 0 && PARAMETER_BANKS_DOWN % PARAMETER_STRIPES_DOWN == 0,
+        "likewise");
+    static_assert(MULTIPLIER_BANKS_UP % MULTIPLIER_STRIPES_UP == 0 && MULTIPLIER_BANKS_DOWN % MULTIPLIER_STRIPES_DOWN
+        == 0, "likewise");
     static_assert(Block::WIDTH % LANES == 0, "tokens are padded to whole chunks");
     static_assert(Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
     static_assert(LANES % Block::ROUTER_LANES == 0, "the router takes chunks apart");

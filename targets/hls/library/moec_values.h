@@ -5,8 +5,8 @@
 
 namespace moec {
 
-// Per head of keys: values come first and are kept as score_keys keeps keys, so that a step reads the values of LANES keys
-// in LANES channels. mixed: weighted sums of LANES channels at a time.
+// Per head of keys: values come first and are kept as score_keys keeps keys, so that a step reads the values of LANES
+// keys in LANES channels. mixed: weighted sums of LANES channels at a time.
 template <class Block>
 void mix_values(int past, int window, int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename attention_types<Block>::weights_t>& weights,
@@ -56,7 +56,8 @@ mix_heads:
                 chunk_t row0, row1;
                 for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
-                    // Behind the query, beyond the last token, or in front of the window is nonsense, whose weight is 0.
+                    // Behind the query, beyond the last token, or in front of the window is nonsense, whose weight is
+                    // 0.
                     row0.lane[i] = values[i][place].lane[r];
                     row1.lane[i] = values[i][place].lane[r + 1];
                 }

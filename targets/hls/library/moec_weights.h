@@ -46,11 +46,12 @@ load_jobs:
     }
 }
 
-// memory, from the beat `at` on: of the first master, the table of the activation, if there is one; then, tile by tile, the
-// master's part of the parameters of its channels, the multipliers of its groups, and its weights. tiles: those of an expert.
-// passes: there is no first product, so no activation either.
+// memory, from the beat `at` on: of the first master, the table of the activation, if there is one; then, tile by tile,
+// the master's part of the parameters of its channels, the multipliers of its groups, and its weights. tiles: those of
+// an expert. passes: there is no first product, so no activation either.
 template <class Block, int MASTER>
-void load_up(const beat_t* memory, int at, int tiles, bool passes, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
+void load_up(const beat_t* memory, int at, int tiles, bool passes, hls::stream<job_t>& jobs,
+        hls::stream<beat_t>& beats) {
     const int table = Block::ACTIVATED && MASTER == 0 && !passes ? ACTIVATION_BEATS : 0;
 axi_read_activation:
     for (int i = 0; i < table; i++) {
@@ -62,16 +63,16 @@ axi_read_activation:
     load_tiles<Block, TILE_BEATS, 0>(memory, at + table, tiles, jobs, beats);
 }
 
-// memory, from the beat `at` on, expert by expert, the master's part of: the multipliers and weights of all tiles, then the
-// parameters of the results.
+// memory, from the beat `at` on, expert by expert, the master's part of: the multipliers and weights of all tiles, then
+// the parameters of the results.
 template <class Block, int MASTER>
 void load_down(const beat_t* memory, int at, int tiles, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
     const int TILE_BEATS = tile_beats_down<Block>(MASTER), RESULT_BEATS = result_beats_down<Block>(MASTER);
     load_tiles<Block, TILE_BEATS, RESULT_BEATS>(memory, at, tiles, jobs, beats);
 }
 
-// Of each kind of array, bank b is at [b % STRIPES][b / STRIPES]: a master writes to one of the former, so memories have one
-// writer each. Beat i of a stripe goes to its memory i % BANKS.
+// Of each kind of array, bank b is at [b % STRIPES][b / STRIPES]: a master writes to one of the former, so memories
+// have one writer each. Beat i of a stripe goes to its memory i % BANKS.
 template <int STRIPES, int BANKS, int DEPTH>
 inline void store_parameters(int stripe, int beat, const beat_t& data, parameters_t parameters[STRIPES][BANKS][DEPTH]) {
 #pragma HLS INLINE
@@ -100,7 +101,8 @@ inline void read_parameters(const parameters_t parameters[STRIPES][BANKS][DEPTH]
 
 // Only whole words are ever written.
 template <class Block, int STRIPES, int BANKS, int DEPTH>
-inline void store_weights(int stripe, int beat, const beat_t& data, typename types<Block>::weights_t weights[STRIPES][BANKS][DEPTH]) {
+inline void store_weights(int stripe, int beat, const beat_t& data,
+        typename types<Block>::weights_t weights[STRIPES][BANKS][DEPTH]) {
 #pragma HLS INLINE
     weights[stripe][beat % BANKS][beat / BANKS] = unpack<Block::WEIGHT_BITS, BEAT_BITS / Block::WEIGHT_BITS>(data);
 }

@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from moec.common.short_lines import with_short_lines
 from moec.targets.hls.design.channels import Channel
 from moec.targets.hls.hardware.memories import Memory, channel_memories
 
 CLOCK_UNCERTAINTY = 12
 """Percent of the clock period that scheduling leaves to placement and routing; the tool's default is 27."""
 _PACKAGE = "moec.targets.hls"
-_NUMBERS_PER_LINE = 16
+_NUMBERS_PER_LINE = 12
 
 
 def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
@@ -51,7 +52,9 @@ def bound_channels(channels: Iterable[Channel]) -> list[Memory]:
 
 
 def render(template: str, context: dict[str, Any]) -> bytes:
-    return _environment().get_template(template).render(context).encode()
+    """The text of a file; C++ in short lines."""
+    text = _environment().get_template(template).render(context)
+    return (with_short_lines(text) if template.endswith((".cpp.j2", ".h.j2")) else text).encode()
 
 
 def repeated(macro: str, count: int) -> str:

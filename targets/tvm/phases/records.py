@@ -14,6 +14,7 @@ from tvm import tirx
 from moec import targets
 from moec.common.dtypes import DTYPES
 from moec.common.names import node_name, operator_name
+from moec.common.short_lines import WIDTH
 from moec.common.specs import TensorSpec
 from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
@@ -21,7 +22,6 @@ from moec.targets.tvm.phases.pipeline import Generated, Optimized
 from moec.targets.tvm.phases.provenance import calls_by_kernel
 from moec.targets.tvm.phases.structures import TIR, structure_of, tir_text
 from moec.targets.tvm.sizes.c_expressions import in_c
-from moec.targets.tvm.text.wrapped import WIDTH
 
 HOST_NUMBERS = "moec.host_numbers"
 """Attribute with the number of a kernel's leading parameters that are numbers only the host reads."""

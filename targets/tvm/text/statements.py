@@ -13,10 +13,10 @@ from tvm import tirx
 from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.stmt import ForKind, ScopeIdDefStmt
 
+from moec.common.short_lines import wrapped
 from moec.targets.tvm.text.expressions import Expressions, is_number, quoted
 from moec.targets.tvm.text.names import VariableNames
 from moec.targets.tvm.text.steps import name_of_step
-from moec.targets.tvm.text.wrapped import wrapped
 
 _INDENT = "    "
 _SCOPES = (

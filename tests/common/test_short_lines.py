@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from moec.targets.cuda.text.short_lines import with_short_lines
-from moec.targets.tvm.text.wrapped import WIDTH
+from moec.common.short_lines import WIDTH, with_short_lines
 
 
 def joined(text: str) -> str:

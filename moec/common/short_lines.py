@@ -1,8 +1,9 @@
-"""Long lines of code, cut where the fewest brackets are open."""
+"""Code in lines of at most 120 characters: long lines are cut where the fewest brackets are open."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 
 WIDTH = 120
 """Most characters of a printed line."""
@@ -15,6 +16,11 @@ _TOKEN = re.compile(
 """A string, a place for a break (after a comma, before an operator), or a character."""
 _TIGHTNESS = {"+": 0.1, "-": 0.1, **dict.fromkeys(("*", "/", "//", "%", "<<", ">>", "&", "|", "^"), 0.2)}
 """How much worse than others it is to break a line before an operator, as a share of a level of brackets."""
+_OPERANDS = re.compile(r"(?<=[}\]]), (?=[{\[])|(?<=;) | (?=\{%)")
+"""Places in assembly where its text may be cut: between instructions, and around groups of operands."""
+_STRING = re.compile(r'"[^"\n]{40,}"')
+_JOINT = '" "'
+"""The end of a string and the beginning of the next one, which the compiler joins."""
 _VALUE = re.compile(r"\s*(?P<keyword>(?:if|while|elif|assert|return) )|.*?(?: [-+*]?= )")
 """The beginning of a statement up to its condition or value."""
 
@@ -36,6 +42,34 @@ def wrapped(line: str, *, parenthesized: bool = False) -> list[str]:
     return _cut(f"{head}({value.removesuffix(end)}){end}")
 
 
+def with_short_lines(source: str) -> str:
+    """A source in C with long lines cut after commas and before operators, and long strings of assembly between
+    operands. Directives stay as they are; a long comment behind a statement goes before it."""
+    parts, continues = list[str](), False
+    for line in source.splitlines():
+        parts += _short(line, continues=continues)
+        continues = line.rstrip().endswith((",", "("))
+    return "".join(f"{part}\n" for part in parts)
+
+
+def _short(line: str, *, continues: bool) -> list[str]:
+    """The parts of a line. ``continues``: whether it is inside of brackets, and indented for that."""
+    if len(line) <= WIDTH or line.lstrip().startswith("#"):
+        return [line]
+    code, mark, comment = line.partition("// ")
+    if mark and '"' not in code:
+        indent = code[: len(code) - len(code.lstrip())]
+        before = textwrap.wrap(comment, WIDTH - len(indent) - len(mark))
+        return [f"{indent}{mark}{part}" for part in before] + (
+            _short(code.rstrip(), continues=continues) if code.strip() else []
+        )
+    parts = _cut(line, deeper=not continues)
+    if max(map(len, parts)) > WIDTH:
+        cut = _STRING.sub(lambda string: _OPERANDS.sub(rf"\g<0>{_JOINT}", string[0]), line)
+        parts = [part.replace(_JOINT, "") for part in _cut(cut, deeper=not continues)]
+    return parts
+
+
 def _is_cut_outside(lines: list[str]) -> bool:
     """Whether a break stands outside of all brackets."""
     depth = 0
@@ -46,9 +80,9 @@ def _is_cut_outside(lines: list[str]) -> bool:
     return False
 
 
-def _cut(line: str) -> list[str]:
-    deeper = _INDENT * (2 if line.endswith((":", "{")) else 1)
-    indent = " " * (len(line) - len(line.lstrip()) + deeper)
+def _cut(line: str, *, deeper: bool = True) -> list[str]:
+    levels = deeper and (2 if line.endswith((":", "{")) else 1)
+    indent = " " * (len(line) - len(line.lstrip()) + _INDENT * levels)
     lines = list[str]()
     while len(line) > WIDTH:
         at = _best_break(line)

@@ -201,7 +201,7 @@ def _without_casts(items: list[_Item]) -> list[_Item]:
         if _is_number(item) and cast == "(uint)":
             result[-1:] = [f"{item}u"]
         elif _is_number(item) and cast == "(int64_t)" and before is not None:
-            converted = _is_converted(items, before) or _converts_other(items, at)
+            converted = _is_assigned(items, before) or _is_converted(items, before) or _converts_other(items, at)
             result[-1:] = [item] if converted else [*result[-1:], item]
         elif isinstance(item, _Group) and _is_widening(item) and not _is_called(items, at) and _is_converted(items, at):
             result += item.items[1:]
@@ -253,6 +253,13 @@ def _neighbour(items: Sequence[_Item], at: int, step: int) -> int | None:
 
 def _is_number(item: _Item) -> bool:
     return isinstance(item, str) and item[0].isdigit()
+
+
+def _is_assigned(items: Sequence[_Item], cast: int) -> bool:
+    """Whether a number after a cast is all that a variable gets."""
+    before, number = _neighbour(items, cast, -1), _neighbour(items, cast, 1)
+    after = None if number is None else _neighbour(items, number, 1)
+    return before is not None and items[before] == "=" and after is not None and items[after] == ";"
 
 
 def _is_space(item: _Item) -> bool:

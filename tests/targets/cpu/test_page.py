@@ -9,6 +9,8 @@ import pytest
 from moec.compiling import compiler
 from moec.compiling.compile_options import CompileOptions
 
+from ...readable import check_sources
+
 ROOT = pathlib.Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8").splitlines()
 
@@ -34,6 +36,10 @@ def test_the_inner_loops(art):
     loops = [line.strip() for line in PAGE if line.strip().startswith("for ") and line.endswith(":")]
     printed = [line for line in tir if line.startswith("for ")]
     assert len(loops) == 3 and any(printed[at : at + 3] == loops for at in range(len(printed)))
+
+
+def test_its_kernels_read_well(art):
+    check_sources(art / "src")
 
 
 def test_the_node_and_its_kernels(art):

@@ -15,6 +15,7 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 
+from ...readable import unreadable_parts
 from .layers import float_block, project, quantized, tokens_for
 
 SMALL = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
@@ -63,3 +64,10 @@ def test_the_least_version_and_the_clock_are_said(files):
         assert "2021.2" in files[name].decode(), name
     assert "clock_uncertainty=12%" in files["hls_config.cfg"].decode()
     assert "tool's\ndefault of 27%" in files["README.md"].decode()
+
+
+def test_lines_of_cpp_are_short(files):
+    sources = {path: text.decode() for path, text in files.items() if path.endswith((".cpp", ".h"))}
+    assert len(sources) > 20
+    for path, text in sources.items():
+        assert not unreadable_parts(text), path

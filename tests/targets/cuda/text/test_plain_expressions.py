@@ -32,6 +32,7 @@ from moec.targets.cuda.text.plain_expressions import plain, with_plain_expressio
         ("  p = ((int64_t)0 <= row);", "  p = 0 <= row;"),
         ("  p = ((c ? (int64_t)1 : (int64_t)2) * (int64_t)3);", "  p = (c ? (int64_t)1 : (int64_t)2) * 3;"),
         ("  p = ((int64_t)4 - ((int64_t)b));", "  p = (int64_t)4 - b;"),
+        ("  p = (int64_t)0;", "  p = 0;"),
         ("  *(uint4*)(p + (i * 8)) = *(uint4*)(q + 0);", "  *(uint4*)(p + i * 8) = *(uint4*)(q + 0);"),
         ("  f((&(x[(i + 1)])), ((float*)p)[0]);", "  f(&x[i + 1], ((float*)p)[0]);"),
         ("  g(((void*)((unsigned long long)(&(map)))));", "  g((void*)((unsigned long long)(&map)));"),

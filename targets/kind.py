@@ -150,11 +150,16 @@ class Kind(abc.ABC):
         return []
 
     def estimate_launches(
-        self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
+        self,
+        artifact: Artifact,
+        machine: str | None,
+        tokens: Sequence[int],
+        past: int | None,
+        architecture: str | None = None,
     ) -> CommandResult:
         """Estimate the least time of an artifact's launches without running them, at each number of ``tokens`` that
-        follow ``past`` tokens of a session. ``machine``: by default one that the artifact is for. Raises MoecError if
-        there is no estimate for it."""
+        follow ``past`` tokens of a session. ``machine``: by default one that the artifact, or its program for this
+        ``architecture``, is for. Raises MoecError if there is no estimate for it."""
         raise MoecError(
             f"{artifact.where}: is for {artifact.manifest.target}, which has no launches of a GPU; choose an artifact "
             "for --target cuda"

@@ -95,7 +95,7 @@ def _estimated(kind: Kind, subject: Subject) -> RunTimes:
 
 def _predicted_on_device(subject: Subject) -> RunTimes:
     kind = targets.kind_of(subject.artifact.manifest.target)
-    data = kind.estimate_launches(subject.artifact, None, [1], None).data
+    data = kind.estimate_launches(subject.artifact, None, [1], None, subject.architecture).data
     of_function = {launch["function"]: kernel for kernel in kernels_of(subject) for launch in kernel["launches"]}
     launches = [launch for group in data["outside"] for launch in group["launches"]]
     nodes = _spread(

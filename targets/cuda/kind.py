@@ -71,12 +71,17 @@ class CudaKind(ProgramKind):
         return measure_on_gpu(compiled, progress)
 
     def estimate_launches(
-        self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
+        self,
+        artifact: Artifact,
+        machine: str | None,
+        tokens: Sequence[int],
+        past: int | None,
+        architecture: str | None = None,
     ) -> CommandResult:
         from moec.targets.cuda.estimates.launches import estimate_launches
         from moec.targets.cuda.estimates.tables import launch_data, launch_tables
 
-        model = estimate_launches(artifact, machine, tokens, past)
+        model = estimate_launches(artifact, machine, tokens, past, architecture)
         return CommandResult(launch_data(model), launch_tables(model), as_expected=True)
 
     def resources(self, artifact: Artifact, kernel: Mapping[str, Any], architecture: str) -> list[dict[str, Any]]:

@@ -77,15 +77,20 @@ class ModelEstimate:
 
 
 def estimate_launches(
-    artifact: Artifact, name: str | None, tokens: Sequence[int], past: int | None = None
+    artifact: Artifact,
+    name: str | None,
+    tokens: Sequence[int],
+    past: int | None = None,
+    architecture: str | None = None,
 ) -> ModelEstimate:
     """Estimate all launches at each number of ``tokens`` that follow ``past`` ones. ``name``: the GPU, by default the
-    newest that the artifact is for.
+    newest that the artifact is for. ``architecture``: only of the program for it.
 
     Raises MoecError for an unknown GPU, one that cannot hold a block of a launch, a ``past`` for a model that keeps no
     state, and an artifact without layers of experts or products, or without machine code for the GPU.
     """
-    code = [program for program in artifact.manifest.programs if program.binary is not None]
+    programs = [each for each in artifact.manifest.programs if architecture in (None, each.architecture)]
+    code = [program for program in programs if program.binary is not None]
     architectures = [program.architecture for program in code]
     gpu = gpu_called(_best_known(architectures, artifact.where) if name is None else name)
     program = artifact.program(best_binary(architectures, gpu.capability, artifact.where))

@@ -114,6 +114,13 @@ def test_the_host_launches_what_is_for_so_many_tokens():
     assert many.operations == many.launches[1].work.operations == 2 * 80 * 2048 * 1024
 
 
+def test_one_program_of_several_is_estimated_on_its_own_gpu():
+    both = artifact(*KERNELS)
+    both.manifest.programs.append(dataclasses.replace(both.manifest.programs[0], architecture="sm_90a"))
+    names = {choice: estimate_launches(both, None, [3], architecture=choice).gpu.name for choice in (None, "sm_80")}
+    assert names == {None: "H100 SXM", "sm_80": "A100 SXM 80GB"}
+
+
 def test_the_longer_time_limits():
     """A matrix that many tokens read takes less time than their products; that of few takes longer."""
     limits = {}

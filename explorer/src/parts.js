@@ -42,6 +42,10 @@ export function timeOf(part, at) {
 export function sourceOfTimes(layers, at) {
   const run = layers.cases[at];
   if (!run) return `No times: ${layers.no_times}.`;
-  if (run.measured) return `Measured: ${run.title}; the whole run took ${microseconds(run.microseconds)}.`;
-  return `Predicted, not measured: the least time of ${run.title} by the limits of ${run.limits}. Measured times: moec bench ART --json > B.json, then moec explore ART --bench B.json.`;
+  if (run.measured) {
+    const kernels = layers.parts.reduce((sum, part) => sum + part.microseconds[at], 0);
+    return `Measured: ${run.title}. The whole run took ${microseconds(run.microseconds)}, its kernels ${microseconds(kernels)}, which are shown.`;
+  }
+  const advice = layers.stored_bytes ? " Measured times: moec bench ART --json > B.json, then moec explore ART --bench B.json." : "";
+  return `Predicted, not measured: the least time of ${run.title} by the limits of ${run.limits}.${advice}`;
 }

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+import moec
 from moec.common.errors import ArtifactError
 from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.exploring import times
@@ -95,6 +96,16 @@ def test_the_map_leads_to_blocks_and_kernels(running, report):
         assert page.wait_for_selector("main h2:has-text('MoE block 1, layer 1')")
         page.get_by_role("link", name="moe_route").click()
         page.wait_for_selector("main h2:has-text('moe_route')")
+
+
+def test_measured_times_are_marked_so(running, char_lm, tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps(bench({"attention": 2.0, "gather": 0.5})), encoding="utf-8")
+    moec.explore(char_lm, tmp_path / "report.html", bench=tmp_path / "b.json")
+    with opened(running, tmp_path / "report.html", "#map") as page:
+        page.get_by_label("Time").click()
+        shown = page.inner_text("main")
+        assert "Measured: ids 1 x 4. The whole run took 3 ms, its kernels 2.5 ms" in shown
+        assert "TIME, MEASURED" in shown.upper() and "predicted" not in shown.lower()
 
 
 def test_attention_shows_its_kernels_on_a_small_screen(running, report):

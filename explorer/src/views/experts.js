@@ -25,16 +25,22 @@ function Experts({ data, parts: [chosenLayer, chosenExpert], link, go, report, s
   const describe = (row, column) => `${names[row]}, ${inWords(layers[row].experts[column])}`;
   const cursor = expert && [place, layer.experts.indexOf(expert)];
   return html`<h2>Experts</h2>
-    <p>${profile ? `Areas go by tokens, half a cell for the mean of its layer, as ${profile.file} measured them: ${profile.data.map((each) => `${each.name}, ${count(each.tokens)} tokens`).join("; ")}.` : NO_PROFILE(reason)}</p>
+    <p>${profile ? measuredBy(profile, measure) : noProfile(reason)}</p>
     ${options.length > 1 && html`<div class="controls"><${Choice} label="Colour" value=${measure} onChange=${setMeasure} options=${options} /></div>`}
     <${Legend} layers=${layers} measure=${measure} />
-    <${ExpertsMap} names=${names.map((name) => name.replace(/^\D+/, ""))} byTokens=${profile && measure === "bits"} onChoose=${choose} ...${{ layers, measure, cursor, describe }} />
+    <${ExpertsMap} names=${names.map((name) => name.replace(/^\D+/, ""))} byTokens=${profile && measure !== "tokens"} onChoose=${choose} ...${{ layers, measure, cursor, describe }} />
     ${expert && html`<${ExpertCard} name=${names[place]} measured=${layer.tokens !== null} ...${{ layer, expert, place, go, link }} />`}
     ${layer && !expert && html`<${ExpertsLayer} name=${names[place]} ...${{ layer, place, link, report, subject }} />`}
     ${!layer && html`<${Table} caption="Layers of experts" columns=${columnsOf(names, link)} rows=${layers.map((each, at) => ({ ...each, place: at }))} />`}`;
 }
 
-function NO_PROFILE(reason) {
+function measuredBy(profile, measure) {
+  const data = profile.data.map((each) => `${each.name}, ${count(each.tokens)} tokens`).join("; ");
+  const areas = measure === "tokens" ? "Colours go by tokens" : "Areas go by tokens, half a cell for the mean of its layer";
+  return `${areas}, as ${profile.file} measured them: ${data}.`;
+}
+
+function noProfile(reason) {
   return `No tokens, routing weights and errors: ${reason}. To measure them: moec profile MODEL --data DATA -o P.moeprof, then moec explore ART --profile P.moeprof.`;
 }
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moec.common.roofline import Roofline
     from moec.runtime.artifact import Artifact
     from moec.runtime.device import Device
+    from moec.runtime.manifest import ProjectEntry
     from moec.runtime.model import CompiledModel
     from moec.targets.base import Target
 
@@ -38,6 +39,16 @@ class Form:
     comment: str
     made_by: str = ""
     is_code: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class DesignText:
+    """The text that describes a project's design: its form, its file in the artifact, and the names of the nodes that
+    the design computes."""
+
+    form: str
+    file: str
+    nodes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +152,10 @@ class Kind(abc.ABC):
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         """Requirements of an artifact at run time, as phrases; features of the processor are not among them."""
         return ()
+
+    def design_text(self, project: ProjectEntry) -> DesignText | None:
+        """The text of a project's design; None for kinds that make programs."""
+        return None
 
     def resources(self, artifact: Artifact, kernel: Mapping[str, Any], architecture: str) -> list[dict[str, Any]]:
         """The resources of a kernel's functions on a device: for each its ``function``, ``registers`` of a thread,

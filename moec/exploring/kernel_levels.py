@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moec import targets
@@ -17,6 +17,7 @@ from moec.runtime.entries import KernelEntry
 
 _TIR = "tir"
 _NO_GRAPH = "the artifact holds no graphs"
+_ONE_DESIGN = "the processes of a design compute all of its nodes; their lines belong to no single one"
 _NO_LINKS = "the artifact does not say which lines of this level belong to others"
 
 Link = int | None
@@ -31,8 +32,17 @@ def kernel_levels(artifact: Artifact, name: str, architecture: str | None = None
     text, or no ids; None where it has both. ``loops``: trees of loops, ``buffers`` and ``resources``
     (:meth:`moec.targets.kind.Kind.resources`).
 
-    ``architecture``: of the program, by default the newest. Raises MoecError where there is no such kernel.
+    ``architecture``: of the program, by default the newest. The design of a project is described under the project's
+    name. Raises MoecError where there is no such kernel.
     """
+    kind = targets.kind_of(artifact.manifest.target)
+    project = next((project for project in artifact.manifest.projects if project.name == name), None)
+    design = None if project is None else kind.design_text(project)
+    if design is not None:
+        graph = _GraphLevels(artifact, design.nodes)
+        text = artifact.text(design.file)
+        code = _level(design.form, text, [None] * len(text.splitlines()), _ONE_DESIGN)
+        return _described(name, [*graph.levels, code], graph.parents)
     program = artifact.program(architecture)
     kernel = next((kernel for kernel in program.kernels if kernel["name"] == name), None)
     if kernel is None:
@@ -40,15 +50,17 @@ def kernel_levels(artifact: Artifact, name: str, architecture: str | None = None
         raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {names or 'none'}")
     structure = _structure(artifact, kernel)
     levels = _KernelLevels(artifact, kernel, structure)
-    kind = targets.kind_of(artifact.manifest.target)
-    return {
-        "name": name,
-        "levels": levels.described(),
-        "parents": {str(link): parents for link, parents in levels.parents.items()},
+    return _described(name, levels.described(), levels.parents) | {
         "loops": [] if structure is None else _trees(structure.loops),
         "buffers": [] if structure is None else [_buffer(vars(buffer)) for buffer in structure.buffers],
         "resources": kind.resources(artifact, kernel, program.architecture),
     }
+
+
+def _described(name: str, levels: list[dict[str, Any]], parents: Mapping[int, list[int]]) -> dict[str, Any]:
+    """A record without loops, buffers and resources."""
+    links = {str(link): coarser for link, coarser in parents.items()}
+    return {"name": name, "levels": levels, "parents": links, "loops": [], "buffers": [], "resources": []}
 
 
 def _structure(artifact: Artifact, kernel: KernelEntry) -> KernelStructure | None:
@@ -60,23 +72,47 @@ def _structure(artifact: Artifact, kernel: KernelEntry) -> KernelStructure | Non
     )
 
 
+class _GraphLevels:
+    """The levels of the imported model's nodes, and of the operators, by name, that a kernel or design computes."""
+
+    def __init__(self, artifact: Artifact, names: Iterable[str]) -> None:
+        self.ids = itertools.count(1)
+        self.operator_ids: dict[str, int] = {}
+        self.parents: dict[int, list[int]] = {}
+        files = dict.fromkeys(stage["file"] for stage in artifact.manifest.stages)
+        stages = tuple(map(artifact.text, files))
+        if not stages:
+            self.levels = [_level(level, "", [], _NO_GRAPH) for level in ("onnx", "operators")]
+            return
+        last, first, made_of = nodes_of(stages[-1]), nodes_of(stages[0]), imported_nodes(stages)
+        operators = [last[name] for name in names if name in last]
+        origins = {origin for operator in operators for origin in made_of[operator.name]}
+        nodes = [node for node in first.values() if node.name in origins]
+        node_ids = {node.name: next(self.ids) for node in nodes}
+        self.operator_ids = {operator.name: next(self.ids) for operator in operators}
+        for name, link in self.operator_ids.items():
+            self.parents[link] = [node_ids[node.name] for node in nodes if node.name in made_of[name]]
+        self.levels = [
+            _nodes_level("onnx", stages[0], nodes, node_ids, "the nodes were added while the model was compiled"),
+            _nodes_level("operators", stages[-1], operators, self.operator_ids, "the kernel computes no node alone"),
+        ]
+
+
 class _KernelLevels:
     """The levels of one kernel. Ids are given in the order of the levels."""
 
     def __init__(self, artifact: Artifact, kernel: KernelEntry, structure: KernelStructure | None) -> None:
         self._artifact, self._kernel, self._structure = artifact, kernel, structure
-        self._ids = itertools.count(1)
-        self._operator_ids: dict[str, int] = {}
+        self._graph = _GraphLevels(artifact, kernel["nodes"])
         self._ids_of: dict[str, dict[int, int]] = {}
         """Ids of lines, from 1, of the forms that other forms come from."""
-        self.parents: dict[int, list[int]] = {}
+        self.parents = self._graph.parents
 
     def described(self) -> list[dict[str, Any]]:
         """The levels as plain data, from coarse to fine."""
-        nodes, operators = self._graph_levels()
         sources = self._kernel["sources"]
         forms = [targets.forms()[_TIR], *targets.kind_of(self._artifact.manifest.target).forms]
-        levels = [nodes, operators]
+        levels = list(self._graph.levels)
         for form in forms:
             if form.is_code and form.name in sources:
                 levels.append(self._code(form.name, self._artifact.text(sources[form.name])))
@@ -85,29 +121,6 @@ class _KernelLevels:
                 levels.append(_level(form.name, "", [], tools))
         return levels
 
-    def _graph_levels(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The levels of the imported model's nodes, and of the operators that the kernel computes."""
-        files = dict.fromkeys(stage["file"] for stage in self._artifact.manifest.stages)
-        stages = tuple(map(self._artifact.text, files))
-        if not stages:
-            return _level("onnx", "", [], "the graph was not kept"), _level(
-                "operators", "", [], "the graph was not kept"
-            )
-        last, first, made_of = nodes_of(stages[-1]), nodes_of(stages[0]), imported_nodes(stages)
-        operators = [last[name] for name in self._kernel["nodes"] if name in last]
-        origins = {origin for operator in operators for origin in made_of[operator.name]}
-        nodes = [node for node in first.values() if node.name in origins]
-        node_ids = {node.name: next(self._ids) for node in nodes}
-        self._operator_ids = {operator.name: next(self._ids) for operator in operators}
-        for operator in operators:
-            self.parents[self._operator_ids[operator.name]] = [
-                node_ids[node.name] for node in nodes if node.name in made_of[operator.name]
-            ]
-        return (
-            _nodes_level("onnx", stages[0], nodes, node_ids, "the nodes were added while the model was compiled"),
-            _nodes_level("operators", stages[-1], operators, self._operator_ids, "the kernel computes no node alone"),
-        )
-
     def _code(self, form: str, text: str) -> dict[str, Any]:
         all_links = {} if self._structure is None else self._structure.links
         links = all_links.get(form)
@@ -115,14 +128,14 @@ class _KernelLevels:
             return _level(form, text, [None] * len(text.splitlines()), _NO_LINKS)
         numbers = links.numbers
         if links.form == form:  # the coarsest form, whose lines come from operators
-            places, parents = numbers, {number: [*self._operator_ids.values()] for number in {*numbers} - {0}}
+            places, parents = numbers, {number: [*self._graph.operator_ids.values()] for number in {*numbers} - {0}}
         else:
             origins = self._ids_of[links.form]
             if all(other.form != form for other in all_links.values()):
                 return _level(form, text, [origins.get(number) for number in numbers], None)
             places = [number and line for line, number in enumerate(numbers, 1)]
             parents = {line: [origins[numbers[line - 1]]] for line in places if line}
-        ids = self._ids_of[form] = {place: next(self._ids) for place in sorted(parents)}
+        ids = self._ids_of[form] = {place: next(self._graph.ids) for place in sorted(parents)}
         self.parents |= {ids[place]: coarser for place, coarser in parents.items()}
         return _level(form, text, [ids.get(place) for place in places], None)
 

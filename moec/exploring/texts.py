@@ -9,6 +9,6 @@ from moec.exploring.subject import Subject
 
 
 def texts(subject: Subject) -> dict[str, dict[str, Any]]:
-    """Return what :func:`~moec.exploring.kernel_levels.kernel_levels` says of each kernel, by its name."""
-    kernels = subject.description["kernels"]
-    return {kernel["name"]: kernel_levels(subject.artifact, kernel["name"], subject.architecture) for kernel in kernels}
+    """Return what :func:`~moec.exploring.kernel_levels.kernel_levels` says of each kernel and design, by its name."""
+    named = (*subject.description["kernels"], *subject.description["projects"])
+    return {part["name"]: kernel_levels(subject.artifact, part["name"], subject.architecture) for part in named}

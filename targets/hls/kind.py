@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moec.targets.kind import CommandResult, Kind, LayerEstimate, Options
+from moec.targets.kind import CommandResult, DesignText, Kind, LayerEstimate, Options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from moec.runtime.manifest import ProjectEntry
     from moec.targets.base import Target
 
 
@@ -36,6 +37,11 @@ class HlsKind(Kind):
         from moec.targets.hls.command_line import simulate
 
         return [simulate]
+
+    def design_text(self, project: ProjectEntry) -> DesignText:
+        report = project.report
+        nodes = [layer["node"] for layer in report.get("layers", ())] or [report["node"]]
+        return DesignText("hls", f"{project.folder}/src/model.cpp", tuple(nodes))
 
     def weight_types(self, description: Mapping[str, Any]) -> Mapping[str, str]:
         reports = [project["report"].get("weights", {}) for project in description["projects"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from moec import targets
@@ -10,6 +12,7 @@ from moec.compiling import compiler
 from moec.compiling.compile_options import CompileOptions
 from moec.exploring.kernel_levels import kernel_levels
 from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.manifest import ProjectEntry
 
 from ..conftest import EXAMPLE
 
@@ -152,6 +155,20 @@ def test_without_links_a_level_says_so(artifact, monkeypatch):
         "lines": [],
         "absent": "it was not kept",
     }
+
+
+def test_a_design_is_described_with_its_nodes_and_says_why_its_lines_have_none():
+    graph = "main (float[n] x) => (float[n] y)\n{\n   [a] t = Exp (x)\n   [b] y = Exp (t)\n}\n"
+    texts = {"ir": graph, "projects/all/src/model.cpp": "void top() {\n}\n"}
+    projects = [ProjectEntry("all", "projects/all", {"node": "whole", "layers": [{"node": "b"}]})]
+    manifest = SimpleNamespace(target="hls:zcu102", projects=projects, stages=[{"file": "ir"}], programs=[])
+    described = kernel_levels(SimpleNamespace(manifest=manifest, text=texts.__getitem__), "all")
+    assert [level["level"] for level in described["levels"]] == ["onnx", "operators", "hls"]
+    assert level(described, "operators")["text"] == "[b] y = Exp (t)\n"
+    assert level(described, "hls")["text"] == texts["projects/all/src/model.cpp"]
+    assert level(described, "hls")["lines"] == [None, None]
+    assert "belong to no single one" in level(described, "hls")["absent"]
+    assert described["loops"] == described["resources"] == []
 
 
 def test_an_unknown_kernel_is_refused_with_the_names_of_all(artifact):

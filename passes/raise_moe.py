@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from moec.common.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
+from moec.passes.framework.evidence import Attempt, RaisedBlock, cut
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, experts_of
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits, selects_for_experts
@@ -21,7 +23,7 @@ from moec.passes.raising.given_columns import Beside, columns, side_by_side
 from moec.passes.raising.given_weights import blocks_weighed_by, given_routing, weighed_blocks
 from moec.passes.raising.matching.blocks import MOST_CANDIDATES, KnownBlocks, match_block, understand
 from moec.passes.raising.matching.diagnosis import diagnosed
-from moec.passes.raising.matching.search import Match
+from moec.passes.raising.matching.search import Match, describe
 from moec.passes.raising.one_choice import ROUTING, Selected, chosen_flags, chosen_ids, select
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import RoutingProposal
@@ -97,13 +99,14 @@ class RaiseMoE:
             why = raising.behind(node.outputs[0], node, region.reason)
             if why is not None:
                 report.note(self.name, region.node, f"left as ordinary operators: {why}")
-                report.unraised.append(dataclasses.replace(region, reason=why))
+                report.add_unraised(dataclasses.replace(region, reason=why), raising.attempts[node])
         return raising.changed
 
 
 @dataclasses.dataclass
 class _Raising:
-    """Progress of raising in one graph. ``understood`` are the nodes of blocks that were raised."""
+    """Progress of raising in one graph. ``understood`` are the nodes of blocks that were raised. ``attempts``: what was
+    tried on blocks around a node, besides those around a selection with a known router."""
 
     pass_name: str
     graph: ir.Graph
@@ -111,6 +114,7 @@ class _Raising:
     report: Report
     understood: set[ir.Node] = dataclasses.field(default_factory=set)
     known_blocks: KnownBlocks = dataclasses.field(default_factory=KnownBlocks)
+    attempts: defaultdict[ir.Node, list[Attempt]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     changed: bool = False
 
     def around(self, anchor: ir.Node) -> _Failure | None:
@@ -142,17 +146,25 @@ class _Raising:
             for block in weighed_blocks(self.dataflow, source, anchor, self.known_blocks.tried)
             if refused != block.E
         )
-        return self._first_of(blocks, source, reason)
+        return self._first_of(blocks, source, reason, [anchor])
 
     def _first_of(
-        self, blocks: Iterator[Block], source: ir.Value, reason: str, routing: RoutingProposal | None = None
+        self,
+        blocks: Iterator[Block],
+        source: ir.Value,
+        reason: str,
+        about: Iterable[ir.Node],
+        routing: RoutingProposal | None = None,
     ) -> str | None:
+        """Raise the first block that is understood; see :meth:`behind`. ``about``: nodes that attempts are kept for."""
         why = reason
         for block in blocks:
             try:
                 match = match_block(block, self.known_blocks, routing or given_routing(block))
             except NotUnderstoodError as error:
                 why = f"{reason}; {diagnosed(block, [], error)}"
+                for node in about:
+                    self.attempts[node] += error.attempts
                 continue
             self._replace(block, match)
             self.understood.update(self.dataflow.between([block.logits], lambda value: value is source))
@@ -174,7 +186,7 @@ class _Raising:
             self.dataflow = DataFlow(self.graph)
             reason = "its experts are not chosen and weighed by scores of theirs alone"
             blocks = blocks_weighed_by(self.dataflow, rewrite.mixture, rewrite.selection, self.known_blocks.tried)
-            self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.mixture, reason) is None, selections)
+            self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.mixture, reason, selections) is None, selections)
 
     def given_columns(self, failures: Sequence[_Failure]) -> None:
         """Raise experts that are each weighed by a column of their own, from any source, unless experts of a selection
@@ -188,7 +200,7 @@ class _Raising:
             self.dataflow = DataFlow(self.graph)
             reason = "each of its experts is weighed by a value of its own"
             blocks = blocks_weighed_by(self.dataflow, rewrite.mixture, rewrite.apart, self.known_blocks.tried)
-            self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.mixture, reason) is None, makers)
+            self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.mixture, reason, makers) is None, makers)
 
     def one_choice(self, failures: Sequence[_Failure]) -> None:
         """Raise experts of which a token is given to one, without a weight, whatever selects it, unless experts of a
@@ -205,7 +217,9 @@ class _Raising:
                 regions = candidate_blocks(self.dataflow, rewrite.selection, rewrite.scores, self.known_blocks.tried)
                 blocks = itertools.islice(regions, MOST_CANDIDATES)
                 reason = "it gives a token to one expert, whose result has no weight"
-                self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.scores, reason, ROUTING) is None, makers)
+                self._keep_or_undo(
+                    rewrite, self._first_of(blocks, rewrite.scores, reason, makers, ROUTING) is None, makers
+                )
 
     def _keep_or_undo(
         self, rewrite: ScatteredSelection | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]
@@ -221,6 +235,9 @@ class _Raising:
         self.understood.update(block.nodes)
         replace(self.graph, block, match.proposal, match.formulation)
         self.changed = True
+        proposal = cut(describe(match.proposal))
+        raised = RaisedBlock(block.name, match.reading, proposal, match.evidence, match.isomorphic_to)
+        self.report.raised.append(raised)
         if absent := match.proposal.absent:
             traced = match.formulation != "batched"
             tell = self.report.warn if traced else self.report.note
@@ -245,7 +262,8 @@ class _Raising:
         tell(self.pass_name, name, f"left as ordinary operators: {failure.reason}")
         k = 1 if anchor.op_type == "ArgMax" else self.dataflow.scalar(anchor.inputs[1])
         experts = None if failure.source is None else experts_of(failure.source)
-        self.report.unraised.append(Unraised(name, str(failure.reason), experts, None if k is None else int(k)))
+        region = Unraised(name, str(failure.reason), experts, None if k is None else int(k))
+        self.report.add_unraised(region, [*failure.reason.attempts, *self.attempts[anchor]])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ model verifies before and after. Remarks (on a proposal that was dropped, a bloc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import ClassVar, Literal, Protocol
 
 import onnx_ir as ir
 
 from moec.common.progress import Progress, silent
+from moec.passes.framework.evidence import MOST_ATTEMPTS, MOST_MISSES, Attempt, RaisedBlock
 
 Exactness = Literal["exact", "reassociating", "lossy"]
 
@@ -44,24 +46,34 @@ class Loss:
 @dataclasses.dataclass(frozen=True)
 class Unraised:
     """A likely mixture of experts that was not raised: the node that shows it, and the reason. ``experts`` and
-    ``top_k`` are None and ``router`` is empty if they were not established."""
+    ``top_k`` are None and ``router`` is empty if they were not established. ``attempts``: what was tried on it;
+    ``attempts_left_out`` counts further ones."""
 
     node: str
     reason: str
     experts: int | None = None
     top_k: int | None = None
     router: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    attempts_left_out: int = 0
 
 
 @dataclasses.dataclass
 class Report:
-    """Collected remarks, losses and unraised mixtures of a whole compilation. ``progress`` is called immediately, for
-    steps that take long."""
+    """Collected remarks, losses, raised blocks and unraised mixtures of a whole compilation. ``progress`` is called
+    immediately, for steps that take long."""
 
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     losses: list[Loss] = dataclasses.field(default_factory=list)
+    raised: list[RaisedBlock] = dataclasses.field(default_factory=list)
     unraised: list[Unraised] = dataclasses.field(default_factory=list)
     progress: Progress = silent
+
+    def add_unraised(self, region: Unraised, attempts: Iterable[Attempt] = ()) -> None:
+        """Add a mixture that was not raised, with as many of the attempts on it as fit."""
+        every = tuple(dict.fromkeys(attempts))
+        kept = every[:MOST_ATTEMPTS] if len(self.unraised) < MOST_MISSES else ()
+        self.unraised.append(dataclasses.replace(region, attempts=kept, attempts_left_out=len(every) - len(kept)))
 
     def note(self, pass_name: str, subject: str, message: str) -> None:
         self.remarks.append(Remark(pass_name, subject, message))

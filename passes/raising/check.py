@@ -18,6 +18,7 @@ from moec.ir.facts import Facts
 from moec.ir.interpreter import EvaluationError
 from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
+from moec.passes.framework.evidence import SMALLEST, Evidence, cut, grouped, recorded
 from moec.passes.raising.block import Block
 from moec.passes.raising.coverage import idle_nodes, reaching_trials, roundings, watch_block
 from moec.passes.raising.dataflow import Array, DataFlow
@@ -25,6 +26,7 @@ from moec.passes.raising.reaching import reaching
 from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.size_scan import SizedGraph, SizeScan, sizes_text
+from moec.passes.raising.trial_log import TrialLog, decision_records
 from moec.passes.raising.trials import (
     LAYOUT_SHARE,
     Trial,
@@ -92,13 +94,14 @@ def tolerance(block: Block) -> float:
 class Verdict:
     """Result of a check. ``difference`` is the worst over all trials, ``tolerance`` the allowed one. ``undefined`` are
     the trials that the original cannot run, with reasons. ``unseen`` are the sides of its decisions that no trial took
-    and no interval excludes. ``assumed`` describes sizes that were not tried."""
+    and no interval excludes. ``assumed`` describes sizes that were not tried. ``evidence`` is the same for people."""
 
     difference: float
     tolerance: float
     worst_trial: str
     undefined: dict[str, str]
     unseen: list[Unseen]
+    evidence: Evidence
     assumed: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -145,7 +148,18 @@ def check_weights(block: Block, proposal: Proposal, tried: Verdict) -> Verdict:
     if comparison.agrees:
         comparison.run_rounded()
     verdict = comparison.verdict()
-    return dataclasses.replace(verdict, undefined=tried.undefined | verdict.undefined, assumed=tried.assumed)
+    undefined = tried.undefined | verdict.undefined
+    evidence = _with_miniature(verdict.evidence, tried.evidence)
+    return dataclasses.replace(verdict, undefined=undefined, evidence=evidence, assumed=tried.assumed)
+
+
+def _with_miniature(own: Evidence, small: Evidence) -> Evidence:
+    """The evidence of a block and its miniature, which has the decisions."""
+    trials = tuple(dataclasses.replace(trial, miniature=True) for trial in small.trials)
+    worst = own if own.difference is None or (small.difference or 0) <= own.difference else small
+    return dataclasses.replace(
+        small, difference=worst.difference, worst_trial=worst.worst_trial, trials=(*trials, *own.trials)
+    )
 
 
 def _driven(block: Block, proposal: Proposal | RowProposal) -> _Comparison:
@@ -172,15 +186,17 @@ class _Comparison:
     """Values that change at sizes that no trial can have."""
     assumed: list[str] = dataclasses.field(default_factory=list)
     """Assumptions that no trial has shown."""
+    log: TrialLog = dataclasses.field(default_factory=TrialLog)
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:
-            self._run(trial)
+            self.log.add(trial.name, len(trial.x), self._run(trial), self.tolerance)
             release_pages()
             if not self.agrees:
                 return
 
-    def _run(self, trial: Trial) -> None:
+    def _run(self, trial: Trial) -> float | str:
+        """Run a trial. Returns the difference, or the reason why the original fails."""
         seen, block = self.watch.fork(), trial.on(self.block)
         try:
             want = block.y_of(trial.x, trial.logits, seen)
@@ -189,24 +205,24 @@ class _Comparison:
                 self.undefined[trial.name] = str(error)
             if len(trial.x):
                 self.failing.update(set(self.watch.unseen()).difference(seen.unseen()))
-            return
+            return str(error)
         got = self.proposal.run(block, trial.x, trial.logits)
         if want is None or got.size != want.size:
-            self._note(trial, float("inf"))
-            return
+            return self._note(trial, float("inf"))
         compared = np.isfinite(want).all(axis=1) | (not trial.extreme)
-        self._note(trial, difference(got[compared], want[compared]))
+        distance = self._note(trial, difference(got[compared], want[compared]))
         telling = compared & (want.any(axis=1) | (not trial.extreme))
         if not telling.any():  # whatever was decided, no row shows it
             if not len(trial.x):  # data that one token makes longer than a slice's bounds is so for all numbers of them
                 newly = set(self.watch.unseen()).difference(seen.unseen())
                 self.failing.update(side for side in newly if side.node.op_type == "Slice")
-            return
+            return distance
         if telling.all():
             self.layouts.append(block.sizes_at(block.rows_for(len(trial.x))))
-            self.watch.adopt(reaching(block, trial, self.watch, seen))
+            self.watch.adopt(reaching(block, trial, self.watch, seen), trial.name)
         else:
             self._run(Trial(trial.name, trial.x[telling], trial.logits[telling]))
+        return distance
 
     def run_sizes(self) -> None:
         """Run trials at sizes for which a value computed only from sizes differs from all trials so far."""
@@ -240,8 +256,11 @@ class _Comparison:
             want = block.y_in_own_types(x, logits)
         except EvaluationError as error:
             self.undefined["in float32"] = str(error)
+            self.log.add("in float32", len(x), str(error), ROUNDING)
             return
-        if difference(self.proposal.run(block, x, logits), want) > ROUNDING:
+        distance = difference(self.proposal.run(block, x, logits), want)
+        self.log.add("in float32", len(x), distance, ROUNDING)
+        if distance > ROUNDING:
             self._note(dataclasses.replace(trial, name="in float32"), float("inf"))
 
     @property
@@ -252,17 +271,26 @@ class _Comparison:
     def tolerance(self) -> float:
         return tolerance(self.block)
 
-    def _note(self, trial: Trial, difference: float) -> None:
+    def _note(self, trial: Trial, difference: float) -> float:
         if difference > self.worst:
             self.worst, self.worst_trial = difference, trial.name
+        return difference
 
     def verdict(self, unseen: Sequence[Unseen] = ()) -> Verdict:
         """The verdict, with sides ``unseen`` that no trial can show. A side that is only taken where the original fails
         does not count."""
+        evidence = self._evidence([*unseen, *self.beyond])
         unseen = [*unseen, *self.beyond, *(side for side in self.watch.unseen() if side not in self.failing)]
         if "every expert" in self.undefined:
-            return Verdict(float("inf"), self.tolerance, "every expert", self.undefined, unseen)
-        return Verdict(self.worst, self.tolerance, self.worst_trial, self.undefined, unseen, self.assumed)
+            return Verdict(float("inf"), self.tolerance, "every expert", self.undefined, unseen, evidence)
+        return Verdict(self.worst, self.tolerance, self.worst_trial, self.undefined, unseen, evidence, self.assumed)
+
+    def _evidence(self, unseen: Sequence[Unseen]) -> Evidence:
+        """Evidence for people; where a trial differs, that decides, and no decision."""
+        decisions = grouped(decision_records(self.watch, self.failing, unseen)) if self.agrees else ((), 0)
+        worst, trials = recorded(self.worst), self.log.records()
+        worst_trial = "" if worst == SMALLEST else self.worst_trial
+        return Evidence(worst, self.tolerance, worst_trial, trials, *decisions, tuple(map(cut, self.assumed)))
 
 
 def _goes_on(varying: Sequence[ir.Node], seen: Sequence[Mapping[str, int]]) -> str:

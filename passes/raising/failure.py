@@ -1,6 +1,10 @@
 """Reasons why a block is not raised."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+
+from moec.passes.framework.evidence import Attempt
 
 
 class NotUnderstoodError(Exception):
@@ -10,8 +14,11 @@ class NotUnderstoodError(Exception):
     proposal.
     ``resembles``: nothing was tried, because the graph only resembles a mixture of experts. ``undecided``: a proposal
     agreed on all trials, but a decision of the block was never seen whole. ``is_mixture``: the block computes a sum of
-    its experts' results, weighted by its router, whatever the experts are.
+    its experts' results, weighted by its router, whatever the experts are. ``attempts``: what was tried on the blocks
+    around it.
     """
+
+    attempts: tuple[Attempt, ...] = ()
 
     def __init__(
         self,

@@ -25,7 +25,8 @@ from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.matching.diagnosis import diagnosed
 from moec.passes.raising.matching.ordering import in_expert_order
 from moec.passes.raising.matching.probing import probe_experts
-from moec.passes.raising.matching.search import Match, checked, find_match
+from moec.passes.raising.matching.search import Match, checked, describe, find_match
+from moec.passes.raising.matching.trail import Trail
 from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.router import RoutingProposal, expert_vectors, propose_routings
 from moec.passes.raising.row_proposal import propose_rows
@@ -38,9 +39,10 @@ MOST_CANDIDATES = 3
 
 @dataclasses.dataclass(frozen=True)
 class KnownBlocks:
-    """Understood blocks by the key of their structure, and the reasons against others by their borders."""
+    """Understood blocks, with their names, by the key of their structure, and the reasons against others by their
+    borders."""
 
-    understood: dict[Hashable, tuple[Structure, Match]] = dataclasses.field(default_factory=dict)
+    understood: dict[Hashable, tuple[Structure, str, Match]] = dataclasses.field(default_factory=dict)
     refused: dict[Hashable, NotUnderstoodError] = dataclasses.field(default_factory=dict)
     tried: Tried = dataclasses.field(default_factory=Tried)
 
@@ -63,7 +65,9 @@ def understand(dataflow: DataFlow, anchor: ir.Node, blocks: KnownBlocks) -> tupl
         if any(reason.is_mixture for reason in reasons):
             break  # what is not understood are the experts; from scores on instead of logits they are the same
     if reasons:
-        raise min(reasons, key=lambda reason: reason.difference)
+        nearest = min(reasons, key=lambda reason: reason.difference)
+        nearest.attempts = tuple(dict.fromkeys(attempt for reason in reasons for attempt in reason.attempts))
+        raise nearest
     _report_no_candidate(dataflow, anchor)
     return None, None
 
@@ -94,12 +98,13 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
 def match_block(block: Block, blocks: KnownBlocks, known_routing: RoutingProposal | None = None) -> Match:
     """Match a block. Raises NotUnderstoodError for every failure. ``known_routing`` is taken instead of
     a search."""
+    trail = Trail("weights as the graph computes them" if known_routing is not None else "")
     borders = block.x, block.logits, block.y, block.start, block.weighing
     if borders in blocks.refused:  # routers that select in groups first lead to a block several times
         raise blocks.refused[borders]
     try:
         structure = structure_of(block)
-        match = _match_isomorphic(block, structure, blocks) or _search_block(block, known_routing)
+        match = _match_isomorphic(block, structure, blocks, trail) or _search_block(block, known_routing, trail)
     except NotUnderstoodError as error:
         reason = error
     except MemoryError:
@@ -108,45 +113,53 @@ def match_block(block: Block, blocks: KnownBlocks, known_routing: RoutingProposa
         reason = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
     else:
         if structure is not None:
-            blocks.understood.setdefault(structure.key, (structure, match))
+            blocks.understood.setdefault(structure.key, (structure, block.name, match))
         return match
+    reason.attempts = tuple(trail.attempts)
     blocks.refused[borders] = reason
     raise reason
 
 
-def _match_isomorphic(block: Block, structure: Structure | None, blocks: KnownBlocks) -> Match | None:
+def _match_isomorphic(block: Block, structure: Structure | None, blocks: KnownBlocks, trail: Trail) -> Match | None:
     """The match of an earlier isomorphic block, if this one agrees with it, too."""
     if structure is None or structure.key not in blocks.understood:
         return None
-    earlier, match = blocks.understood[structure.key]
+    earlier, name, match = blocks.understood[structure.key]
     proposal = transfer(match.proposal, earlier, structure, block.dataflow)
     if proposal is None:
         return None
     verdict = check_proposal(block, proposal, isomorphic_agreed=True)
-    return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
+    if not verdict.agrees:
+        reason = "its weights make another result than the same operators of that block"
+        Trail(f"as block {name}", trail.attempts).add(reason, describe(proposal), 1, verdict.evidence)
+        return None
+    return dataclasses.replace(match, proposal=proposal, evidence=verdict.evidence, isomorphic_to=name)
 
 
-def _search_block(block: Block, known_routing: RoutingProposal | None) -> Match:
+def _search_block(block: Block, known_routing: RoutingProposal | None, trail: Trail) -> Match:
     if known_routing is not None:
-        return _match_experts(block, [known_routing])
+        return _match_experts(block, [known_routing], trail)
     routings = propose_routings(block)
     try:
-        return _match_experts(block, routings)
+        return _match_experts(block, routings, trail)
     except NotUnderstoodError as error:
         reason = error
     placed = [] if reason.undecided else placed_routings(block)
     if placed:
-        with contextlib.suppress(NotUnderstoodError):  # why the block stays is known already
-            return _match_experts(block, placed)
+        known = contextlib.suppress(NotUnderstoodError)  # why the block stays is known already
+        with known, trail.reading("weights at places") as given:
+            return _match_experts(block, placed, given)
     raise diagnosed(block, routings, reason)
 
 
-def _match_experts(block: Block, routings: list[RoutingProposal]) -> Match:
+def _match_experts(block: Block, routings: list[RoutingProposal], trail: Trail) -> Match:
     """Experts that agree with the block for one of these routings. Raises NotUnderstoodError if there are none."""
     if not routings:
-        raise NoRouterError("no known router makes the weights that this one makes")
+        with trail.reading("known routers"):
+            raise NoRouterError("no known router makes the weights that this one makes")
     try:
-        return _find_match(block, routings, *_read_experts(block, routings[0]))
+        with trail.reading("known operators") as known:
+            return _find_match(block, routings, known, *_read_experts(block, routings[0]))
     except NotUnderstoodError as reason:
         if reason.undecided:
             raise
@@ -154,14 +167,16 @@ def _match_experts(block: Block, routings: list[RoutingProposal]) -> Match:
     except (EvaluationError, IndexError, ValueError) as error:  # shapes that only look as if they fit
         read = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
     try:
-        arrangement, formulation, likely = probe_experts(block, routings)
-        return _find_match(block, likely, [arrangement], formulation)
+        with trail.reading("probing") as probing:
+            arrangement, formulation, likely = probe_experts(block, routings)
+            return _find_match(block, likely, probing, [arrangement], formulation)
     except NotUnderstoodError as reason:
         if reason.undecided:
             raise
         probed = reason
     try:
-        return checked(block, propose_rows(block, routings))
+        with trail.reading("dispatched rows") as rows:
+            return checked(block, propose_rows(block, routings), rows)
     except NoResultError:
         pass  # there are no rows to be judged, so what the other readings met is the reason
     except NotUnderstoodError as reason:
@@ -191,7 +206,9 @@ def _read_experts(block: Block, routing: RoutingProposal) -> tuple[list[Arrangem
     return list(arrangements(block.dataflow, mlps, block.E, block.d)), formulation
 
 
-def _find_match(block: Block, routings: list[RoutingProposal], plain: list[Arrangement], formulation: str) -> Match:
+def _find_match(
+    block: Block, routings: list[RoutingProposal], trail: Trail, plain: list[Arrangement], formulation: str
+) -> Match:
     every = [arrangement for arrangement in plain if not arrangement.ids]
     scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in every]
-    return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)
+    return dataclasses.replace(find_match(block, routings, plain + scaled, trail), formulation=formulation)

@@ -13,6 +13,7 @@ from moec.ir.interpreter import EvaluationError
 from moec.ir.products import rounded_rows
 from moec.ir.semantics import activated, limited, pairs_by_expert, projections_in
 from moec.ir.watch import Unseen
+from moec.passes.framework.evidence import Evidence
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import (
@@ -26,6 +27,7 @@ from moec.passes.raising.check import (
 )
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.matching.trail import Trail
 from moec.passes.raising.miniature import miniature
 from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.row_proposal import RowProposal
@@ -40,29 +42,40 @@ FAR = 1e5
 @dataclasses.dataclass(frozen=True)
 class Match:
     """An accepted proposal, with the trials on which the original itself fails, its formulation, and assumptions about
-    sizes."""
+    sizes. ``reading``: the way in which it was found. ``isomorphic_to``: the block that it was taken over from."""
 
     proposal: Proposal | RowProposal
-    difference: float
     undefined: dict[str, str]
+    evidence: Evidence
+    reading: str
     formulation: str = ""
     assumed: tuple[str, ...] = ()
+    isomorphic_to: str = ""
 
 
-def find_match(block: Block, routings: list[RoutingProposal], arrangements: list[Arrangement]) -> Match:
-    """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
+def find_match(
+    block: Block, routings: list[RoutingProposal], arrangements: list[Arrangement], trail: Trail | None = None
+) -> Match:
+    """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss. ``trail`` keeps those
+    that do not pass."""
+    trail = Trail() if trail is None else trail
     rejected: list[NotUnderstoodError] = []
     misses: list[tuple[float, Proposal]] = []
     for distance, proposal in _worth_a_check(block, routings, arrangements, misses):
         try:
-            return checked(block, proposal, distance)
+            return checked(block, proposal, trail, distance)
         except NotUnderstoodError as reason:
             if reason.undecided:
                 raise
             rejected.append(reason)
         if len(rejected) == MOST_CHECKED:
             raise rejected[0]
-    raise rejected[0] if rejected else _nearest_miss(misses)
+    if rejected:
+        raise rejected[0]
+    reason = _nearest_miss(misses)
+    nearest = describe(min(misses, key=lambda miss: miss[0])[1]) if misses else ""
+    trail.add(str(reason), nearest, len(misses))
+    raise reason
 
 
 def _worth_a_check(
@@ -81,19 +94,19 @@ def _worth_a_check(
     yield from sorted(rounded, key=lambda miss: miss[0])
 
 
-def checked(block: Block, proposal: Proposal | RowProposal, distance: float = 0.0) -> Match:
+def checked(block: Block, proposal: Proposal | RowProposal, trail: Trail, distance: float = 0.0) -> Match:
     """A proposal that passes the check. Raises NotUnderstoodError for any other; ``distance``: how far it was from the
     original on a few tokens."""
     verdict = _verdict(block, proposal)
     if verdict.agrees:
-        return Match(proposal, verdict.difference, verdict.undefined, assumed=tuple(verdict.assumed))
+        return Match(proposal, verdict.undefined, verdict.evidence, trail.name, assumed=tuple(verdict.assumed))
     if verdict.is_near:
-        raise NotUnderstoodError(_undecided(verdict.unseen), distance, undecided=True)
-    raise NotUnderstoodError(
-        f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
-        f"'{verdict.worst_trial}'",
-        distance,
-    )
+        reason = _undecided(verdict.unseen)
+    else:
+        differs = f"differs by {verdict.difference:.1e} of the output on the trial '{verdict.worst_trial}'"
+        reason = f"the proposal ({describe(proposal)}) {differs}"
+    trail.add(reason, describe(proposal), 1, verdict.evidence)
+    raise NotUnderstoodError(reason, distance, undecided=verdict.is_near)
 
 
 def _verdict(block: Block, proposal: Proposal | RowProposal) -> Verdict:
@@ -195,7 +208,8 @@ class _RouterProbe:
         return y
 
 
-def _describe(proposal: Proposal | RowProposal) -> str:
+def describe(proposal: Proposal | RowProposal) -> str:
+    """The router and the experts of a proposal in one line."""
     if isinstance(proposal, RowProposal):
         return str(proposal)
     route, spec = proposal.routing.spec, proposal.spec
@@ -212,5 +226,5 @@ def _nearest_miss(misses: list[tuple[float, Proposal]]) -> NotUnderstoodError:
         return NotUnderstoodError("the shapes of its weights fit no layout of experts")
     distance, proposal = min(misses, key=lambda miss: miss[0])
     amount = "without bound" if np.isinf(distance) else f"by {distance:.1e} of the output"
-    reason = f"what it computes is not recognised: the nearest candidate ({_describe(proposal)}) differs {amount}"
+    reason = f"what it computes is not recognised: the nearest candidate ({describe(proposal)}) differs {amount}"
     return NotUnderstoodError(reason, distance)

@@ -66,6 +66,6 @@ def test_no_step_holds_more_than_a_few_experts(path, tmp_path, passes):
     assert most_memory(lambda: pipeline.run(model, pipeline.parse(passes))) < 2 * FLOATS + FIXED
     assert most_memory(lambda: print_model(model)) < 2 * FLOATS + FIXED
     program = targets.get("cpu").compile(model)
-    context = Context("0", None, [], {}, {}, [], [], [], [], [], [], {})
+    context = Context("0", None, [], {}, {}, [], [], [], [], [], [], [], [], {})
     assert most_memory(lambda: write_artifact(tmp_path / "a.moec", program, context)) < 2 * FLOATS + FIXED
     assert E * FLOATS > 5 * (2 * FLOATS + FIXED)  # otherwise the test would prove nothing

@@ -67,6 +67,8 @@ class Context:
     stages: Sequence[Stage]
     remarks: list[Any]
     losses: list[Any]
+    raised: list[Any]
+    unraised: list[Any]
     provenance: dict[str, Any]
     text: TextFiles | None = None
     resident: int | None = None
@@ -170,6 +172,8 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         stages=_write_stages(files, context.stages),
         remarks=context.remarks,
         losses=context.losses,
+        raised=context.raised,
+        unraised=context.unraised,
         provenance=context.provenance,
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")

@@ -253,6 +253,8 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
         states=states_of(graph),
         remarks=[dataclasses.asdict(remark) for remark in report.remarks],
         losses=[dataclasses.asdict(loss) for loss in report.losses],
+        raised=[dataclasses.asdict(block) for block in report.raised],
+        unraised=[dataclasses.asdict(region) for region in report.unraised],
         **others,
     )
 

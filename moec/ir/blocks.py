@@ -12,6 +12,7 @@ import onnx_ir as ir
 from moec.common.errors import UnsupportedError
 from moec.common.names import node_name
 from moec.ir.dialect import (
+    BLOCK_KEY,
     FORMULATION_KEY,
     ORIGIN_KEY,
     DispatchSpec,
@@ -49,7 +50,8 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     ``router`` and ``activation`` are for people: the function and whatever is not the default. ``routing`` and
     ``experts`` hold all attributes. ``formats`` says for each weight (up, down, gate) in which format every expert has
     it; a weight that is computed is missing. Sizes are None where the model does not fix them; router fields are None
-    for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised, and
+    for experts whose routing is not a ``moec.Route``, ``formulation`` and ``block``, the name of the block in
+    remarks and evidence, are None for blocks that were not raised, and
     ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first.
 
     Of a graph over dispatched rows, ``num_experts`` counts the experts that have rows, ``products`` are its products
@@ -86,6 +88,7 @@ def _describe_dispatched(node: ir.Node, products: Sequence[ir.Node]) -> dict[str
         "dtype": _dtype(weights[0]) if weights else None,
         "formats": {node_name(product): own["weights"] for product in products if (own := _formats(product))},
         "formulation": "a graph over dispatched rows",
+        "block": node.metadata_props.get(BLOCK_KEY),
         "origins": None if table is None else origins_data(_origins_by_table(table[1], count)),
         "products": [
             {"name": node_name(product), "inputs": _size(weight, 1), "outputs": _size(weight, 2)}
@@ -118,6 +121,7 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "dtype": _dtype(inputs["up"]),
         "formats": _formats(node),
         "formulation": node.metadata_props.get(FORMULATION_KEY),
+        "block": node.metadata_props.get(BLOCK_KEY),
         "origins": _origins(node, experts, spec),
     }
 

@@ -53,6 +53,8 @@ import onnx_ir as ir
 DOMAIN = "moec"
 FORMULATION_KEY = "moec.formulation"
 """Key of a node's metadata: the formulation of the block that it was raised from."""
+BLOCK_KEY = "moec.block"
+"""Key of a node's metadata: the name of its block in remarks and evidence."""
 ORIGIN_KEY = "moec.origin"
 """Key of a node's metadata: the origins of its experts (:mod:`moec.ir.origins`)."""
 REFUSAL_KEY = "moec.refusal"

@@ -15,6 +15,7 @@ from moec.ir.intervals import Interval
 from moec.ir.kinds import conditions
 from moec.ir.sides import OUTPUT, Compares, Condition, Evidence, Given, Live, Rounds
 
+LARGEST = float(np.finfo(np.float32).max)
 NO_EFFECT = "its result does not affect y"
 """The reason why the sides of a dismissed node need not be seen."""
 
@@ -135,6 +136,8 @@ class Watch:
         places = {condition.left, *(() if condition.number else (condition.right,))} if compared else None
         operands = [(at, interval) for at, interval in self._operands(node) if places is None or at in places]
         named = (("its result" if at == OUTPUT else f"input {at}", interval) for at, interval in operands)
+        if compared and not condition.number and condition.right not in {at for at, _ in operands}:
+            return f"it has no input {condition.right}"
         known = [f"{name} is {bounds}" for name, interval in named if (bounds := _in_words(interval))]
         return ", ".join(known) or "its sizes allow one outcome"
 
@@ -146,15 +149,15 @@ class Watch:
 
 
 def _in_words(interval: Interval) -> str:
-    """The bounds of all entries for people; empty if there are none."""
+    """The bounds of all entries for people; empty if there are none but the range of float32."""
     low, high = interval.whole
     if low == high:
         return f"{low:g}"
-    if np.isinf(low) and np.isinf(high):
+    if low <= -LARGEST and high >= LARGEST:
         return ""
-    if np.isinf(low):
+    if low <= -LARGEST:
         return f"{high:g} or less"
-    return f"{low:g} or more" if np.isinf(high) else f"{low:g} to {high:g}"
+    return f"{low:g} or more" if high >= LARGEST else f"{low:g} to {high:g}"
 
 
 def _is_same(first: Evidence, other: Evidence) -> bool:

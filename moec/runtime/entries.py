@@ -109,6 +109,69 @@ class RemarkEntry(TypedDict):
     severity: str
 
 
+class TrialEntry(TypedDict):
+    name: str
+    runs: int
+    tokens: int
+    difference: float | None
+    tolerance: float
+    failure: str
+    miniature: bool
+
+
+class SideEntry(TypedDict):
+    condition: str
+    seen: str
+    by: str
+
+
+class DecisionEntry(TypedDict):
+    node: str
+    operator: str
+    sides: list[SideEntry]
+    others: int
+
+
+class EvidenceEntry(TypedDict):
+    difference: float | None
+    tolerance: float
+    worst_trial: str
+    trials: list[TrialEntry]
+    decisions: list[DecisionEntry]
+    decisions_left_out: int
+    assumed: list[str]
+
+
+class RaisedEntry(TypedDict):
+    """A raised block, as :class:`moec.passes.framework.evidence.RaisedBlock` has it."""
+
+    name: str
+    reading: str
+    proposal: str
+    evidence: EvidenceEntry
+    isomorphic_to: str
+
+
+class AttemptEntry(TypedDict):
+    reading: str
+    reason: str
+    proposal: str
+    proposals: int
+    evidence: EvidenceEntry | None
+
+
+class UnraisedEntry(TypedDict):
+    """A near miss, as :class:`moec.passes.framework.base.Unraised` has it."""
+
+    node: str
+    reason: str
+    experts: int | None
+    top_k: int | None
+    router: str
+    attempts: list[AttemptEntry]
+    attempts_left_out: int
+
+
 class ExpertsEntry(TypedDict):
     arithmetic: str
     activation_group: int
@@ -139,5 +202,6 @@ class BlockEntry(_DispatchedProducts):
     gate_layout: str | None
     dtype: str | None
     formulation: str | None
+    block: str | None
     formats: dict[str, list[str]]
     experts: ExpertsEntry | None

@@ -16,9 +16,9 @@ from typing import Any
 from moec.common.dtypes import ElementType
 from moec.common.records import Size
 from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, TensorSpec
-from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RemarkEntry, StageEntry
+from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 22
+FORMAT_VERSION = 23
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -101,7 +101,8 @@ class Manifest:
     lengths of sequences (a mask whose ones are counted). ``guards``: conditions on named sizes of the inputs, outside
     of which the program would compute something else than the model: see :mod:`moec.common.guards`. ``states``: outputs
     that the next run takes as inputs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages`` and
-    ``remarks`` are plain data for people. ``losses``: of each layer, by passes that round weights.
+    ``remarks`` are plain data for people, as are ``raised`` and ``unraised``: evidence for each MoE block that was
+    raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
     """
 
     moec_version: str
@@ -124,6 +125,8 @@ class Manifest:
     stages: list[StageEntry] = dataclasses.field(default_factory=list)
     remarks: list[RemarkEntry] = dataclasses.field(default_factory=list)
     losses: list[LossEntry] = dataclasses.field(default_factory=list)
+    raised: list[RaisedEntry] = dataclasses.field(default_factory=list)
+    unraised: list[UnraisedEntry] = dataclasses.field(default_factory=list)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

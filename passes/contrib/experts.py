@@ -14,10 +14,9 @@ import onnx_ir as ir
 from moec.common.names import node_name
 from moec.ir.contrib import experts_spec
 from moec.ir.contrib_quantized import uses_int8_activations
-from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import BLOCK_KEY, FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
 from moec.passes.contrib.quantized import check_packed, expert_weights
 from moec.passes.graph.writer import NotDecomposableError, Writer, as_float32, dtype_of
-from moec.passes.raising.rewrite import BLOCK_KEY
 
 _ACTIVATION = ("activation_type", "swiglu_fusion", "activation_alpha", "activation_beta", "swiglu_limit")
 _NAMES = {"fc1": "up", "fc2": "down", "fc3": "gate"}

@@ -17,10 +17,6 @@ from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.stored_experts import stacked, stored_runs
 from moec.passes.raising.weights import ExpertTensor
 
-BLOCK_KEY = "moec.block"
-"""Metadata of Route and Experts nodes: the name under which a block is described to the user."""
-
-
 REPLACES_KEY = "moec.replaces"
 """Metadata of a block's last node: the name of the value that its output took the place of."""
 
@@ -74,7 +70,7 @@ class _BlockWriter:
         for value, label in zip(node.outputs, outputs, strict=True):
             value.name = f"{self.name}.{label}"
             value.type = None if dtype is None else ir.TensorType(dtype)
-        node.metadata_props[BLOCK_KEY] = self.block.name
+        node.metadata_props[dialect.BLOCK_KEY] = self.block.name
         self.graph.insert_before(self.place, node)
         self.nodes.append(node)
         return tuple(node.outputs)

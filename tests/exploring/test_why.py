@@ -1,11 +1,17 @@
-"""The view of reasons: each kernel's candidates, and what passes remarked."""
+"""The view of reasons: evidence of raising, each kernel's candidates, and what passes remarked."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from moec.exploring.page import page as page_of
+from moec.passes.framework.base import Unraised
+from moec.passes.framework.evidence import Attempt, DecisionRecord, Evidence, RaisedBlock, SideRecord, TrialRecord
 
 from .browser import opened
-from .test_page import of
+from .test_page import HOSTILE, of
 
 CANDIDATES = [
     {"kernel": "fast", "eligible": False, "reason": "needs avx512", "chosen": False},
@@ -50,3 +56,59 @@ def test_warnings_stand_before_notes(running, tmp_path):
 def test_without_remarks_the_view_says_that_there_is_none(running, tmp_path):
     with opened(running, report(tmp_path, kernels=[kernel("product", CANDIDATES)]), "#why") as page:
         assert "No pass remarked" in page.inner_text("main")
+
+
+TRIALS = (TrialRecord("ties", 2, 4, 1e-12, 1e-5), TrialRecord("large rows", 1, 7, None, 1e-5, "it overflows"))
+SIDES = (
+    SideRecord("input 0 < 0", "trial", "ties"),
+    SideRecord("input 0 > 0", "excluded", "input 0 is 0 or less"),
+    SideRecord("input 0 == 0", "unseen"),
+)
+
+
+def evidence(*assumed: str) -> Evidence:
+    decisions = (DecisionRecord(HOSTILE, "Relu", SIDES, others=3),)
+    return Evidence(1e-12, 1e-5, "", TRIALS, decisions, assumed=assumed)
+
+
+@pytest.fixture(scope="module")
+def raising(tmp_path_factory):
+    """A report of one block, an equal one, and a near miss in layer 7."""
+    first = RaisedBlock(HOSTILE, "probing", "router softmax top-2", evidence("n = 3 goes on"))
+    second = RaisedBlock("b1", "probing", "router softmax top-2", Evidence(1e-12, 1e-5, "", TRIALS[:1]), HOSTILE)
+    attempt = Attempt("known operators", "it differs", "router relu top-1", 16)
+    miss = Unraised("topk", "nothing agrees", 8, 2, attempts=(attempt,), attempts_left_out=2)
+    part = {"title": "experts", "kind": "dense", "layer": 7, "block": None, "reads": [], "nodes": ["up", "topk"]}
+    part |= {"kernels": [], "weight_bytes": 8, "shared_bytes": 0, "formats": {"float32": 8}, "microseconds": []}
+    sections = {
+        "raised": [dataclasses.asdict(first), dataclasses.asdict(second)],
+        "unraised": [dataclasses.asdict(miss)],
+        "layers": {"parts": [part], "cases": [], "no_times": "none were measured", "stored_bytes": 0},
+    }
+    return report(tmp_path_factory.mktemp("raising"), **sections)
+
+
+def test_the_reason_why_a_layer_is_not_raised_is_one_click_from_the_map(running, raising):
+    with opened(running, raising, "#map") as page:
+        page.click("a:text-is('not raised: why')")
+        page.wait_for_selector("h3:text-is('What was tried')")
+        text = page.inner_text("main")
+        assert "nothing agrees" in text and "16 proposals on a few tokens" in text and "leaves out 2 more" in text
+
+
+def test_evidence_shows_both_sides_what_was_not_reached_and_what_is_assumed(running, raising):
+    with opened(running, raising, "#why") as page:
+        page.click("a:text-is('b1')")
+        page.click("dl a")
+        page.wait_for_selector("caption:text-is('Both sides of every decision')")
+        sides = page.locator("table").first.locator("tbody td:last-child").all_inner_texts()
+        assert sides == ["in the trial 'ties'", "not needed: input 0 is 0 or less", "no: no trial reached it"]
+        text = page.inner_text("main")
+        assert HOSTILE in text and "n = 3 goes on" in text and "and 3 alike" in text
+        assert "the model's own operators fail: it overflows" in text
+        assert page.locator("img").count() == 0
+
+
+def test_a_block_without_evidence_is_told(running, raising):
+    with opened(running, raising, "#why/block/other") as page:
+        assert "There is no evidence for other" in page.inner_text("main")

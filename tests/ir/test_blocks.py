@@ -8,7 +8,7 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.ir.blocks import expert_bits, moe_blocks
-from moec.ir.dialect import FORMULATION_KEY, INPUTS, DispatchSpec, ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import BLOCK_KEY, FORMULATION_KEY, INPUTS, DispatchSpec, ExpertsSpec, RouteSpec, make_node
 from moec.ir.expert_ids import table_node
 from moec.ir.origins import Origins, set_origins
 
@@ -23,6 +23,7 @@ def _model(routing: RouteSpec, experts: ExpertsSpec, *, biased: bool = False) ->
     }
     node = make_node("MoE", dict(values), routing, experts, name="layer.0.moe")
     node.metadata_props[FORMULATION_KEY] = "loop"
+    node.metadata_props[BLOCK_KEY] = "topk"
     graph = ir.Graph(list(values.values()), list(node.outputs), nodes=[node], opset_imports={"": 24, "moec": 1})
     return ir.Model(graph, ir_version=10)
 
@@ -40,6 +41,7 @@ def test_a_block_names_its_sizes_type_and_origin():
         "intermediate_size": 32,
         "dtype": "bfloat16",
         "formulation": "loop",
+        "block": "topk",
     }
     assert {key: block[key] for key in expected} == expected
 

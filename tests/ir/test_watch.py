@@ -199,3 +199,30 @@ def test_each_number_of_a_result_has_to_be_met(monkeypatch: pytest.MonkeyPatch) 
     assert watch.unseen()
     watch(node, [np.array([True])], [np.array([1.0])])
     assert not watch.unseen()
+
+
+def test_a_side_is_seen_by_the_run_that_took_it_or_excluded_by_bounds() -> None:
+    runs = Runs("a = Abs (x)\n b = Relu (a)\n y = Relu (x)")
+    for name, x in (("low", LOW), ("high", HIGH)):
+        fork = runs.watch.fork()
+        own, runs.watch = runs.watch, fork
+        runs.unseen(x)
+        runs.watch = own
+        own.adopt(fork, name)
+    reasons = {
+        (side.node.outputs[0].name, str(side.condition)): side.run or side.excluded for side in runs.watch.watched()
+    }
+    assert reasons[("y", "input 0 < 0.0")] == "low"
+    assert reasons[("y", "input 0 > 0.0")] == "high"
+    assert reasons[("b", "input 0 < 0.0")] == "input 0 is 0 or more"
+
+
+def test_a_side_of_no_run_has_no_reason() -> None:
+    runs = Runs("y = Relu (x)")
+    assert {(side.run, side.excluded) for side in runs.watch.watched()} == {("", "")}
+
+
+def test_a_side_of_a_bound_that_is_absent_is_excluded() -> None:
+    runs = Runs('y = Clip (x, "", ten)')
+    excluded = {str(side.condition): side.excluded for side in runs.watch.watched()}
+    assert excluded == {"input 0 < input 1": "it has no input 1", "input 0 > input 2": ""}

@@ -6,6 +6,7 @@ y = (x + w) * float32(scale), the untouched ids, and the weight w itself.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -14,9 +15,19 @@ import pytest
 
 from moec.artifacts.writer import Context, Stage, write_artifact
 from moec.common.specs import TensorSpec
+from moec.passes.framework.base import Unraised
+from moec.passes.framework.evidence import Attempt, DecisionRecord, Evidence, RaisedBlock, SideRecord, TrialRecord
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 
 WEIGHT = np.arange(4, dtype=np.float32)
+EVIDENCE = Evidence(
+    None,
+    1e-5,
+    "ties",
+    (TrialRecord("ties", 1, 4, None, 1e-5),),
+    (DecisionRecord("relu", "Relu", (SideRecord("input 0 < 0", "trial", "ties"),)),),
+)
+ATTEMPT = Attempt("probing", "it differs", "router softmax", 3, EVIDENCE)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +61,7 @@ def program(tmp_path_factory) -> Program:
 @pytest.fixture(scope="session")
 def context() -> Context:
     block = {"name": "moe", "op": "moec.MoE", "num_experts": 4, "top_k": 2, "router": "softmax", "activation": "silu"}
-    unknown = ("gate_layout", "dtype", "formulation", "experts")
+    unknown = ("gate_layout", "dtype", "formulation", "block", "experts")
     return Context(
         moec_version="0.0.0",
         threads=None,
@@ -71,6 +82,8 @@ def context() -> Context:
                 "output_error": 0.18,
             }
         ],
+        raised=[dataclasses.asdict(RaisedBlock("moe", "probing", "router softmax", EVIDENCE))],
+        unraised=[dataclasses.asdict(Unraised("top", "it differs", attempts=(ATTEMPT,)))],
         remarks=[{"pass_name": "raise-moe", "subject": "block 1", "message": "left as it was", "severity": "warning"}],
         provenance={"source": {"kind": "test"}},
     )

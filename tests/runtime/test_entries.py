@@ -35,6 +35,7 @@ def changed(path: pathlib.Path, place: tuple[Any, ...], value: Any) -> pathlib.P
 
 KERNEL = ("programs", 0, "kernels", 0)
 BLOCK = ("moe_blocks", 0)
+EVIDENCE = ("raised", 0, "evidence")
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,18 @@ BLOCK = ("moe_blocks", 0)
         ((*BLOCK, "gate_layout"), ...),
         ((*BLOCK, "experts"), {"arithmetic": "float32", "activation_group": 0}),
         ((*BLOCK, "products"), [{"name": "up"}]),
+        ((*BLOCK, "block"), 1),
+        (("raised", 0, "evidence"), None),
+        ((*EVIDENCE, "trials", 0, "tokens"), "4"),
+        ((*EVIDENCE, "decisions", 0, "sides", 0, "seen"), ...),
+        (("unraised", 0, "attempts", 0, "reason"), []),
     ],
 )
 def test_what_is_missing_or_of_another_type(artifact_path: Any, tmp_path: pathlib.Path, place: Any, value: Any) -> None:
     shutil.copytree(artifact_path, tmp_path / "a")
     with pytest.raises(
         ArtifactError,
-        match=r"json: (programs|remarks|moe_blocks)\[0\]\..* is .*expected .*; compile the model again$",
+        match=r"json: (programs|remarks|moe_blocks|(un)?raised)\[0\]\..* is .*expected .*; compile the model again$",
     ):
         open_artifact(changed(tmp_path / "a", place, value))
 

@@ -17,6 +17,7 @@ function Block({ data, parts: [number = "0"], link, go }) {
         ${blocks.map((each, at) => html`<option value=${at}>${at}: ${short(each.name)}</option>`)}
       </select></label>
       <a href=${link("experts", number)}>Its experts</a>
+      ${block.block != null && html`<a href=${link("why", "block", block.block)}>Why it was raised</a>`}
     </div>
     <${RouterFacts} block=${block} />
     <h3>Formats of experts</h3>
@@ -28,7 +29,7 @@ function Block({ data, parts: [number = "0"], link, go }) {
     <h3>Losses</h3>
     <${Losses} losses=${(data.losses ?? []).filter((loss) => loss.layer === block.name)} />
     <h3>Remarks</h3>
-    <${Remarks} remarks=${(data.remarks ?? []).filter((remark) => remark.subject === block.name)} />`;
+    <${Remarks} remarks=${(data.remarks ?? []).filter((remark) => [block.name, block.block].includes(remark.subject))} />`;
 }
 
 function titleOf(number, part) {

@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { html } from "../html.js";
 import { bytes } from "../numbers.js";
 import { formatsOf, partName, partPath, sourceOfTimes, timeOf, weightsOf } from "../parts.js";
+import { WhyLink, raisingOf } from "../raising.js";
 import { hasSection } from "../sections.js";
 import { Table } from "../table.js";
 import { LayersPicture, Legend } from "./map_picture.js";
@@ -12,10 +13,11 @@ function Map({ data, parts: [chosen], link, go }) {
   const { layers } = data;
   const [measure, setMeasure] = useState("bytes");
   const [at, setAt] = useState(0);
+  const raising = raisingOf(data);
   const numbered = layers.parts.map((part, place) => ({ ...part, place }));
   const part = chosen === undefined ? null : numbered[Number(chosen)];
   if (part === undefined) return html`<h2>Map</h2><p role="alert">There is no part ${chosen} in this model.</p>`;
-  if (part !== null) return html`<${PartKernels} ...${{ data, part, at, link }} />`;
+  if (part !== null) return html`<${PartKernels} ...${{ data, part, at, link }} why=${raising.of(part)} />`;
   const byTime = measure === "time" && layers.cases.length > 0;
   const sized = numbered.map((each) => ({ ...each, size: byTime ? each.microseconds[at] : each.weight_bytes }));
   return html`<h2>Map</h2>
@@ -29,7 +31,7 @@ function Map({ data, parts: [chosen], link, go }) {
     ${measure === "time" && html`<p class="soft">${sourceOfTimes(layers, at)}</p>`}
     <${Legend} parts=${sized} isTime=${byTime} />
     <${LayersPicture} parts=${sized} isTime=${byTime} ...${{ link, go }} />
-    <${Table} caption="Parts of the model, with the kernels that compute them" columns=${columnsOf(layers, at, link)} rows=${numbered} />`;
+    <${Table} caption="Parts of the model, with the kernels that compute them" columns=${columnsOf(layers, at, link, raising)} rows=${numbered} />`;
 }
 
 function summary(layers) {
@@ -44,7 +46,7 @@ function plural(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
-function columnsOf(layers, at, link) {
+function columnsOf(layers, at, link, raising) {
   const run = layers.cases[at];
   const time = { title: run?.measured ? "Time, measured" : "Time, predicted", isNumber: true, value: (part) => part.microseconds[at], show: (part) => timeOf(part, at) };
   return [
@@ -53,6 +55,7 @@ function columnsOf(layers, at, link) {
     ...(run ? [time] : []),
     { title: "Formats", value: formatsOf },
     { title: "Kernels", isNumber: true, value: (part) => part.kernels.length, show: (part) => html`<a href=${link("map", String(part.place))}>${part.kernels.length}</a>` },
+    ...(raising.isEmpty ? [] : [{ title: "Why", value: (part) => raising.of(part)?.text ?? "", show: (part) => html`<${WhyLink} found=${raising.of(part)} link=${link} />` }]),
   ];
 }
 
@@ -69,7 +72,7 @@ export const mapView = {
   name: "map",
   title: "Map",
   key: "m",
-  sections: ["layers", "kernels", "moe_blocks"],
+  sections: ["layers", "kernels", "moe_blocks", "raised", "unraised"],
   isFor: (index, subject) => hasSection(index, subject, "layers"),
   entries: ({ layers }) => layers.parts.map((part, place) => ({ label: partName(part), kind: "part of the model", text: formatsOf(part), path: partPath(part, place) })),
   Component: Map,

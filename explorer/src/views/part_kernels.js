@@ -2,12 +2,13 @@
 import { html } from "../html.js";
 import { bytes } from "../numbers.js";
 import { partName, partPath, sourceOfTimes, timeOf } from "../parts.js";
+import { WhyLink } from "../raising.js";
 import { Table } from "../table.js";
 
-export function PartKernels({ data, part, at, link }) {
+export function PartKernels({ data, part, at, link, why }) {
   const others = data.layers.parts;
   return html`<h2>${partName(part)}</h2>
-    <p><a href=${link("map")}>All layers</a></p>
+    <p><a href=${link("map")}>All layers</a>${why && html` · <${WhyLink} found=${why} link=${link} />`}</p>
     <${PartFacts} ...${{ layers: data.layers, part, at, link }} />
     <h3>Kernels</h3>
     <${KernelTable} kernels=${data.kernels ?? []} names=${part.kernels} link=${link} />

@@ -1,13 +1,21 @@
-// Why: the candidates for each kernel with the reason of each loser, and what passes remarked, near misses first.
+// Why: blocks that were raised and near misses with their evidence, the candidates for each kernel with the reason of
+// each loser, and what passes remarked.
 import { html } from "../html.js";
 import { hasSection } from "../sections.js";
 import { Table } from "../table.js";
+import { BlockEvidence, NearMiss, worst } from "./why_evidence.js";
+
+const SECTIONS = ["kernels", "remarks", "raised", "unraised", "moe_blocks"];
 
 function Why({ data, parts, link }) {
   const kernels = data.kernels ?? [];
   const remarks = data.remarks ?? [];
   const [kind, name] = parts;
   if (kind === "kernel") return html`<${Candidates} kernel=${kernels.find((each) => each.name === name)} name=${name} link=${link} />`;
+  const raised = data.raised ?? [];
+  const unraised = data.unraised ?? [];
+  if (kind === "block") return html`<${OneBlock} ...${{ data, name, link }} />`;
+  if (kind === "miss") return unraised[Number(name)] ? html`<${NearMiss} miss=${unraised[Number(name)]} link=${link} />` : html`<p role="alert">There is no near miss ${name} in this artifact.</p>`;
   const columns = [
     { title: "Kernel", value: (kernel) => kernel.name, show: (kernel) => html`<a href=${link("why", "kernel", kernel.name)}>${kernel.name}</a>` },
     { title: "Operator", value: (kernel) => kernel.op },
@@ -18,10 +26,40 @@ function Why({ data, parts, link }) {
   const warnings = remarks.filter((remark) => remark.severity === "warning");
   const notes = remarks.filter((remark) => remark.severity !== "warning");
   return html`<h2>Why</h2>
-    ${remarks.length === 0 && html`<p>No pass remarked on anything: nothing that looks like experts was left as it was.</p>`}
+    ${remarks.length === 0 && unraised.length === 0 && html`<p>No pass remarked on anything: nothing that looks like experts was left as it was.</p>`}
+    ${unraised.length > 0 && html`<${NearMisses} misses=${unraised} link=${link} />`}
+    ${raised.length > 0 && html`<${RaisedBlocks} blocks=${raised} link=${link} />`}
     ${warnings.length > 0 && html`<${Remarks} caption="Warnings" remarks=${warnings} />`}
     ${notes.length > 0 && html`<${Remarks} caption="Remarks of passes" remarks=${notes} />`}
     ${kernels.length > 0 && html`<${Table} caption="Kernels, and why each was chosen" columns=${columns} rows=${byCandidates(kernels)} />`}`;
+}
+
+function OneBlock({ data, name, link }) {
+  const block = (data.raised ?? []).find((each) => each.name === name);
+  const place = (data.moe_blocks ?? []).findIndex((each) => each.block === name);
+  if (block) return html`<${BlockEvidence} ...${{ block, place, link }} />`;
+  return html`<p role="alert">There is no evidence for ${name}: the model has this block as one operator, or has no such block.</p>`;
+}
+
+function RaisedBlocks({ blocks, link }) {
+  const columns = [
+    { title: "Block", value: (block) => block.name, show: (block) => html`<a href=${link("why", "block", block.name)}>${block.name}</a>` },
+    { title: "Found by", value: (block) => (block.isomorphic_to ? `being equal to ${block.isomorphic_to}` : block.reading) },
+    { title: "Taken for", isText: true, value: (block) => block.proposal },
+    { title: "Worst difference", value: (block) => worst(block.evidence) },
+  ];
+  return html`<${Table} caption="MoE blocks that were raised to one operator" columns=${columns} rows=${blocks} />`;
+}
+
+function NearMisses({ misses, link }) {
+  const columns = [
+    { title: "Node", value: (miss) => miss.node, show: (miss) => html`<a href=${link("why", "miss", String(miss.place))}>${miss.node}</a>` },
+    { title: "Experts", isNumber: true, value: (miss) => miss.experts, show: (miss) => miss.experts ?? "–" },
+    { title: "Attempts", isNumber: true, value: (miss) => miss.attempts.length + miss.attempts_left_out },
+    { title: "Not raised because", isText: true, value: (miss) => miss.reason },
+  ];
+  const rows = misses.map((miss, place) => ({ ...miss, place }));
+  return html`<${Table} caption="Near misses: they resemble experts and were left as they are" columns=${columns} rows=${rows} />`;
 }
 
 function Remarks({ caption, remarks }) {
@@ -62,9 +100,12 @@ export const whyView = {
   name: "why",
   title: "Why",
   key: "w",
-  sections: ["kernels", "remarks"],
-  isFor: (index, subject) => hasSection(index, subject, "kernels") || hasSection(index, subject, "remarks"),
-  entries: ({ remarks = [] }) =>
-    remarks.map((remark) => ({ label: remark.subject, kind: `remark of ${remark.pass_name}`, text: remark.message, path: ["why"] })),
+  sections: SECTIONS,
+  isFor: (index, subject) => SECTIONS.some((name) => name !== "moe_blocks" && hasSection(index, subject, name)),
+  entries: ({ remarks, raised, unraised }) => [
+    ...(raised ?? []).map((block) => ({ label: block.name, kind: "evidence for a block", text: `why raised ${block.proposal}`, path: ["why", "block", block.name] })),
+    ...(unraised ?? []).map((miss, place) => ({ label: miss.node, kind: "near miss", text: `why not raised ${miss.reason}`, path: ["why", "miss", String(place)] })),
+    ...(remarks ?? []).map((remark) => ({ label: remark.subject, kind: `remark of ${remark.pass_name}`, text: remark.message, path: ["why"] })),
+  ],
   Component: Why,
 };

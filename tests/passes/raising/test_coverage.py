@@ -210,6 +210,11 @@ def test_a_side_that_nothing_reaches_is_named(raised):
     assert not any(dialect.is_moec(node) for node in model.graph)
     (remark,) = report.remarks
     assert "no input was found that takes one side of a decision (Greater node" in remark.message
+    (evidence,) = [attempt.evidence for attempt in report.unraised[0].attempts if attempt.evidence is not None]
+    assert evidence.difference <= evidence.tolerance
+    sides = {decision.operator: [side.seen for side in decision.sides] for decision in evidence.decisions}
+    assert sides["Greater"] == ["unseen", "trial"]
+    assert evidence.decisions[0].operator == "Greater"
 
 
 OVERFLOW = """ax = Abs (x)

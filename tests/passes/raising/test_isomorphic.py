@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir import dialect
+from moec.passes.framework.base import Report
 from moec.passes.raising import check
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import DataFlow
@@ -58,17 +59,25 @@ def checked(monkeypatch):
 
 
 def test_equal_layers_are_searched_once_and_checked_each(layers, raise_and_compare, checked):
-    nodes = raise_and_compare(layers([[0.3, -0.2, 0.1, 0], [0, 0.4, -0.1, 0.2], [0.1, 0, 0, -0.3]]))
+    report = Report()
+    nodes = raise_and_compare(layers([[0.3, -0.2, 0.1, 0], [0, 0.4, -0.1, 0.2], [0.1, 0, 0, -0.3]]), report)
     assert [node.op_type for node in nodes] == ["Route", "Experts"] * 3
     assert checked == [False, True, True]
     assert [dialect.inputs_of(node)["correction_bias"].name for node in nodes[::2]] == ["bias_0", "bias_1", "bias_2"]
+    first = report.raised[0]
+    assert [block.isomorphic_to for block in report.raised] == ["", first.name, first.name]
+    assert len(first.evidence.trials) > 10 and first.evidence.decisions
+    for block in report.raised[1:]:
+        assert [trial.name for trial in block.evidence.trials] == ["every expert"] and not block.evidence.decisions
 
 
 def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_and_compare, checked):
-    nodes = raise_and_compare(layers([[0, 0, 0, 0], [0.3, -0.2, 0.1, 0]]))
+    report = Report()
+    nodes = raise_and_compare(layers([[0, 0, 0, 0], [0.3, -0.2, 0.1, 0]]), report)
     assert checked == [False, False]
     biases = [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]]
     assert biases[0] is None and biases[1].name == "bias_1"
+    assert not any(block.isomorphic_to for block in report.raised)
 
 
 def test_a_bias_that_is_zero_in_both_layers_is_not_searched_for_again(layers, raise_and_compare, checked):

@@ -138,8 +138,8 @@ class Watch:
         named = (("its result" if at == OUTPUT else f"input {at}", interval) for at, interval in operands)
         if compared and not condition.number and condition.right not in {at for at, _ in operands}:
             return f"it has no input {condition.right}"
-        known = [f"{name} is {bounds}" for name, interval in named if (bounds := _in_words(interval))]
-        return ", ".join(known) or "its sizes allow one outcome"
+        bounded = [f"{name} is {bounds}" for name, interval in named if (bounds := _in_words(interval))]
+        return ", ".join(bounded) or "no input takes it"
 
     def _operands(self, node: ir.Node) -> Iterator[tuple[int, Interval]]:
         for place, value in enumerate(node.inputs):

@@ -146,9 +146,9 @@ def _search_block(block: Block, known_routing: RoutingProposal | None, trail: Tr
         reason = error
     placed = [] if reason.undecided else placed_routings(block)
     if placed:
-        known = contextlib.suppress(NotUnderstoodError)  # why the block stays is known already
-        with known, trail.reading("weights at places") as given:
-            return _match_experts(block, placed, given)
+        told_already = contextlib.suppress(NotUnderstoodError)  # the reason why the block stays
+        with told_already, trail.reading("weights at places") as places:
+            return _match_experts(block, placed, places)
     raise diagnosed(block, routings, reason)
 
 
@@ -158,8 +158,8 @@ def _match_experts(block: Block, routings: list[RoutingProposal], trail: Trail) 
         with trail.reading("known routers"):
             raise NoRouterError("no known router makes the weights that this one makes")
     try:
-        with trail.reading("known operators") as known:
-            return _find_match(block, routings, known, *_read_experts(block, routings[0]))
+        with trail.reading("known operators") as operators:
+            return _find_match(block, routings, operators, *_read_experts(block, routings[0]))
     except NotUnderstoodError as reason:
         if reason.undecided:
             raise

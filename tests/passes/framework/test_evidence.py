@@ -28,7 +28,7 @@ def decision(number: int, *sides: SideRecord, operator: str = "Relu") -> Decisio
 
 def test_decisions_whose_sides_were_seen_alike_are_one_record():
     alike, left_out = grouped([decision(0, TAKEN), decision(1, TAKEN), decision(2, TAKEN, operator="Abs")])
-    assert [(one.node, one.others) for one in alike] == [("node 0", 1), ("node 2", 0)]
+    assert [(record.node, record.others) for record in alike] == [("node 0", 1), ("node 2", 0)]
     assert left_out == 0
 
 

@@ -8,6 +8,7 @@ several (dominators, on the scale of parts).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
@@ -109,8 +110,8 @@ class Wiring:
     def _multiplies_by_weights(self, node: ir.Node) -> bool:
         if not is_op(node, *_PRODUCTS) and node.op_type != "Linear":
             return False
-        weights = [value for value in node.inputs if value is not None and self.is_fixed(value) and _is_matrix(value)]
-        return bool(weights) and not all(value in self._fixed for value in read_values(node))
+        fixed = [place for place, value in enumerate(node.inputs) if value is not None and self.is_fixed(value)]
+        return any(_adds_up(node, place) for place in fixed[:1]) and not self._fixed.issuperset(read_values(node))
 
     def _of_data(self, graph: ir.Graph) -> list[bool]:
         """Whether each node depends on the numbers of an input, and not just on its sizes."""
@@ -154,13 +155,18 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype in _FLOATS
 
 
-def _is_matrix(value: ir.Value) -> bool:
-    """Whether a constant has at least two inputs and two outputs: a table of frequencies has one."""
-    shape = value.shape
-    if shape is None:
-        return True
-    sizes = [size for size in shape if not isinstance(size, int) or size > 1]
-    return len(sizes) >= 2
+def _adds_up(node: ir.Node, place: int) -> bool:
+    """Whether a product adds several numbers up along an axis of its operand at a place: a table of frequencies, which
+    multiplies positions one by one, has one."""
+    value = node.inputs[place]
+    shape = None if value is None else value.shape
+    if shape is None or not shape:
+        return shape is None
+    if not is_op(node, "MatMul", "Gemm"):
+        return math.prod(size if isinstance(size, int) else 2 for size in shape) > 1
+    is_transposed = bool(node.attributes.get_int("transB" if place else "transA", 0))
+    size = shape[-1] if len(shape) == 1 or (place == 0) != is_transposed else shape[-2]
+    return not isinstance(size, int) or size > 1
 
 
 def bits_of(groups: int) -> Iterator[int]:

@@ -88,6 +88,27 @@ def test_a_dense_part_beside_a_moe_block_is_shared():
     assert {weight.name for weight in block.weights} == {"wl", "up", "down"}
 
 
+def test_a_gate_of_one_column_belongs_to_what_it_multiplies_and_frequencies_are_no_product():
+    body = """
+   f = MatMul (freq, p)
+   g1 = MatMul (x, w1)
+   g2 = Sigmoid (g1)
+   u = MatMul (x, wb)
+   h = Mul (u, g2)
+   z = Add (x, h)
+   y = MatMul (z, wh)
+"""
+    text = HEAD.replace("float[4] scale", 'float[4,1] w1 = ["location": "sha256:000000000000000b"], float[4] scale')
+    text = text.replace("float[4] scale", "float[4,1] freq = {1, 1, 1, 1}, float[4] scale")
+    text = text.replace("int64[t] ids", "int64[t] ids, float[1,t] p").replace(
+        "=> (float[t,V] y", "=> (float[t,V] y, float[4,t] f"
+    )
+    parts = parts_of(parse_model(f"{text}{ATTENTION}{body}}}").graph, ())
+    (dense,) = (part for part in parts if part.kind == "dense")
+    assert [node.op_type for node in dense.nodes] == ["MatMul", "Sigmoid", "MatMul", "Mul"]
+    assert {weight.name for weight in dense.weights} == {"w1", "wb"} - {weight.name for weight in dense.shared}
+
+
 def test_a_second_attention_begins_a_layer_and_a_gate_does_not():
     body = """
    u = MatMul (x, wa)

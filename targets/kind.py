@@ -114,6 +114,8 @@ class Kind(abc.ABC):
     """Whether a name may list several variants for one artifact: ``cuda:sm_80+sm_90a``."""
     forms: ClassVar[tuple[Form, ...]] = ()
     """The forms of kernels' sources, except TIR, which all kinds have."""
+    machines: ClassVar[tuple[str, ...]] = ()
+    """Names of the machines that :meth:`estimate_launches` knows."""
     tools: ClassVar[tuple[str, ...]] = ()
     """External programs that the kind uses if they are installed, for ``moec doctor``."""
 

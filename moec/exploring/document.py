@@ -8,6 +8,7 @@ from typing import Any
 from moec.exploring.experts import experts, pairs
 from moec.exploring.layers import layers
 from moec.exploring.passes import passes
+from moec.exploring.roofline import roofline
 from moec.exploring.streaming import streaming
 from moec.exploring.subject import Subject
 from moec.exploring.texts import texts
@@ -19,6 +20,7 @@ SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "layers": layers,
     "pairs": pairs,
     "passes": passes,
+    "roofline": roofline,
     "simulation": lambda subject: subject.simulation,
     "streaming": lambda subject: streaming(subject.artifact),
     "texts": texts,

@@ -13,9 +13,10 @@ import onnx_ir as ir
 from moec import targets
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.names import node_name
+from moec.exploring.kernel_runs import kernels_of
 from moec.exploring.structure import Part, parts_of
 from moec.exploring.subject import Subject
-from moec.exploring.times import RunTimes, kernels_of, times_of
+from moec.exploring.times import RunTimes, times_of
 from moec.ir.graphs import read_values
 from moec.ir.weight_operands import stored_weights, weight_inputs
 from moec.ir.weights.format import WeightFormat

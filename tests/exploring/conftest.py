@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.common.roofline import FLOAT32, Peak, Roofline
-from moec.exploring import times
+from moec.exploring import kernel_runs
 from moec.exploring.document import document
 from moec.exploring.page import write_page
 from moec.exploring.subject import Subject
@@ -27,7 +27,7 @@ LIMITS = Roofline(2, {"pages": 1e10}, (Peak(FLOAT32, "units", 1e11),))
 def limits():
     """Limits of a machine, which takes seconds to measure."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(times, "_limits_of_this_machine", lambda target, threads: LIMITS)
+        patch.setattr(kernel_runs, "limits_of_this_machine", lambda target, threads: LIMITS)
         yield
 
 

@@ -8,9 +8,10 @@ import json
 import pytest
 
 import moec
+from moec import targets
 from moec.common.errors import ArtifactError
 from moec.common.roofline import FLOAT32, Peak, Roofline
-from moec.exploring import times
+from moec.exploring import kernel_runs
 from moec.exploring.layers import layers
 from moec.exploring.page import page as page_of
 from moec.exploring.subject import Subject
@@ -20,6 +21,7 @@ from moec.targets.hls.layer_times import layer_estimate
 from moec.targets.kind import CommandResult
 
 from .browser import NARROW, opened
+from .conftest import LIMITS
 from .test_page import HOSTILE, of
 
 BENCH_ROW = {"calls": 2, "gop_per_s": None, "gb_per_s": 1.0, "share_of_roofline": 0.5}
@@ -28,7 +30,8 @@ BENCH_ROW = {"calls": 2, "gop_per_s": None, "gb_per_s": 1.0, "share_of_roofline"
 def bench(kernels: dict[str, float]) -> dict[str, object]:
     """A benchmark of one run, with milliseconds of kernels."""
     rows = [{"name": name, "milliseconds": value, **BENCH_ROW} for name, value in kernels.items()]
-    return {"cases": [{"inputs": {"ids": [1, 4]}, "milliseconds": {"moec": {"median": 3.0}}, "kernels": rows}]}
+    case = {"inputs": {"ids": [1, 4]}, "milliseconds": {"moec": {"median": 3.0}}, "kernels": rows}
+    return {"cases": [case], "roofline": LIMITS.as_data()}
 
 
 def test_parts_have_the_weights_blocks_and_kernels_of_the_artifact(char_lm):
@@ -70,10 +73,10 @@ def test_a_benchmark_of_another_artifact_gives_no_times(char_lm):
 
 def test_predicted_times_follow_from_limits(char_lm, monkeypatch):
     slow = Roofline(1, {"pages": 1e6}, (Peak(FLOAT32, "units", 1e15),))
-    monkeypatch.setattr(times, "_limits_of_this_machine", lambda target, threads: slow)
+    monkeypatch.setattr(kernel_runs, "limits_of_this_machine", lambda target, threads: slow)
     section = layers(Subject.open(char_lm, may_measure=True))
     (case,) = section["cases"]
-    assert not case["measured"] and case["limits"].startswith("this machine")
+    assert not case["measured"] and case["limits"].startswith("This machine")
     of_kind = {(part["layer"], part["kind"]): part["microseconds"][0] for part in section["parts"]}
     head = 4 * (64 * 96 + 96 + 64 + 96)  # a product with a bias, for one token
     assert of_kind["output", "head"] >= head
@@ -151,24 +154,25 @@ def test_the_document_holds_the_section(char_lm):
 
 
 class Gpu(CudaKind):
-    """A kind of GPU that estimates two launches."""
+    """A kind of GPU that estimates launches of two kernels."""
 
     def estimate_launches(self, artifact, machine, tokens, past, architecture=None):
-        launch = {"function": "attention_kernel", "calls": 2, "least_seconds": 3e-6}
-        layers = [{"node": "node_topk__1.experts", "least_seconds": 5e-6}]
-        return CommandResult({"gpu": "G", "layers": layers, "outside": [{"launches": [launch]}]}, (), True)
+        work = {"operations": 0, "bytes_moved": 1, "arithmetic": FLOAT32, "weights": None}
+        attention = {"kernel": "attention", "calls": 2, "least_seconds": 3e-6, **work}
+        experts = {"kernel": "moe_combine", "calls": 1, "least_seconds": 5e-6, **work}
+        data = {"gpu": "G", "roofline": LIMITS.as_data(), "warps": 64, "not_estimated": []}
+        data |= {"layers": [{"launches": [experts]}] * 2, "outside": [{"launches": [attention]}]}
+        return CommandResult(data, (), True)
 
 
 def test_predicted_launches_of_a_gpu_are_those_of_their_nodes(char_lm, monkeypatch):
-    monkeypatch.setattr(times.targets, "kind_of", lambda target: Gpu())
+    monkeypatch.setattr(targets, "kind_of", lambda target: Gpu())
     subject = Subject.open(char_lm)
-    for kernel in subject.description["kernels"]:
-        kernel["launches"] = [{"function": f"{kernel['name']}_kernel"}]
     section = layers(subject)
     assert section["cases"][0]["limits"] == "G, published figures"
     of_title = {(part["layer"], part["title"]): part["microseconds"] for part in section["parts"]}
     assert of_title[0, "Attention"] == of_title[1, "Attention"] == [3.0]
-    assert of_title[0, "MoE block"] == [5.0] and of_title[1, "MoE block"] == [0.0]
+    assert of_title[0, "MoE block"] == of_title[1, "MoE block"] == [5.0]
 
 
 PROJECT = {
@@ -180,7 +184,7 @@ PROJECT = {
 
 
 def test_cycles_of_a_design_are_times_and_its_formats_count(char_lm, monkeypatch):
-    monkeypatch.setattr(times.targets, "kind_of", lambda target: HlsKind())
+    monkeypatch.setattr(targets, "kind_of", lambda target: HlsKind())
     subject = Subject.open(char_lm)
     subject.description["projects"] = [{"name": "p", "report": PROJECT}]
     section = layers(subject)

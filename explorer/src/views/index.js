@@ -12,6 +12,7 @@ import { expertsView } from "./experts.js";
 import { kernelView } from "./kernel.js";
 import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
+import { rooflineView } from "./roofline.js";
 import { sweepView } from "./sweep.js";
 import { whyView } from "./why.js";
 
@@ -22,6 +23,7 @@ export const views = [
   kernelView,
   passesView,
   whyView,
+  rooflineView,
   designView,
   compareView,
   sweepView,

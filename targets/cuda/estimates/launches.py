@@ -15,6 +15,7 @@ from typing import Any
 from moec.common.errors import ArtifactError, MoecError
 from moec.common.kernel_sizes import evaluate, kernel_sizes, tensor_bytes
 from moec.common.roofline import Roofline
+from moec.common.weight_reads import WeightReads, sized_reads
 from moec.common.work import SizedWork, Work
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
@@ -28,13 +29,15 @@ MEMORY, ARITHMETIC = "memory", "arithmetic"
 
 @dataclasses.dataclass(frozen=True)
 class LaunchEstimate:
-    """One launch of ``function``, as the host makes it at some number of tokens, and how often a run makes it.
+    """One launch of ``function`` of a ``kernel``, as the host makes it at some number of tokens, and how often a run
+    makes it.
 
     ``blocks``: of the grid, which may be larger than what has work; ``registers``: of a thread; ``occupancy``: of a
     multiprocessor; ``waves``: those that the grid takes. ``seconds``: the least time of one call; ``limit``:
-    :data:`MEMORY` or :data:`ARITHMETIC`.
+    :data:`MEMORY` or :data:`ARITHMETIC`. ``reads``: the weights that it reads, if it computes a product with them.
     """
 
+    kernel: str
     function: str
     calls: int
     blocks: int
@@ -46,6 +49,7 @@ class LaunchEstimate:
     work: Work
     seconds: float
     limit: str
+    reads: WeightReads | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +201,22 @@ class _Launches:
                 f"shared memory does not fit on {self._gpu.name}; choose another GPU"
             )
         waves = -(-blocks // (self._gpu.multiprocessors * occupancy.blocks))
-        work = _work_of(kernel, launch, sizes, where)
+        work, reads = _work_of(kernel, launch, sizes, where)
         seconds, limit = _least_time(work, self._roofline)
-        function = launch["function"]
         return LaunchEstimate(
-            function, calls, blocks, threads, registers, shared_bytes, occupancy, waves, work, seconds, limit
+            kernel["name"],
+            launch["function"],
+            calls,
+            blocks,
+            threads,
+            registers,
+            shared_bytes,
+            occupancy,
+            waves,
+            work,
+            seconds,
+            limit,
+            reads,
         )
 
 
@@ -213,12 +228,16 @@ def _is_made(launch: Mapping[str, Any], sizes: Mapping[str, int], where: str) ->
     return size >= condition["sizes"]["least"] and (most is None or size <= most)
 
 
-def _work_of(kernel: Mapping[str, Any], launch: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> Work:
-    """The work of a launch: the operations of its kernel, and the bytes of the tensors that it is given."""
+def _work_of(
+    kernel: Mapping[str, Any], launch: Mapping[str, Any], sizes: Mapping[str, int], where: str
+) -> tuple[Work, WeightReads | None]:
+    """The work of a launch, and the weights in it: the operations of its kernel, and the bytes of the tensors that it
+    is given."""
     sized = SizedWork() if kernel["sized_work"] is None else SizedWork(**kernel["sized_work"])
     own = [parameter for parameter in kernel["parameters"] if f"{parameter['name']}_ptr" in launch["arguments"]]
     moved = tensor_bytes(own, sized.moved, sizes, where)
-    return Work(evaluate(sized.operations, sizes, where), moved, sized.arithmetic)
+    work = Work(evaluate(sized.operations, sizes, where), moved, sized.arithmetic)
+    return work, sized_reads(kernel, own, sized.moved, sizes, where)
 
 
 def _least_time(work: Work, roofline: Roofline) -> tuple[float, str]:

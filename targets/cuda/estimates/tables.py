@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,8 @@ def launch_data(model: ModelEstimate) -> dict[str, Any]:
     """The estimates as plain data, in seconds and bytes."""
     return {
         "gpu": model.gpu.name,
+        "roofline": model.gpu.roofline.as_data(),
+        "warps": model.gpu.warps,
         "measured": False,
         "spread": "balanced",
         "layers": [_group_data(group) for group in model.layers],
@@ -77,6 +80,7 @@ def _group_data(group: LaunchGroup) -> dict[str, Any]:
 
 def _launch_data(launch: LaunchEstimate) -> dict[str, Any]:
     return {
+        "kernel": launch.kernel,
         "function": launch.function,
         "calls": launch.calls,
         "blocks": launch.blocks,
@@ -92,6 +96,7 @@ def _launch_data(launch: LaunchEstimate) -> dict[str, Any]:
         "arithmetic": launch.work.arithmetic,
         "least_seconds": launch.seconds,
         "limit": launch.limit,
+        "weights": None if launch.reads is None else dataclasses.asdict(launch.reads),
     }
 
 

@@ -26,7 +26,7 @@ TOKENS = (1, 256)
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class MachineLimits:
     """A machine with its limits. ``source``: says where these are from. ``warps``: those that a multiprocessor of a GPU
     holds at most, where launches are known."""
 
@@ -59,7 +59,7 @@ class Run:
     ``unknown``: names of kernels whose sizes are computed at run time, which are not predicted."""
 
     title: str
-    machine: Machine
+    machine: MachineLimits
     kernels: tuple[KernelRun, ...]
     whole: float | None = None
     unknown: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ def measured_runs(subject: Subject, bench: Mapping[str, Any]) -> list[Run]:
     """Read the runs of a benchmark. Raises MoecError for one of another model, or of another form."""
     try:
         roofline = Roofline.from_data(bench["roofline"])
-        machine = Machine("Machine of the benchmark", f"measured, {roofline.threads} threads", roofline)
+        machine = MachineLimits("Machine of the benchmark", f"measured, {roofline.threads} threads", roofline)
         return [_measured(subject, machine, case) for case in bench["cases"]]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MoecError(
@@ -92,7 +92,7 @@ def measured_runs(subject: Subject, bench: Mapping[str, Any]) -> list[Run]:
         ) from None
 
 
-def _measured(subject: Subject, machine: Machine, case: Mapping[str, Any]) -> Run:
+def _measured(subject: Subject, machine: MachineLimits, case: Mapping[str, Any]) -> Run:
     specs = {spec["name"]: spec["shape"] for spec in subject.description["inputs"]}
     sizes = {
         size: actual
@@ -147,7 +147,7 @@ def _predicted(subject: Subject) -> Iterator[Run]:
         raise MoecError("limits of this machine are measured by 'moec explore' and 'moec bench --json'")
     manifest = subject.artifact.manifest
     roofline = limits_of_this_machine(manifest.target, manifest.threads)
-    machine = Machine("This machine", f"{roofline.threads} threads, limits measured", roofline)
+    machine = MachineLimits("This machine", f"{roofline.threads} threads, limits measured", roofline)
     cases = size_cases(manifest.inputs, TOKENS, (1, 1), manifest.input_sizes, manifest.guards)
     for tokens, sizes in zip(TOKENS, cases, strict=False):
         yield _predicted_run(subject, machine, _predicted_title(manifest, tokens, sizes), sizes)
@@ -172,7 +172,7 @@ def limits_of_this_machine(target: str, threads: int | None) -> Roofline:
     return targets.program_kind_of(target).measure_roofline(threads)  # type: ignore[arg-type]
 
 
-def _predicted_run(subject: Subject, machine: Machine, title: str, sizes: Mapping[str, int]) -> Run:
+def _predicted_run(subject: Subject, machine: MachineLimits, title: str, sizes: Mapping[str, int]) -> Run:
     run = Run(title, machine, ())
     rows, unknown = [], []
     for kernel in kernels_of(subject):
@@ -210,7 +210,7 @@ def _predicted_on_devices(subject: Subject, kind: ProgramKind) -> Iterator[Run]:
 
 
 def _estimated(subject: Subject, data: Mapping[str, Any], tokens: int) -> Run:
-    machine = Machine(data["gpu"], "published figures", Roofline.from_data(data["roofline"]), data["warps"])
+    machine = MachineLimits(data["gpu"], "published figures", Roofline.from_data(data["roofline"]), data["warps"])
     records = {kernel["name"]: kernel for kernel in subject.description["kernels"]}
     launches: dict[str, list[Mapping[str, Any]]] = {}
     for group in (*data["outside"], *data["layers"]):

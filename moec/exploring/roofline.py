@@ -8,7 +8,7 @@ from typing import Any
 from moec import targets
 from moec.common.errors import MoecError
 from moec.exploring.advice import advice_for, is_generic, share_of_roof
-from moec.exploring.kernel_runs import KernelRun, Machine, Run, measured_runs, predicted_runs
+from moec.exploring.kernel_runs import KernelRun, MachineLimits, Run, measured_runs, predicted_runs
 from moec.exploring.subject import Subject
 from moec.targets.kind import ProgramKind
 
@@ -50,7 +50,7 @@ def _runs(subject: Subject, kind: ProgramKind) -> tuple[list[Run], list[str]]:
     return runs, faults
 
 
-def _machine(machine: Machine) -> dict[str, Any]:
+def _machine(machine: MachineLimits) -> dict[str, Any]:
     best: dict[str, float] = {}
     for peak in machine.roofline.peaks:
         best[peak.arithmetic] = max(best.get(peak.arithmetic, 0.0), peak.operations_per_second)

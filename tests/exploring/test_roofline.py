@@ -14,7 +14,7 @@ from moec.common.weight_reads import WeightReads
 from moec.common.work import Work
 from moec.exploring import kernel_runs
 from moec.exploring.advice import advice_for
-from moec.exploring.kernel_runs import KernelRun, Machine, Run
+from moec.exploring.kernel_runs import KernelRun, MachineLimits, Run
 from moec.exploring.page import page as page_of
 from moec.exploring.roofline import roofline
 from moec.exploring.subject import Subject
@@ -25,7 +25,7 @@ from .conftest import LIMITS
 from .test_layers import bench
 from .test_page import HOSTILE, of
 
-MACHINE = Machine("m", "s", Roofline(1, {"pages": 1e10}, (Peak(FLOAT32, "a", 1e11), Peak("int8", "b", 4e11))))
+MACHINE = MachineLimits("m", "s", Roofline(1, {"pages": 1e10}, (Peak(FLOAT32, "a", 1e11), Peak("int8", "b", 4e11))))
 READS = WeightReads(count=1e6, bytes=4e6, inner=64)
 ROUNDED = WeightReads(count=1e6, bytes=5e5, inner=64)
 
@@ -38,7 +38,7 @@ def row(seconds: float, work: Work, reads: WeightReads | None = None, **named: o
     return KernelRun(kernel(**{"name": "k", **named}), 1, seconds, work, reads)
 
 
-def run(*rows: KernelRun, measured: bool = True, machine: Machine = MACHINE) -> Run:
+def run(*rows: KernelRun, measured: bool = True, machine: MachineLimits = MACHINE) -> Run:
     return Run("1 token", machine, rows, sum(each.seconds for each in rows) if measured else None)
 
 

@@ -47,8 +47,8 @@ def advice_for(run: Run) -> list[Advice]:
     if not run.seconds:
         return []
     rules = (_short_launches,) if _launches_decide(run) else _RULES
-    found = [advice for rule in rules for advice in rule(run)]
-    return sorted(found, key=lambda advice: -(advice.gain or 0.0))
+    advices = [advice for rule in rules for advice in rule(run)]
+    return sorted(advices, key=lambda advice: -(advice.gain or 0.0))
 
 
 def is_generic(kernel: Mapping[str, Any]) -> bool:
@@ -203,19 +203,19 @@ def _few_warps(run: Run) -> Iterator[Advice]:
     most = run.machine.warps
     launches = [(row, launch) for row in run.kernels for launch in row.launches if launch["waves"] > 1]
     for row, launch in launches:
-        held, limit = launch["warps_at_once"], launch["occupancy_limit"]
+        warps, limit = launch["warps_at_once"], launch["occupancy_limit"]
         share = launch["calls"] * launch["least_seconds"] / run.seconds
         is_held_back = "registers" in limit or "shared memory" in limit
-        if most is None or not is_held_back or held >= _OCCUPANCY_BELOW * most or launch["limit"] != "memory":
+        if most is None or not is_held_back or warps >= _OCCUPANCY_BELOW * most or launch["limit"] != "memory":
             continue
         if share < _LEAST_GAIN:
             continue
         text = (
             f"{run.title}: {row.name} takes {share:.0%} of the time at least and waits for memory, but a "
-            f"multiprocessor holds only {held} of {most} warps to hide that, because of {limit} "
+            f"multiprocessor holds only {warps} of {most} warps to hide that, because of {limit} "
             f"({launch['registers']} registers per thread, {launch['shared_bytes']} bytes of shared memory per block)."
         )
-        figures = {"share_of_time": share, "warps": held, "most_warps": most}
+        figures = {"share_of_time": share, "warps": warps, "most_warps": most}
         figures |= {"registers": launch["registers"], "shared_bytes": launch["shared_bytes"]}
         yield Advice(text, (row.name,), figures, None)
 

@@ -110,15 +110,15 @@ def _measured_kernel(
 ) -> KernelRun:
     """Read one row of a benchmark. Operations that are not in it, as on a GPU, follow from the sizes of the run."""
     calls, seconds = int(row["calls"]), _number(row["milliseconds"]) / 1e3
-    known = call_work(kernel, sizes, f"{subject.artifact.where}: kernel {kernel['name']!r}")
+    call = call_work(kernel, sizes, f"{subject.artifact.where}: kernel {kernel['name']!r}")
     work = Work(
         None, round(_number(row["gb_per_s"]) * seconds * 1e9), (kernel["work"] or {}).get("arithmetic", "float32")
     )
     if row["gop_per_s"] is not None:
         work = dataclasses.replace(work, operations=round(_number(row["gop_per_s"]) * seconds * 1e9))
-    elif known is not None and known.work.operations:
-        work = _times(known.work, calls)
-    reads = None if known is None or known.reads is None else known.reads.times(calls)
+    elif call is not None and call.work.operations:
+        work = _times(call.work, calls)
+    reads = None if call is None or call.reads is None else call.reads.times(calls)
     return KernelRun(kernel, calls, seconds, work, reads)
 
 
@@ -176,13 +176,13 @@ def _predicted_run(subject: Subject, machine: MachineLimits, title: str, sizes: 
     run = Run(title, machine, ())
     rows, unknown = [], []
     for kernel in kernels_of(subject):
-        known = call_work(kernel, sizes, f"{subject.artifact.where}: kernel {kernel['name']!r}")
-        if known is None:
+        call = call_work(kernel, sizes, f"{subject.artifact.where}: kernel {kernel['name']!r}")
+        if call is None:
             unknown.append(kernel["name"])
             continue
         calls = kernel["calls"]
-        reads = None if known.reads is None else known.reads.times(calls)
-        rows.append(KernelRun(kernel, calls, calls * run.least(known.work), _times(known.work, calls), reads))
+        reads = None if call.reads is None else call.reads.times(calls)
+        rows.append(KernelRun(kernel, calls, calls * run.least(call.work), _times(call.work, calls), reads))
     return dataclasses.replace(run, kernels=tuple(rows), unknown=tuple(unknown))
 
 
@@ -216,7 +216,7 @@ def _estimated(subject: Subject, data: Mapping[str, Any], tokens: int) -> Run:
     for group in (*data["outside"], *data["layers"]):
         for launch in group["launches"]:
             launches.setdefault(launch["kernel"], []).append(launch)
-    rows = tuple(_launched(records[name], made) for name, made in launches.items())
+    rows = tuple(_launched(records[name], group) for name, group in launches.items())
     unknown = tuple(each["kernel"] for each in data["not_estimated"])
     return Run(_tokens(tokens), machine, rows, None, unknown)
 

@@ -73,7 +73,8 @@ def _structure(artifact: Artifact, kernel: KernelEntry) -> KernelStructure | Non
 
 
 class _GraphLevels:
-    """The levels of the imported model's nodes, and of the operators, by name, that a kernel or design computes."""
+    """The levels of the imported model's nodes, and of the operators, by name, that a kernel or design computes. For
+    one in the body of a loop that is the loop."""
 
     def __init__(self, artifact: Artifact, names: Iterable[str]) -> None:
         self.ids = itertools.count(1)
@@ -85,7 +86,9 @@ class _GraphLevels:
             self.levels = [_level(level, "", [], _NO_GRAPH) for level in ("onnx", "operators")]
             return
         last, first, made_of = nodes_of(stages[-1]), nodes_of(stages[0]), imported_nodes(stages)
-        operators = [last[name] for name in names if name in last]
+        around = {inner: node for node in last.values() for inner in node.inside}
+        computed = (last.get(name) or around.get(name) for name in names)
+        operators = list(dict.fromkeys(operator for operator in computed if operator is not None))
         origins = {origin for operator in operators for origin in made_of[operator.name]}
         nodes = [node for node in first.values() if node.name in origins]
         node_ids = {node.name: next(self.ids) for node in nodes}

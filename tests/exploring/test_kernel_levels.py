@@ -171,6 +171,16 @@ def test_a_design_is_described_with_its_nodes_and_says_why_its_lines_have_none()
     assert described["loops"] == described["resources"] == []
 
 
+@pytest.mark.parametrize(("name", "lines"), [("inner", 4), ("first", 1), ("outside", 0)])
+def test_a_node_in_the_body_of_a_loop_stands_for_the_loop(name, lines):
+    body = "[loop] y = Loop <body: graph = b (int64 i) => (float[n] z)\n   {\n      [inner] z = Exp (i)\n   }> (k, t)"
+    graph = f"main (float[n] x) => (float[n] y)\n{{\n   [first] t = Exp (x)\n   {body}\n}}\n"
+    projects = [ProjectEntry("all", "p", {"node": name})]
+    manifest = SimpleNamespace(target="hls:zcu102", projects=projects, stages=[{"file": "ir"}], programs=[])
+    described = kernel_levels(SimpleNamespace(manifest=manifest, text=lambda file: graph), "all")
+    assert len(level(described, "operators")["lines"]) == lines
+
+
 def test_an_unknown_kernel_is_refused_with_the_names_of_all(artifact):
     with pytest.raises(MoecError, match=r"has no kernel 'nothing'; its kernels: .*moe_grouped_gemm"):
         kernel_levels(artifact, "nothing")

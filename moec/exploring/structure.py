@@ -121,11 +121,11 @@ class _Division:
         seeds = self._seeds()
         stems, first = self._stems_with(seeds)
         of_seeds = ((1 << (len(seeds) + first + 1)) - 1) ^ ((1 << (first + 1)) - 1)
-        pairs = []
+        pairs, numbers = [], {place: number for number, place in enumerate(seeds)}
         for place, groups in enumerate(stems):
             if groups and not groups & ~of_seeds:
                 joined = [group - first for group in bits_of(groups)]
-                joined += [seeds.index(place)] if self._wiring.group[place] is None and place in seeds else []
+                joined += [numbers[place]] if place in numbers else []
                 pairs += [(joined[0], other) for other in joined[1:]]
         for members in union(pairs, range(len(seeds))):
             self._add("dense", [seeds[member] for member in members])

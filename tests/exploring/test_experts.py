@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import pathlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from moec.exploring.experts import experts, pairs
 from moec.exploring.page import page as page_of
 from moec.exploring.subject import Subject
 from moec.inspect.one_expert import find_expert
+from moec.ir.dialect import has_experts
+from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import ELEMENTS, WeightFormat
 from moec.profiles.file import write_profile
 from moec.profiles.head import DataPiece, Head, LayerEntry
@@ -21,6 +25,8 @@ from moec.profiles.head import DataPiece, Head, LayerEntry
 from .browser import NARROW, opened
 from .large import EXPERTS, LAYERS, large_document
 from .test_page import HOSTILE, of
+
+experts_module = importlib.import_module("moec.exploring.experts")
 
 LARGEST_BYTES = 10 << 20
 
@@ -185,3 +191,17 @@ def test_hostile_names_and_addresses_are_text(running, tmp_path):
             page.wait_for_selector("main h2")
             assert page.locator("main img").count() == 0
             assert page.evaluate("document.documentElement.scrollWidth") <= NARROW[0]
+
+
+def test_experts_that_do_not_fit_are_read_when_selected(char_lm, monkeypatch):
+    streamed = Subject.open(char_lm)
+    streamed.artifact.manifest.resident = 100 + 3 * 10
+    nodes = [node for node in streamed.graph if has_experts(node)]
+    specs = [SimpleNamespace(name=list(weight_inputs(node).values())[-1].name, experts=8) for node in reversed(nodes)]
+    sizes = SimpleNamespace(bytes_of=lambda expert: 10)
+    order = [(0, 5), (1, 2), (0, 1), *((layer, expert) for layer in (0, 1) for expert in (0, 3, 4, 6, 7))]
+    plan = SimpleNamespace(streamed=specs, order=order, pinned=100, layers=[sizes, sizes])
+    monkeypatch.setattr(experts_module, "stream_plan", lambda artifact: plan)
+    first, second = (layer["experts"] for layer in experts(streamed)["layers"])
+    assert [expert["memory"] for expert in second] == [{1: "kept", 5: "kept"}.get(at, "read") for at in range(8)]
+    assert [expert["expert"] for expert in first if expert["memory"] == "kept"] == [2]

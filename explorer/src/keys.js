@@ -42,7 +42,7 @@ export function Help({ views, close }) {
     ["/", "Search"],
     ["?", "These keys"],
     ["Esc", "Close a dialog"],
-    ...views.map((view) => [view.key, view.title]),
+    ...views.filter((view) => !viewKeys.has(view.key)).map((view) => [view.key, view.title]),
     ...[...viewKeys].map(([key, { label }]) => [key, label]),
   ];
   return html`<${Dialog} title="Keys" close=${close}>

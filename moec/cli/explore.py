@@ -20,8 +20,11 @@ def explore(
     simulation: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Show what moec simulate --json printed for the first artifact.")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Show what moec bench --trace wrote for the first artifact.")
+    ] = None,
 ) -> None:
     """Write one HTML file that shows what was compiled and why: it opens in any browser, without a network."""
     from moec.exploring.explore import explore
 
-    explore(artifacts, output, profile=profile, bench=bench, simulation=simulation)
+    explore(artifacts, output, profile=profile, bench=bench, simulation=simulation, trace=trace)

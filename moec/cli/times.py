@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +35,10 @@ def bench(
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
     prefer_resident: PreferResident = 0.0,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Also record a prompt and a decode step for Perfetto and moec explore."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time an artifact and each of its kernels, or sessions of a language model.
@@ -58,19 +65,37 @@ def bench(
         depths = token_counts("depth", depth or "0")
         if prefill is None and decode is None:
             prefill, decode = PREFILL, DECODE
-        with shown_progress() as progress:
+        with _recording(trace) as record, shown_progress() as progress:
             compiled = load(artifact, **placed)
             timed = bench_session(
                 compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
             )
+            record(compiled, prompt=prefill, depth=max(depths), progress=progress)
         print_result(timed, as_json, [tables.sessions_table(timed)])
         return
-    with shown_progress() as progress:
+    with _recording(trace) as record, shown_progress() as progress:
         compiled = load(artifact, **placed)
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
+        record(compiled, inputs=arrays, progress=progress)
     print_result(result, as_json, tables.bench_tables(result))
+
+
+@contextlib.contextmanager
+def _recording(path: Path | None) -> Iterator[Callable[..., None]]:
+    """Context with a function that records a trace in ``path``, if there is one. Raises MoecError at once where that
+    cannot be written. The end says on stderr what to do with it."""
+    from moec.common.replacing import check_replaceable
+    from moec.tools.tracing.file import foreign_trace, write_trace
+    from moec.tools.tracing.recording import record_trace
+
+    if path is None:
+        yield lambda *_, **__: None
+        return
+    check_replaceable(path, foreign_trace)
+    yield lambda compiled, **options: write_trace(record_trace(compiled, **options), path)
+    print(f"{path} is written: open it in ui.perfetto.dev, or give it to moec explore --trace", file=sys.stderr)
 
 
 def tune(

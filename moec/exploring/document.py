@@ -12,6 +12,7 @@ from moec.exploring.roofline import roofline
 from moec.exploring.streaming import streaming
 from moec.exploring.subject import Subject
 from moec.exploring.texts import texts
+from moec.exploring.timeline import timeline
 
 SCHEMA, VERSION = "moec.explorer", 1
 
@@ -24,6 +25,7 @@ SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "simulation": lambda subject: subject.simulation,
     "streaming": lambda subject: streaming(subject.artifact),
     "texts": texts,
+    "timeline": timeline,
 }
 """Sections that are added to an artifact's description, by name. A section without content is None or empty."""
 

@@ -14,6 +14,7 @@ from moec.common.seals import foreign_file
 from moec.exploring.document import document
 from moec.exploring.page import write_page
 from moec.exploring.subject import Subject
+from moec.tools.tracing.file import read_trace
 
 _PathLike = str | os.PathLike[str]
 
@@ -25,11 +26,13 @@ def explore(
     profile: _PathLike | None = None,
     bench: _PathLike | None = None,
     simulation: _PathLike | None = None,
+    trace: _PathLike | None = None,
 ) -> None:
     """Write one file of HTML that shows artifacts side by side, in any browser and without a network.
 
     ``profile``: a ``.moeprof`` file of the same model. ``bench``: JSON that ``moec bench --json`` printed for the first
-    artifact. ``simulation``: JSON that ``moec simulate --json`` printed for it. Raises MoecError for files that cannot
+    artifact. ``simulation``: JSON that ``moec simulate --json`` printed for it. ``trace``: a file that ``moec bench
+    --trace`` wrote for it. Raises MoecError for files that cannot
     be read, and where ``output`` exists and moec did not write it.
     """
     paths = [pathlib.Path(path) for path in ([artifacts] if isinstance(artifacts, (str, os.PathLike)) else artifacts)]
@@ -38,7 +41,7 @@ def explore(
     check_replaceable(output, foreign_file)
     measured = _printed(bench, "bench", dict)
     simulated = _printed(simulation, "simulate", list)
-    first = dict(bench=measured, simulation=simulated)
+    first = dict(bench=measured, simulation=simulated, trace=None if trace is None else read_trace(trace))
     subjects = [
         Subject.open(path, profile=_path(profile), may_measure=True, **({} if at else first))
         for at, path in enumerate(paths)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from moec.ir.text import parse_model
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.description import describe
+from moec.tools.tracing.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Subject:
     profile: pathlib.Path | None = None
     bench: dict[str, Any] | None = None
     simulation: list[Any] | None = None
+    trace: Trace | None = None
     may_measure: bool = False
 
     @classmethod

@@ -167,20 +167,30 @@ class Executor:
         self._launcher.run(lambda: self._instrumented_call(arrays, instrument))
 
     def _instrumented_call(self, arrays: Sequence[np.ndarray | OnDevice], instrument: Instrument) -> None:
-        with self._program.instrumented(instrument):
-            self._call(arrays, captured=False)
+        with self.instrumented(instrument):
+            self._call(arrays)
+
+    @contextlib.contextmanager
+    def instrumented(self, instrument: Instrument) -> Iterator[None]:
+        """Context in which runs go kernel by kernel, with ``instrument`` called before and after each call. No other
+        thread may run the program meanwhile."""
+        captured, self._captured = self._captured, None
+        try:
+            with self._program.instrumented(instrument):
+                yield
+        finally:
+            self._captured = captured
 
     def _call(
         self,
         arrays: Sequence[np.ndarray | OnDevice],
         *,
-        captured: bool = True,
         pages: StatePages | None = None,
         last: int | None = None,
     ) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
         with self._working(arrays, pages):
-            results, borrowed = self._compute(arrays, captured, pages, last)
+            results, borrowed = self._compute(arrays, pages, last)
             if self._held is not None and pages is None:
                 results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
             outputs: dict[int, Any] = {
@@ -227,7 +237,7 @@ class Executor:
         return [load_ffi().Shape([count if last is None else last])]
 
     def _compute(
-        self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None, last: int | None
+        self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None, last: int | None
     ) -> tuple[dict[int, Any], set[int]]:
         """Compute the results, except states in ``pages``, by position. Also returns the positions of those that have
         to be copied for the caller."""
@@ -236,7 +246,7 @@ class Executor:
             counts = self._wanted(arrays, last, in_place=True)
             return self._found(tensors, [lengths, *counts], self._held.other_outputs)
         placed, shapes = self._arguments(arrays, last)
-        if self._captured is not None and captured:  # in-place runs never repeat sizes
+        if self._captured is not None:  # in-place runs never repeat sizes
             replayed = self._captured.replay(placed, shapes)
             if replayed is not None:
                 return dict(enumerate(replayed)), set(range(len(replayed)))

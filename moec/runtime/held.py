@@ -192,6 +192,14 @@ class StateMemory:
         growing = [name for name, state in self._states.items() if not state.has_room]
         self.lengths |= dict.fromkeys(growing, length)
 
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the pages that hold entries or that the last run was given."""
+        page_counts = dict(zip(self._placed[1], self._placed[0], strict=True))
+        counts = {name: max(-(-length // PAGE), page_counts.get(name, 0)) for name, length in self.lengths.items()}
+        arrays = [(self._pages[name], count) for name, count in counts.items()]
+        return sum(count * math.prod(array.shape[1:]) * array.dtype.itemsize for array, count in arrays)
+
     def copy(self) -> StateMemory:
         with self._device.working([]):
             return self._copy()

@@ -112,6 +112,11 @@ class CompiledModel:
         return None if self._experts is None else self._experts.counts
 
     @property
+    def expert_bytes(self) -> int:
+        """Bytes of streamed experts that are in memory; 0 where all weights are."""
+        return 0 if self._experts is None else self._experts.used
+
+    @property
     def threads(self) -> int:
         return self._executor.threads
 

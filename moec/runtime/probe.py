@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from moec.common.work import Argument
 from moec.runtime.executor import Executor
-from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION
+from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument
 
 Watch = Callable[[str, list[Argument]], None]
 """Callback with the name and the arguments of a kernel's call."""
@@ -62,7 +63,7 @@ class Probe:
 
         def instrument(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
             if before and not symbol.startswith(BUILTIN):
-                calls.append((symbol, [tuple(tensor.shape) for tensor in _tensors(arguments)]))
+                calls.append((symbol, [tuple(tensor.shape) for tensor in tensors_of(arguments)]))
             return NO_INSTRUMENT_ACTION
 
         self._executor.run_instrumented(inputs, instrument)
@@ -71,15 +72,29 @@ class Probe:
     def watch_kernels(self, inputs: Mapping[str, Any], watch: Watch, before: Watch | None = None) -> None:
         """Run once and call ``watch`` with the name and the arguments, results included, after each kernel. ``before``
         is called before it, when the results' memory still has its old contents."""
+        self._executor.run_instrumented(inputs, self.watcher(watch, before))
+
+    def watcher(self, watch: Watch, before: Watch | None = None) -> Instrument:
+        """Make the instrument of :meth:`watch_kernels`."""
 
         def instrument(_function: Any, symbol: str, is_before: bool, _result: Any, *arguments: Any) -> int:
             callback = before if is_before else watch
             if callback is not None and not symbol.startswith(BUILTIN):
-                callback(symbol, [self._executor.argument(tensor) for tensor in _tensors(arguments)])
+                callback(symbol, [self._executor.argument(tensor) for tensor in tensors_of(arguments)])
             return NO_INSTRUMENT_ACTION
 
-        self._executor.run_instrumented(inputs, instrument)
+        return instrument
+
+    def instrumented(self, instrument: Instrument) -> contextlib.AbstractContextManager[None]:
+        """Context in which all runs, sessions' too, go kernel by kernel, with ``instrument`` called before and after
+        each call. No other thread may run the model meanwhile."""
+        return self._executor.instrumented(instrument)
+
+    def finish(self) -> None:
+        """Wait until the device has finished."""
+        self._executor.finish()
 
 
-def _tensors(arguments: tuple[Any, ...]) -> list[Any]:
+def tensors_of(arguments: tuple[Any, ...]) -> list[Any]:
+    """Select the tensors among the arguments that an instrument gets."""
     return [argument for argument in arguments if hasattr(argument, "data_ptr")]

@@ -74,6 +74,11 @@ class Session:
         """Whether the model keeps states, so that a run computes only the new tokens."""
         return bool(self._states)
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that its states take; 0 for a model without states."""
+        return self._states.bytes_in_use
+
     def run(self, ids: Any, *, last: int | None = 1, **inputs: Any) -> np.ndarray:
         """Run on the next tokens.
 

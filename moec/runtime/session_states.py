@@ -67,6 +67,12 @@ class SessionStates:
         """Number of tokens that fit; None where there is no limit."""
         return min(self.rooms.values(), default=None)
 
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the states: of arrays, and of pages in use."""
+        held_bytes = 0 if self.memory is None else self.memory.bytes_in_use
+        return held_bytes + sum(array.nbytes for array in self.arrays.values())
+
     def run(self, inputs: Mapping[str, Any], last: int) -> tuple[dict[str, Any], SessionStates]:
         """Run the model. Returns its outputs, with logits of the ``last`` tokens or of more, and the states after
         it."""

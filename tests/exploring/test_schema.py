@@ -60,6 +60,7 @@ def set_at(content, path, value):
 FIRST = ("artifacts", 0)
 WRONG = [
     (("version",), 2),
+    ((*FIRST, "timeline"), {"cases": [{"title": "Prompt"}]}),
     (("other",), {}),
     ((*FIRST, "kernels", 0, "calls"), -1),
     ((*FIRST, "layers", "parts", 0, "weight_bytes"), "12 kB"),

@@ -46,7 +46,7 @@ def rows_of(model: CompiledModel, symbol: str, **options: int) -> int:
             calls.append([tuple(argument.shape) for argument in arguments if hasattr(argument, "data_ptr")])
 
     with executor._program.instrumented(note):
-        executor._call(arrays, captured=False, **options)
+        executor._call(arrays, **options)
     (shapes,) = calls
     return shapes[0][0]
 

@@ -80,6 +80,16 @@ def test_runs_go_on_from_those_before(model):
     np.testing.assert_allclose(alone.run(IDS[0, 5:])[0], whole[0, 5:], rtol=1e-5, atol=1e-6)
 
 
+def test_bytes_of_states_are_those_of_pages_in_use(attending, recurrent, stateless):
+    session = attending.session(max_tokens=600)
+    assert session.state_bytes == 0
+    session.run(np.zeros((1, 256), np.int64))
+    assert session.state_bytes == 2 * 256 * 4 * 4
+    session.run([0])
+    assert session.state_bytes == session.fork().state_bytes == 4 * 256 * 4 * 4
+    assert (recurrent.session().state_bytes, stateless.session().state_bytes) == (16, 0)
+
+
 def test_forks_go_their_own_ways(model):
     session = model.session()
     session.run([1, 2])

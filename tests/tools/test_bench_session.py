@@ -7,6 +7,7 @@ import pytest
 from moec.common.arguments import token_counts
 from moec.common.errors import MoecError
 from moec.tools.bench_session import bench_session
+from moec.tools.tracing.file import read_trace
 from tests.cli.test_cli import assert_refused, moec
 from tests.runtime.bigrams import model_of
 
@@ -46,14 +47,20 @@ def test_depths_are_numbers():
         token_counts("depth", "1,-2")
 
 
-def test_the_command(model):
-    path = model[1]
+def test_the_command(model, tmp_path):
+    path, trace = model[1], tmp_path / "trace.json"
     arguments = ("--prefill", 3, "--decode", 2, "--repetitions", 2, "--depth")
     done = moec("bench", path, *arguments, "0,4")
     assert (done.returncode, done.stderr) == (0, "")
     assert "pp3" in done.stdout and "tg2 @ d4" in done.stdout and "±" in done.stdout
-    done = moec("bench", path, *arguments, 0, "--json")
+    done = moec("bench", path, *arguments, 0, "--json", "--trace", trace)
+    assert done.stderr.startswith(f"{trace} is written: open it in ui.perfetto.dev")
     assert [test["test"] for test in json.loads(done.stdout)["tests"]] == ["pp3", "tg2"]
-    done = moec("bench", path, "--depth", 1, "--repetitions", 1, "--json")
+    assert [run.title for run in read_trace(trace).runs] == ["Prompt of 3 tokens", "Decode step after 3 tokens"]
+    done = moec("bench", path, "--depth", 1, "--repetitions", 1, "--json", "--trace", trace)
+    assert read_trace(trace).runs[0].title == "Prompt of 512 tokens after 1 token"
     assert [test["test"] for test in json.loads(done.stdout)["tests"]] == ["pp512", "tg64"]
     assert_refused(moec("bench", path, "--decode", 2, "--against", "onnxruntime"), "--against and --inputs single runs")
+    trace.write_text("{}")
+    assert_refused(moec("bench", path, "--decode", 2, "--trace", trace), "is a file that moec did not write")
+    assert trace.read_text() == "{}"

@@ -14,6 +14,7 @@ import { mapView } from "./map.js";
 import { passesView } from "./passes.js";
 import { rooflineView } from "./roofline.js";
 import { sweepView } from "./sweep.js";
+import { timelineView } from "./timeline.js";
 import { whyView } from "./why.js";
 
 export const views = [
@@ -21,6 +22,7 @@ export const views = [
   blockView,
   expertsView,
   kernelView,
+  timelineView,
   passesView,
   whyView,
   rooflineView,

@@ -16,13 +16,12 @@ that moec wrote the file and nobody changed it; it is no signature.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from moec.common.digested_json import digested_json, foreign_json
 from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json
 from moec.common.records import FieldRule, read_record
@@ -90,29 +89,15 @@ def read_variants(folder: pathlib.Path) -> list[Variant]:
 def write_variants(folder: pathlib.Path, variants: Sequence[Variant]) -> None:
     """Replace ``sweep.json`` in one step. Raises MoecError where another file is there, or it cannot be written."""
     content = {"version": VERSION, "variants": [finite(dataclasses.asdict(variant)) for variant in variants]}
-    text = json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
     with replacing(folder / NAME, foreign) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(digested_json(content, indent=1), encoding="utf-8")
 
 
 def foreign(path: pathlib.Path) -> str | None:
     """Explain why a file is not an unchanged ``sweep.json`` of moec. Returns None where it is one. Raises OSError."""
-    if path.is_dir():
-        return "is a folder, not a file"
-    if path.stat().st_size > _LARGEST:
-        return f"is larger than {_LARGEST} bytes, not a file of a sweep"
-    try:
-        content = parse_json(path.read_bytes())
-        digest = content.pop("digest")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return "is a file that moec did not write"
-    if digest != _digest(content):
-        return "is a file that was changed since moec wrote it"
-    return None if content.get("version") == VERSION else f"is of version {content.get('version')}, not {VERSION}"
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    why = foreign_json(path, _LARGEST)
+    version = None if why else parse_json(path.read_bytes()).get("version")
+    return why or (None if version == VERSION else f"is of version {version}, not {VERSION}")
 
 
 def _with_floats(data: Any) -> Any:

@@ -16,6 +16,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 from tvm.s_tir.schedule import ScheduleError
 
+from moec.targets.gpu.lowering.natural_division import DivideNaturalNumbers
 from moec.targets.tvm.kernels.te_kernels import checking, without_checks
 
 _NAME = "kernel"
@@ -80,6 +81,7 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
         lower.LowerMatchBuffer(),
         lower.StmtSimplify(),
         lower.LowerOpaqueBlock(),
+        DivideNaturalNumbers(),
         loops.FlattenBuffer(),
         loops.BF16ComputeLegalize(),
         loops.NarrowDataType(32),

@@ -40,22 +40,22 @@ class DivideNaturalNumbers:
 
 def _natural_variables(function: tirx.PrimFunc) -> set[tvm.ir.Var]:
     """Sizes of tensors, numbers of threads, and variables of loops that begin at 0 or above."""
-    found: set[tvm.ir.Var] = set()
+    naturals: set[tvm.ir.Var] = set()
     for parameter in function.params:
         if is_buffer_var(parameter):
             for size in parameter.ty.shape:
-                tvm_ffi.structural_walk(size, [(tvm.ir.Var, found.add)])
+                tvm_ffi.structural_walk(size, [(tvm.ir.Var, naturals.add)])
 
     def note(loop: tirx.For) -> None:
         if isinstance(loop.min, tirx.IntImm) and int(loop.min) >= 0:
-            found.add(loop.loop_var)
+            naturals.add(loop.loop_var)
 
     def note_thread(thread: tirx.IterVar) -> None:
         if thread.thread_tag:
-            found.add(thread.var)
+            naturals.add(thread.var)
 
     tvm_ffi.structural_walk(function.body, [(tirx.For, note), (tirx.IterVar, note_thread)])
-    return found
+    return naturals
 
 
 def _is_natural(value: tvm.ir.Expr, natural: set[tvm.ir.Var]) -> bool:

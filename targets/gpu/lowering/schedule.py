@@ -18,6 +18,7 @@ from tvm.s_tir.schedule import ScheduleError
 
 from moec.targets.gpu.lowering.natural_division import DivideNaturalNumbers
 from moec.targets.tvm.kernels.te_kernels import checking, without_checks
+from moec.targets.tvm.text.elements import NameElements
 
 _NAME = "kernel"
 BLOCK_THREADS = 256
@@ -98,6 +99,7 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
         loops.FP8ComputeLegalize(),
         loops.VerifyMemory(),
         loops.AnnotateEntryFunc(),
+        NameElements(),
         # Barriers between threads that share memory.
         lower.ThreadSync("shared"),
         lower.ThreadSync("shared.dyn"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
+from moec.targets.tvm.text.elements import NameElements
 from moec.targets.tvm.text.keep_names import HideBoundValues, ShowBoundValues
 from moec.targets.tvm.text.names import VariableNames
 from moec.targets.tvm.text.statement_lines import FindLines
@@ -36,7 +37,7 @@ def readable(function: tirx.PrimFunc) -> tirx.PrimFunc:
     phases = [nothing, DropUnusedNames(), nothing]
     if function.attrs and function.attrs.get("s_tir"):
         plain_loops = [blocks.LowerInitBlock(), blocks.ConvertBlocksToOpaque(), blocks.LowerOpaqueBlock()]
-        simple = [HideBoundValues(of_every_type=True), blocks.StmtSimplify(), ShowBoundValues()]
+        simple = [HideBoundValues(of_every_type=True), blocks.StmtSimplify(), ShowBoundValues(), NameElements()]
         phases = [*plain_loops, *simple, *phases]
     return tvm.ir.transform.Sequential([*phases, FindLines()])(tvm.IRModule({"kernel": function}))["kernel"]
 

@@ -16,10 +16,10 @@ class VariableNames:
         self._names: dict[tvm.ir.Var, str] = {}
         self._taken: set[str] = set()
 
-    def __call__(self, variable: tvm.ir.Var) -> str:
-        """The variable's name: its own, or that with a number where the name is taken."""
+    def __call__(self, variable: tvm.ir.Var, own: str = "") -> str:
+        """The variable's name: its ``own``, or that with a number where the name is taken."""
         name = self._names.get(variable)
-        return self._define(variable) if name is None else name
+        return self._define(variable, own or variable.name or "v") if name is None else name
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -28,8 +28,7 @@ class VariableNames:
         yield
         self._names, self._taken = names, taken
 
-    def _define(self, variable: tvm.ir.Var) -> str:
-        own = variable.name or "v"
+    def _define(self, variable: tvm.ir.Var, own: str) -> str:
         numbered = (f"{own}_{number}" for number in itertools.count(1))
         name = next(name for name in itertools.chain([own], numbered) if name not in self._taken)
         self._names[variable] = name

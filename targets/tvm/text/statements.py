@@ -31,6 +31,8 @@ _LOOPS = {
     ForKind.UNROLLED: "T.unroll",
     ForKind.THREAD_BINDING: "T.thread_binding",
 }
+_THREADS = {"blockIdx.x": "block", "threadIdx.x": "thread"}
+"""Names for numbers of blocks and threads, which schedules call after the axes that they join."""
 _ALLOCATIONS = {"global": "T.alloc_buffer", "": "T.alloc_buffer", "local": "T.alloc_local", "shared": "T.alloc_shared"}
 
 
@@ -183,7 +185,8 @@ class Statements:
             self._emit("T.device_entry()")
         elif key == "thread_extent":
             thread = statement.node
-            self._emit(f"{self._names(thread.var)} = T.launch_thread({quoted(thread.thread_tag)}, {value})")
+            name = self._names(thread.var, _THREADS.get(thread.thread_tag, ""))
+            self._emit(f"{name} = T.launch_thread({quoted(thread.thread_tag)}, {value})")
         else:
             self._emit(f"T.attr({self.value(statement.node)}, {quoted(key)}, {value})")
         self.print(statement.body)

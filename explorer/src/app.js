@@ -14,6 +14,7 @@ export function App({ report }) {
   const go = (name, ...parts) => (location.hash = address(place.subject, name, ...parts));
   useKeys({ views: usable, go, open: setDialog, isOpen: dialog !== null });
   useEffect(() => {
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); // in a narrow window
     document.title = `${view.title} - ${titleOf(report.index, place.subject)}`;
   }, [view, place.subject]);
   return html`

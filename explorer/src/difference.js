@@ -19,7 +19,7 @@ export function Difference({ rows, selected, onSelect, label }) {
   return html`<div class="difference" ref=${element} tabindex="0" role="region" aria-label=${label}>
     ${shown.slice(0, count).map((row) =>
       row.fold === undefined
-        ? html`<div class=${row.kind} aria-current=${row.id === selected ? "true" : undefined} onClick=${() => row.id && onSelect(row.id)}>
+        ? html`<div class=${row.kind} aria-current=${row.id !== undefined && row.id === selected ? "true" : undefined} onClick=${() => row.id && onSelect(row.id)}>
             <span aria-hidden="true">${SIGNS[row.kind]}</span><span class="hidden">${WORDS[row.kind]}</span>${row.text}
           </div>`
         : html`<button class="fold" onClick=${() => open(row.fold)}>${row.part.length} equal lines</button>`,

@@ -13,7 +13,7 @@ export function microseconds(value) {
 }
 
 export function percent(share) {
-  return `${digits(100 * share)}%`;
+  return share > 0 && share < 1e-4 ? "< 0.01%" : `${digits(100 * share)}%`;
 }
 
 // Three significant digits, without an exponent for usual sizes.

@@ -27,15 +27,15 @@ export function partPath(part, place) {
 
 export function formatsOf(part) {
   const forms = Object.entries(part.formats).sort((a, b) => b[1] - a[1]);
-  return forms.length ? forms.map(([form]) => form).join(", ") : "-";
+  return forms.length ? forms.map(([form]) => form).join(", ") : "–";
 }
 
 export function weightsOf(part) {
-  return part.weight_bytes ? bytes(part.weight_bytes) : part.shared_bytes ? "shared" : "-";
+  return part.weight_bytes ? bytes(part.weight_bytes) : part.shared_bytes ? "shared" : "–";
 }
 
 export function timeOf(part, at) {
-  return part.microseconds.length ? microseconds(part.microseconds[at]) : "-";
+  return part.microseconds.length ? microseconds(part.microseconds[at]) : "–";
 }
 
 // Says where times are from: they were measured, predicted, or are not known.

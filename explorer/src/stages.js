@@ -34,6 +34,11 @@ export class Stages {
     return rows;
   }
 
+  // Nodes after each stage, as `nodes` has them.
+  all() {
+    return Array.from({ length: this.count }, (_, at) => this.nodes(at));
+  }
+
   // Nodes after a stage by their identity, which is their first output: { id, name, operator, outputs, inputs, line }.
   nodes(stage) {
     const nodes = new Map();

@@ -12,7 +12,7 @@ export function Table({ caption, columns, rows }) {
   const sort = (column) => setOrder({ column, sign: order?.column === column ? -order.sign : column.isNumber ? -1 : 1 });
   return html`<div class="table" tabindex="0" role="region" aria-label=${caption}>
     <table>
-      <caption>${caption}</caption>
+      <caption><span>${caption}</span></caption>
       <thead>
         <tr>
           ${columns.map((column) => {

@@ -3,6 +3,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { differenceOf } from "../diff.js";
 import { Difference } from "../difference.js";
 import { html } from "../html.js";
+import { levelTitle } from "../levels.js";
 import { bytes, digits, percent } from "../numbers.js";
 import { Stages } from "../stages.js";
 import { Table } from "../table.js";
@@ -102,7 +103,7 @@ function KernelDifference({ pair, name, level, link, other }) {
   const rows = useMemo(() => differenceOf(texts[0], texts[1]), [name, current]);
   if (current === undefined) return html`<p role="alert">No level of ${name} is in both artifacts.</p>`;
   return html`<h2>${name}: ${pair[0].title} and ${pair[1].title}</h2>
-    <p>${common.map((each) => html`<a href=${link("compare", String(other), "kernel", name, each)} aria-current=${each === current ? "true" : undefined}>${each}</a> `)}</p>
+    <p>${common.map((each) => html`<a href=${link("compare", String(other), "kernel", name, each)} aria-current=${each === current ? "true" : undefined}>${levelTitle(each)}</a> `)}</p>
     <${Changes} rows=${rows} label=${`Difference of ${name}`} />`;
 }
 

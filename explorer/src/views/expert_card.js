@@ -65,7 +65,7 @@ function Projections({ expert }) {
   const columns = [
     { title: "Projection", value: (row) => row.weight },
     { title: "Format", value: (row) => row.form },
-    { title: "Error of output, if it alone is rounded", isNumber: true, value: (row) => row.error, show: (row) => (row.error === null ? "-" : percent(row.error)) },
+    { title: "Error of output, if it alone is rounded", isNumber: true, value: (row) => row.error, show: (row) => (row.error === null ? "–" : percent(row.error)) },
   ];
   return html`<${Table} caption="Its projections" columns=${columns} rows=${rows} />`;
 }

@@ -81,11 +81,11 @@ function columnsOf(names, link) {
     { title: "Layer", value: (layer) => layer.place, show: (layer) => html`<a href=${link("experts", String(layer.place))}>${names[layer.place]}</a>` },
     { title: "Experts", isNumber: true, value: (layer) => new Set(layer.experts.map((expert) => expert.number).filter((number) => number !== null)).size },
     { title: "A token selects", isNumber: true, value: (layer) => layer.top_k, show: (layer) => layer.top_k ?? "?" },
-    { title: "Fewest bits", isNumber: true, value: (layer) => Math.min(...bits(layer)), show: (layer) => (bits(layer).length ? digits(Math.min(...bits(layer))) : "-") },
-    { title: "Most bits", isNumber: true, value: (layer) => Math.max(...bits(layer)), show: (layer) => (bits(layer).length ? digits(Math.max(...bits(layer))) : "-") },
+    { title: "Fewest bits", isNumber: true, value: (layer) => Math.min(...bits(layer)), show: (layer) => (bits(layer).length ? digits(Math.min(...bits(layer))) : "–") },
+    { title: "Most bits", isNumber: true, value: (layer) => Math.max(...bits(layer)), show: (layer) => (bits(layer).length ? digits(Math.max(...bits(layer))) : "–") },
     { title: "Dropped", isNumber: true, value: (layer) => of(layer, (expert) => expert.number === null) },
     { title: "Merged", isNumber: true, value: (layer) => of(layer, (expert) => expert.with.length > 0) },
-    { title: "Error of output", isNumber: true, value: (layer) => layer.losses.at(-1)?.output_error, show: (layer) => (layer.losses.length ? percent(layer.losses.at(-1).output_error) : "-") },
+    { title: "Error of output", isNumber: true, value: (layer) => layer.losses.at(-1)?.output_error, show: (layer) => (layer.losses.length ? percent(layer.losses.at(-1).output_error) : "–") },
   ];
 }
 

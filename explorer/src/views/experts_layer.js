@@ -23,16 +23,16 @@ function columnsOf(layer, place, link) {
   const columns = [
     { title: "Expert", isNumber: true, value: (expert) => expert.expert, show: (expert) => html`<a href=${link("experts", String(place), String(expert.expert))}>${expert.expert}</a>` },
     { title: "Now", value: became },
-    { title: "Bits", isNumber: true, value: (expert) => expert.bits, show: (expert) => (expert.bits === null ? "-" : digits(expert.bits)) },
+    { title: "Bits", isNumber: true, value: (expert) => expert.bits, show: (expert) => (expert.bits === null ? "–" : digits(expert.bits)) },
     { title: "Formats", value: (expert) => Object.entries(expert.formats).map(([weight, form]) => `${weight} ${form}`).join(", ") },
-    { title: "Size", isNumber: true, value: (expert) => expert.bytes, show: (expert) => (expert.bytes === null ? "-" : bytes(expert.bytes)) },
+    { title: "Size", isNumber: true, value: (expert) => expert.bytes, show: (expert) => (expert.bytes === null ? "–" : bytes(expert.bytes)) },
   ];
   if (layer.tokens === null) return columns;
   return [
     ...columns,
-    { title: "Error of output", isNumber: true, value: (expert) => expert.error, show: (expert) => (expert.error == null ? "-" : percent(expert.error)) },
-    { title: "Tokens", isNumber: true, value: (expert) => expert.tokens, show: (expert) => (expert.tokens === undefined ? "-" : count(expert.tokens)) },
-    { title: "Routing weight", isNumber: true, value: (expert) => expert.weight, show: (expert) => (expert.weight === undefined ? "-" : digits(expert.weight)) },
+    { title: "Error of output", isNumber: true, value: (expert) => expert.error, show: (expert) => (expert.error == null ? "–" : percent(expert.error)) },
+    { title: "Tokens", isNumber: true, value: (expert) => expert.tokens, show: (expert) => (expert.tokens === undefined ? "–" : count(expert.tokens)) },
+    { title: "Routing weight", isNumber: true, value: (expert) => expert.weight, show: (expert) => (expert.weight === undefined ? "–" : digits(expert.weight)) },
   ];
 }
 

@@ -1,6 +1,7 @@
 // Kernels: one kernel at all its levels. A line marks its partners in all other panes.
 import { useMemo, useState } from "preact/hooks";
 import { html } from "../html.js";
+import { levelTitle } from "../levels.js";
 import { Links } from "../links.js";
 import { LoopPicture, LoopTree } from "../loops.js";
 import { bytes } from "../numbers.js";
@@ -8,7 +9,6 @@ import { hasSection } from "../sections.js";
 import { Table } from "../table.js";
 import { TextPane } from "../text_pane.js";
 
-const TITLES = { onnx: "ONNX nodes", operators: "Operators", tir: "TIR", llvm: "LLVM", asm: "Assembly", cuda: "CUDA C", ptx: "PTX", sass: "SASS", hls: "HLS C++" };
 const GRAPHS = ["onnx", "operators"];
 
 function Kernel({ data, parts, go, link }) {
@@ -39,12 +39,12 @@ function Levels({ name, level, line, shown, go }) {
   const tir = shown.levels.findIndex((each) => each.level === "tir");
   const isGraph = (at) => GRAPHS.includes(shown.levels[at].level);
   const panes = shown.levels.map((each, at) => isShown(each) && html`<section key=${each.level}>
-    <h3>${titleOf(each)}</h3>
+    <h3>${levelTitle(each.level)}</h3>
     ${each.absent && html`<p class="soft">${each.text ? "No links" : "No text"}: ${each.absent}.</p>`}
     ${each.text && html`<${TextPane}
       text=${each.text}
       language=${isGraph(at) ? "ir" : each.level}
-      label=${`${titleOf(each)} of ${name}`}
+      label=${`${levelTitle(each.level)} of ${name}`}
       marked=${partners[at]}
       chosen=${chosen?.[0] === at ? line : null}
       shown=${chosen?.[0] === at ? line : following[at]?.[0]}
@@ -53,7 +53,7 @@ function Levels({ name, level, line, shown, go }) {
     />`}
   </section>`);
   return html`<p class="chips" role="group" aria-label="Levels">
-      ${shown.levels.map((each) => html`<button aria-pressed=${isShown(each)} onClick=${() => toggle(each.level)}>${titleOf(each)}</button>`)}
+      ${shown.levels.map((each) => html`<button aria-pressed=${isShown(each)} onClick=${() => toggle(each.level)}>${levelTitle(each.level)}</button>`)}
     </p>
     <div class="panes short">${panes.filter((_, at) => isGraph(at))}</div>
     <div class="panes">${panes.filter((_, at) => !isGraph(at))}</div>
@@ -62,10 +62,6 @@ function Levels({ name, level, line, shown, go }) {
       <${LoopTree} loops=${shown.loops} selected=${level === "tir" ? line : null} onSelect=${(number) => select(tir, number)} />
       <details><summary>The loop nest as a picture</summary><${LoopPicture} loops=${shown.loops} name=${name} /></details>`}
     ${shown.buffers.length > 0 && html`<${Table} caption="Tensors and buffers" columns=${BUFFERS} rows=${shown.buffers} />`}`;
-}
-
-function titleOf({ level }) {
-  return TITLES[level] ?? level;
 }
 
 const BUFFERS = [

@@ -1,6 +1,7 @@
 // Passes: a slider over the passes that changed the model, with the difference as text and as a graph.
 import { useMemo } from "preact/hooks";
 import { Difference } from "../difference.js";
+import { fates } from "../fates.js";
 import { GraphPane } from "../graph_pane.js";
 import { html } from "../html.js";
 import { useViewKeys } from "../keys.js";
@@ -10,7 +11,7 @@ import { Stages } from "../stages.js";
 
 function Passes({ data, parts, go, link }) {
   const stages = useMemo(() => new Stages(data.passes), [data.passes]);
-  const all = useMemo(() => Array.from({ length: stages.count }, (_, at) => stages.nodes(at)), [stages]);
+  const all = useMemo(() => stages.all(), [stages]);
   const plan = useMemo(() => layout(all), [all]);
   const at = Math.max(0, Math.min(stages.count - 1, parts[0] === undefined || parts[0] === "" ? 0 : Number(parts[0]) || 0));
   const stage = data.passes.stages[at];
@@ -49,20 +50,22 @@ function Passes({ data, parts, go, link }) {
           onSelect=${(id) => show(at, id)} label=${`The graph after ${stage.name}`} />
       </section>
     </div>
-    <${NodeCard} ...${{ nodes: all, at, id: selected, types: data.passes.types, link }} />
+    <${NodeCard} ...${{ nodes: all, at, id: selected, types: data.passes.types, kernels: data.kernels ?? [], link }} />
     <p class="soft">Passes that changed nothing: ${[...new Set(data.passes.unchanged)].join(", ")}.</p>`;
 }
 
 // A node of this stage or of the one before it: its operator, and each value with its type, producer and users.
-function NodeCard({ nodes, at, id, types, link }) {
+function NodeCard({ nodes, at, id, types, kernels, link }) {
   const node = nodes[at].get(id) ?? nodes[at - 1]?.get(id);
   if (!node) return null;
   const here = nodes[at].has(id) ? nodes[at] : nodes[at - 1];
   const makerOf = (value) => [...here.values()].find((each) => each.outputs.includes(value));
   const usersOf = (value) => [...here.values()].filter((each) => each.inputs.includes(value));
+  const computing = kernels.filter((kernel) => kernel.nodes.includes(node.name));
   const to = (each) => html`<a href=${link("passes", String(at), each.id)}>${each.operator} ${each.name}</a> `;
   return html`<section class="card" aria-label="Selected node">
     <h3>${node.operator} <span class="soft">${node.name}</span></h3>
+    ${computing.length > 0 && at === nodes.length - 1 && html`<p>Computed by ${computing.map(({ name }) => html`<a href=${link("kernel", name)}>${name}</a> `)}</p>`}
     <dl>
       ${node.inputs.map((value) => {
         const maker = makerOf(value);
@@ -98,14 +101,16 @@ export const passesView = {
   name: "passes",
   title: "Passes",
   key: "p",
-  sections: ["passes"],
+  sections: ["passes", "kernels"],
   isFor: (index, subject) => hasSection(index, subject, "passes"),
-  entries: ({ passes }) =>
-    passes.stages.map((stage, at) => ({
-      label: stage.name,
-      kind: "pass",
-      text: stage.remarks.join(" "),
-      path: ["passes", String(at)],
+  entries: ({ passes }) => [
+    ...passes.stages.map((stage, at) => ({ label: stage.name, kind: "pass", text: stage.remarks.join(" "), path: ["passes", String(at)] })),
+    ...fates(new Stages(passes).all()).map(({ node, end }) => ({
+      label: node.name || node.id,
+      kind: end === null ? "node of the model, kept" : `node of the model, removed by ${passes.stages[end].name}`,
+      text: node.operator,
+      path: ["passes", String(end ?? passes.stages.length - 1), node.id],
     })),
+  ],
   Component: Passes,
 };

@@ -8,7 +8,7 @@ const STEP = 200; // rows that are shown at first, and more by each press of the
 export function Table({ caption, columns, rows }) {
   const [order, setOrder] = useState(null); // { column, sign }
   const [count, setCount] = useState(STEP);
-  const sorted = order === null ? rows : [...rows].sort((a, b) => order.sign * compare(order.column.value(a), order.column.value(b)));
+  const sorted = order === null ? rows : [...rows].sort((a, b) => compare(order.column.value(a), order.column.value(b), order.sign));
   const sort = (column) => setOrder({ column, sign: order?.column === column ? -order.sign : column.isNumber ? -1 : 1 });
   return html`<div class="table" tabindex="0" role="region" aria-label=${caption}>
     <table>
@@ -37,9 +37,10 @@ function cell(column, row, isHead) {
   return isHead ? html`<th scope="row" class=${kind}>${content}</th>` : html`<td class=${kind}>${content}</td>`;
 }
 
-function compare(a, b) {
+// Unknown values stand last in both directions.
+function compare(a, b, sign) {
   if (a === b) return 0;
-  if (a === null || a === undefined) return -1;
-  if (b === null || b === undefined) return 1;
-  return a < b ? -1 : 1;
+  if (a === null || a === undefined) return 1;
+  if (b === null || b === undefined) return -1;
+  return a < b ? -sign : sign;
 }

@@ -45,11 +45,15 @@ SIMULATION = {
 }
 
 
+def of_design(**sections):
+    """A document of one design."""
+    artifact = {"title": "design", "target": "t", **sections}
+    return {"schema": SCHEMA, "version": VERSION, "title": "design", "artifacts": [artifact]}
+
+
 def report(folder, **sections):
-    artifact = {"title": "design", "target": "t", "projects": [PROJECT], **sections}
     path = folder / "report.html"
-    document = {"schema": SCHEMA, "version": VERSION, "title": "design", "artifacts": [artifact]}
-    path.write_text(page(document), encoding="utf-8")
+    path.write_text(page(of_design(projects=[PROJECT], **sections)), encoding="utf-8")
     return path
 
 

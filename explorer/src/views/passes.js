@@ -107,7 +107,7 @@ export const passesView = {
     ...passes.stages.map((stage, at) => ({ label: stage.name, kind: "pass", text: stage.remarks.join(" "), path: ["passes", String(at)] })),
     ...fates(new Stages(passes).all()).map(({ node, end }) => ({
       label: node.name || node.id,
-      kind: end === null ? "node of the model, kept" : `node of the model, removed by ${passes.stages[end].name}`,
+      kind: end === null ? "node of the model, kept" : `node of the model, replaced or removed by ${passes.stages[end].name}`,
       text: node.operator,
       path: ["passes", String(end ?? passes.stages.length - 1), node.id],
     })),

@@ -1,0 +1,180 @@
+"""Every view, in light and dark, wide and narrow: nothing overflows, pictures have names, and tables captions."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+import moec
+from moec.exploring.page import page as page_of
+
+from .browser import NARROW, WIDE, opened
+from .test_page import of
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+UNNAMED = """[...document.querySelectorAll("svg")]
+    .filter((svg) => !svg.getAttribute("aria-label") && !svg.querySelector(":scope > title")).length"""
+WITHOUT_CAPTION = "[...document.querySelectorAll('table')].filter((table) => !table.caption?.textContent).length"
+REACHED = "document.activeElement.closest('.panes, .table, .graph-pane, .difference') !== null"
+UNREACHABLE = """[...document.querySelectorAll(".table, .graph-pane, .difference, .cm-content")]
+    .filter((pane) => pane.tabIndex < 0 && !pane.isContentEditable).length"""
+
+
+def faults(page) -> dict[str, int]:
+    """Numbers of faults of the view that is shown: pixels that overflow, pictures and tables without a name, and panes
+    that the Tab key does not reach."""
+    counts = {"overflow": OVERFLOW, "unnamed": UNNAMED, "captions": WITHOUT_CAPTION, "unreachable": UNREACHABLE}
+    return {name: count for name, script in counts.items() if (count := page.evaluate(script)) > 0}
+
+
+def check_views(running, report, size, scheme) -> list[str]:
+    """Check all views of all artifacts of a report. Returns their names."""
+    with opened(running, report, "", size, scheme) as page:
+        titles = [text.split()[0] for text in page.locator("nav a").all_inner_texts()]
+        found = {}
+        for at in range(len(titles)):
+            page.locator("nav a").nth(at).click()
+            page.wait_for_selector("nav a[aria-current]")
+            page.wait_for_selector("main h2")
+            found[titles[at]] = faults(page)
+        assert {name: counts for name, counts in found.items() if counts} == {}
+        return titles
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
+def test_no_view_of_char_lm_overflows_or_lacks_a_name(running, report, size, scheme):
+    assert check_views(running, report, size, scheme) == ["Map", "MoE", "Experts", "Kernels", "Passes", "Why"]
+
+
+def test_a_fault_is_found(running, report):
+    with opened(running, report) as page:
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<table></table><svg width=9000></svg>')")
+        assert faults(page).keys() == {"overflow", "unnamed", "captions"}
+
+
+def test_tabs_reach_the_panes_of_a_kernel(running, report):
+    with opened(running, report, "#kernel/moe_combine") as page:
+        page.locator("main").focus()
+        for _ in range(9):
+            page.keyboard.press("Tab")
+            if page.evaluate(REACHED):
+                break
+        assert page.evaluate(REACHED)
+
+
+MARKUP = "a\"b'c`d</script><script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
+DIRECTION = "\u202eright to left\u2066 and \u200f"
+LINES = "first\nsecond\r\n\tthird\u2028fourth"
+ADDRESS = "javascript:window.ran=1//%2F..%23#?&"
+HOSTILE = {"long": "n" * 10_000, "odd": ADDRESS + MARKUP + DIRECTION + LINES}
+
+
+def hostile(name: str) -> dict[str, object]:
+    """A document in which everything has one name."""
+    kernel = {"name": name, "op": name, "computes": name, "calls": 1, "nodes": [name]}
+    candidates = [{"kernel": name, "eligible": True, "reason": name, "chosen": True}]
+    levels = [{"level": level, "text": f"{name}\n", "lines": [1], "absent": None} for level in ("onnx", "tir")]
+    loop = {"variable": name, "kind": name, "line": 1, "extent": name, "bytes_read": name, "bytes_written": name}
+    buffer = {"name": name, "scope": name, "shape": [name], "dtype": name, "bytes": name}
+    text = {"name": name, "levels": levels, "parents": {}, "loops": [{**loop, "operations": name, "children": []}]}
+    part = {"title": name, "kind": "moe", "layer": 0, "block": 0, "reads": [], "nodes": [name], "kernels": [name]}
+    sizes = {"num_experts": 1, "top_k": 1, "hidden_size": 8, "intermediate_size": 8}
+    block = {"name": name, "op": name, "router": name, "activation": name, "formulation": name, "experts": None}
+    expert = {"expert": 0, "number": 0, "with": [], "why": name, "hidden_units": 8, "formats": {name: name}}
+    layer = {"name": name, "top_k": 1, "tokens": None, "losses": []}
+    stage = {"name": name, "at": 0, "rules": name, "remarks": [name], "nodes": 1, "retyped": 0, "edits": [[0, 0, [0]]]}
+    return of(
+        name,
+        kernels=[{**kernel, "candidates": candidates}],
+        texts={name: {**text, "buffers": [buffer], "resources": [{name: name}]}},
+        moe_blocks=[{**block, **sizes, "formats": {name: [name]}}],
+        remarks=[{"pass_name": name, "subject": name, "message": name, "severity": "warning"}],
+        layers={
+            "parts": [
+                {**part, "weight_bytes": 8, "shared_bytes": 0, "formats": {name: 8}, "microseconds": []},
+                {**part, "block": None, "weight_bytes": 8, "shared_bytes": 0, "formats": {name: 8}, "microseconds": []},
+            ],
+            "cases": [],
+            "no_times": name,
+            "stored_bytes": 8,
+        },
+        experts={"layers": [{**layer, "experts": [{**expert, "bits": 4, "bytes": 8}]}], "no_profile": name},
+        passes={
+            "lines": [name],
+            "nodes": [[name, name, [name], [name]]],
+            "types": {name: name},
+            "stages": [stage, {**stage, "edits": []}],
+            "unchanged": [name],
+        },
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_names_neither_run_nor_break_a_view(running, tmp_path, name):
+    path = tmp_path / "report.html"
+    path.write_text(page_of(hostile(name)), encoding="utf-8")
+    check_views(running, path, NARROW, "light")
+    with opened(running, path, "", NARROW) as page:
+        page.keyboard.press("/")
+        page.wait_for_selector("dialog li")
+        assert (faults(page), page.evaluate("window.ran")) == ({}, None)
+        assert page.locator("img").count() == 0
+
+
+def granite(folder: pathlib.Path) -> pathlib.Path:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config = transformers.GraniteMoeConfig(vocab_size=64, num_hidden_layers=24, **sizes, **experts)
+    transformers.GraniteMoeForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def deepseek(folder: pathlib.Path) -> pathlib.Path:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+    config = transformers.DeepseekV3Config(
+        vocab_size=64,
+        num_hidden_layers=2,
+        first_k_dense_replace=1,
+        moe_intermediate_size=16,
+        **sizes,
+        **latent,
+        **experts,
+    )
+    transformers.DeepseekV3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+ARTIFACTS = {
+    "granite": (granite, {}),
+    "deepseek_v3": (deepseek, {}),
+    "cuda": (lambda _: EXAMPLES / "char_lm" / "model.onnx", {"target": "cuda:sm_90a"}),
+    "fpga": (
+        lambda _: EXAMPLES / "vision_moe" / "model.onnx",
+        {"target": "hls:zcu102", "calibration": EXAMPLES / "vision_moe" / "calibration.npz"},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=ARTIFACTS)
+def artifact(request, tmp_path_factory):
+    """An artifact of each kind of model and target."""
+    make, options = ARTIFACTS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    moec.compile(make(folder / "model"), **options).save(folder / "model.moec")
+    return folder / "model.moec"
+
+
+@pytest.mark.nightly
+def test_no_view_of_an_artifact_overflows_or_lacks_a_name(running, artifact, tmp_path):
+    moec.explore(artifact, tmp_path / "report.html")
+    for size in (WIDE, NARROW):
+        for scheme in ("light", "dark"):
+            assert len(check_views(running, tmp_path / "report.html", size, scheme)) >= 3

@@ -10,10 +10,11 @@ PICTURE = pathlib.Path(__file__).parents[2] / "docs" / "explorer.png"
 MOST_BYTES = 150_000
 
 
-def test_the_picture_shows_a_kernel_at_all_its_levels(running, report, request):
+def test_the_picture_shows_levels_of_a_kernel(running, report, request):
     """Pixels differ with fonts, so that without ``--update-golden`` only the picture's kind and size are checked."""
-    with opened(running, report, "#kernel/moe_combine/tir/29", (1000, 600)) as page:
-        page.click("button:text-is('LLVM')")
+    with opened(running, report, "#kernel/moe_combine/tir/30", (1000, 600)) as page:
+        for level in ("ONNX nodes", "LLVM"):
+            page.click(f"button:text-is('{level}')")
         page.wait_for_selector(".cm-line.marked")
         taken = page.screenshot()
     if request.config.getoption("--update-golden"):

@@ -14,7 +14,7 @@ from .test_page import of
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
-UNNAMED = """[...document.querySelectorAll("svg")]
+UNNAMED = """[...document.querySelectorAll("svg:not([aria-hidden=true])")]
     .filter((svg) => !svg.getAttribute("aria-label") && !svg.querySelector(":scope > title")).length"""
 WITHOUT_CAPTION = "[...document.querySelectorAll('table')].filter((table) => !table.caption?.textContent).length"
 REACHED = "document.activeElement.closest('.panes, .table, .graph-pane, .difference') !== null"
@@ -45,7 +45,8 @@ def check_views(running, report, size, scheme) -> list[str]:
 
 @pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
 def test_no_view_of_char_lm_overflows_or_lacks_a_name(running, report, size, scheme):
-    assert check_views(running, report, size, scheme) == ["Map", "MoE", "Experts", "Kernels", "Passes", "Why"]
+    views = {"Map", "MoE", "Experts", "Kernels", "Passes", "Why", "Roofline"}
+    assert views <= set(check_views(running, report, size, scheme))
 
 
 def test_a_fault_is_found(running, report):

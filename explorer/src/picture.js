@@ -2,7 +2,7 @@
 import { useRef } from "preact/hooks";
 import { html } from "./html.js";
 
-const COPIED = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font", "text-anchor", "dominant-baseline"];
+const COPIED = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "paint-order", "font", "text-anchor", "dominant-baseline"];
 
 export function Picture({ title, width, height, children, ...others }) {
   const element = useRef();

@@ -7,7 +7,7 @@ of the roofline (Williams, Waterman, Patterson, "Roofline", 2009). A rule withou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.common.roofline import FLOAT32
@@ -22,6 +22,8 @@ ARITHMETICS = ("int8", "tf32")
 _LEAST_GAIN = 0.1
 _MEMORY_AT_LEAST, _ROOF_BELOW, _OCCUPANCY_BELOW = 0.4, 0.5, 0.5
 _MOST_KERNELS = 3
+_ROUNDED = 0.01
+"""Difference of two shares that may be an error of rounding."""
 _SHORT, _SHORT_SHARE = 5e-6, 0.25
 """Seconds of a call that is mostly its start, and the share of a run that such calls take at least."""
 _LAUNCH = 3e-6
@@ -65,7 +67,7 @@ def _narrower_weights(run: Run) -> Iterator[Advice]:
     """Weights in fewer bits, where memory limits the run."""
     moved = sum(row.work.bytes_moved for row in run.kernels)
     delivered = moved / (run.seconds * run.machine.roofline.bandwidth)
-    if not _MEMORY_AT_LEAST <= delivered <= 1:
+    if not _MEMORY_AT_LEAST <= delivered <= 1 + _ROUNDED:  # more comes from caches
         return
     saved = {name: {row.name: _saved_bytes(row, WeightFormat.parse(name)) for row in run.kernels} for name in FORMATS}
     shares = {name: sum(rows.values()) / moved for name, rows in saved.items()}
@@ -76,17 +78,34 @@ def _narrower_weights(run: Run) -> Iterator[Advice]:
     gain = _gain(run, lambda row: _with_bytes(row.work, row.work.bytes_moved - round(saved[best][row.name])))
     if gain < _LEAST_GAIN:
         return
-    reads = sum(row.reads.bytes for row in run.kernels if row.reads is not None) / moved
+    rows = [row for row in run.kernels if saved[best][row.name]]
+    reads = sum(row.reads.bytes for row in rows if row.reads is not None) / moved
     limited = "is limited by memory" if run.whole is None else f"reads {delivered:.0%} of what memory can deliver"
     others = "".join(f" ({name}: {shares[name]:.0%})" for name in useful[1:])
     text = (
-        f"{run.title}: the run {limited}, and {reads:.0%} of its bytes are weights of experts and linear layers. "
+        f"{run.title}: the run {limited}, and {reads:.0%} of its bytes are weights of {_owners(rows)}. "
         f"{best} would read {shares[best]:.0%} fewer bytes{others}. {_ROUNDING}"
     )
     figures = {"share_of_bandwidth": delivered, "share_of_weights": reads}
     figures |= {f"fewer_bytes_{name}": shares[name] for name in useful}
-    kernels = tuple(name for name, value in saved[best].items() if value)
-    yield Advice(text, kernels, figures, gain, False, f"--experts {best} --linears {best}")
+    kernels = tuple(row.name for row in rows)
+    yield Advice(text, kernels, figures, gain, False, _options(rows, best))
+
+
+def _has_experts(row: KernelRun) -> bool:
+    return row.kernel["attributes"].get("experts", 1) > 1
+
+
+def _owners(rows: Sequence[KernelRun]) -> str:
+    """Name what the weights of products belong to."""
+    are_experts = {_has_experts(row) for row in rows}
+    return " and ".join(name for flag, name in ((True, "experts"), (False, "linear layers")) if flag in are_experts)
+
+
+def _options(rows: Sequence[KernelRun], form: str) -> str:
+    """Write the options of ``moec compile`` that store the weights of products in a format."""
+    are_experts = {_has_experts(row) for row in rows}
+    return " ".join(f"--{name} {form}" for flag, name in ((True, "experts"), (False, "linears")) if flag in are_experts)
 
 
 def _with_bytes(work: Work, count: int) -> Work:
@@ -96,7 +115,8 @@ def _with_bytes(work: Work, count: int) -> Work:
 def _saved_bytes(row: KernelRun, form: WeightFormat) -> float:
     if row.reads is None:
         return 0.0
-    return max(0.0, row.reads.bytes - row.reads.count * form.bits_per_weight(row.reads.inner) / 8)
+    saved = row.reads.bytes - row.reads.count * form.bits_per_weight(row.reads.inner) / 8
+    return saved if saved > _ROUNDED * row.reads.bytes else 0.0
 
 
 def _gain(run: Run, changed: Callable[[KernelRun], Work]) -> float:
@@ -112,13 +132,11 @@ def _faster_arithmetic(run: Run) -> Iterator[Advice]:
     """Products on float32 that arithmetic limits, where the machine has a faster one."""
     roofline = run.machine.roofline
     products = [row for row in run.kernels if row.reads is not None and row.work.arithmetic == FLOAT32]
-    slow = {row.name: row.seconds for row in products if _computes(run, row)}
-    share = sum(slow.values()) / run.seconds
+    slow = [row for row in products if _computes(run, row)]
+    share = sum(row.seconds for row in slow) / run.seconds
     for arithmetic in ARITHMETICS:
         faster = roofline.peak(arithmetic) / roofline.peak(FLOAT32)
-        changed = {
-            row.name: dataclasses.replace(row.work, arithmetic=arithmetic) for row in products if row.name in slow
-        }
+        changed = {row.name: dataclasses.replace(row.work, arithmetic=arithmetic) for row in slow}
         gain = _gain(run, lambda row, changed=changed: changed.get(row.name, row.work))
         if gain < _LEAST_GAIN:
             continue
@@ -127,7 +145,7 @@ def _faster_arithmetic(run: Run) -> Iterator[Advice]:
             f"{arithmetic} does {faster:.1f} times as many operations per second here. {_ROUNDING}"
         )
         figures = {"share_of_time": share, "times_as_fast": faster}
-        yield Advice(text, tuple(slow), figures, gain, False, f"--experts {arithmetic} --linears {arithmetic}")
+        yield Advice(text, tuple(row.name for row in slow), figures, gain, False, _options(slow, arithmetic))
 
 
 def _computes(run: Run, row: KernelRun) -> bool:

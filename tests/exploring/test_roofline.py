@@ -30,8 +30,13 @@ READS = WeightReads(count=1e6, bytes=4e6, inner=64)
 ROUNDED = WeightReads(count=1e6, bytes=5e5, inner=64)
 
 
-def kernel(name: str, made: str = "gemm", crossovers: tuple[str, ...] = ()) -> dict[str, object]:
-    return {"name": name, "candidates": [{"kernel": made, "chosen": True}], "crossovers": crossovers}
+def kernel(name: str, made: str = "gemm", crossovers: tuple[str, ...] = (), experts: int = 1) -> dict[str, object]:
+    return {
+        "name": name,
+        "attributes": {"experts": experts},
+        "candidates": [{"kernel": made, "chosen": True}],
+        "crossovers": crossovers,
+    }
 
 
 def row(seconds: float, work: Work, reads: WeightReads | None = None, **named: object) -> KernelRun:
@@ -47,14 +52,14 @@ COMPUTING = Work(10**8, 5_000_000)  # 0.5 ms of memory, 1 ms of arithmetic
 
 
 def test_a_run_that_memory_limits_should_read_fewer_bytes():
-    (advice,) = advice_for(run(row(0.00055, READING, READS)))
+    (advice,) = advice_for(run(row(0.00055, READING, READS, experts=8)))
     # int4/32 takes 4.5 bits of a weight (scales of 16 bits), int8 half a bit more than 8 (a float32 for 64 weights).
     assert advice.figures["share_of_bandwidth"] == pytest.approx(5 / 5.5)
     assert advice.figures["fewer_bytes_int4/32"] == pytest.approx((4e6 - 1e6 * 4.5 / 8) / 5e6)
     assert advice.figures["fewer_bytes_int8"] == pytest.approx((4e6 - 1e6 * 8.5 / 8) / 5e6)
     assert "reads 91% of what memory can deliver" in advice.text and "int4/32 would read 69% fewer" in advice.text
     assert advice.gain == pytest.approx(0.6875) and not advice.exact and "inexact" in advice.text
-    assert advice.options == "--experts int4/32 --linears int4/32"
+    assert advice.options == "--experts int4/32" and "weights of experts." in advice.text
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ def test_figures_that_ask_for_nothing_give_no_advice(quiet):
 
 def test_float32_products_that_arithmetic_limits_should_use_a_faster_one():
     (advice,) = advice_for(run(row(0.001, COMPUTING, ROUNDED), measured=False))
-    assert advice.options == "--experts int8 --linears int8" and not advice.exact
+    assert advice.options == "--linears int8" and not advice.exact
     assert advice.figures == {"share_of_time": 1.0, "times_as_fast": 4.0}
     assert advice.gain == pytest.approx(0.5)  # memory limits it then
 
@@ -143,6 +148,7 @@ def test_predicted_kernels_lie_on_the_roof(char_lm):
     assert one["gemm_4"]["weight_bytes"] == 64 * 96 * 4
     assert one["moe_grouped_gemm"]["weight_bytes"] == 2 * 2 * 48 * 64 * 4  # two layers, two experts
     (advice,) = section["runs"][0]["advice"]
+    assert advice["options"] == "--experts int4/32 --linears int4/32" and "experts and linear layers" in advice["text"]
     assert advice["figures"]["share_of_bandwidth"] == pytest.approx(1)
 
 

@@ -74,8 +74,9 @@ def evidence(*assumed: str) -> Evidence:
 @pytest.fixture(scope="module")
 def raising(tmp_path_factory):
     """A report of one block, an equal one, and a near miss in layer 7."""
-    first = RaisedBlock(HOSTILE, "probing", "router softmax top-2", evidence("n = 3 goes on"))
-    second = RaisedBlock("b1", "probing", "router softmax top-2", Evidence(1e-12, 1e-5, "", TRIALS[:1]), HOSTILE)
+    long = HOSTILE + "x" * 10_000
+    first = RaisedBlock(long, "probing", "router softmax top-2", evidence("n = 3 goes on"))
+    second = RaisedBlock("b1", "probing", "router softmax top-2", Evidence(1e-12, 1e-5, "", TRIALS[:1]), long)
     attempt = Attempt("known operators", "it differs", "router relu top-1", 16)
     miss = Unraised("topk", "nothing agrees", 8, 2, attempts=(attempt,), attempts_left_out=2)
     part = {"title": "experts", "kind": "dense", "layer": 7, "block": None, "reads": [], "nodes": ["up", "topk"]}
@@ -106,7 +107,8 @@ def test_evidence_shows_both_sides_what_was_not_reached_and_what_is_assumed(runn
         text = page.inner_text("main")
         assert HOSTILE in text and "n = 3 goes on" in text and "and 3 alike" in text
         assert "the model's own operators fail: it overflows" in text
-        assert page.locator("img").count() == 0
+        assert page.locator("img").count() == 0 and len(page.inner_text("main")) < 4000
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_block_without_evidence_is_told(running, raising):

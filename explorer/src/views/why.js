@@ -3,7 +3,7 @@
 import { html } from "../html.js";
 import { hasSection } from "../sections.js";
 import { Table } from "../table.js";
-import { BlockEvidence, NearMiss, worst } from "./why_evidence.js";
+import { BlockEvidence, NearMiss, Short, worst } from "./why_evidence.js";
 
 const SECTIONS = ["kernels", "remarks", "raised", "unraised", "moe_blocks"];
 
@@ -43,8 +43,8 @@ function OneBlock({ data, name, link }) {
 
 function RaisedBlocks({ blocks, link }) {
   const columns = [
-    { title: "Block", value: (block) => block.name, show: (block) => html`<a href=${link("why", "block", block.name)}>${block.name}</a>` },
-    { title: "Found by", value: (block) => (block.isomorphic_to ? `being equal to ${block.isomorphic_to}` : block.reading) },
+    { title: "Block", value: (block) => block.name, show: (block) => html`<a href=${link("why", "block", block.name)}><${Short} text=${block.name} /></a>` },
+    { title: "Found by", value: (block) => (block.isomorphic_to ? `being equal to ${block.isomorphic_to}` : block.reading), show: (block) => (block.isomorphic_to ? html`being equal to <${Short} text=${block.isomorphic_to} />` : block.reading) },
     { title: "Taken for", isText: true, value: (block) => block.proposal },
     { title: "Worst difference", value: (block) => worst(block.evidence) },
   ];
@@ -53,10 +53,10 @@ function RaisedBlocks({ blocks, link }) {
 
 function NearMisses({ misses, link }) {
   const columns = [
-    { title: "Node", value: (miss) => miss.node, show: (miss) => html`<a href=${link("why", "miss", String(miss.place))}>${miss.node}</a>` },
+    { title: "Node", value: (miss) => miss.node, show: (miss) => html`<a href=${link("why", "miss", String(miss.place))}><${Short} text=${miss.node} /></a>` },
     { title: "Experts", isNumber: true, value: (miss) => miss.experts, show: (miss) => miss.experts ?? "–" },
     { title: "Attempts", isNumber: true, value: (miss) => miss.attempts.length + miss.attempts_left_out },
-    { title: "Not raised because", isText: true, value: (miss) => miss.reason },
+    { title: "Not raised because", isText: true, value: (miss) => miss.reason, show: (miss) => html`<${Short} text=${miss.reason} />` },
   ];
   const rows = misses.map((miss, place) => ({ ...miss, place }));
   return html`<${Table} caption="Near misses: they resemble experts and were left as they are" columns=${columns} rows=${rows} />`;

@@ -3,18 +3,19 @@ import { html } from "../html.js";
 import { digits } from "../numbers.js";
 import { Table } from "../table.js";
 
+const LONG = 240; // characters of a text that are shown
 const SMALLEST = 1e-12; // differences below are recorded as this
 
 export function BlockEvidence({ block, place, link }) {
   const { evidence } = block;
   const facts = [
-    ["Found by", block.isomorphic_to ? html`being equal, except for its weights, to <a href=${link("why", "block", block.isomorphic_to)}>${block.isomorphic_to}</a>` : block.reading],
+    ["Found by", block.isomorphic_to ? html`being equal, except for its weights, to <a href=${link("why", "block", block.isomorphic_to)}><${Short} text=${block.isomorphic_to} /></a>` : block.reading],
     ["Taken for", block.proposal],
     ["Worst difference", worst(evidence)],
     ["Trials", trialCount(evidence)],
     ["Decisions", block.isomorphic_to ? "those of the block that it equals" : decisionCount(evidence)],
   ];
-  return html`<h2>Why ${block.name} was raised</h2>
+  return html`<h2>Why <${Short} text=${block.name} /> was raised</h2>
     <p><a href=${link("why")}>All blocks</a>${place >= 0 && html` · <a href=${link("block", String(place))}>its experts and kernels</a>`}</p>
     <p>Before the block was replaced, the model's own operators and the proposal ran on the same inputs and had to agree.</p>
     <${Facts} facts=${facts} />
@@ -23,11 +24,11 @@ export function BlockEvidence({ block, place, link }) {
 
 export function NearMiss({ miss, link }) {
   const facts = [
-    ["Reason", miss.reason],
+    ["Reason", html`<${Short} text=${miss.reason} />`],
     ["Experts", miss.experts === null ? null : miss.top_k === null ? miss.experts : `${miss.experts}; its selection takes ${miss.top_k}`],
   ];
   const tried = miss.attempts.length + miss.attempts_left_out;
-  return html`<h2>Why ${miss.node} was not raised</h2>
+  return html`<h2>Why <${Short} text=${miss.node} /> was not raised</h2>
     <p><a href=${link("why")}>All blocks and near misses</a></p>
     <p>This region resembles a mixture of experts. Its operators stay as the model has them.</p>
     <${Facts} facts=${facts} />
@@ -35,6 +36,11 @@ export function NearMiss({ miss, link }) {
     ${tried === 0 && html`<p>Nothing: no operators around it have the form of a block that could be compared.</p>`}
     ${miss.attempts.map((attempt, at) => html`<${Attempt} attempt=${attempt} number=${at + 1} />`)}
     ${miss.attempts_left_out > 0 && html`<p>The record leaves out ${miss.attempts_left_out} more.</p>`}`;
+}
+
+// A text of the model, which may be of any length: the whole is its title.
+export function Short({ text }) {
+  return text.length > LONG ? html`<span title=${text}>${text.slice(0, LONG)}…</span>` : text;
 }
 
 function Attempt({ attempt, number }) {

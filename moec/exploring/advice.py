@@ -157,15 +157,25 @@ def _below_roof(run: Run) -> Iterator[Advice]:
     """Kernels that were measured far below the roof, and take much of the time."""
     for row in sorted(run.kernels, key=lambda row: run.least(row.work) - row.seconds)[:_MOST_KERNELS]:
         reached, share = share_of_roof(run, row), row.seconds / run.seconds
+        if _is_short(row):  # its start takes the time
+            continue
         if reached is None or reached >= _ROOF_BELOW or share * (1 - reached) < _LEAST_GAIN:
             continue
         limit = "arithmetic" if _computes(run, row) else "memory"
-        text = (
-            f"{run.title}: {row.name} takes {share:.0%} of the time and reaches {reached:.0%} of what {limit} allows."
-        )
+        roof = f"{_percent(reached)} of what {limit} allows"
+        text = f"{run.title}: {row.name} takes {share:.0%} of the time and reaches {roof}."
         if row.kernel["crossovers"]:
             text += " moec tune measures which of its ways of computing is faster on this machine."
         yield Advice(text, (row.name,), {"share_of_time": share, "share_of_roof": reached}, share * (1 - reached))
+
+
+def _percent(share: float) -> str:
+    return "less than 1%" if share < 0.01 else f"{share:.0%}"
+
+
+def _is_short(row: KernelRun) -> bool:
+    """Whether a call is mostly its start."""
+    return row.seconds < row.calls * _SHORT
 
 
 def _generic_kernels(run: Run) -> Iterator[Advice]:
@@ -182,7 +192,7 @@ def _generic_kernels(run: Run) -> Iterator[Advice]:
 
 def _short_calls(run: Run) -> Iterator[Advice]:
     """Calls so short that starting them takes much of the time."""
-    short = [row for row in run.kernels if row.calls and row.seconds / row.calls < _SHORT]
+    short = [row for row in run.kernels if _is_short(row)]
     share, calls = sum(row.seconds for row in short) / run.seconds, sum(row.calls for row in short)
     if run.whole is None or share < _SHORT_SHARE:
         return

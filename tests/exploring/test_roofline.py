@@ -91,7 +91,9 @@ def test_a_kernel_far_below_its_roof_is_named(crossovers, says):
     (advice,) = advice_for(run(row(0.005, READING, crossovers=crossovers), row(0.0001, READING, name="fast")))
     assert advice.kernels == ("k",) and advice.exact
     assert advice.figures["share_of_roof"] == pytest.approx(0.1)
-    assert ("moec tune" in advice.text) is says
+    assert ("moec tune" in advice.text) is says and "reaches 10% of" in advice.text
+    (far,) = advice_for(run(row(0.5, READING)))
+    assert "reaches less than 1% of what memory allows" in far.text
     assert advice_for(run(row(0.005, READING), measured=False)) == []
 
 
@@ -105,7 +107,7 @@ def test_a_plain_loop_nest_with_much_of_the_time_is_named():
 def test_short_calls_with_much_of_the_time_are_counted():
     tiny = Work(None, 20_000)
     short = [dataclasses.replace(row(4e-6, tiny, name=name), calls=2) for name in "ab"]
-    (advice,) = advice_for(run(*short, row(4e-6, tiny)))
+    (advice,) = advice_for(run(*short, row(4e-6, tiny)))  # far below their roofs, and yet no fault of the kernels
     assert advice.figures["calls"] == 5 and advice.gain is None
     assert advice_for(run(*short, row(0.0006, READING))) == []
 

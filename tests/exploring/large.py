@@ -72,7 +72,8 @@ def _layer(block: dict[str, Any]) -> dict[str, Any]:
         }
         for fact in expert_facts(block)
     ]
-    loss = {"pass_name": "assign-bits", "weight_error": 0.2, "output_error": 0.1}
+    loss = {"pass_name": "assign-bits", "layer": block["name"], "formats": {"up": list(FORMS)}, "arithmetic": "int8"}
+    loss |= {"weight_error": 0.2, "output_error": 0.1}
     return {"name": block["name"], "top_k": 8, "tokens": 100000, "experts": rows, "losses": [loss]}
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from moec.exploring.document import SCHEMA, SECTIONS, VERSION
 
+from .large import large_document
+
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 
@@ -50,6 +52,13 @@ def test_every_section_and_every_field_of_an_artifact_is_described(char_document
     described = schema()["$defs"]["artifact"]["properties"]
     assert SECTIONS.keys() - described.keys() == set()
     assert char_document["artifacts"][0].keys() - described.keys() == set()
+
+
+def test_experts_with_a_profile_fit():
+    content = large_document(layers=2, experts=4)["artifacts"][0]
+    for name in ("experts", "pairs", "layers"):
+        section = {"$defs": schema()["$defs"], **schema()["$defs"]["artifact"]["properties"][name]}
+        assert [each.message for each in jsonschema.Draft202012Validator(section).iter_errors(content[name])] == []
 
 
 def set_at(content, path, value):

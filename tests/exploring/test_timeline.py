@@ -31,7 +31,7 @@ COUNTERS = [
     Counter("Caches", [(0, 0), (20, 2048)]),
 ]
 RUN = TracedRun("Prompt of 8 tokens", 40, 20, CALLS, COUNTERS)
-STEP = TracedRun("Decode step after 8 tokens", 8, 4, CALLS[:1], [])
+STEP = TracedRun("Decode step after 8 tokens", 8, 0.5, CALLS[:1], [])
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,18 @@ def test_lanes_layers_counters_and_the_table(running, shown):
             "main"
         )
         assert "76.9%" in window.inner_text("tbody tr >> nth=0")
+        assert "the machine was busy" not in window.inner_text("main")
         window.click("text=Decode step after 8 tokens")
         window.wait_for_url("**#timeline/1")
         window.wait_for_selector("tbody tr:only-child:has-text('shape_func')")
+        assert "the machine was busy" in window.inner_text("main")
+
+
+def test_without_a_trace_the_map_says_how_to_make_one(running, report):
+    with opened(running, report, "#map") as window:
+        assert "Timeline" not in window.inner_text("nav")
+        window.get_by_label("Time", exact=True).check()
+        assert "moec bench ART --trace T.json" in window.inner_text("main")
 
 
 def test_calls_are_found_by_pointer_and_keys(running, shown):

@@ -9,7 +9,7 @@ import { Table } from "../table.js";
 import { LayersPicture, Legend } from "./map_picture.js";
 import { PartKernels } from "./part_kernels.js";
 
-function Map({ data, parts: [chosen], link, go }) {
+function Map({ data, parts: [chosen], link, go, report, subject }) {
   const { layers } = data;
   const [measure, setMeasure] = useState("bytes");
   const [at, setAt] = useState(0);
@@ -28,7 +28,7 @@ function Map({ data, parts: [chosen], link, go }) {
         ${layers.cases.map((run, place) => html`<option value=${place}>${run.title}</option>`)}
       </select></label>`}
     </div>
-    ${measure === "time" && html`<p class="soft">${sourceOfTimes(layers, at)}</p>`}
+    ${measure === "time" && html`<p class="soft">${sourceOfTimes(layers, at)}${!hasSection(report.index, subject, "timeline") && " Kernels over time: moec bench ART --trace T.json, then moec explore ART --trace T.json."}</p>`}
     <${Legend} parts=${sized} isTime=${byTime} />
     <${LayersPicture} parts=${sized} isTime=${byTime} ...${{ link, go }} />
     <${Table} caption="Parts of the model, with the kernels that compute them" columns=${columnsOf(layers, at, link, raising)} rows=${numbered} />`;

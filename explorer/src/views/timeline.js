@@ -11,6 +11,8 @@ import { useWidth } from "../width.js";
 import { Choice } from "./map.js";
 import { TimelinePicture } from "./timeline_picture.js";
 
+const DISTURBED = 1.2; // kernels alone take at most about as long as a whole run
+
 function Timeline({ data, parts: [place = "0"], go, link }) {
   const { timeline } = data;
   const [axis, setAxis] = useState("kernels");
@@ -32,7 +34,9 @@ function Timeline({ data, parts: [place = "0"], go, link }) {
 function summary(timeline, run) {
   const fixed = run.counters.filter((counter) => counter.points.length === 1);
   const sizes = fixed.map((counter) => ` ${counter.name}: ${bytes(counter.points[0][1])}.`).join("");
-  return `Measured on ${timeline.machine}, ${timeline.threads} ${timeline.threads === 1 ? "thread" : "threads"}. ${run.title}: ${microseconds(run.unrecorded)}. Recorded, ${microseconds(run.microseconds)}, of which kernels take ${microseconds(run.kernel_microseconds)}; the rest is between them, and much of it is the recording.${sizes}`;
+  const isDisturbed = run.kernel_microseconds > DISTURBED * run.unrecorded;
+  const warning = isDisturbed ? " The kernels took longer than a run that is not recorded: the machine was busy, so record it again." : "";
+  return `Measured on ${timeline.machine}, ${timeline.threads} ${timeline.threads === 1 ? "thread" : "threads"}. ${run.title}: ${microseconds(run.unrecorded)}. Recorded, ${microseconds(run.microseconds)}, of which kernels take ${microseconds(run.kernel_microseconds)}; the rest is between them, and much of it is the recording.${warning}${sizes}`;
 }
 
 function Remarks({ timeline }) {

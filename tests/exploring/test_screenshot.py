@@ -12,10 +12,11 @@ MOST_BYTES = 150_000
 
 def test_the_picture_shows_levels_of_a_kernel(running, report, request):
     """Pixels differ with fonts, so that without ``--update-golden`` only the picture's kind and size are checked."""
-    with opened(running, report, "#kernel/moe_combine/tir/30", (1000, 600)) as page:
+    with opened(running, report, "#kernel/moe_combine/tir/31", (1080, 560)) as page:
         for level in ("ONNX nodes", "LLVM"):
             page.click(f"button:text-is('{level}')")
-        page.wait_for_selector(".cm-line.marked")
+        page.wait_for_selector(".cm-line.chosen")
+        page.evaluate("scrollTo(0, 240)")
         taken = page.screenshot()
     if request.config.getoption("--update-golden"):
         PICTURE.write_bytes(taken)

@@ -83,6 +83,23 @@ def test_an_onnx_model_whose_output_matrix_is_its_embedding_keeps_one_table(tmp_
     assert 1 <= weights_of(tmp_path / "out") / table.nbytes < 1.02
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_folder_whose_output_matrix_is_its_embedding_keeps_one_table(tmp_path, dtype, form):
+    """Its projections are larger than the constants that fold-constants computes at once, in float32."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=1024, hidden_size=320, intermediate_size=320, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    module = transformers.LlamaForCausalLM(config).eval().to(getattr(torch, dtype))
+    module.save_pretrained(tmp_path / "model")
+    moec.export(tmp_path / "model", tmp_path / "out", form=form)
+    size = sum(weight.nbytes for weight in module.parameters())
+    assert 0.95 < weights_of(tmp_path / "out") / size < 1.02
+
+
 @pytest.mark.parametrize(
     ("kind", "form", "share"),
     [

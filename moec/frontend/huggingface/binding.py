@@ -136,7 +136,8 @@ def _bind_halves(graph: ir.Graph, value: ir.Value, weight: CheckpointWeight) -> 
     lookups = [user for user, index in value.uses() if user.op_type == "Gather" and not user.domain and index == 0]
     if lookups:
         table = add_constant(graph, weight.data.tensor(), f"{value.name}.table")
-        for node in lookups:
+        turned = [user for user, _ in value.uses() if _turns(user)]  # of the output matrix: no constant of its own
+        for node in [*lookups, *turned]:
             _cast_behind(graph, node, table, value.dtype)
     name = name_of(weight.data.dtype)
     assert name is not None

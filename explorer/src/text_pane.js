@@ -38,10 +38,16 @@ export function TextPane({ text, language, label, marked: lines = [], chosen = n
   useEffect(() => view.current.dispatch({ effects: setMarks.of([lines, chosen]) }), [lines, chosen, text]);
   useEffect(() => {
     if (!shown || shown > view.current.state.doc.lines) return;
-    const { from } = view.current.state.doc.line(shown);
-    view.current.dispatch({ effects: EditorView.scrollIntoView(from, { y: "center" }) });
+    showLine(view.current, shown);
   }, [shown, text]);
   return html`<div class="text-pane" ref=${element}></div>`;
+}
+
+// Moves the pane's own text alone: CodeMirror's `scrollIntoView` would also move the page and the row of panes.
+function showLine(view, number) {
+  const scroller = view.scrollDOM;
+  const { top, height } = view.lineBlockAt(view.state.doc.line(number).from);
+  scroller.scrollTop = top - (scroller.clientHeight - height) / 2;
 }
 
 function stateOf(text, language, label, listeners) {

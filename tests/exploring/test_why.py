@@ -100,8 +100,9 @@ def test_the_reason_why_a_layer_is_not_raised_is_one_click_from_the_map(running,
 def test_evidence_shows_both_sides_what_was_not_reached_and_what_is_assumed(running, raising):
     with opened(running, raising, "#why") as page:
         page.click("a:text-is('b1')")
+        page.wait_for_selector("h2:text-is('Why b1 was raised')")
         page.click("dl a")
-        page.wait_for_selector("caption:text-is('Both sides of every decision')")
+        page.wait_for_selector("caption :text-is('Both sides of every decision')")
         sides = page.locator("table").first.locator("tbody td:last-child").all_inner_texts()
         assert sides == ["in the trial 'ties'", "not needed: input 0 is 0 or less", "no: no trial reached it"]
         text = page.inner_text("main")

@@ -225,7 +225,7 @@ def test_what_a_file_cannot_say_is_refused(name: str, options: dict[str, Any], m
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     source = model("mixtral", tmp_path / "model.gguf")
     content = source.read_bytes()
-    with pytest.raises(MoecError, match="exists, and a file of models for other programs is never replaced"):
+    with pytest.raises(MoecError, match="is the model that is exported"):
         export(source, source, passes=PRUNE)
     assert source.read_bytes() == content and list(tmp_path.iterdir()) == [source]
 

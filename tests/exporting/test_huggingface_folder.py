@@ -284,7 +284,7 @@ def test_nothing_is_replaced(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(MoecError, match="exists, and a folder of models for other programs is never replaced"):
         written(folder, tmp_path)
-    with pytest.raises(MoecError, match="exists, and a folder of models"):
+    with pytest.raises(MoecError, match="is the model that is exported"):
         export(folder, folder)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 

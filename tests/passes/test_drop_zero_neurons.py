@@ -276,7 +276,7 @@ FORMATS = [
 
 def encoded_operand(name: str, weight: np.ndarray, form: WeightFormat, transposed: bool) -> tuple[ir.Value, ir.Node]:
     axis = 1 if transposed else 2
-    parts = encode(weight, form, axis)
+    parts = encode(weight, form, axis)[:3]
     values = [None if part is None else constant(f"{name}_{i}", part) for i, part in enumerate(parts)]
     node = decoding_node(form, *values, axis, ir.DataType.FLOAT)
     node.outputs[0].name = name

@@ -7,7 +7,8 @@ import pytest
 import moec
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.roofline import Roofline
-from moec.inspect.streams import streaming, streaming_tables
+from moec.exploring.streaming import streaming
+from moec.inspect.streams import streaming_tables
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.targets.cpu.kind import CpuKind
 from moec.tools import stream_speed

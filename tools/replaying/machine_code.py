@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -28,7 +29,9 @@ def texts_instead() -> Iterator[None]:
         texts = {}
         for symbol, function in module.functions.items():
             lowered = finish()(phases(bound(tvm.IRModule({symbol: function}))))
-            texts[symbol.name_hint] = {host_code.OBJECT: b"", host_code.LLVM: text_of(lowered), host_code.ASSEMBLY: b""}
+            files = {host_code.OBJECT: b"", host_code.LLVM: text_of(lowered), host_code.ASSEMBLY: b""}
+            statements = {form: [0] * len(text.splitlines()) for form, text in files.items()}
+            texts[symbol.name_hint] = {**files, host_code.STATEMENTS: json.dumps(statements).encode()}
         return texts
 
     build = pipeline.build

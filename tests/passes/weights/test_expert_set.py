@@ -75,7 +75,7 @@ def stored(nodes: list[ir.Node], name: str, data: np.ndarray, axis: int, forms: 
     for number, (form, part) in enumerate(zip(forms, np.split(data, len(forms)), strict=True)):
         tables = [
             None if table is None else constant(f"{name}_{number}_{i}", table)
-            for i, table in enumerate(encode(part, form, axis))
+            for i, table in enumerate(encode(part, form, axis)[:3])
         ]
         nodes.append(decoding_node(form, *tables, axis, ir.DataType.FLOAT))
         runs.append(nodes[-1].outputs[0])

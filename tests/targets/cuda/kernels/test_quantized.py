@@ -51,7 +51,7 @@ def encoded(form: WeightFormat, width: int, inner: int) -> list[Encoded]:
 def packed(stored: PackedFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
     """Data, scales and zero points of all experts. ``matrices``: one, or gate and up."""
     arrays = []
-    for table in Encoded._fields if stored.zero_points else ("data", "scale"):
+    for table in ("data", "scale", "zero_point") if stored.zero_points else ("data", "scale"):
         parts = [np.stack([pack(stored, table, getattr(expert, table)) for expert in matrix]) for matrix in matrices]
         arrays.append(parts[0] if len(parts) == 1 else interleave(*parts))
     return arrays if stored.zero_points else [*arrays, np.zeros((1, 1, 1), np.uint8)]

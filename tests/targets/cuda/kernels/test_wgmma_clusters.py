@@ -95,15 +95,15 @@ FAULTS = {
     "no meeting before the first copies": (MEETING, slice(0, 2), ""),
     "no meeting at the end": (MEETING, slice(2, 4), ""),
     "stages given back to one block alone": (
-        re.compile(r"\(\(thread & 127\) < 2\)"),
+        re.compile(r"\(thread & 127\) < 2"),
         slice(None),
-        "((thread & 127) < 1)",
+        "(thread & 127) < 1",
     ),
-    "copies to one block alone": (re.compile(r"shares \? 3 : \(1 << rank\)"), slice(None), "1 << rank"),
+    "copies to one block alone": (re.compile(r"shares \? 3 : 1 << rank"), slice(None), "1 << rank"),
     "both blocks bring the same half": (
-        re.compile(r"\(\(rank \* \d+\) \+ first_column\)"),
+        re.compile(r"rank \* \d+ \+ first_column"),
         slice(None),
-        "(first_column)",
+        "first_column",
     ),
     "one matrix for both blocks": (re.compile(r"(?<=bool shares = )[^;]*"), slice(None), "true"),
 }

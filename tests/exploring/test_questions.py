@@ -79,14 +79,17 @@ def follow(page, step: str) -> None:
         page.keyboard.type(name)
         return
     exact = re.compile(rf"^{re.escape(name)}( \S)?$")
-    roles = (page.get_by_role(role, name=exact) for role in ("link", "button", "radio"))
+    choice = page.locator(f"main select:has(option:text-is({name!r}))")
+    roles = [page.get_by_role(role, name=exact) for role in ("link", "button", "radio")]
+    in_dialog = page.get_by_role("dialog").get_by_role("link", name=name)
+    functools.reduce(lambda one, other: one.or_(other), (*roles, choice, in_dialog)).first.wait_for(state="attached")
     found = next((place for place in roles if place.count()), None)
     if page.get_by_role("dialog").count():
         page.get_by_role("dialog").get_by_role("link", name=name).first.click()
     elif found is not None:
         found.first.click()
     else:
-        page.locator(f"main select:has(option:text-is({name!r}))").first.select_option(label=name)
+        choice.first.select_option(label=name)
 
 
 @pytest.mark.parametrize(("question", "kind", "clicks", "answer"), questions(), ids=lambda cell: cell[:40])

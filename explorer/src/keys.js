@@ -1,5 +1,5 @@
 // Keys of the page. A view adds its own with `useViewKeys`; `?` lists all.
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { Dialog } from "./dialog.js";
 import { html } from "./html.js";
 
@@ -8,7 +8,7 @@ const viewKeys = new Map(); // key -> { label, act }, of the view that is shown
 export function useKeys(state) {
   const latest = useRef();
   latest.current = state; // at once: an effect would come after the next key
-  useEffect(() => {
+  useLayoutEffect(() => {
     const onKey = (event) => {
       const { views, go, open, isOpen } = latest.current;
       if (isOpen || event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
@@ -27,7 +27,7 @@ export function useKeys(state) {
 
 // Adds keys while a view is shown: `keys` is a list of [key, label, act].
 export function useViewKeys(keys) {
-  useEffect(() => {
+  useLayoutEffect(() => {
     for (const [key, label, act] of keys) viewKeys.set(key, { label, act });
     return () => keys.forEach(([key]) => viewKeys.delete(key));
   });

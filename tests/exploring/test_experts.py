@@ -157,9 +157,9 @@ def test_cells_are_hit_by_pointer_and_by_keys(running, large):
         page.mouse.click(box["x"] + 40 + 17.5 * side, box["y"] + 20 + 3.5 * side)
         page.wait_for_selector(".card h3:has-text('Layer 3, expert 17')")
         page.locator("svg.experts-map").focus()
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("ArrowRight")
-        assert "Layer 4, expert 18" in page.inner_text("main [role=status]")
+        for key, cell in (("ArrowDown", "Layer 4, expert 17"), ("ArrowRight", "Layer 4, expert 18")):
+            page.keyboard.press(key)
+            page.wait_for_selector(f"main [role=status]:has-text('{cell}')")
         page.keyboard.press("Enter")
         page.wait_for_selector(".card h3:has-text('Layer 4, expert 18')")
 

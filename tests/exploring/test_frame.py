@@ -22,6 +22,7 @@ def test_an_address_of_nothing_says_so(running, report):
 def test_search_finds_a_kernel(running, report):
     with opened(running, report) as page:
         page.keyboard.press("/")
+        page.wait_for_selector("dialog input:focus")
         page.keyboard.type("combine")
         page.wait_for_selector("dialog li:has-text('moe_combine')")
         page.keyboard.press("Enter")

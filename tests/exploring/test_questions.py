@@ -76,6 +76,7 @@ def follow(page, step: str) -> None:
     navigation have their key after it."""
     (name,) = re.findall("`([^`]+)`", step)
     if step.startswith("type"):
+        page.wait_for_selector("dialog input:focus")
         page.keyboard.type(name)
         return
     exact = re.compile(rf"^{re.escape(name)}( \S)?$")

@@ -136,8 +136,9 @@ def test_calls_are_found_by_pointer_and_keys(running, shown):
         assert "gemm" not in window.inner_text(".pointed")
         window.focus(".timeline-frame")
         window.keyboard.press("ArrowRight")
+        window.wait_for_function("document.querySelector('.pointed').innerText.trim() !== ''")
         window.keyboard.press("ArrowRight")
-        assert "gather" in window.inner_text(".pointed")
+        window.wait_for_selector(".pointed:has-text('gather')")
         ticks = "svg.timeline .axis text"
         before = window.locator(ticks).all_text_contents()
         window.keyboard.press("w")

@@ -1,5 +1,7 @@
-/* Loaded before libc: aligned memory, which is what TVM's runtime takes for tensors and workspaces, lies between pages
- * without access, at the end of its pages or, with GUARD_FRONT set, at their beginning; freed memory loses access. */
+/* Loaded before libc: memory aligned to a cache line, which is what TVM's runtime takes for tensors and workspaces, lies
+ * between pages without access, at the end of its pages or, with GUARD_FRONT set, at their beginning; freed memory loses
+ * access. Memory of a smaller alignment stays with libc: LLVM takes tens of thousands of tables, and a process may have
+ * 65,530 mappings. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stddef.h>
@@ -26,7 +28,7 @@ __attribute__((constructor)) static void reserve(void) {
 }
 
 int posix_memalign(void **result, size_t alignment, size_t bytes) {
-  if (region == NULL || alignment > PAGE) {
+  if (region == NULL || alignment < LINE || alignment > PAGE) {
     *result = __libc_memalign(alignment, bytes);
     return *result ? 0 : ENOMEM;
   }
@@ -49,6 +51,6 @@ void free(void *memory) {
   }
   size_t page = (address - region) / PAGE;
   size_t bytes = (size_t)page_counts[page] * PAGE;
-  madvise(region + page * PAGE, bytes, MADV_DONTNEED);
-  mprotect(region + page * PAGE, bytes, PROT_NONE);
+  /* A new mapping merges with its neighbours; one that was written and lost access does not. */
+  mmap(region + page * PAGE, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }

@@ -11,7 +11,8 @@ from moec import targets
 from moec.common.errors import ArtifactError, MoecError
 from moec.common.kernel_structure import KernelStructure, LoopLevel
 from moec.common.records import read_json
-from moec.exploring.node_lines import NodeLines, imported_nodes, nodes_of
+from moec.exploring.model_nodes import ModelNode
+from moec.exploring.subject import Subject
 from moec.runtime.artifact import Artifact
 from moec.runtime.entries import KernelEntry
 
@@ -23,7 +24,7 @@ _NO_LINKS = "the artifact does not say which lines of this level belong to other
 Link = int | None
 
 
-def kernel_levels(artifact: Artifact, name: str, architecture: str | None = None) -> dict[str, Any]:
+def kernel_levels(subject: Subject, name: str) -> dict[str, Any]:
     """Describe a kernel as plain data.
 
     ``levels``: from the imported model's nodes down to machine code, each with ``level``, ``text``, ``lines`` and
@@ -32,24 +33,25 @@ def kernel_levels(artifact: Artifact, name: str, architecture: str | None = None
     text, or no ids; None where it has both. ``loops``: trees of loops, ``buffers`` and ``resources``
     (:meth:`moec.targets.kind.Kind.resources`).
 
-    ``architecture``: of the program, by default the newest. The design of a project is described under the project's
-    name. Raises MoecError where there is no such kernel.
+    Kernels are those of the subject's architecture, by default the newest. The design of a project is described under
+    the project's name. Raises MoecError where there is no such kernel.
     """
+    artifact = subject.artifact
     kind = targets.kind_of(artifact.manifest.target)
     project = next((project for project in artifact.manifest.projects if project.name == name), None)
     design = None if project is None else kind.design_text(project)
     if design is not None:
-        graph = _GraphLevels(artifact, design.nodes)
+        graph = _GraphLevels(subject, design.nodes)
         text = artifact.text(design.file)
         code = _level(design.form, text, [None] * len(text.splitlines()), _ONE_DESIGN)
         return _described(name, [*graph.levels, code], graph.parents)
-    program = artifact.program(architecture)
+    program = artifact.program(subject.architecture)
     kernel = next((kernel for kernel in program.kernels if kernel["name"] == name), None)
     if kernel is None:
         names = ", ".join(kernel["name"] for kernel in program.kernels)
         raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {names or 'none'}")
     structure = _structure(artifact, kernel)
-    levels = _KernelLevels(artifact, kernel, structure)
+    levels = _KernelLevels(subject, kernel, structure)
     return _described(name, levels.described(), levels.parents) | {
         "loops": [] if structure is None else _trees(structure.loops),
         "buffers": [] if structure is None else [_buffer(vars(buffer)) for buffer in structure.buffers],
@@ -76,37 +78,36 @@ class _GraphLevels:
     """The levels of the imported model's nodes, and of the operators, by name, that a kernel or design computes. For
     one in the body of a loop that is the loop."""
 
-    def __init__(self, artifact: Artifact, names: Iterable[str]) -> None:
+    def __init__(self, subject: Subject, names: Iterable[str]) -> None:
         self.ids = itertools.count(1)
         self.operator_ids: dict[str, int] = {}
         self.parents: dict[int, list[int]] = {}
-        files = dict.fromkeys(stage["file"] for stage in artifact.manifest.stages)
-        stages = tuple(map(artifact.text, files))
-        if not stages:
+        models = [*subject.models.values()]
+        if not models:
             self.levels = [_level(level, "", [], _NO_GRAPH) for level in ("onnx", "operators")]
             return
-        last, first, made_of = nodes_of(stages[-1]), nodes_of(stages[0]), imported_nodes(stages)
-        around = {inner: node for node in last.values() for inner in node.inside}
+        last, made_of = models[-1].needed, subject.imported_nodes
+        around = {inner: node for node in last.values() for inner in node.inner}
         computed = (last.get(name) or around.get(name) for name in names)
         operators = list(dict.fromkeys(operator for operator in computed if operator is not None))
         origins = {origin for operator in operators for origin in made_of[operator.name]}
-        nodes = [node for node in first.values() if node.name in origins]
+        nodes = [node for name, node in models[0].needed.items() if name in origins]
         node_ids = {node.name: next(self.ids) for node in nodes}
         self.operator_ids = {operator.name: next(self.ids) for operator in operators}
         for name, link in self.operator_ids.items():
             self.parents[link] = [node_ids[node.name] for node in nodes if node.name in made_of[name]]
         self.levels = [
-            _nodes_level("onnx", stages[0], nodes, node_ids, "the nodes were added while the model was compiled"),
-            _nodes_level("operators", stages[-1], operators, self.operator_ids, "the kernel computes no node alone"),
+            _nodes_level("onnx", nodes, node_ids, "the nodes were added while the model was compiled"),
+            _nodes_level("operators", operators, self.operator_ids, "the kernel computes no node alone"),
         ]
 
 
 class _KernelLevels:
     """The levels of one kernel. Ids are given in the order of the levels."""
 
-    def __init__(self, artifact: Artifact, kernel: KernelEntry, structure: KernelStructure | None) -> None:
-        self._artifact, self._kernel, self._structure = artifact, kernel, structure
-        self._graph = _GraphLevels(artifact, kernel["nodes"])
+    def __init__(self, subject: Subject, kernel: KernelEntry, structure: KernelStructure | None) -> None:
+        self._artifact, self._kernel, self._structure = subject.artifact, kernel, structure
+        self._graph = _GraphLevels(subject, kernel["nodes"])
         self._ids_of: dict[str, dict[int, int]] = {}
         """Ids of lines, from 1, of the forms that other forms come from."""
         self.parents = self._graph.parents
@@ -143,17 +144,11 @@ class _KernelLevels:
         return _level(form, text, [ids.get(place) for place in places], None)
 
 
-def _nodes_level(
-    level: str, text: str, nodes: Sequence[NodeLines], ids: Mapping[str, int], without: str
-) -> dict[str, Any]:
+def _nodes_level(level: str, nodes: Sequence[ModelNode], ids: Mapping[str, int], without: str) -> dict[str, Any]:
     """A level with the lines of some nodes."""
-    lines, links = text.splitlines(), list[Link]()
-    shown: list[str] = []
-    for node in nodes:
-        own = [line.removeprefix("   ") for line in lines[node.first : node.last + 1]]
-        shown += own
-        links += [ids[node.name]] * len(own)
-    return _level(level, "".join(f"{line}\n" for line in shown), links, None if nodes else without)
+    shown = [(line, ids[node.name]) for node in nodes for line in node.text.splitlines()]
+    text = "".join(f"{line}\n" for line, _ in shown)
+    return _level(level, text, [link for _, link in shown], None if nodes else without)
 
 
 def _level(level: str, text: str, lines: list[Link], absent: str | None) -> dict[str, Any]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
-import onnx_ir as ir
-
 from moec.exploring.edits import edits
+from moec.exploring.model_nodes import ModelNode, ModelNodes
 from moec.exploring.subject import Subject
-from moec.ir.printer import print_parts, print_type
-from moec.ir.text import parse_model
 from moec.passes import PASSES
 
 _IMPORT = "The model as the frontend read it."
@@ -33,7 +29,8 @@ def passes(subject: Subject) -> dict[str, Any]:
         if not stage["changed"]:
             unchanged.append(stage["name"])
             continue
-        lines, count, retyped = table.read(subject.artifact.text(stage["file"]))
+        model = subject.models[stage["file"]]
+        lines, retyped = table.add(model)
         remarks = [each["message"] for each in subject.description["remarks"] if each["pass_name"] == stage["name"]]
         stages.append(
             {
@@ -41,7 +38,7 @@ def passes(subject: Subject) -> dict[str, Any]:
                 "at": at,
                 "rules": _rules(stage["name"]),
                 "remarks": remarks,
-                "nodes": count,
+                "nodes": len(model.nodes),
                 "retyped": retyped,
                 "edits": edits(before, lines),
             }
@@ -59,19 +56,15 @@ class _Table:
         self.types: dict[str, str] = {}
         self._places: dict[str, int] = {}
 
-    def read(self, text: str) -> tuple[list[int], int, int]:
-        """Add the lines of one stage. Returns their places, the number of nodes, and that of values whose type is
-        another than before."""
-        graph = parse_model(text).graph
-        constants, nodes = print_parts(graph)
-        types = {str(value.name): print_type(value) for value in _values(graph)}
-        retyped = sum(self.types.get(name, kind) != kind for name, kind in types.items())
-        self.types.update(types)
-        places = [self._place(line.rstrip(","), None) for line in constants]
-        places += [self._place(line, node) for line, node in zip(nodes, graph, strict=True)]
-        return places, len(nodes), retyped
+    def add(self, model: ModelNodes) -> tuple[list[int], int]:
+        """Add the lines of one model. Returns their places, and the number of values whose type is another than
+        before."""
+        retyped = sum(self.types.get(name, kind) != kind for name, kind in model.types.items())
+        self.types.update(model.types)
+        places = [self._place(line, None) for line in model.constants]
+        return [*places, *(self._place(node.text, node) for node in model.nodes)], retyped
 
-    def _place(self, line: str, node: ir.Node | None) -> int:
+    def _place(self, line: str, node: ModelNode | None) -> int:
         if line not in self._places:
             self._places[line] = len(self.lines)
             self.lines.append(line)
@@ -79,25 +72,8 @@ class _Table:
         return self._places[line]
 
 
-def _described(node: ir.Node) -> list[Any]:
-    operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    inputs = [value.name for value in (*node.inputs, *_captured(node)) if value is not None and value.name]
-    return [node.name, operator, [value.name for value in node.outputs if value.name], list(dict.fromkeys(inputs))]
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """Go through the values that the bodies of a node read from outside of it, and those of their own."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            for inner in attribute.as_graph().all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from (value for value in node.outputs if value.name)
+def _described(node: ModelNode) -> list[Any]:
+    return [node.name, node.operator, [name for name in node.outputs if name], list(node.read)]
 
 
 def _rules(name: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from moec.exploring.model_nodes import ModelNodes, read_model
+from moec.exploring.node_origins import imported_nodes
 from moec.ir.text import parse_model
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.description import describe
@@ -59,3 +61,15 @@ class Subject:
         """The graph after the last pass, without the numbers of weights; None where the artifact does not hold it."""
         stages = self.artifact.manifest.stages
         return parse_model(self.artifact.text(stages[-1]["file"])).graph if stages else None
+
+    @functools.cached_property
+    def models(self) -> dict[str, ModelNodes]:
+        """The model after the import and each pass that changed it, by their files. Empty where the artifact holds
+        none."""
+        files = dict.fromkeys(stage["file"] for stage in self.artifact.manifest.stages)
+        return {file: read_model(self.artifact.text(file)) for file in files}
+
+    @functools.cached_property
+    def imported_nodes(self) -> dict[str, frozenset[str]]:
+        """For each node of the last model, the imported nodes that it was made of."""
+        return imported_nodes([*self.models.values()])

@@ -11,4 +11,4 @@ from moec.exploring.subject import Subject
 def texts(subject: Subject) -> dict[str, dict[str, Any]]:
     """Return what :func:`~moec.exploring.kernel_levels.kernel_levels` says of each kernel and design, by its name."""
     named = (*subject.description["kernels"], *subject.description["projects"])
-    return {part["name"]: kernel_levels(subject.artifact, part["name"], subject.architecture) for part in named}
+    return {part["name"]: kernel_levels(subject, part["name"]) for part in named}

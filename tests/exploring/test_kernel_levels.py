@@ -11,22 +11,23 @@ from moec.common.errors import MoecError
 from moec.compiling import compiler
 from moec.compiling.compile_options import CompileOptions
 from moec.exploring.kernel_levels import kernel_levels
-from moec.runtime.artifact import Artifact, open_artifact
+from moec.exploring.subject import Subject
 from moec.runtime.manifest import ProjectEntry
 
 from ..conftest import EXAMPLE
+from .test_model_nodes import HEAD
 
 GRAPHS = ("onnx", "operators")
 
 
 @pytest.fixture(scope="module")
-def artifact(char_lm) -> Artifact:
-    return open_artifact(char_lm, check_weights=False)
+def subject(char_lm) -> Subject:
+    return Subject.open(char_lm)
 
 
 @pytest.fixture(scope="module")
-def gemm(artifact):
-    return kernel_levels(artifact, "moe_grouped_gemm")
+def gemm(subject):
+    return kernel_levels(subject, "moe_grouped_gemm")
 
 
 def level(described, name):
@@ -64,9 +65,9 @@ def linked(described) -> float:
     return sum(link is not None and bool(origins(described, link) & operators) for _, link in lines) / len(lines)
 
 
-def test_lines_of_nearly_all_kernels_link_to_operators(artifact):
-    kernels = [kernel["name"] for program in artifact.manifest.programs for kernel in program.kernels]
-    shares = [linked(kernel_levels(artifact, name)) for name in kernels]
+def test_lines_of_nearly_all_kernels_link_to_operators(subject):
+    kernels = [kernel["name"] for kernel in subject.description["kernels"]]
+    shares = [linked(kernel_levels(subject, name)) for name in kernels]
     assert sum(share >= 0.95 for share in shares) >= 0.95 * len(kernels)
 
 
@@ -75,8 +76,8 @@ def test_lines_of_nearly_all_kernels_link_to_operators(artifact):
 def test_lines_of_nearly_all_kernels_of_a_gpu_link_to_operators(tmp_path):
     path = tmp_path / "char_lm"
     compiler.write(EXAMPLE / "model.onnx", path, CompileOptions(target="cuda:sm_90a"))
-    artifact = open_artifact(path, check_weights=False)
-    described = [kernel_levels(artifact, kernel["name"]) for kernel in artifact.program().kernels]
+    subject = Subject.open(path)
+    described = [kernel_levels(subject, kernel["name"]) for kernel in subject.description["kernels"]]
     shares = [linked(kernel) for kernel in described]
     assert sum(share >= 0.95 for share in shares) >= 0.95 * len(described)
     product = next(kernel for kernel in described if kernel["name"] == "moe_grouped_gemm_simt")
@@ -139,17 +140,17 @@ def test_loops_say_how_often_they_run_and_what_they_move(gemm):
     assert buffers["rows"]["bytes"] == "4 * R * 48"
 
 
-def test_without_links_a_level_says_so(artifact, monkeypatch):
-    (program,) = artifact.manifest.programs
+def test_without_links_a_level_says_so(subject, monkeypatch):
+    (program,) = subject.artifact.manifest.programs
     kernel = next(kernel for kernel in program.kernels if kernel["name"] == "add")
     monkeypatch.setitem(kernel, "structure", None)
-    described = kernel_levels(artifact, "add")
+    described = kernel_levels(subject, "add")
     for form in ("tir", "llvm", "asm"):
         assert "does not say which lines" in level(described, form)["absent"]
         assert set(level(described, form)["lines"]) == {None}
     assert described["loops"] == described["buffers"] == []
     monkeypatch.delitem(kernel["sources"], "asm")
-    assert level(kernel_levels(artifact, "add"), "asm") == {
+    assert level(kernel_levels(subject, "add"), "asm") == {
         "level": "asm",
         "text": "",
         "lines": [],
@@ -157,12 +158,17 @@ def test_without_links_a_level_says_so(artifact, monkeypatch):
     }
 
 
+def subject_of(projects, texts):
+    """Subject of an artifact with projects for an FPGA, of a model in the file ``ir``."""
+    manifest = SimpleNamespace(target="hls:zcu102", projects=projects, stages=[{"file": "ir"}], programs=[])
+    return Subject("a", SimpleNamespace(manifest=manifest, text=texts.__getitem__))
+
+
 def test_a_design_is_described_with_its_nodes_and_says_why_its_lines_have_none():
-    graph = "main (float[n] x) => (float[n] y)\n{\n   [a] t = Exp (x)\n   [b] y = Exp (t)\n}\n"
+    graph = HEAD + "main (float[n] x) => (float[n] y)\n{\n   [a] t = Exp (x)\n   [b] y = Exp (t)\n}\n"
     texts = {"ir": graph, "projects/all/src/model.cpp": "void top() {\n}\n"}
     projects = [ProjectEntry("all", "projects/all", {"node": "whole", "layers": [{"node": "b"}]})]
-    manifest = SimpleNamespace(target="hls:zcu102", projects=projects, stages=[{"file": "ir"}], programs=[])
-    described = kernel_levels(SimpleNamespace(manifest=manifest, text=texts.__getitem__), "all")
+    described = kernel_levels(subject_of(projects, texts), "all")
     assert [level["level"] for level in described["levels"]] == ["onnx", "operators", "hls"]
     assert level(described, "operators")["text"] == "[b] y = Exp (t)\n"
     assert level(described, "hls")["text"] == texts["projects/all/src/model.cpp"]
@@ -174,13 +180,12 @@ def test_a_design_is_described_with_its_nodes_and_says_why_its_lines_have_none()
 @pytest.mark.parametrize(("name", "lines"), [("inner", 4), ("first", 1), ("outside", 0)])
 def test_a_node_in_the_body_of_a_loop_stands_for_the_loop(name, lines):
     body = "[loop] y = Loop <body: graph = b (int64 i) => (float[n] z)\n   {\n      [inner] z = Exp (i)\n   }> (k, t)"
-    graph = f"main (float[n] x) => (float[n] y)\n{{\n   [first] t = Exp (x)\n   {body}\n}}\n"
+    graph = f"{HEAD}main (float[n] x, int64 k) => (float[n] y)\n{{\n   [first] t = Exp (x)\n   {body}\n}}\n"
     projects = [ProjectEntry("all", "p", {"node": name})]
-    manifest = SimpleNamespace(target="hls:zcu102", projects=projects, stages=[{"file": "ir"}], programs=[])
-    described = kernel_levels(SimpleNamespace(manifest=manifest, text=lambda file: graph), "all")
+    described = kernel_levels(subject_of(projects, {"ir": graph, "p/src/model.cpp": ""}), "all")
     assert len(level(described, "operators")["lines"]) == lines
 
 
-def test_an_unknown_kernel_is_refused_with_the_names_of_all(artifact):
+def test_an_unknown_kernel_is_refused_with_the_names_of_all(subject):
     with pytest.raises(MoecError, match=r"has no kernel 'nothing'; its kernels: .*moe_grouped_gemm"):
-        kernel_levels(artifact, "nothing")
+        kernel_levels(subject, "nothing")

@@ -16,6 +16,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.compiling import compiler
 from moec.compiling.compile_options import CompileOptions
 from moec.exploring.kernel_levels import kernel_levels
+from moec.exploring.subject import Subject
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel
@@ -91,7 +92,7 @@ def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
 
 def test_lines_of_cuda_come_from_tir_and_levels_that_nvcc_makes_are_absent(artifact):
     wgmma = next(kernel["name"] for kernel in artifact.program("sm_90a").kernels if "wgmma" in kernel["name"])
-    described = kernel_levels(artifact, wgmma, "sm_90a")
+    described = kernel_levels(Subject("a", artifact, "sm_90a"), wgmma)
     levels = {level["level"]: level for level in described["levels"]}
     tir = dict(zip(levels["tir"]["lines"], levels["tir"]["text"].splitlines(), strict=True))
     pairs = zip(levels["cuda"]["text"].splitlines(), levels["cuda"]["lines"], strict=True)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pytest
 
 import moec
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.exploring.page import page as page_of
+from moec.targets.hls.options import HlsOptions
 
+from ..conftest import EXAMPLE
 from .browser import NARROW, WIDE, opened
 from .test_page import of
 
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+VISION = EXAMPLE.parent / "vision_moe"
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 UNNAMED = """[...document.querySelectorAll("svg:not([aria-hidden=true])")]
     .filter((svg) => !svg.getAttribute("aria-label") && !svg.querySelector(":scope > title")).length"""
@@ -153,14 +158,15 @@ def deepseek(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def vision() -> CompileOptions:
+    return CompileOptions("hls:zcu102", target_options=HlsOptions(dict(np.load(VISION / "calibration.npz"))))
+
+
 ARTIFACTS = {
-    "granite": (granite, {}),
-    "deepseek_v3": (deepseek, {}),
-    "cuda": (lambda _: EXAMPLES / "char_lm" / "model.onnx", {"target": "cuda:sm_90a"}),
-    "fpga": (
-        lambda _: EXAMPLES / "vision_moe" / "model.onnx",
-        {"target": "hls:zcu102", "calibration": EXAMPLES / "vision_moe" / "calibration.npz"},
-    ),
+    "granite": (granite, CompileOptions),
+    "deepseek_v3": (deepseek, CompileOptions),
+    "cuda": (lambda _: EXAMPLE / "model.onnx", lambda: CompileOptions("cuda:sm_90a")),
+    "fpga": (lambda _: VISION / "model.onnx", vision),
 }
 
 
@@ -169,7 +175,7 @@ def artifact(request, tmp_path_factory):
     """An artifact of each kind of model and target."""
     make, options = ARTIFACTS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    moec.compile(make(folder / "model"), **options).save(folder / "model.moec")
+    compiler.write(make(folder / "model"), folder / "model.moec", options())
     return folder / "model.moec"
 
 

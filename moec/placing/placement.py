@@ -1,0 +1,129 @@
+"""The placement of experts on ranks: a table [layer][rank][slot] of expert ids, as an artifact and a JSON file hold it.
+
+::
+
+    {"ranks": 2, "nodes": 1,
+     "layers": [{"name": "layers.0.experts", "experts": 4, "slots": [[0, 3], [1, 2, 3]]}]}
+
+Slots of a rank are distinct experts; every expert has a slot on at least one rank. An expert with slots on several
+ranks has *replicas*: each of its rows goes to one of them (:meth:`LayerPlacement.destinations`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+
+from moec.common.errors import MoecError
+from moec.common.records import read_json
+
+MOST_RANKS = 65_536
+"""Bound for files that are not trusted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlacement:
+    """The slots of one layer, as [rank][slot], of ``experts`` experts."""
+
+    name: str
+    experts: int
+    slots: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        every = [expert for slots in self.slots for expert in slots]
+        if any(not 0 <= expert < self.experts for expert in every):
+            raise MoecError(f"placement of {self.name!r}: expected experts from 0 to {self.experts - 1} in its slots")
+        missing = sorted(set(range(self.experts)) - set(every))
+        if missing:
+            raise MoecError(f"placement of {self.name!r}: expert {missing[0]} has no slot; give it one on some rank")
+        for rank, slots in enumerate(self.slots):
+            if len(set(slots)) < len(slots):
+                raise MoecError(f"placement of {self.name!r}: rank {rank} has an expert in two slots; keep one of them")
+
+    def holders(self) -> list[list[int]]:
+        """List, for each expert, the ranks that hold it, in ascending order."""
+        holders: list[list[int]] = [[] for _ in range(self.experts)]
+        for rank, slots in enumerate(self.slots):
+            for expert in slots:
+                holders[expert].append(rank)
+        return holders
+
+    def destinations(self, experts: np.ndarray, rank: int, nodes: int = 1) -> np.ndarray:
+        """Choose the rank that computes each pair: ``experts`` int [T,k], the result int32 [T,k].
+
+        A rank computes a pair itself if it holds the expert; otherwise a rank of its node does, and otherwise any.
+        Among several candidates token t of rank r takes number ``(r + t) % candidates``, which spreads rows evenly.
+        Ids outside of [0, E) (not dispatched: -1; experts without weights: E and more) stay on the rank. The choice
+        changes no result, because replicas hold the same weights.
+        """
+        tokens = np.arange(len(experts))[:, None]
+        counts, table = _candidates(self, rank, nodes)
+        valid = (experts >= 0) & (experts < self.experts)
+        indices = np.where(valid, experts, 0)
+        chosen = table[indices, (rank + tokens) % counts[indices]]
+        return np.where(valid, chosen, rank).astype(np.int32)
+
+
+def _candidates(layer: LayerPlacement, rank: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ranks that may compute each expert for a rank: their number [E], and the ranks [E, most]."""
+    size = max(1, len(layer.slots) // nodes)
+    rows = []
+    for holders in layer.holders():
+        near = [holder for holder in holders if holder // size == rank // size]
+        rows.append([rank] if rank in holders else near or holders)
+    table = np.zeros((layer.experts, max(map(len, rows), default=1)), np.int32)
+    for expert, row in enumerate(rows):
+        table[expert, : len(row)] = row
+    return np.array([len(row) for row in rows], np.int64), table
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertPlacement:
+    """Placements of all layers on ``ranks`` ranks of ``nodes`` machines with equally many consecutive ranks each."""
+
+    ranks: int
+    layers: tuple[LayerPlacement, ...]
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nodes <= self.ranks <= MOST_RANKS or self.ranks % self.nodes:
+            raise MoecError(f"{self.ranks} ranks on {self.nodes} nodes; expected a multiple of the number of nodes")
+        for layer in self.layers:
+            if len(layer.slots) != self.ranks:
+                raise MoecError(f"placement of {layer.name!r}: slots of {len(layer.slots)} ranks, not of {self.ranks}")
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the placement as data for JSON."""
+        layers = [
+            {"name": layer.name, "experts": layer.experts, "slots": [list(slots) for slots in layer.slots]}
+            for layer in self.layers
+        ]
+        return {"ranks": self.ranks, "nodes": self.nodes, "layers": layers}
+
+    def text(self) -> str:
+        """Return the JSON file, with one line for each rank of a layer."""
+        lines = []
+        for layer in self.layers:
+            slots = ",\n    ".join(json.dumps(list(slots)) for slots in layer.slots)
+            head = f'{{"name": {json.dumps(layer.name)}, "experts": {layer.experts}, "slots": ['
+            lines.append(f"  {head}\n    {slots}]}}")
+        head = f'{{"ranks": {self.ranks}, "nodes": {self.nodes}, "layers": ['
+        return head + "\n" + ",\n".join(lines) + "]}\n"
+
+
+def read_placement(text: str, where: str) -> ExpertPlacement:
+    """Read a placement from JSON. ``where``: the file, for messages. Raises MoecError for another form."""
+    try:
+        return read_json(ExpertPlacement, text, where, "expected a placement as moec plan --ranks prints it")
+    except MoecError as error:
+        raise error if str(error).startswith(where) else MoecError(f"{where}: {error}") from None
+
+
+def linear(name: str, experts: int, ranks: int) -> LayerPlacement:
+    """Place consecutive experts on consecutive ranks, as evenly as possible: the placement without a profile."""
+    cuts = [experts * rank // ranks for rank in range(ranks + 1)]
+    return LayerPlacement(name, experts, tuple(tuple(range(*pair)) for pair in itertools.pairwise(cuts)))

@@ -1,0 +1,128 @@
+"""Bytes that the ranks of a distributed run exchange for one layer of experts, exactly and as expected values.
+
+Two transports carry rows to the ranks that compute them:
+
+``alltoall``   A rank sends a row once to each other rank that computes a pair of it, after an exchange of counts.
+``allgather``  A rank sends all of its rows to all other ranks, whatever their experts.
+
+Both return one result per pair to the rank that owns the token. Bytes between a rank and itself do not count.
+
+For R ranks, k experts per token and experts that are chosen independently and evenly, a token of ``row`` bytes has the
+expected volume ``row (R-1) (1 - (1-1/R)^k)`` on its way out (``alltoall``), or ``row (R-1)`` (``allgather``), and
+results of ``result`` bytes have ``result k (R-1) / R`` on their way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from moec.common.errors import MoecError
+from moec.placing.placement import LayerPlacement
+
+Transport = Literal["allgather", "alltoall"]
+TRANSPORTS: tuple[Transport, ...] = ("allgather", "alltoall")
+
+MARGIN = 0.25
+"""Share of additional bytes up to which ``allgather`` is chosen, because it waits for no counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBytes:
+    """Bytes of one row on its way ``out``, with the ids and weights that travel with it, and of the ``back`` result of
+    one pair. ``counts``: what a rank sends to each other rank before the rows, such as how many there are."""
+
+    out: int
+    back: int
+    counts: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """Numbers of rows in one exchange, int64. ``tokens`` [R]: those of each rank; ``rows`` [R,R]: tokens of rank r with
+    a pair that rank s computes; ``pairs`` [R,R]: pairs of rank r that rank s computes."""
+
+    tokens: np.ndarray
+    rows: np.ndarray
+    pairs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """Bytes from rank r to rank s, int64 [R,R] with zeros on the diagonal: rows on their way ``out``, ``counts``
+    included, and results on their way ``back``."""
+
+    out: np.ndarray
+    back: np.ndarray
+
+    def by(self, rank: int) -> int:
+        """Sum up the bytes that a rank sends."""
+        return int(self.out[rank].sum() + self.back[rank].sum())
+
+    @property
+    def total(self) -> int:
+        """Bytes that all ranks send."""
+        return int(self.out.sum() + self.back.sum())
+
+
+def exchange(layer: LayerPlacement, experts: Sequence[np.ndarray], nodes: int = 1) -> Exchange:
+    """Count the rows between ranks. ``experts``: for each rank the ids int [T,k] of its tokens, -1 for a pair that is
+    not computed; T may differ between ranks. Raises MoecError for ids of another number of ranks."""
+    ranks = len(layer.slots)
+    if len(experts) != ranks:
+        raise MoecError(f"placement of {layer.name!r}: expected ids of {ranks} ranks, found those of {len(experts)}")
+    rows, pairs = np.zeros((2, ranks, ranks), np.int64)
+    for rank, ids in enumerate(experts):
+        computed = ids >= 0
+        destinations = layer.destinations(ids, rank, nodes)
+        pairs[rank] = np.bincount(destinations[computed], minlength=ranks)
+        reached = np.zeros((len(ids), ranks), bool)
+        reached[np.nonzero(computed)[0], destinations[computed]] = True
+        rows[rank] = reached.sum(axis=0)
+    return Exchange(np.array([len(ids) for ids in experts], np.int64), rows, pairs)
+
+
+def bytes_sent(counted: Exchange, width: RowBytes, transport: Transport) -> Sent:
+    """Compute the bytes between ranks of one exchange, exactly. A rank that has no row for another one still sends
+    its counts."""
+    ranks = len(counted.tokens)
+    rows = counted.rows if transport == "alltoall" else np.repeat(counted.tokens[:, None], ranks, axis=1)
+    others = ~np.eye(ranks, dtype=bool)
+    return Sent((rows * width.out + width.counts) * others, counted.pairs.T * width.back * others)
+
+
+def expected_bytes(ranks: int, k: int, width: RowBytes, transport: Transport) -> float:
+    """Compute the expected bytes per token, out and back and without counts, for experts that are chosen evenly."""
+    reached = (1 - (1 - 1 / ranks) ** k) if transport == "alltoall" else 1.0
+    return width.out * (ranks - 1) * reached + width.back * k * (ranks - 1) / ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class TransportChoice:
+    """A transport, with the ``reason`` in words."""
+
+    transport: Transport
+    reason: str
+
+
+def choose_transport(ranks: int, k: int, width: RowBytes) -> TransportChoice:
+    """Choose a transport by its expected bytes: ``allgather`` where it sends at most :data:`MARGIN` more."""
+    if ranks == 1:
+        return TransportChoice("allgather", "a single rank sends nothing")
+    gathered, exchanged = (expected_bytes(ranks, k, width, transport) for transport in TRANSPORTS)
+    more = f"{gathered / exchanged - 1:.0%} more"
+    volumes = f"{_kilobytes(gathered)} per token and layer in place of {_kilobytes(exchanged)}"
+    if gathered <= exchanged * (1 + MARGIN):
+        return TransportChoice(
+            "allgather", f"sends {more} than alltoall ({volumes}), at most {MARGIN:.0%}, and waits for no counts"
+        )
+    return TransportChoice(
+        "alltoall", f"allgather would send {more} ({volumes}); above {MARGIN:.0%} the exchange of counts pays"
+    )
+
+
+def _kilobytes(count: float) -> str:
+    return f"{count / 1e3:.3g} kB"

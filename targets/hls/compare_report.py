@@ -30,6 +30,8 @@ from typing import Any
 
 TAGS = {"dsp": ("DSP", "DSP48E"), "bram18": ("BRAM_18K",), "uram": ("URAM",), "lut": ("LUT",), "flip_flops": ("FF",)}
 """The tags of a report by the names of the estimate; older versions say DSP48E."""
+STRUCTS = {"experts_layer": "experts_block", "attention_layer": "attention_block"}
+"""The structs that the processes of each kernel of a whole model are instantiated with."""
 ROUGH = ("lut", "flip_flops")
 """Resources that estimates only model roughly."""
 _LOOP_MODULE = "_Pipeline_"
@@ -191,10 +193,11 @@ def _resource_row(name: str, report: SynthesisReport, estimated: int) -> Row:
 
 def _process_rows(process: str, dsps: int, report: SynthesisReport) -> Iterator[Row]:
     """The row of a process's DSPs, if the report has its module, which is named after it with a suffix for template
-    arguments."""
-    counts = [
-        count for name, count in report.dsp_by_module.items() if name == process or name.startswith(f"{process}_")
-    ]
+    arguments. Processes of a whole model are instantiated with the struct of their kernel."""
+    kernel, _, module = process.rpartition(".")
+    if kernel:
+        module = f"{module}_{STRUCTS[kernel]}"
+    counts = [count for name, count in report.dsp_by_module.items() if name == module or name.startswith(f"{module}_")]
     if counts:
         yield Row(f"DSP of {process}", str(dsps), str(max(counts)), _difference(dsps, max(counts), rough=False))
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from moec.common.tables import table
 from moec.targets.hls.design.channels import PROCESSES
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
-from moec.targets.hls.model.channels import KERNELS, STRUCTS
+from moec.targets.hls.model.channels import KERNELS
 
 _NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
 _PHASES = {
@@ -267,13 +267,10 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
 
 
 def _place_of(process: str) -> tuple[int, int]:
-    """The key that sorts processes by kernel and by the order of the data. Names of a whole model's processes have
-    their kernel as a prefix, or the struct that they are instantiated with as a suffix."""
-    for place, (kernel, struct) in enumerate(zip(KERNELS, STRUCTS, strict=True)):
-        name = process.removeprefix(f"{kernel}.").removesuffix(f"_{struct}")
-        if name != process:
-            return place, PROCESSES.index(name)
-    return 0, PROCESSES.index(process)
+    """The key that sorts processes by kernel, which names of a whole model's processes begin with, and by the order of
+    the data."""
+    kernel, _, name = process.rpartition(".")
+    return KERNELS.index(kernel) if kernel else 0, PROCESSES.index(name)
 
 
 def _times(process: Mapping[str, Any] | None, simulation: Mapping[str, Any] | None) -> str:

@@ -31,7 +31,7 @@ ESTIMATE = {
     "cycles": {"layers": [{"kind": "experts", "cycles": 90, "beats": 8}], "total": 90, "bound_by": "experts"},
     "resources": {"dsp": 8},
     "available": {"dsp": 32},
-    "dsp_by_process": {"multiply_block": 8},
+    "dsp_by_process": {"layer.multiply": 8},
 }
 PROJECT = {"name": "model", "folder": "", "report": {"node": "n", "channels": CHANNELS, "estimate": ESTIMATE}}
 SIMULATION = {
@@ -51,9 +51,9 @@ def of_design(**sections):
     return {"schema": SCHEMA, "version": VERSION, "title": "design", "artifacts": [artifact]}
 
 
-def report(folder, **sections):
+def report(folder, project=PROJECT, **sections):
     path = folder / "report.html"
-    path.write_text(page(of_design(projects=[PROJECT], **sections)), encoding="utf-8")
+    path.write_text(page(of_design(projects=[project], **sections)), encoding="utf-8")
     return path
 
 
@@ -73,10 +73,11 @@ def test_a_simulation_names_the_process_and_the_channel_that_decide(running, sim
         assert "full" not in shown.inner_text("tr:has-text('layer.sums')")
 
 
-def test_a_process_shows_its_channels(running, simulated):
+def test_a_process_shows_its_channels_and_its_multipliers(running, simulated):
     with opened(running, simulated) as shown:
         shown.click(".node:has-text('multiply')")
         card = shown.inner_text(".card")
+        assert "8 DSP blocks, predicted" in card
         assert "rows: 32 bits, depth 4, at most 4 full, from layer.load" in card
         assert "sums: 32 bits" in card
 
@@ -86,3 +87,31 @@ def test_without_a_simulation_the_view_says_how_to_make_one(running, tmp_path):
         assert "moec simulate ART --json" in shown.inner_text("main")
         assert shown.locator(".remark").count() == 0
         assert "25%" in shown.inner_text("tr:has(th:text-is('dsp'))")
+        assert "The simulation failed" not in shown.inner_text("main")
+
+
+def test_a_block_is_one_region_with_phases_and_copies_of_channels_are_one_row(running, tmp_path):
+    channels = [
+        {**each, **{key: each[key].removeprefix("layer.") for key in ("name", "producer", "consumer")}, "copies": 2}
+        for each in CHANNELS
+    ]
+    cycles = {"route": 30, "products": 60, "stalls": 0, "total": 90, "bound_by": "products"}
+    estimate = {**ESTIMATE, "cycles": cycles, "dsp_by_process": {"multiply": 8}}
+    copies = [{"name": f"rows[{at}]", "peak": peak, "words": 32} for at, peak in enumerate((1, 3))]
+    processes = [{**each, "name": each["name"].removeprefix("layer.")} for each in SIMULATION["processes"]]
+    block = {**PROJECT, "report": {"node": "n", "channels": channels, "estimate": estimate}}
+    simulation = {**SIMULATION, "processes": processes, "channels": copies}
+    with opened(running, report(tmp_path, block, simulation=[simulation])) as shown:
+        assert shown.inner_text("h3 >> nth=0") == "model"
+        assert shown.locator(".node").count() == 3
+        rows = shown.locator("tr:has(th:text-is('rows')) td").all_inner_texts()
+        assert rows == ["load", "multiply", "32", "4", "3", "64"]
+        assert shown.inner_text("tr:has(th:text-is('Products'))").split() == ["Products", "60", "66.7%"]
+        assert shown.locator("tr:has(th:text-is('Products wait'))").count() == 0
+
+
+def test_a_simulation_that_failed_says_why(running, tmp_path):
+    failed = {"name": "model", "estimated": 90, "passed": False, "message": "deadlock: load waits", "details": {}}
+    with opened(running, report(tmp_path, simulation=[failed])) as shown:
+        assert "The simulation failed: deadlock: load waits" in shown.inner_text("main")
+        assert "Not simulated" not in shown.inner_text("main")

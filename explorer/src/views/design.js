@@ -12,17 +12,20 @@ function Design({ data, parts, go, link }) {
   const project = data.projects.find((each) => each.name === name);
   if (!project) return html`<p role="alert">There is no project ${name} in this artifact.</p>`;
   const report = project.report;
-  const simulated = data.simulation?.find((each) => each.name === name);
-  const channels = report.channels.map((channel) => ({ ...channel, ...simulated?.channels.find((each) => each.name === channel.name) }));
+  const result = data.simulation?.find((each) => each.name === name);
+  const simulated = result?.passed ? result : undefined;
+  const channels = report.channels.map((channel) => ({ ...channel, ...useOf(channel, simulated) }));
   const processes = useMemo(() => processesOf(report, channels, simulated), [project, simulated]);
   return html`<h2>Design ${name}</h2>
     ${data.projects.length > 1 && html`<p>${data.projects.map((each) => html`<a href=${link("design", each.name)}>${each.name}</a> `)}</p>`}
     <${Summary} ...${{ report, simulated }} />
-    ${simulated ? html`<${Decider} ...${{ processes, channels, link, name }} />` : html`<p class="soft">Not simulated: "moec simulate ART --json > S.json" and "moec explore ART --simulation S.json" show waiting.</p>`}
-    ${[...new Set(processes.map((process) => process.region))].map((region) => html`<${Region} key=${region} ...${{ region, channels, selected, simulated }} processes=${processes.filter((process) => process.region === region)} onSelect=${(id) => go("design", name, id)} />`)}
+    ${result && !simulated && html`<p role="alert">The simulation failed: ${result.message}</p>`}
+    ${simulated && html`<${Decider} ...${{ processes, channels, link, name }} />`}
+    ${!result && html`<p class="soft">Not simulated: "moec simulate ART --json > S.json" and "moec explore ART --simulation S.json" show waiting.</p>`}
+    ${[...new Set(processes.map((process) => process.region))].map((region) => html`<${Region} key=${region} title=${region || name} ...${{ channels, selected, simulated }} processes=${processes.filter((process) => process.region === region)} onSelect=${(id) => go("design", name, id)} />`)}
     <${ProcessTable} processes=${processes} simulated=${simulated} />
     <${Table} caption="Channels" columns=${channelColumns(simulated)} rows=${channels} />
-    <${Layers} layers=${report.estimate.cycles.layers} later=${simulated?.later_cycles} />
+    <${Cycles} cycles=${report.estimate.cycles} later=${simulated?.later_cycles} />
     <${Table} caption="Use of the part, predicted" columns=${resourceColumns(report.estimate)} rows=${Object.keys(report.estimate.resources)} />`;
 }
 
@@ -31,18 +34,26 @@ function Summary({ report, simulated }) {
   return html`<p>
     ${report.node} on ${part} at ${clock} MHz. Predicted: ${count(cycles.total)} cycles, ${digits(milliseconds)} ms, bound by
     ${" "}${cycles.bound_by}; memory moves ${digits(bandwidth)} GB/s.
-    ${simulated && html` Simulated: ${count(simulated.cycles)} cycles (prediction ${percent(simulated.estimated / simulated.cycles - 1)} off), results ${simulated.passed ? html`<span class="good">equal</span>` : html`<span class="bad">differ</span>`}.`}
+    ${simulated && html` Simulated: ${count(simulated.cycles)} cycles (prediction ${percent(simulated.estimated / simulated.cycles - 1)} off), results <span class="good">equal</span>.`}
   </p>`;
 }
 
-// Processes by name "REGION.PROCESS": those that channels name and those that were simulated.
+// What a simulation saw of a channel; of the copies of one, the most that one held and the words of all.
+function useOf({ name }, simulated) {
+  const copies = simulated?.channels.filter((each) => each.name === name || each.name.startsWith(`${name}[`)) ?? [];
+  if (copies.length === 0) return {};
+  return { peak: Math.max(...copies.map((copy) => copy.peak)), words: copies.reduce((sum, copy) => sum + copy.words, 0) };
+}
+
+// Processes that channels name and those that were simulated. Names of a whole model's are "REGION.PROCESS"; a block
+// is one region.
 function processesOf(report, channels, simulated) {
-  const names = new Set(channels.flatMap(({ producer, consumer }) => [producer, consumer]).filter((each) => each.includes(".")));
+  const names = new Set(channels.flatMap(({ producer, consumer }) => [producer, consumer]));
   simulated?.processes.forEach((each) => names.add(each.name));
   return [...names].map((id) => {
-    const [region, ...rest] = id.split(".");
-    const dsp = report.estimate.dsp_by_process[`${rest.join(".")}_${region.replace(/_layer$/, "_block")}`] ?? null;
-    return { id, region, title: rest.join("."), dsp, ...simulated?.processes.find((each) => each.name === id) };
+    const end = id.lastIndexOf(".");
+    const dsp = report.estimate.dsp_by_process[id] ?? null;
+    return { id, region: id.slice(0, Math.max(0, end)), title: id.slice(end + 1), dsp, ...simulated?.processes.find((each) => each.name === id) };
   });
 }
 
@@ -60,15 +71,15 @@ function Decider({ processes, channels, link, name }) {
 }
 
 // Processes of one region of concurrent processes, with their channels as edges.
-function Region({ region, processes, channels, selected, simulated, onSelect }) {
+function Region({ title, processes, channels, selected, simulated, onSelect }) {
   const nodes = useMemo(() => nodesOf(processes, channels), [processes]);
   const plan = useMemo(() => layout([nodes]), [nodes]);
   if (nodes.size < 2) return null;
   const worst = Math.max(...processes.map((process) => (process.busy ?? 0) + (process.memory_stall ?? 0)));
   const kinds = new Map(processes.filter((process) => simulated && (process.busy ?? 0) + (process.memory_stall ?? 0) === worst).map(({ id }) => [id, "changed"]));
   const current = nodes.has(selected) ? selected : undefined;
-  return html`<h3>${region}</h3>
-    <${GraphPane} ...${plan} nodes=${nodes} ghosts=${new Map()} kinds=${kinds} selected=${current} onSelect=${onSelect} label=${`Processes of ${region}`} isFitted />
+  return html`<h3>${title}</h3>
+    <${GraphPane} ...${plan} nodes=${nodes} ghosts=${new Map()} kinds=${kinds} selected=${current} onSelect=${onSelect} label=${`Processes of ${title}`} isFitted />
     ${current && html`<${ProcessCard} process=${processes.find(({ id }) => id === current)} channels=${channels} simulated=${simulated} />`}`;
 }
 
@@ -116,8 +127,20 @@ function channelColumns(simulated) {
   ];
 }
 
-function Layers({ layers, later }) {
-  const rows = layers.map((layer, at) => ({ ...layer, at, later: later?.[at] }));
+const PHASES = {
+  route: "Routing",
+  normalize: "Normalising tokens",
+  latents: "Normalising latents",
+  first_weights: "First weights arrive",
+  products: "Products",
+  stalls: "Products wait",
+  results: "Writing results",
+};
+
+// Cycles of a whole model by layer, and of a block by phase.
+function Cycles({ cycles, later }) {
+  if (!cycles.layers) return html`<${Phases} cycles=${cycles} />`;
+  const rows = cycles.layers.map((layer, at) => ({ ...layer, at, later: later?.[at] }));
   const columns = [
     { title: "Layer", isNumber: true, value: (row) => row.at },
     { title: "Kind", value: (row) => row.kind },
@@ -126,6 +149,15 @@ function Layers({ layers, later }) {
     { title: "Beats of memory", isNumber: true, value: (row) => row.beats },
   ];
   return html`<${Table} caption="Layers" columns=${columns} rows=${rows} />`;
+}
+
+function Phases({ cycles }) {
+  const columns = [
+    { title: "Phase", value: (name) => PHASES[name] },
+    { title: "Cycles", isNumber: true, value: (name) => cycles[name] },
+    { title: "Share", isNumber: true, value: (name) => cycles[name] / cycles.total, show: (name) => percent(cycles[name] / cycles.total) },
+  ];
+  return html`<${Table} caption="Phases of a call, predicted" columns=${columns} rows=${Object.keys(PHASES).filter((name) => cycles[name])} />`;
 }
 
 function resourceColumns({ resources, available }) {

@@ -9,8 +9,6 @@ from moec.targets.hls.design.channels import Channel, channels_of
 from moec.targets.hls.model.design import ModelDesign
 
 KERNELS = ("experts_layer", "attention_layer")
-STRUCTS = ("experts_block", "attention_block")
-"""The structs that the processes of each kernel are instantiated with."""
 
 
 def model_channels(design: ModelDesign) -> list[Channel]:

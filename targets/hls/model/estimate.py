@@ -29,7 +29,7 @@ from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
 from moec.targets.hls.model import reference
-from moec.targets.hls.model.channels import STRUCTS
+from moec.targets.hls.model.channels import KERNELS
 from moec.targets.hls.model.design import ModelDesign, model_design
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
@@ -199,11 +199,10 @@ def _inputs_ready(design: Design, layer: QuantizedLinear, tokens: int, pace: Mem
 
 
 def model_dsps(design: ModelDesign) -> dict[str, int]:
-    """DSPs by process of both kernels. Processes are named as synthesis names them, with the struct that they are
-    instantiated with as a suffix."""
+    """DSPs by process of both kernels. Names of processes are those in channels: they begin with the kernel's."""
     attention = {} if design.attention is None else attention_dsps(design.attention)
-    kernels = zip(STRUCTS, (dsps_of(design.experts), attention), strict=True)
-    return {f"{process}_{struct}": count for struct, dsps in kernels for process, count in dsps.items()}
+    both = zip(KERNELS, (dsps_of(design.experts), attention), strict=True)
+    return {f"{kernel}.{process}": count for kernel, dsps in both for process, count in dsps.items()}
 
 
 def model_memories(design: ModelDesign) -> list[Memory]:
@@ -212,8 +211,8 @@ def model_memories(design: ModelDesign) -> list[Memory]:
     shared = {memory.name for memory in memories_of(design.experts) if memory.name.startswith("adapter ")}
     own = [memory for memory in attention if memory.name not in shared]
     return [
-        dataclasses.replace(memory, process=f"{memory.process}_{struct}")
-        for struct, memories in zip(STRUCTS, (memories_of(design.experts), own), strict=True)
+        dataclasses.replace(memory, process=f"{kernel}.{memory.process}")
+        for kernel, memories in zip(KERNELS, (memories_of(design.experts), own), strict=True)
         for memory in memories
     ]
 

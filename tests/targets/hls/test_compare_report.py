@@ -52,8 +52,8 @@ def report(dsp=400, interval=1, estimated="2.433", worst="99999", part="xczu9eg-
 </profile>"""
 
 
-def rows_of(text):
-    return {row.name: row for row in compare_report.compare(compare_report.read_report(text), ESTIMATE)}
+def rows_of(text, estimate=ESTIMATE):
+    return {row.name: row for row in compare_report.compare(compare_report.read_report(text), estimate)}
 
 
 def test_a_report_beside_the_estimate():
@@ -66,6 +66,16 @@ def test_a_report_beside_the_estimate():
     assert rows["DSP of product_up"].reported == "144" and rows["DSP of product_up"].note == "as estimated"
     assert rows["cycles"].note == "within the bounds that loops have"
     assert rows["part"].note == rows["clock period, ns"].note == ""
+
+
+def test_processes_of_a_whole_model_are_compared_with_modules_of_their_kernel():
+    estimate = {**ESTIMATE, "dsp_by_process": {"experts_layer.product_up": 144, "attention_layer.product_up": 70}}
+    modules = report().replace("product_up_block_s", "product_up_experts_block_s")
+    rows = rows_of(modules, estimate)
+    assert rows["DSP of experts_layer.product_up"].note == "as estimated"
+    assert "DSP of attention_layer.product_up" not in rows
+    with pytest.raises(compare_report.ReportError, match="lacks 'other_layer'"):
+        rows_of(modules, {**estimate, "dsp_by_process": {"other_layer.product_up": 1}})
 
 
 def test_cycles_and_parts_that_differ():

@@ -8,12 +8,11 @@ import io
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from moec.common.errors import MoecError
-from moec.common.replacing import abandon_unfinished
+from moec.common.scratch import tidy_up
 
 CLOSED = 141
 """Exit code that shells report of a program ended by SIGPIPE."""
@@ -50,7 +49,7 @@ def end_when_told() -> None:
         while (number := os.read(heard, 1)[0]) not in _SIGNALS:
             pass
         _ending.set()
-        tidying = threading.Thread(target=_tidy, daemon=True)
+        tidying = threading.Thread(target=tidy_up, daemon=True)
         tidying.start()
         tidying.join(_GRACE)
         os._exit(128 + number)
@@ -62,11 +61,6 @@ def wait_if_ending() -> None:
     """Wait for the end of a process that was told to end. Its files are gone, so an error says nothing to its user."""
     if _ending.is_set():
         threading.Event().wait()
-
-
-def _tidy() -> None:
-    abandon_unfinished()
-    weakref.finalize._exitfunc()  # type: ignore[attr-defined]  # temporary folders
 
 
 class CheckedOutput:

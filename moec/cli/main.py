@@ -43,6 +43,7 @@ from moec.cli.options import (
     Source,
     Threads,
     VerifyEach,
+    Workers,
 )
 from moec.cli.printing import print_remarks, print_result, report_compilation, shown_progress
 from moec.cli.targets import Target, target_commands, with_target_options
@@ -138,6 +139,7 @@ def compile_model(
     ] = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
+    workers: Workers = 0,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Also print the passes' notes and the time of each step.")
     ] = False,
@@ -166,6 +168,7 @@ def compile_model(
             verify_each=verify_each,
             dump_to=dump_phases_to,
             form=form,
+            workers=workers,
             progress=progress,
         )
         compiler.write(model, output, compile_options)

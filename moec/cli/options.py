@@ -55,6 +55,9 @@ Arithmetic = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Run with this many threads. Default and limit: the number of cores.")
 ]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Share the work among this many processes. Results are the same. Default: none.")
+]
 Inputs = Annotated[Path | None, typer.Option(help="Read inputs by name from this .npz file. Default: random inputs.")]
 Profile = Annotated[
     Path | None,

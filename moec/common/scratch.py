@@ -15,6 +15,7 @@ import tempfile
 import weakref
 
 from moec.common.errors import MoecError, one_line
+from moec.common.replacing import abandon_unfinished
 
 _PREFIX = "moec-scratch-"
 _NAME = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")
@@ -44,6 +45,12 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
                 if os.path.isdir(self.name):
                     return
             self.cleanup()
+
+
+def tidy_up() -> None:
+    """Remove the half-written files and the temporary folders of this process, before it exits immediately."""
+    abandon_unfinished()
+    weakref.finalize._exitfunc()  # type: ignore[attr-defined]
 
 
 def sweep(parent: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from moec import targets
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, check_path, shown
 from moec.common.byte_counts import bytes_of
 from moec.common.errors import MoecError, UnsupportedError
+from moec.common.jobs import JobExecutor, check_workers
 from moec.common.progress import Progress
 from moec.common.version import VERSION
 from moec.targets.kind import Options, ProgramKind
@@ -45,6 +46,8 @@ class CompileOptions:
     verify_each: bool = False
     dump_to: str | os.PathLike[str] | None = None
     form: str | None = None
+    workers: int = 0
+    executor: JobExecutor | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +62,7 @@ class CompileOptions:
         if self.progress is not None and not callable(self.progress):
             raise MoecError(f"progress is {shown(self.progress)}; expected a function of one string, or None")
         check_threads(self.threads)
+        check_workers(self.workers, self.executor)
         for name in ("tokenizer", "profile", "dump_to"):
             if getattr(self, name) is not None:
                 check_path(name, getattr(self, name))

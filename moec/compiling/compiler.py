@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moec import targets
 from moec.common.arguments import check_flags, check_path, known_options
 from moec.common.errors import MoecError, UnsupportedError, reporting
+from moec.common.jobs import JobExecutor, job_runner
 from moec.common.once import one_at_a_time
 from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
@@ -57,6 +58,8 @@ def compile(
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
     form: str | None = None,
+    workers: int = 0,
+    executor: JobExecutor | None = None,
     progress: Progress | None = None,
 ) -> CompiledModel | Any:
     """Compile a model. Returns it loaded: a :class:`moec.CompiledModel`, or :class:`moec.CompiledProjects` of a target
@@ -107,6 +110,9 @@ def compile(
     form
         ``c`` also writes a C library (``moec.h``, ``lib<name>.so``, ``lib<name>.a``) into the artifact, named after
         ``output``; needs a C compiler.
+    workers, executor
+        Where the weights of experts are quantised, each expert in one job: in so many processes of this machine, or on
+        an executor of PEP 3148 (:mod:`moec.common.jobs`). Results are the same. With neither: in this process.
     progress
         Called with the name of each step as it begins, and with its progress where it goes through many weights
         (:func:`moec.common.progress.told`).
@@ -128,6 +134,8 @@ def compile(
         verify_each=verify_each,
         dump_to=dump_to,
         form=form,
+        workers=workers,
+        executor=executor,
         progress=progress,
     )
     check_flags(emulate=emulate)
@@ -193,7 +201,8 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     report.progress("importing")
     graph = import_model(model, options.example_inputs, options.dynamic_shapes, options.cache)
     inputs, own = model_inputs(graph, model, report), arithmetics_of(graph)
-    stages = run_passes(graph, model, chain, report, verify_each=options.verify_each, dump_to=options.dump_to)
+    with job_runner(options.workers, options.executor) as report.jobs:
+        stages = run_passes(graph, model, chain, report, verify_each=options.verify_each, dump_to=options.dump_to)
     with _step(f"generating code for {target}", model, report):
         blocks, rounding = moe_blocks(graph), rounding_of(graph, own, multiplies_bytes(target))
         _report_rounding(rounding, target, report)

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Protocol
 
 import onnx_ir as ir
 
+from moec.common.jobs import HERE, JobRunner
 from moec.common.progress import Progress, silent
 from moec.passes.framework.evidence import MOST_ATTEMPTS, MOST_MISSES, Attempt, RaisedBlock
 
@@ -61,13 +62,14 @@ class Unraised:
 @dataclasses.dataclass
 class Report:
     """Collected remarks, losses, raised blocks and unraised mixtures of a whole compilation. ``progress`` is called
-    immediately, for steps that take long."""
+    immediately, for steps that take long, and ``jobs`` runs their parts."""
 
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     losses: list[Loss] = dataclasses.field(default_factory=list)
     raised: list[RaisedBlock] = dataclasses.field(default_factory=list)
     unraised: list[Unraised] = dataclasses.field(default_factory=list)
     progress: Progress = silent
+    jobs: JobRunner = HERE
 
     def add_unraised(self, region: Unraised, attempts: Iterable[Attempt] = ()) -> None:
         """Add a mixture that was not raised, with as many of the attempts on it as fit."""

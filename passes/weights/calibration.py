@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
+from moec.common.jobs import HERE, Job, JobRunner
 from moec.common.names import node_name
 from moec.ir.dialect import is_moec
 from moec.ir.expert_outputs import expert_output
 from moec.ir.expert_weights import ExpertWeights
-from moec.ir.weights.encode import Encoded
+from moec.ir.weights.encode import Encoded, encode
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.gptq import gptq, importance_of
 from moec.passes.weights.scale_search import nearest
@@ -54,11 +55,12 @@ class KnownInputs:
     """The recorded inputs of one node's weights; none without a profile.
 
     The constructor records on the node which layer of a profile it is, because its weights change next. Raises
-    MoecError if the profile does not have the node.
+    MoecError if the profile does not have the node. ``jobs`` runs the encoders of experts, each expert in one job.
     """
 
-    def __init__(self, profile: Profile | None, node: ir.Node, method: Method) -> None:
-        self._method = method
+    def __init__(self, profile: Profile | None, node: ir.Node, method: Method, jobs: JobRunner = HERE) -> None:
+        self._method, self._name = method, node_name(node)
+        self._jobs = HERE if is_moec(node, "Linear") else jobs
         self._measures = self._weights = None
         if profile is not None:
             self._measures = profile.linear(node) if is_moec(node, "Linear") else profile.experts(node)
@@ -100,20 +102,27 @@ class KnownInputs:
         )
 
     def encoder(self, name: str) -> Encoder | None:
-        """Encoder of the weight operand ``name``; None for the method that uses no inputs. If too few inputs were
-        recorded, all count the same."""
+        """Encoder of the weight operand ``name``. For the method that uses no inputs it is None where encoders run in
+        this process: then numbers are rounded when they are read. If too few inputs were recorded, all count the
+        same."""
         if self._method == "rtn" or self._measures is None:
-            return None
+            return None if self._jobs.is_here else self._encoder_to_nearest(name)
 
-        def encode(weight: Array, form: WeightFormat, axis: int, expert: int) -> Encoded:
+        def encoder(weight: Array, form: WeightFormat, axis: int, expert: int) -> Encoded:
             matrix = np.ascontiguousarray(np.moveaxis(weight, axis, 0), np.float32)
             with profile_reading(self._where):
                 moment = self._moment(name, expert, len(matrix))
-            data, *others = self._rounded(matrix, form, moment)
+            data, *others = self._run(name, expert, _rounded, self._method, matrix, form, moment)
             tables = (None if table is None else _inputs_at(axis, table) for table in others)
             return Encoded(_inputs_at(axis, data), *tables)
 
-        return encode
+        return encoder
+
+    def _encoder_to_nearest(self, name: str) -> Encoder:
+        return lambda weight, form, axis, expert: self._run(name, expert, encode, weight, form, axis)
+
+    def _run(self, name: str, expert: int, function: Callable[..., Encoded], *arguments: Any) -> Encoded:
+        return self._jobs.call(Job(f"node {self._name}: weight {name} of expert {expert}", function, arguments))
 
     def _moment(self, name: str, expert: int, size: int) -> Array:
         """Second moment [in,in] of a weight's inputs; zeros if too few were seen."""
@@ -131,12 +140,13 @@ class KnownInputs:
         prior = product(others.T, others) * np.float32(weight * count / max(1, len(others)))
         return prior + (measures.moment_hidden(expert) if name == "down" else measures.moment_in(expert))
 
-    def _rounded(self, matrix: Array, form: WeightFormat, moment: Array) -> Encoded:
-        if form.minima or form.super_group:
-            raise ValueError(f"{form} is rounded to nearest only; expected method=rtn")
-        if self._method == "gptq":
-            return gptq(matrix, form, moment)
-        return nearest(matrix, form, importance_of(moment))
+
+def _rounded(method: Method, matrix: Array, form: WeightFormat, moment: Array) -> Encoded:
+    if form.minima or form.super_group:
+        raise ValueError(f"{form} is rounded to nearest only; expected method=rtn")
+    if method == "gptq":
+        return gptq(matrix, form, moment)
+    return nearest(matrix, form, importance_of(moment))
 
 
 @contextlib.contextmanager

@@ -43,11 +43,11 @@ def change_formats(
     if stored and (before.spec.arithmetic == "int8" or not fit_bytes(formats)):
         report.note(pass_name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
         return False
-    inputs = KnownInputs(profile, node, method)
+    inputs = KnownInputs(profile, node, method, report.jobs)
     if (few := inputs.too_few()) is not None:
         report.warn(pass_name, node_name(node), few)
     for name, formats in targets.items():
-        store(node, name, formats, inputs.encoder(name))
+        store(node, name, formats, inputs.encoder(name), report.jobs.at_once)
     after = layer_of(node)
     every = {form for weight in after.weights.values() for form in weight.formats}
     quantize_activations(node, every, input_sizes(before), activation_group)

@@ -27,15 +27,16 @@ _ALIGNMENT = 16
 class KeptExperts:
     """Calls ``make(index)`` for each of ``count`` experts, in parallel, and keeps the results.
 
-    Each call takes about ``bytes_each`` of memory, which limits how many run at once. The results lie in a temporary
+    Each call takes about ``bytes_each`` of memory, which limits how many run ``at_once``, by default as many as there
+    are cores. The results lie in a temporary
     file without a name, which is mapped; elements of less than a byte take a byte there. Raises what ``make`` raises
     (for the first expert that fails), and MoecError when the file cannot be written.
     """
 
-    def __init__(self, count: int, make: Callable[[int], Encoded], bytes_each: int) -> None:
+    def __init__(self, count: int, make: Callable[[int], Encoded], bytes_each: int, at_once: int = 0) -> None:
         self._places: dict[tuple[int, Table], tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         self._lock = threading.Lock()
-        workers = max(1, min(len(available_cores()), _MOST_BYTES // bytes_each))
+        workers = max(1, min(at_once or len(available_cores()), _MOST_BYTES // bytes_each))
         with contextlib.ExitStack() as stack:
             with _writing():
                 file = stack.enter_context(tempfile.NamedTemporaryFile(dir=stack.enter_context(ScratchFolder())))

@@ -34,11 +34,14 @@ Encoder = Callable[[Array, WeightFormat, int, int], Encoded]
 and the expert. Raises ValueError like :func:`moec.ir.weights.encode.encode`."""
 
 
-def store(node: ir.Node, name: str, formats: Sequence[WeightFormat], encoder: Encoder | None = None) -> bool:
+def store(
+    node: ir.Node, name: str, formats: Sequence[WeightFormat], encoder: Encoder | None = None, at_once: int = 0
+) -> bool:
     """Store expert e of the weight operand ``name`` in format ``wanted[e]``; return whether that changes anything.
 
     The new constants compute themselves when they are read, and are rounded to nearest; those in a quantised format
-    that an ``encoder`` makes are made at once. A number that its format cannot hold raises MoecError when it is made.
+    that an ``encoder`` makes are made now, ``at_once`` experts side by side (0: as many as there are cores). A number
+    that its format cannot hold raises MoecError when it is made.
     """
     value = weight_inputs(node)[name]
     weight = StoredWeight.of(value)
@@ -49,7 +52,7 @@ def store(node: ir.Node, name: str, formats: Sequence[WeightFormat], encoder: En
     segments = [_Segment(node, name, segment, form) for segment, form in _segments(weight, formats)]
     if encoder is not None:
         for segment in segments:
-            segment.make(encoder)
+            segment.make(encoder, at_once)
     _put(node, name, [segment.add_to(graph) for segment in segments])
     return True
 
@@ -148,7 +151,7 @@ class _Segment:
         self._waiting: dict[tuple[int, str], Array] = {}
         self._made: KeptExperts | None = None
 
-    def make(self, encoder: Encoder) -> None:
+    def make(self, encoder: Encoder, at_once: int) -> None:
         """Encode all experts now, if the segment is one that becomes quantised."""
         if self._kept is not None or not self._form.quantized:
             return
@@ -159,7 +162,8 @@ class _Segment:
                 return encoder(run.decoded(expert), self._form, self._axis, expert)
 
         shape = self._experts[0][1].shape
-        self._made = KeptExperts(len(self._experts), encoded, _bytes_at_work(*shape, shape[self._axis]))
+        needed = _bytes_at_work(*shape, shape[self._axis])
+        self._made = KeptExperts(len(self._experts), encoded, needed, at_once)
 
     def add_to(self, graph: ir.Graph) -> ir.Value:
         """Add the constants, and the node that decodes them where their type is not that of the operand."""

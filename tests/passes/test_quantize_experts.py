@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import concurrent.futures
+from unittest import mock
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from moec.common.errors import MoecError
+from moec.common.jobs import JobRunner
 from moec.ir.dialect import ExpertsSpec, ProductSpec, spec_of
 from moec.ir.interpreter import run
-from moec.ir.text import parse_model
+from moec.ir.text import parse_model, print_model
 from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import weight_runs
+from moec.passes.framework.base import Report
 from moec.passes.pipeline import parse, print_pipeline
+from moec.passes.pipeline import run as run_pipeline
 from moec.passes.weights.choice import quantize_activations
 from moec.passes.weights.store import set_arithmetic
 
@@ -74,6 +80,33 @@ def test_what_is_calibrated_is_stored_like_what_is_not(tmp_path) -> None:
                 (up_int4, up_int4_scale, up_int4_zero_point)
             y = moec.MoE <k = 2> (x, logits, , up_decoded, down) }""",
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["format=int4,experts=1-3", "format=int4,group=32,super_group=64,minima=true", "method=gptq", "method=awq"],
+)
+def test_experts_that_jobs_encode_are_the_same(options: str, tmp_path) -> None:
+    if "method" in options:
+        options += f",format=int4,profile={write_experts(tmp_path / 'p', experts_model(GATED), [500] * E)}"
+    here, elsewhere, asked = experts_model(GATED), experts_model(GATED), parse(f"quantize-experts{{{options}}}")
+    run_pipeline(here, asked, Report())
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        submit = mock.Mock(wraps=executor.submit)
+        run_pipeline(elsewhere, asked, Report(jobs=JobRunner(mock.Mock(submit=submit), 2)))
+    assert submit.call_count == 2 * (3 if "experts" in options else E)
+    assert print_model(here) == print_model(elsewhere)
+
+
+def test_an_expert_that_a_job_cannot_encode_is_named() -> None:
+    arrays = expert_arrays(GATED)
+    arrays["down"][3, 0, 0] = np.inf
+    with (
+        concurrent.futures.ThreadPoolExecutor(2) as executor,
+        pytest.raises(MoecError, match=r"^node layer: weight down of expert 3: it holds an infinity or a NaN"),
+    ):
+        passes = parse("quantize-experts{format=int4}")
+        passes[0].apply(experts_model(GATED, arrays), Report(jobs=JobRunner(executor, 2)))
 
 
 def test_a_node_without_experts_stays() -> None:

@@ -75,14 +75,18 @@ class GroupedWork:
     sized: Literal["inner", "width"] = "width"
 
     def of(self, arguments: Sequence[Argument]) -> Work:
-        rows = _rows_by_expert(arguments)
+        others = _bytes([argument for argument in arguments if not argument.constant])
+        return self.of_rows(_rows_by_expert(arguments)) + Work(0, others)
+
+    def of_rows(self, rows: np.ndarray) -> Work:
+        """Compute the operations for so many ``rows`` of each expert [E], and the bytes of the weights that they
+        read."""
         operations, bits = 0, 0.0
         for expert in map(int, np.flatnonzero(rows)):
             weights = self._weights(expert)
             operations += 2 * int(rows[expert]) * weights
             bits += weights * self.weight_bits[self.format_of[expert] if self.format_of else 0]
-        moved = _bytes([argument for argument in arguments if not argument.constant]) + int(bits / 8)
-        return Work(operations, moved, self.arithmetic)
+        return Work(operations, int(bits / 8), self.arithmetic)
 
     def _weights(self, expert: int) -> int:
         inner, width = self.inner, self.width

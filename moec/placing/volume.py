@@ -43,11 +43,13 @@ class RowBytes:
 @dataclasses.dataclass(frozen=True)
 class Exchange:
     """Numbers of rows in one exchange, int64. ``tokens`` [R]: those of each rank; ``rows`` [R,R]: tokens of rank r with
-    a pair that rank s computes; ``pairs`` [R,R]: pairs of rank r that rank s computes."""
+    a pair that rank s computes; ``pairs`` [R,R]: pairs of rank r that rank s computes; ``loads`` [R,E]: pairs of expert
+    e that rank r computes."""
 
     tokens: np.ndarray
     rows: np.ndarray
     pairs: np.ndarray
+    loads: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ def exchange(layer: LayerPlacement, experts: Sequence[np.ndarray], nodes: int = 
     if len(experts) != ranks:
         raise MoecError(f"placement of {layer.name!r}: expected ids of {ranks} ranks, found those of {len(experts)}")
     rows, pairs = np.zeros((2, ranks, ranks), np.int64)
+    loads = np.zeros((ranks, layer.experts), np.int64)
     for rank, ids in enumerate(experts):
         computed = ids >= 0
         destinations = layer.destinations(ids, rank, nodes)
@@ -82,7 +85,9 @@ def exchange(layer: LayerPlacement, experts: Sequence[np.ndarray], nodes: int = 
         reached = np.zeros((len(ids), ranks), bool)
         reached[np.nonzero(computed)[0], destinations[computed]] = True
         rows[rank] = reached.sum(axis=0)
-    return Exchange(np.array([len(ids) for ids in experts], np.int64), rows, pairs)
+        weighted = computed & (ids < layer.experts)
+        np.add.at(loads, (destinations[weighted], ids[weighted]), 1)
+    return Exchange(np.array([len(ids) for ids in experts], np.int64), rows, pairs, loads)
 
 
 def bytes_sent(counted: Exchange, width: RowBytes, transport: Transport) -> Sent:

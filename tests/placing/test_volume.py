@@ -24,6 +24,7 @@ def test_three_tokens_on_two_ranks():
     counted = exchange(TWO_RANKS, [ids((0, 2), (2, 3)), ids((1, 0))])
     assert counted.rows.tolist() == [[1, 2], [1, 0]]
     assert counted.pairs.tolist() == [[1, 3], [2, 0]]
+    assert counted.loads.tolist() == [[2, 1, 0, 0], [0, 0, 2, 1]]
     sent = bytes_sent(counted, WIDTH, "alltoall")
     assert sent.out.tolist() == [[0, 201], [101, 0]]
     assert sent.back.tolist() == [[0, 20], [30, 0]], "rank 0 computes two pairs of rank 1, rank 1 three of rank 0"
@@ -44,6 +45,7 @@ def test_pairs_that_are_not_computed_and_experts_without_weights_are_not_sent():
     counted = exchange(TWO_RANKS, [ids((-1, 2), (-1, -1)), ids((4, -1))])
     assert counted.rows.tolist() == [[0, 1], [0, 1]]
     assert counted.pairs.tolist() == [[0, 1], [0, 1]]
+    assert counted.loads.tolist() == [[0] * 4, [0, 0, 1, 0]]
 
 
 def test_a_replica_on_the_owner_saves_the_row():

@@ -1,0 +1,1 @@
+"""Prediction of distributed runs before they run: links, expert layers, and what would make them faster."""

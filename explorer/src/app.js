@@ -7,11 +7,14 @@ import { Search } from "./search.js";
 import { views } from "./views/index.js";
 
 export function App({ report }) {
-  const place = useAddress();
+  const [place, followAddress] = useAddress();
   const [dialog, setDialog] = useState(null);
   const usable = views.filter((view) => view.isFor(report.index, place.subject));
   const view = usable.find((each) => each.name === place.view) ?? usable[0];
-  const go = (name, ...parts) => (location.hash = address(place.subject, name, ...parts));
+  const go = (name, ...parts) => {
+    location.hash = address(place.subject, name, ...parts);
+    followAddress(); // at once: the browser tells of it only after the next key
+  };
   useKeys({ views: usable, go, open: setDialog, isOpen: dialog !== null });
   useEffect(() => {
     document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); // in a narrow window
@@ -38,12 +41,12 @@ export function App({ report }) {
 
 function useAddress() {
   const [hash, setHash] = useState(location.hash);
+  const follow = () => setHash(location.hash);
   useEffect(() => {
-    const follow = () => setHash(location.hash);
     addEventListener("hashchange", follow);
     return () => removeEventListener("hashchange", follow);
   }, []);
-  return parse(hash);
+  return [parse(hash), follow];
 }
 
 function titleOf(index, subject) {

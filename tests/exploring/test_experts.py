@@ -149,6 +149,12 @@ def test_an_expert_with_two_bits_is_found_in_three_clicks(running, large):
         assert "int2/32" in card.inner_text() and "of its output" in card.inner_text()
 
 
+QUICK = """keys => {
+    for (const key of keys) document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+}"""
+"""Press keys before anything is drawn again."""
+
+
 def test_cells_are_hit_by_pointer_and_by_keys(running, large):
     with opened(running, large, "#experts") as page:
         box = page.locator("svg.experts-map").bounding_box()
@@ -162,6 +168,15 @@ def test_cells_are_hit_by_pointer_and_by_keys(running, large):
             page.wait_for_selector(f"main [role=status]:has-text('{cell}')")
         page.keyboard.press("Enter")
         page.wait_for_selector(".card h3:has-text('Layer 4, expert 18')")
+
+
+def test_keys_that_follow_at_once_move_from_the_latest_cell(running, large):
+    with opened(running, large, "#experts/3/17") as page:
+        page.locator("svg.experts-map").focus()
+        page.evaluate(QUICK, ["ArrowRight", "ArrowRight", "ArrowDown"])
+        page.wait_for_selector("main [role=status]:has-text('Layer 4, expert 19')")
+        page.evaluate(QUICK, ["Home", "ArrowRight", "Enter"])
+        page.wait_for_selector(".card h3:has-text('Layer 4, expert 1')")
 
 
 def test_pairs_of_a_layer_are_shown(running, large):

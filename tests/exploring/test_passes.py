@@ -72,6 +72,22 @@ def test_a_node_keeps_its_place_from_pass_to_pass(running, report, explored):
         assert page.locator(".graph-pane .selected").get_attribute("transform") == place
 
 
+QUICK = """async () => {
+    for (const key of "]]]") {
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        for (let step = 0; step < 9; step++) await null; // the page is drawn again; no event of the browser comes
+    }
+}"""
+
+
+def test_keys_that_follow_at_once_go_on_from_the_latest_pass(running, report, explored):
+    _, section = explored
+    with opened(running, report, "#passes/0") as page:
+        page.evaluate(QUICK)
+        page.wait_for_selector(f"main h2:has-text('{section['stages'][3]['name']}')")
+        assert page.evaluate("location.hash") == "#passes/3"
+
+
 def test_an_address_of_no_pass_shows_one_that_is_there(running, report):
     with opened(running, report, "#passes/999/none", NARROW) as page:
         assert page.locator("main h2").count() == 1

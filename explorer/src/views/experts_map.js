@@ -1,5 +1,5 @@
 // Map of layers and experts: one path for all cells of a colour, so that thousands of cells are a dozen elements.
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { html } from "../html.js";
 import { Picture } from "../picture.js";
 import { useWidth } from "../width.js";
@@ -14,7 +14,9 @@ const MOST = 26;
 export function ExpertsMap({ layers, names, measure, byTokens, cursor, onChoose, describe }) {
   const [frame, available] = useWidth();
   const [at, setAt] = useState(cursor);
-  useEffect(() => setAt(cursor), [cursor?.join()]);
+  const latest = useRef(cursor); // at once: a second key comes before the first is drawn
+  const move = (cell) => setAt((latest.current = cell));
+  useLayoutEffect(() => move(cursor), [cursor?.join()]);
   const columns = Math.max(...layers.map((layer) => layer.experts.length));
   const side = Math.max(LEAST, Math.min(MOST, Math.floor((available - LEFT - 4) / columns)));
   const paths = useMemo(() => pathsOf(layers, side, measure, byTokens), [layers, side, measure, byTokens]);
@@ -29,9 +31,9 @@ export function ExpertsMap({ layers, names, measure, byTokens, cursor, onChoose,
     if (cell) onChoose(...cell);
   };
   const onKeyDown = (event) => {
-    const next = moved(at, event.key, layers);
-    if (next) setAt(next);
-    else if (event.key === "Enter" && at) onChoose(...at);
+    const next = moved(latest.current, event.key, layers);
+    if (next) move(next);
+    else if (event.key === "Enter" && latest.current) onChoose(...latest.current);
     else return;
     event.preventDefault();
   };
@@ -40,7 +42,7 @@ export function ExpertsMap({ layers, names, measure, byTokens, cursor, onChoose,
   return html`<div ref=${frame}>
     <${Picture} title="Layers and their experts" width=${LEFT + columns * side + 4} height=${TOP + layers.length * side + 4}
       ...${{ onClick, onKeyDown }} role="application" tabindex="0" aria-roledescription="map: arrow keys move, Enter opens"
-      onMouseMove=${(event) => setAt(cellAt(event) ?? cursor)} onMouseLeave=${() => setAt(cursor)} class="experts-map">
+      onMouseMove=${(event) => move(cellAt(event) ?? cursor)} onMouseLeave=${() => move(cursor)} class="experts-map">
       ${layers.map((layer, row) => row % every === 0 && html`<text x=${LEFT - 6} y=${TOP + row * side + side / 2 + 4} text-anchor="end" fill="var(--soft)">${names[row]}</text>`)}
       ${numbered(columns, side).map((expert) => html`<text x=${LEFT + expert * side + side / 2} y=${TOP - 6} text-anchor="middle" fill="var(--soft)">${expert}</text>`)}
       ${paths.map(([path, style]) => html`<path d=${path} ...${style} />`)}

@@ -1,16 +1,20 @@
-"""Pages of the documentation: links lead somewhere, and paths in them exist."""
+"""Pages of the documentation: links lead somewhere, paths in them exist, and Python in them names what moec has."""
 
 from __future__ import annotations
 
+import ast
 import pathlib
 import re
 
 import pytest
 
+import moec
+
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ("benchmarks", "docs", "examples", "moec", "passes", "simulators", "targets", "tests", "tools")
 PAGES = [*ROOT.glob("*.md"), *(page for top in FOLDERS for page in (ROOT / top).rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./{{}},*<>-]+)`")
 
 
@@ -48,9 +52,20 @@ def missing_paths(page: pathlib.Path) -> list[str]:
     return [path for path in paths if not any(ROOT.glob(re.sub(r"<\w+>", "*", path).rstrip("/")))]
 
 
+def missing_attributes(page: pathlib.Path) -> list[str]:
+    """Names that Python of the page expects ``import moec`` to offer."""
+    nodes = [node for block in PYTHON.findall(page.read_text(encoding="utf-8")) for node in ast.walk(ast.parse(block))]
+    used = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "moec"
+    }
+    return sorted(used - {*moec.__all__, "torch"})
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_paths_of_a_page_exist(page):
-    assert (missing_links(page), missing_paths(page)) == ([], [])
+def test_links_paths_and_names_of_a_page_exist(page):
+    assert (missing_links(page), missing_paths(page), missing_attributes(page)) == ([], [], [])
 
 
 def test_a_link_to_a_missing_heading_and_a_path_of_a_missing_file_are_found(tmp_path):
@@ -58,3 +73,9 @@ def test_a_link_to_a_missing_heading_and_a_path_of_a_missing_file_are_found(tmp_
     page.write_text("# One\n\n[a](#one) [b](#two) [c](other.md) `moec/ir/dialect.py` `moec/ir/{dialect,nothing}.py`\n")
     assert missing_links(page) == ["#two", "other.md"]
     assert missing_paths(page) == ["moec/ir/nothing.py"]
+
+
+def test_a_module_that_is_not_imported_with_moec_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nmoec.torch.as_module(moec.load('a'))\nmoec.targets.hls.options.HlsOptions()\n```\n")
+    assert missing_attributes(page) == ["targets"]

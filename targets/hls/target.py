@@ -64,7 +64,8 @@ class HlsTarget:
         if inputs is None:
             names = ", ".join(str(spec) for spec in tensor_specs(model.graph.inputs))
             raise MoecError(
-                f"an FPGA computes in integers, whose scales come from data; add --calibrate FILE.npz with {names}"
+                f"an FPGA computes in integers, whose scales come from data; add --calibrate FILE.npz with {names} (in "
+                "Python: target_options=HlsOptions(calibration=...))"
             )
         calibrate.feeds_of(model, inputs)
         inputs, padded = without_pads(inputs, {str(value.name) for value in inputs_of_masks(model)})

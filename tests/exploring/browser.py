@@ -12,6 +12,8 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDE, NARROW = (1280, 800), (390, 844)
+_TIMEOUT = 30_000
+"""Milliseconds."""
 _ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
@@ -42,21 +44,38 @@ def opened(
     running: Any, report: pathlib.Path, address: str = "", size: tuple[int, int] = WIDE, scheme: str = "light"
 ) -> Iterator[Any]:
     """Context with a page of a report, opened from its file. Fails at the end if the page asked for anything else, or
-    wrote an error to the console."""
-    context = running.new_context(
-        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True, reduced_motion="reduce"
-    )
-    page, faults = context.new_page(), []
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if _is_own(request.url, report) else faults.append(f"asks {request.url}"))
+    wrote an error to the console. A page after which nothing failed is opened again: another process costs a second."""
+    page, faults = _empty_page(running, size, scheme), []
+    listeners = {
+        "console": lambda message: faults.append(message.text) if message.type == "error" else None,
+        "pageerror": lambda error: faults.append(str(error)),
+        "request": lambda request: None if _is_own(request.url, report) else faults.append(f"asks {request.url}"),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
     try:
         page.goto(f"{report.absolute().as_uri()}{address}")
         page.wait_for_selector("main h2, main [role=alert]")
         yield page
         assert not faults, "\n".join(faults)
-    finally:
-        context.close()
+    except BaseException:
+        page.context.close()
+        raise
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+
+
+def _empty_page(running: Any, size: tuple[int, int], scheme: str) -> Any:
+    """The page that is open, emptied, or a new one."""
+    if running.contexts:
+        (page,) = running.contexts[0].pages
+        page.goto("about:blank")
+    else:
+        page = running.new_context(offline=True, reduced_motion="reduce").new_page()
+    page.set_default_timeout(_TIMEOUT)
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.emulate_media(color_scheme=scheme)
+    return page
 
 
 def _is_own(url: str, report: pathlib.Path) -> bool:

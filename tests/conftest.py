@@ -61,16 +61,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def in_a_hurry() -> None:
-    """Have this process compile emulated kernels in less time to slower code, and time models in few runs without
-    pauses: tests compute little, and look at no figures. Do not wait until the disk has each artifact. Expressions of
-    TVMScript stand in no file; without an entry for their file, each of ``inspect.stack()``'s frames that evaluates one
-    searches all modules: a sixth of the time in which kernels for GPUs are parsed."""
+    """Have this process compile emulated kernels in less time to slower code, time models in few runs without pauses,
+    and measure memory by 8 MiB of it: tests compute little, and look at no figures. Do not wait until the disk has each
+    artifact. Expressions of TVMScript stand in no file; without an entry for their file, each of ``inspect.stack()``'s
+    frames that evaluates one searches all modules: a sixth of the time in which kernels for GPUs are parsed."""
     from moec.simulators.cuda import device
+    from moec.targets.cpu import roofline
     from moec.tools import bench
 
     inspect.modulesbyfile["<ast>"] = "builtins"
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
     vars(os)["fsync"] = lambda _file: None
+    vars(roofline)["MEMORY_BYTES"] = 1 << 23
     vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])
 
 

@@ -63,7 +63,7 @@ class MemoryReader:
 
 
 def _best_bandwidth(pages: str, threads: int) -> float:
-    reader = MemoryReader(threads, pages)
+    reader = MemoryReader(threads, pages, MEMORY_BYTES)
     return max(reader.read() for _ in range(_REPETITIONS))
 
 

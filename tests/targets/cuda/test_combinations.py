@@ -52,7 +52,9 @@ FORMATS = {
     "mxfp4": (QuantizeExperts("mxfp4"),),
     "int8 and int4": (QuantizeExperts("int8", group=32, experts="0-2"), QuantizeExperts("int4", group=32)),
 }
-QUICK = {("groups", "clamped", "int8 and int4"), ("expert choice", "swiglu", "float32")}
+QUICK = {("groups", "clamped", "int8 and int4")}
+"""The combination in every run: a router, experts and formats with the most rules. Experts in float32, and experts that
+choose tokens, are in every run of test_moe.py."""
 
 
 def combinations() -> list:

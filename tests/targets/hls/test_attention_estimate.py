@@ -41,7 +41,7 @@ M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="laye
     ],
 )
 def test_estimates_agree_with_the_simulation(floats, count, share, latency):
-    block = quantized(floats())
+    block = quantized(floats(), most_tokens=70)  # as in test_attention.py, so that one program is compiled for both
     files = files_of(block, block.quantized(tokens_for(floats(), 1, count)[0]), lanes=8)
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
     design, window = AttentionDesign(block.shape, 8), block.window

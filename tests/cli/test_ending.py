@@ -24,15 +24,24 @@ PRODUCTS = 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Make model.onnx of some products, which takes a while to compile; model.moec of it; inputs.npz."""
-    folder = tmp_path_factory.mktemp("ending")
+    return products(PRODUCTS, tmp_path_factory.mktemp("ending"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Make model.moec of one product."""
+    return products(1, tmp_path_factory.mktemp("small"))
+
+
+def products(count, folder):
     generator = np.random.default_rng(0)
-    weights = [generator.standard_normal((40 + n, 41 + n)).astype(np.float32) / 8 for n in range(PRODUCTS)]
+    weights = [generator.standard_normal((40 + n, 41 + n)).astype(np.float32) / 8 for n in range(count)]
     nodes = [helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"x{n + 1}"]) for n in range(len(weights))]
     graph = helper.make_graph(
         nodes,
         "products",
         [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 40])],
-        [helper.make_tensor_value_info(f"x{PRODUCTS}", TensorProto.FLOAT, ["n", 40 + PRODUCTS])],
+        [helper.make_tensor_value_info(f"x{count}", TensorProto.FLOAT, ["n", 40 + count])],
         [onnx.numpy_helper.from_array(weight, f"w{n}") for n, weight in enumerate(weights)],
     )
     onnx.save(
@@ -43,9 +52,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(folder):
+def test_a_reader_that_goes_away_ends_it_quietly(small):
     with subprocess.Popen(
-        [*START, "inspect", str(folder / "model.moec"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*START, "inspect", str(small / "model.moec"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
@@ -55,9 +64,9 @@ def test_a_reader_that_goes_away_ends_it_quietly(folder):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device to write to")
 @pytest.mark.parametrize("command", [("pipeline", "-O2"), ("inspect", "model.moec", "--json"), ("--help",)])
-def test_a_full_device_is_one_line(folder, command):
+def test_a_full_device_is_one_line(small, command):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*START, *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
+        done = subprocess.run([*START, *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=small)
     assert done.stderr == "error: standard output: No space left on device\n"
     assert done.returncode == 2
 

@@ -70,9 +70,10 @@ def test_verify_sees_that_an_artifact_is_of_other_weights(model, tmp_path):
     other = onnx.load(model)
     (up,) = (initializer for initializer in other.graph.initializer if initializer.name == "up")
     up.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(up) * 1.1, "up"))
-    onnx.save(other, tmp_path / "other.onnx")
-    assert moec("compile", tmp_path / "other.onnx", "-o", tmp_path / "other.moec", "--experts", "int8").returncode == 0
-    assert moec("verify", model, tmp_path / "other.moec").returncode == 1
+    path, artifact = tmp_path / "other.onnx", tmp_path / "other.moec"
+    onnx.save(other, path)
+    assert moec("compile", path, "-o", artifact, "--experts", "int4/32").returncode == 0
+    assert moec("verify", model, artifact).returncode == 1
 
 
 def test_pipeline_shows_the_passes_behind_formats():

@@ -112,7 +112,7 @@ def test_linears_stay_as_they_are_stored(kind, scales, product):
 
 
 @pytest.mark.parametrize("product", LINEARS)
-@pytest.mark.parametrize("kind", TYPES)
+@thinned("kind", TYPES, 2)
 def test_sibling_with_a_scale_per_input_becomes_floats(kind, product):
     shape = LINEARS[product]
     compiled = compare(model_of(product, decoding("w", kind, shape, shape.index(D), "per input")))
@@ -127,7 +127,7 @@ def test_experts_stay_as_they_are_stored(kind):
     assert all("uint8" in types_of(compiled, name) for name in ("up", "down"))
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@thinned("kind", TYPES, 2)
 def test_experts_with_one_scale_for_all_become_floats(kind):
     compiled = compare(experts_model(kind, "per tensor"))
     assert compiled.describe()["moe_blocks"] and "uint8" not in {

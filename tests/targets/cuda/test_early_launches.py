@@ -26,6 +26,7 @@ from moec.targets.gpu.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES
 from moec.targets.tvm.heavy.experts import CombineProblem
 from moec.targets.tvm.heavy.route import RouteProblem
 
+from ...products import thinned
 from .kernels import kernel_runner
 from .kernels.kernel_runner import source_of
 
@@ -64,10 +65,10 @@ def _dispatch() -> Case:
 
 
 KERNELS: dict[str, Callable[[], Case]] = {
-    "route": _route,
     "grouped_gemv": _gemv,
-    "combine": _combine,
+    "route": _route,
     "dispatch": _dispatch,
+    "combine": _combine,
 }
 
 
@@ -137,7 +138,7 @@ def test_a_wait_that_is_missing_or_late_is_noticed(monkeypatch, name, at_the_end
 
 
 @pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
-@pytest.mark.parametrize("name", KERNELS)
+@thinned("name", KERNELS, 2)
 def test_nvcc_reads_nothing_before_the_wait(name):
     """There are no loads by ``ld.global.nc``, which no barrier keeps in place; nvcc would emit them for
     ``__restrict__``."""

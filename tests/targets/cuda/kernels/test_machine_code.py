@@ -175,7 +175,7 @@ def _architectures(name: str) -> list[str]:
 
 QUICK = [
     *((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")),
-    *((name, HOPPER) for name in ("wgmma, 128 rows", "wgmma, fp8", "wgmma, dense, a narrow router")),
+    *((name, HOPPER) for name in ("wgmma, 128 rows", "wgmma, fp8")),
 ]
 
 

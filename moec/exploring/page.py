@@ -28,6 +28,9 @@ style-src 'unsafe-inline'; img-src data: blob:">
 <body>
 <div id="app"><noscript>This report needs JavaScript. It reads no other file and no network.</noscript></div>
 """
+_DIRECTIONS = dict.fromkeys(
+    map(ord, "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"), "\ufffd"
+)
 _REPORT = "report"
 _HEAD_KEYS = ("schema", "version", "title")
 
@@ -47,8 +50,8 @@ def page(document: dict[str, Any]) -> str:
     program, style = _asset("explorer.js"), _asset("explorer.css")
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     parts = "".join(_part(place, name, value) for place, name, value in _parts(document))
-    index = json.dumps(_index(document)).replace("<", "\\u003c")
-    head = _HEAD.format(digest=digest, title=html.escape(document["title"]), style=style)
+    index = _text(json.dumps(_index(document), ensure_ascii=False)).replace("<", "\\u003c")
+    head = _HEAD.format(digest=digest, title=html.escape(_text(document["title"])), style=style)
     data = f'<script type="application/json" id="index">{index}</script>\n{parts}'
     return f"{head}{data}<script>{program}</script>\n</body>\n</html>\n"
 
@@ -80,5 +83,12 @@ def _parts(document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _part(place: str, name: str, value: Any) -> str:
-    packed = gzip.compress(json.dumps(value, separators=(",", ":")).encode(), compresslevel=9, mtime=0)
+    content = _text(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+    packed = gzip.compress(content.encode(), compresslevel=9, mtime=0)
     return f'<script type="text/plain" id="part-{place}-{name}">{base64.b64encode(packed).decode()}</script>\n'
+
+
+def _text(text: str) -> str:
+    """Replace what a name could break a page with: lone surrogates, which stand for bytes of a file's name that are no
+    text, and which no address can hold, and marks of direction, which would turn the page's own words around, too."""
+    return text.encode(errors="replace").decode().translate(_DIRECTIONS)

@@ -92,7 +92,7 @@ function Lane({ lane, x, y, time, width, marked }) {
   const colour = COLOURS[lane.kind];
   const own = marked && lane.calls.includes(marked) ? bar(marked, x, width) : null;
   return html`<g>
-    <text x="2" y=${y + 11} fill="var(--soft)">${lane.title}</text>
+    <text x="2" y=${y + 11} fill="var(--soft)">${fitting(lane.title, width - 4)}<title>${lane.title}</title></text>
     <path d=${outline(bars, y + NAME)} fill=${colour} opacity="0.35" />
     <path d=${edges(bars, y + NAME)} fill=${colour} />
     ${bars.map((each) => each.width > 40 && html`<text x=${each.left + 6} y=${y + NAME + 13}>${fitting(each.call.kernel, each.width - 10)}</text>`)}
@@ -139,7 +139,7 @@ function Counter({ counter, x, y, time, width }) {
   const shown = counter.points.slice(first, last);
   const steps = shown.map(([moment, value]) => `H${clipped(moment)}V${level(value).toFixed(1)}`).join("");
   return html`<g>
-    <text x="2" y=${y + 11} fill="var(--soft)">${counter.name}, at most ${bytes(most)}</text>
+    <text x="2" y=${y + 11} fill="var(--soft)">${fitting(counter.name, width - 130)}, at most ${bytes(most)}<title>${counter.name}</title></text>
     ${shown.length > 0 && html`<path d=${`M${clipped(shown[0][0])} ${bottom}${steps}H${clipped(time.end)}V${bottom}Z`} fill="var(--series-1)" opacity="0.35" />`}
     <path d=${`M0 ${bottom}H${width}`} stroke="var(--line)" />
   </g>`;

@@ -7,11 +7,13 @@ import errno
 import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from moec.common.errors import MoecError
+from moec.common.last_words import spoken
 from moec.common.scratch import tidy_up
 
 CLOSED = 141
@@ -21,6 +23,7 @@ _GRACE = 0.6
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end the process: Ctrl-C, ``kill``, and a terminal that is closed."""
 _ending = threading.Event()
+_said = threading.Event()
 
 
 class OutputError(MoecError):
@@ -52,6 +55,10 @@ def end_when_told() -> None:
         tidying = threading.Thread(target=tidy_up, daemon=True)
         tidying.start()
         tidying.join(_GRACE)
+        if number == signal.SIGTERM:  # launchers of several processes send it when one of them is lost
+            for line in spoken():
+                if not _said.is_set():  # the main thread may have noticed at the same time
+                    say_error(line)
         os._exit(128 + number)
 
     threading.Thread(target=wait, name="moec-end", daemon=True).start()
@@ -61,6 +68,13 @@ def wait_if_ending() -> None:
     """Wait for the end of a process that was told to end. Its files are gone, so an error says nothing to its user."""
     if _ending.is_set():
         threading.Event().wait()
+
+
+def say_error(text: str) -> None:
+    """Print an error as one line on stderr."""
+    _said.set()
+    with contextlib.suppress(OSError):
+        print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 class CheckedOutput:

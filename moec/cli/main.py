@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 a comparison found a difference, 2 bad input or usage (one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -21,7 +20,7 @@ import typer
 from moec import targets
 from moec.cli import data, inspect, text, times
 from moec.cli.data import asked_pipeline, pipeline_of
-from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, wait_if_ending
+from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, say_error, wait_if_ending
 from moec.cli.explore import explore
 from moec.cli.export import export
 from moec.cli.options import (
@@ -91,8 +90,7 @@ def answer() -> int:
             return CLOSED
         if os.environ.get("MOEC_TRACEBACK"):
             traceback.print_exc()
-        with contextlib.suppress(OSError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say_error(str(error))
         return DEFECT if isinstance(error, DefectError) else BAD_INPUT
     return code if isinstance(code, int) else 0
 

@@ -62,6 +62,10 @@ class InputError(MoecError):
     """A compiled model was called with the wrong names, dtypes, ranks or sizes."""
 
 
+class LostRankError(MoecError):
+    """Another rank of a distributed run ended, failed or does not answer."""
+
+
 class RoomError(MoecError):
     """A run needs more memory at once than there is; one of fewer tokens may succeed."""
 

@@ -12,6 +12,7 @@ ranks has *replicas*: each of its rows goes to one of them (:meth:`LayerPlacemen
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from typing import Any
@@ -68,6 +69,7 @@ class LayerPlacement:
         return np.where(valid, chosen, rank).astype(np.int32)
 
 
+@functools.lru_cache(4096)
 def _candidates(layer: LayerPlacement, rank: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """The ranks that may compute each expert for a rank: their number [E], and the ranks [E, most]."""
     size = max(1, len(layer.slots) // nodes)

@@ -1,0 +1,205 @@
+"""The exchange of rows between ranks, as a program's calls ask for it (:class:`moec.runtime.ranks.Ranks`).
+
+On its way out a row travels with its experts, int32 [k], and weights. With ``alltoall`` it goes once to each rank that
+computes a pair of it, and the experts that others compute are -1; with ``allgather`` it goes to all ranks, which work
+out for themselves which pairs are theirs. On its way back there is one result per pair, with both transports: sums
+stay with the owner of a token, so that their order never depends on ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from moec.distributed.group import RankGroup
+from moec.distributed.transport import COUNT_BYTES, Arrival, all_to_all, broadcasts, exchange_counts
+from moec.placing.placement import ExpertPlacement
+from moec.placing.volume import Transport
+from moec.runtime.ranks import ReceivedRows
+
+
+@dataclasses.dataclass
+class Traffic:
+    """Bytes that this rank sent to others for one layer: rows on their way ``out``, with their experts, weights and
+    counts, and results on their way ``back``."""
+
+    out: int = 0
+    back: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parcel:
+    """Rows as bytes uint8 [n,w], with their experts int32 [n,k], and weights as bytes [n,v]; v is 0 without weights."""
+
+    rows: np.ndarray
+    experts: np.ndarray
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowForm:
+    """Layout of a parcel of rows: all rows, then all experts, then all weights."""
+
+    d: int
+    dtype: np.dtype
+    k: int
+    weights: np.dtype | None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes of a row, its experts and its weights."""
+        of_weights = 0 if self.weights is None else self.weights.itemsize
+        return self.d * self.dtype.itemsize, self.k * 4, self.k * of_weights
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a row with all that travels with it."""
+        return sum(self.sizes)
+
+    def rows_in(self, parcel: np.ndarray) -> _Parcel:
+        """View a parcel, uint8 of any number of rows."""
+        count = len(parcel) // self.bytes
+        rows, experts, weights = np.split(parcel, np.cumsum([count * size for size in self.sizes])[:-1])
+        of_row, _, of_weights = self.sizes
+        experts = experts.view(np.int32).reshape(count, self.k)
+        return _Parcel(rows.reshape(count, of_row), experts, weights.reshape(count, of_weights))
+
+
+@dataclasses.dataclass
+class _Sending:
+    """The state of one layer's exchange between its calls. ``destinations`` [T,k]: the rank that computes each pair of
+    this rank, -1 for none; ``counts``: pairs from each rank, once they are received."""
+
+    form: _RowForm
+    pairs: int
+    own: _Parcel
+    destinations: np.ndarray
+    arrival: Arrival
+    counts: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class RowExchange:
+    """The exchange of this rank with all others, for experts placed by ``placement``.
+
+    ``traffic`` counts bytes by layer. While :meth:`idle` is entered, this rank sends nothing of its own, and computes
+    for the others."""
+
+    def __init__(self, group: RankGroup, placement: ExpertPlacement, transport: Transport) -> None:
+        self.group = group
+        self.traffic = [Traffic() for _ in placement.layers]
+        self._placement = placement
+        self._transport = transport
+        self._idle = False
+        self._sending: dict[int, _Sending] = {}
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """Context of runs on a dummy input: no pair of it is computed, whatever its experts."""
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
+
+    def send(self, layer: int, rows: np.ndarray, experts: np.ndarray, weights: np.ndarray | None) -> None:
+        """Begin to send rows. See :class:`moec.runtime.ranks.Ranks`; raises LostRankError as all others."""
+        form = _RowForm(rows.shape[1], rows.dtype, experts.shape[1], None if weights is None else weights.dtype)
+        pairs = experts.size
+        if self._idle:
+            rows, experts, weights = rows[:0], experts[:0], None if weights is None else weights[:0]
+        destinations = self._destinations(layer, experts, self.group.rank)
+        no_weights = np.empty((len(rows), 0), np.uint8)
+        own = _Parcel(_as_bytes(rows), experts, no_weights if weights is None else _as_bytes(weights))
+        with self.group.collective("dispatch of rows", layer):
+            begin = self._begin_alltoall if self._transport == "alltoall" else self._begin_allgather
+            arrival = begin(layer, form, own, destinations)
+        self._sending[layer] = _Sending(form, pairs, own, destinations, arrival)
+
+    def receive(self, layer: int) -> ReceivedRows:
+        """Wait for the rows that this rank computes, one for each pair: by source rank, then token, then slot."""
+        sending, rank = self._sending[layer], self.group.rank
+        with self.group.collective("dispatch of rows", layer):
+            parcels = sending.arrival.wait()
+        sources = [sending.form.rows_in(parcel) for parcel in parcels]
+        sources[rank] = sending.own
+        places = [np.nonzero(self._mine(layer, source, rows)) for source, rows in enumerate(sources)]
+        sending.counts = np.array([len(tokens) for tokens, _ in places])
+        return _expanded(sending.form, sources, places)
+
+    def give_back(self, layer: int, results: np.ndarray) -> np.ndarray:
+        """Return results [P,n] to the owners of their tokens, and those of this rank's pairs, [T*k,n]."""
+        sending = self._sending.pop(layer)
+        destinations = sending.destinations.ravel()
+        pairs = np.argsort(destinations, kind="stable")[np.count_nonzero(destinations < 0) :]
+        size = results.shape[1] * results.dtype.itemsize
+        sent = sending.counts * size
+        counts = np.bincount(destinations[pairs], minlength=self.group.size)
+        with self.group.collective("return of rows", layer):
+            message = _as_bytes(results).ravel()
+            parcels = all_to_all(self.group, message, sent, counts * size).wait()
+        self.traffic[layer].back += int(sent.sum() - sent[self.group.rank])
+        own = np.zeros((sending.pairs, size), np.uint8)
+        for places, parcel in zip(np.split(pairs, np.cumsum(counts)[:-1]), parcels, strict=True):
+            own[places] = parcel.reshape(-1, size)
+        return own.view(results.dtype)
+
+    def _begin_alltoall(self, layer: int, form: _RowForm, own: _Parcel, destinations: np.ndarray) -> Arrival:
+        ranks = self.group.size
+        chosen = [np.flatnonzero((destinations == rank).any(axis=1)) for rank in range(ranks)]
+        chosen[self.group.rank] = np.empty(0, np.intp)  # these stay where they are
+        counts = np.array([len(tokens) for tokens in chosen], np.int64)
+        received = exchange_counts(self.group, counts)
+        message = np.empty(counts.sum() * form.bytes, np.uint8)
+        parcels = np.split(message, np.cumsum(counts)[:-1] * form.bytes)
+        for rank, (tokens, parcel) in enumerate(zip(chosen, parcels, strict=True)):
+            _pack(form.rows_in(parcel), own, tokens, destinations == rank)
+        self.traffic[layer].out += len(message) + (ranks - 1) * COUNT_BYTES
+        return all_to_all(self.group, message, counts * form.bytes, received * form.bytes)
+
+    def _begin_allgather(self, layer: int, form: _RowForm, own: _Parcel, destinations: np.ndarray) -> Arrival:
+        others, tokens = self.group.size - 1, len(own.rows)
+        received = exchange_counts(self.group, np.full(self.group.size, tokens, np.int64))
+        message = np.empty(tokens * form.bytes, np.uint8)
+        _pack(form.rows_in(message), own, np.arange(tokens), destinations >= 0)
+        self.traffic[layer].out += others * (len(message) + COUNT_BYTES)
+        return broadcasts(self.group, message, received * form.bytes)
+
+    def _mine(self, layer: int, source: int, rows: _Parcel) -> np.ndarray:
+        """Find the pairs [n,k] of rows from a rank that this one computes."""
+        if source != self.group.rank and self._transport == "alltoall":
+            return rows.experts >= 0
+        return self._destinations(layer, rows.experts, source) == self.group.rank
+
+    def _destinations(self, layer: int, experts: np.ndarray, rank: int) -> np.ndarray:
+        placed = self._placement.layers[layer]
+        return np.where(experts >= 0, placed.destinations(experts, rank, self._placement.nodes), -1)
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """View an array [n,m] as uint8 [n, m * itemsize]; copies what is not contiguous, or read-only."""
+    array = np.require(array, requirements=["C", "W"])
+    return array.reshape(-1).view(np.uint8).reshape(len(array), array.shape[1] * array.dtype.itemsize)
+
+
+def _pack(into: _Parcel, rows: _Parcel, tokens: np.ndarray, sent: np.ndarray) -> None:
+    """Copy the rows of ``tokens``, with -1 for the experts of pairs that are not ``sent``, a mask [T,k]."""
+    np.take(rows.rows, tokens, axis=0, out=into.rows, mode="clip")  # the other modes copy twice
+    np.take(rows.weights, tokens, axis=0, out=into.weights, mode="clip")
+    into.experts[...] = np.where(sent[tokens], rows.experts[tokens], -1)
+
+
+def _expanded(form: _RowForm, sources: list[_Parcel], places: list[tuple[np.ndarray, ...]]) -> ReceivedRows:
+    """Copy the rows of pairs at ``places``, tokens and slots for each source."""
+    ends = np.cumsum([len(tokens) for tokens, _ in places])
+    rows = np.empty((ends[-1], form.d * form.dtype.itemsize), np.uint8)
+    for source, (tokens, _), part in zip(sources, places, np.split(rows, ends[:-1]), strict=True):
+        np.take(source.rows, tokens, axis=0, out=part, mode="clip")
+    experts = np.concatenate([source.experts[place] for source, place in zip(sources, places, strict=True)])
+    weights = None
+    if form.weights is not None:
+        typed = [source.weights.reshape(-1).view(form.weights).reshape(-1, form.k) for source in sources]
+        weights = np.concatenate([values[place] for values, place in zip(typed, places, strict=True)])
+    return ReceivedRows(rows.reshape(-1).view(form.dtype).reshape(-1, form.d), experts, weights)

@@ -1,0 +1,47 @@
+"""Lockstep: every run of a program is one run on all ranks, because each layer's exchange needs all of them.
+
+::
+
+    with Lockstep(exchange, lambda: model.run(dummy)) as lockstep:
+        for prompt in prompts_of_this_rank:
+            lockstep.step(lambda: model.run(prompt))
+
+A rank whose work is done runs the program on a dummy input, of which nothing is sent, until all ranks are done. Ranks
+agree on that before each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from moec.distributed.exchange import RowExchange
+
+Result = TypeVar("Result")
+
+
+class Lockstep:
+    """Runs of this rank beside those of the others. ``idle_run`` runs the program once on a dummy input."""
+
+    def __init__(self, exchange: RowExchange, idle_run: Callable[[], Any]) -> None:
+        self._exchange = exchange
+        self._idle_run = idle_run
+
+    def __enter__(self) -> Lockstep:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+
+    def step(self, run: Callable[[], Result]) -> Result:
+        """Run the program once on work of this rank: ``run()`` calls it exactly once."""
+        self._exchange.group.any(True)
+        return run()
+
+    def finish(self) -> None:
+        """Take part in the runs of the other ranks until none has work left."""
+        while self._exchange.group.any(False):
+            with self._exchange.idle():
+                self._idle_run()

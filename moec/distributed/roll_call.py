@@ -1,0 +1,115 @@
+"""Roll call of ranks: when a collective fails, all ranks learn from the store which of them is to blame.
+
+A collective that fails says at most that some connection is closed, which may be that of a rank that noticed the
+failure earlier. So each rank has a thread that answers when the roll is called, whatever the rank computes; a rank
+that does not answer was killed or stopped. A rank that ends by an error of its own leaves its message first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from moec.distributed.patience import within
+
+Result = TypeVar("Result")
+
+ANSWER_SECONDS = 3.0
+"""Time in which every rank that lives answers."""
+LINGER_SECONDS = 1.5
+"""Time that the process with the store waits for others to read it. A job lasts at most both times longer than the
+timeout of its process group."""
+COMPUTING = "computing"
+"""Place of a rank that is in no collective."""
+_POLL_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class RollVerdict:
+    """Ranks that are ``missing``, and those that are ``busy`` computing; ``how``: what the first rank noticed.
+    ``failed``: the rank that ended by an error of its own, with its ``message``. ``unreachable``: nobody can ask."""
+
+    missing: tuple[int, ...] = ()
+    busy: tuple[int, ...] = ()
+    how: str = ""
+    failed: int | None = None
+    message: str = ""
+    unreachable: bool = False
+
+
+class RollCall:
+    """The roll call of ``size`` ranks over a store of torch.distributed. ``holds_store``: whether this process does,
+    so that nobody can read it afterwards. ``place``: where this rank is, in words."""
+
+    def __init__(self, store: Any, rank: int, size: int, holds_store: bool, place: Callable[[], str]) -> None:
+        self._store, self._rank, self._ranks = store, rank, range(size)
+        self._holds_store, self._place = holds_store, place
+        self._over = threading.Event()
+        self._listener = threading.Thread(target=self._listen, args=(store.clone(),), name="moec-roll", daemon=True)
+        self._listener.start()
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._over.set()
+        self._listener.join(5 * _POLL_SECONDS)  # it does not end where the store's process was stopped
+
+    def report(self, message: str) -> None:
+        """Leave the message of the error that ends this rank. The first rank that does is the one that failed."""
+        failure = json.dumps({"failed": self._rank, "message": message})
+        self._within(lambda: self._store.compare_set("failure", "", failure))
+
+    def call(self, how: str) -> RollVerdict:
+        """Find out who is to blame. All ranks that call get the verdict of the first one."""
+        return self._within(lambda: self._verdict(how)) or RollVerdict(how=how, unreachable=True)
+
+    def linger(self) -> None:
+        """Wait until the other ranks have their verdicts, if the store ends with this process."""
+        if self._holds_store:
+            others = [f"done/{rank}" for rank in self._ranks if rank != self._rank]
+            self._within(lambda: self._wait_for(others, "missing", LINGER_SECONDS))
+
+    def _within(self, ask: Callable[[], Result]) -> Result | None:
+        """Return ``ask()``, or None if the store does not answer: that of a stopped process lets its clients wait."""
+        try:
+            return within(ANSWER_SECONDS + 0.5, ask)
+        except (RuntimeError, TimeoutError):
+            return None
+
+    def _verdict(self, how: str) -> RollVerdict:
+        store = self._store
+        if not store.check(["failure"]):
+            how = store.compare_set("roll", "", how).decode()
+            store.set(f"here/{self._rank}", self._place())
+            everybody = [f"here/{rank}" for rank in self._ranks]
+            self._wait_for(everybody, "verdict", ANSWER_SECONDS)
+        is_known = store.check(["failure"])
+        verdict = RollVerdict(**json.loads(store.get("failure"))) if is_known else self._agreed(how)
+        for rank in (self._rank, *verdict.missing):
+            store.set(f"done/{rank}", "")
+        return verdict
+
+    def _agreed(self, how: str) -> RollVerdict:
+        here = [rank for rank in self._ranks if self._store.check([f"here/{rank}"])]
+        missing = sorted({*self._ranks} - {*here})
+        busy = [rank for rank in here if self._store.get(f"here/{rank}").decode() == COMPUTING]
+        text = self._store.compare_set("verdict", "", json.dumps({"missing": missing, "busy": busy, "how": how}))
+        data = json.loads(text)
+        return RollVerdict(tuple(data["missing"]), tuple(data["busy"]), data["how"])
+
+    def _wait_for(self, keys: list[str], or_key: str, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._store.check(keys) and not self._store.check([or_key]) and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+
+    def _listen(self, store: Any) -> None:
+        try:
+            while not self._over.wait(_POLL_SECONDS):
+                if store.check(["roll"]):
+                    store.set(f"here/{self._rank}", self._place())
+                    return
+        except RuntimeError:  # the process that holds the store has ended: who needs an answer sees that, too
+            return

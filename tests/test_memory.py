@@ -59,7 +59,7 @@ def most_memory(work: Callable[[], object]) -> int:
 
 @pytest.mark.slow
 @thinned(
-    "passes", ["", "cast-weights{dtype=bf16}", "quantize-experts{format=int8}", "quantize-experts{format=mxfp4}"], 2
+    "passes", ["quantize-experts{format=int8}", "", "cast-weights{dtype=bf16}", "quantize-experts{format=mxfp4}"], 4
 )
 def test_no_step_holds_more_than_a_few_experts(path, tmp_path, passes):
     model = compiler.import_model(path)

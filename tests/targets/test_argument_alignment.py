@@ -36,13 +36,13 @@ def model(program_of, runner_of):
     return runner_of(program_of(MODEL.replace("WEIGHT", ", ".join(map(str, numbers)))))
 
 
-@pytest.mark.parametrize("offset", [16, 32, 48])
-def test_results_do_not_depend_on_where_inputs_lie(model, offset):
+def test_results_do_not_depend_on_where_inputs_lie(model):
     random = np.random.default_rng(0)
     shapes = {"past": (1, 4, 37, 32), "new": (1, 4, 37, 32), "x": (19, 64), "scale": (64,)}
     inputs = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-    moved = {name: beginning_at(offset, array) for name, array in inputs.items()}
-    assert all(to_runtime(array).data_ptr() == array.ctypes.data for array in moved.values())
     expected = model({name: beginning_at(0, array) for name, array in inputs.items()})
-    for name, actual in model(moved).items():
-        np.testing.assert_array_equal(actual, expected[name], err_msg=name)
+    for offset in (16, 32, 48):
+        moved = {name: beginning_at(offset, array) for name, array in inputs.items()}
+        assert all(to_runtime(array).data_ptr() == array.ctypes.data for array in moved.values())
+        for name, actual in model(moved).items():
+            np.testing.assert_array_equal(actual, expected[name], err_msg=f"{name} at {offset}")

@@ -33,10 +33,11 @@ class LoopExperts:
     3. Experts that return their input are a product and a sum. Routing weights on the input multiply its rows.
     4. Experts whose weights are computed when the model runs stay; a warning says so.
 
-    ``accumulate-experts`` spells experts whose weights are values, and thus decodes those of all experts in each run.
-    Both took the same time with weights in float32 (64 experts without a gate, 512x256, 8 chosen, one thread of
-    onnxruntime: 1.1 ms for 1 token, 24 and 25 ms for 256); with weights in int4, this pass took 2.6 and 34 ms, the
-    other 42 and 67 ms.
+    ``accumulate-experts`` spells experts whose weights are values, for programs without sequences. Each of its steps
+    copies the results of all tokens, and weights in int4 are decoded for all experts in each run. Milliseconds of one
+    thread of onnxruntime, here and there (no gate, 8 experts chosen; numbers are experts, width x units, tokens): 64,
+    512x256, float32: 1.1 and 1.0 (1), 24 and 27 (256), 427 and 595 (8192); int4: 2.6 and 42 (1), 34 and 67 (256). 128,
+    1024x128, float32: 2.4 and 1.0 (1), 43 and 53 (256), 163 and 354 (2048).
 
     ::
 

@@ -27,7 +27,7 @@ Transport = Literal["allgather", "alltoall"]
 TRANSPORTS: tuple[Transport, ...] = ("allgather", "alltoall")
 
 MARGIN = 0.25
-"""Share of additional bytes up to which ``allgather`` is chosen, because it waits for no counts."""
+"""Share of additional bytes up to which ``allgather`` is chosen: its volume is the same whatever the tokens choose."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +122,10 @@ def choose_transport(ranks: int, k: int, width: RowBytes) -> TransportChoice:
     volumes = f"{_kilobytes(gathered)} per token and layer in place of {_kilobytes(exchanged)}"
     if gathered <= exchanged * (1 + MARGIN):
         return TransportChoice(
-            "allgather", f"sends {more} than alltoall ({volumes}), at most {MARGIN:.0%}, and waits for no counts"
+            "allgather",
+            f"sends {more} than alltoall ({volumes}), at most {MARGIN:.0%}, and as much whatever the tokens choose",
         )
-    return TransportChoice(
-        "alltoall", f"allgather would send {more} ({volumes}); above {MARGIN:.0%} the exchange of counts pays"
-    )
+    return TransportChoice("alltoall", f"allgather would send {more} ({volumes}), above {MARGIN:.0%}")
 
 
 def _kilobytes(count: float) -> str:

@@ -126,10 +126,10 @@ def _steps(
     ranks = len(computed)
     if ranks == 1:
         return _Steps(part, np.zeros(1), computed, np.zeros(1))
-    if schedule.transport == "allgather":
-        out = links.allgather(part.counted.tokens * layer.width.out)
-    else:
-        out = links.alltoall(volume.out) + links.alltoall(np.zeros((ranks, ranks)))  # counts come before rows
+    gathered = schedule.transport == "allgather"
+    out = links.allgather(part.counted.tokens * layer.width.out) if gathered else links.alltoall(volume.out)
+    if layer.width.counts:  # they come before rows
+        out = out + links.alltoall(np.full((ranks, ranks), layer.width.counts))
     return _Steps(part, out, computed, links.alltoall(volume.back))
 
 

@@ -33,14 +33,26 @@ def test_an_empty_exchange_takes_a_latency_and_one_rank_none():
     assert Links(FREE, FREE).alltoall(np.full((2, 2), 10**12)).tolist() == [0.0, 0.0]
 
 
-def test_all_gather_takes_the_largest_block_around_the_ring():
-    assert Links(FAST, SLOW).allgather(np.array([100, 0, 200, 0])).tolist() == [3 * (1.0 + 2.0)] * 4
-    # One of three steps of a ring crosses nodes, and two rings share what crosses.
-    assert Links(FAST, SLOW, nodes=2).allgather(np.array([100] * 4)).tolist() == [2 + 5 + 3 * 100 / 20] * 4
+def test_all_gather_brings_each_block_down_a_tree():
+    """Four ranks: r + 3 receives the block of r from r + 1, which received it from r."""
+    links = Links(FAST, SLOW)
+    assert links.allgather(np.array([100, 200])).tolist() == [1 + 2.0] * 2
+    even = links.allgather(np.array([100] * 4))
+    assert even.tolist() == [2 * 1 + 3.0] * 4
+    # Rank 0 sends its block to ranks 1 and 2; rank 3 has it from rank 1.
+    assert links.allgather(np.array([100, 0, 0, 0])).tolist() == [2 + 2.0, 2 + 1.0, 2 + 1.0, 2 + 1.0]
+    # Blocks go from 0 to 1 and 2 and from 1 to 3: one crosses from each of the ranks 0 and 1, as from all others.
+    assert Links(FAST, SLOW, nodes=2).allgather(np.array([100, 0, 0, 0])).tolist() == [20.0, 20.0, 20.0, 20.0]
+
+
+def test_a_handshake_takes_a_latency_more():
+    links = Links(FAST, SLOW, trips=2)
+    assert links.alltoall(np.array([[0, 300], [100, 0]])).tolist() == [5.0, 5.0]
+    assert links.allgather(np.array([100] * 4)).tolist() == [2 * 2 + 3.0] * 4
 
 
 def test_bandwidth_alone_is_multiplied():
-    assert Links(FAST, SLOW, 2).faster(2) == Links(Link(200.0, 1.0), Link(20.0, 5.0), 2)
+    assert Links(FAST, SLOW, 2, 2).faster(2) == Links(Link(200.0, 1.0), Link(20.0, 5.0), 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads
+from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads, Workers
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
@@ -252,6 +252,7 @@ def sweep(
     batch: Batch = 8,
     rows: Rows = None,
     threads: Threads = None,
+    workers: Workers = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the artifacts in DIR.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -279,6 +280,7 @@ def sweep(
             text=TextOptions(tokenizer, length, batch, rows),
             threads=threads,
             keep=keep,
+            workers=workers,
             progress=progress,
         )
     _report_sweep(swept, output, as_json)

@@ -40,7 +40,7 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
             if os.name != "posix":  # folders have no locks
                 return
             with contextlib.suppress(OSError):  # another process swept it before it was locked
-                lock = _locked(pathlib.Path(self.name), wait=True)
+                lock = locked(pathlib.Path(self.name), wait=True)
                 weakref.finalize(self, os.close, lock)
                 if os.path.isdir(self.name):
                     return
@@ -58,7 +58,7 @@ def sweep(parent: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         for name in filter(_NAME.fullmatch, os.listdir(parent)):
             with contextlib.suppress(OSError):  # its process lives, or it is another user's
-                lock = _locked(parent / name, wait=False)
+                lock = locked(parent / name, wait=False)
                 try:
                     if os.fstat(lock).st_uid == os.geteuid():
                         shutil.rmtree(parent / name, ignore_errors=True)
@@ -66,7 +66,7 @@ def sweep(parent: pathlib.Path) -> None:
                     os.close(lock)
 
 
-def _locked(folder: pathlib.Path, *, wait: bool) -> int:
+def locked(folder: pathlib.Path, *, wait: bool) -> int:
     """Lock the folder and return the lock's descriptor. Raises OSError where another process holds it, unless
     ``wait``."""
     import fcntl  # only POSIX systems have it

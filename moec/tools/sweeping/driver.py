@@ -1,40 +1,28 @@
-"""Running a sweep: new variants are compiled, judged against the first one and timed in turns with it."""
+"""Sweeps: new variants are compiled, judged against the first one and timed in turns with it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
 import os
 import pathlib
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from moec.common.errors import DefectError, MoecError, one_line, reporting
+from moec.common.cores import available_cores
+from moec.common.errors import MoecError, reporting
+from moec.common.jobs import JobExecutor, job_runner
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable
+from moec.common.scratch import ScratchFolder, locked
 from moec.common.seals import foreign_file
-from moec.common.version import VERSION
-from moec.compiling import compiler
-from moec.frontend.onnx.importer import files_of
-from moec.passes import pipeline
-from moec.runtime.model import CompiledModel
-from moec.tools.bench import alternate, default_cases
-from moec.tools.data import Data, TextOptions, with_tokenizer_of
-from moec.tools.evaluate import evaluate
-from moec.tools.metrics import METRICS, metric_named
-from moec.tools.sweeping.file import NAME, Times, Variant, foreign, read_variants, write_variants
+from moec.tools.data import TextOptions, with_tokenizer_of
+from moec.tools.metrics import METRICS
+from moec.tools.sweeping.file import NAME, Variant, foreign
 from moec.tools.sweeping.front import on_front
+from moec.tools.sweeping.keys import Keys, written_out
+from moec.tools.sweeping.runs import VariantRun, VariantWork
 
 PAGE = "sweep.html"
-_SECONDS = 1.0
-"""Seconds for which each case of a variant is timed."""
-
-Inputs = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +70,8 @@ def sweep(
     text: TextOptions | None = None,
     threads: int | None = None,
     keep: bool = False,
+    workers: int = 0,
+    executor: JobExecutor | None = None,
     progress: Progress = silent,
 ) -> Sweep:
     """Compile a model by every pipeline, judge and time the results, and write ``sweep.json`` into ``folder``, which is
@@ -92,39 +82,36 @@ def sweep(
     folder. Results in ``sweep.json`` for the same model, data, files and pipelines, by this version of moec, are
     reused, and each new result is written at once. A pipeline that fails is noted, unless it is the first.
 
-    Raises MoecError for a model, data or pipelines that cannot be used, and a folder with files that are not moec's.
+    ``workers``, ``executor``: where variants are compiled and judged, each in one job: in so many processes of this
+    machine, or on an executor of PEP 3148 whose machines see the same files (:mod:`moec.common.jobs`). Variants are
+    timed here, one after another, when all are judged. Until then their artifacts are in the folder, where an
+    interrupted sweep goes on.
+
+    Raises MoecError for a model, data or pipelines that cannot be used, for a folder with files that are not moec's,
+    and for one in which another sweep is at work.
     """
     if not pipelines:
         raise MoecError("no pipeline to try; expected at least one, such as O2")
     place = _prepared(pathlib.Path(folder), model)
-    earlier = read_variants(place)
-    progress("reading")
-    text = with_tokenizer_of(text, model, data)
-    settings = {"metrics": list(metrics), "output": output, "threads": threads, "first": _written_out(pipelines[0])}
-    keys = list(map(Keys(model, data, labels, text, settings).of, pipelines))
-    judged = functools.partial(evaluate, metrics=metrics, labels=labels, output=output, text=text, threads=threads)
-    runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
-    results, failures, reused = [], {}, 0
-    for at, (chain, key) in enumerate(zip(pipelines, keys, strict=True)):
-        old = next((other for other in earlier if other.key == key and other.compares_with(results[:1])), None)
-        if old is not None and (not keep or _is_kept(place, old)):
-            results, reused = [*results, old], reused + 1
-            continue
-        try:
-            variant = runner.run(chain, key, _numbered(progress, at + 1, len(pipelines)))
-        except MoecError as error:
-            if at == 0 or isinstance(error, DefectError):
-                raise
-            failures[chain] = one_line(error)
-            continue
-        results.append(variant)
-        earlier = [other for other in earlier if other.key != key] + [variant]
-        write_variants(place, earlier)
-    return Sweep(results, reused, failures)
+    with _alone_in(place), job_runner(workers, executor) as runner, contextlib.ExitStack() as stack:
+        progress("reading")
+        text = with_tokenizer_of(text, model, data)
+        first = written_out(pipelines[0])
+        settings = {"metrics": list(metrics), "output": output, "threads": threads, "first": first}
+        keys = list(map(Keys(model, data, labels, text, settings).of, pipelines))
+        in_place = keep or not runner.is_here
+        store = place if in_place else pathlib.Path(stack.enter_context(ScratchFolder()))
+        shared = VariantWork(
+            model, tuple(data), tuple(metrics), labels, output, text, threads, _threads_of_jobs(threads, workers)
+        )
+        variants = VariantRun(place, store, keep, shared, runner, list(zip(pipelines, keys, strict=True)), progress)
+        variants.run()
+        return Sweep(variants.results(), variants.reused, variants.failures)
 
 
-def _numbered(progress: Progress, number: int, count: int) -> Progress:
-    return lambda step: progress(f"variant {number} of {count}: {step}")
+def _threads_of_jobs(threads: int | None, workers: int) -> int | None:
+    """Number of threads with which each worker runs models; their number does not affect the results."""
+    return max(1, len(available_cores()) // workers) if workers and threads is None else threads
 
 
 def _prepared(folder: pathlib.Path, model: str | os.PathLike[str]) -> pathlib.Path:
@@ -139,104 +126,17 @@ def _prepared(folder: pathlib.Path, model: str | os.PathLike[str]) -> pathlib.Pa
     return folder
 
 
-def _is_kept(folder: pathlib.Path, variant: Variant) -> bool:
-    return variant.artifact is not None and (folder / variant.artifact).is_dir()
-
-
-class Keys:
-    """Keys of variants, which hold everything except the machine that the numbers depend on."""
-
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        data: Sequence[str | os.PathLike[str]],
-        labels: str | os.PathLike[str] | None,
-        text: TextOptions,
-        settings: dict[str, Any],
-    ) -> None:
-        for name in settings["metrics"]:
-            metric_named(name)
-        self._common = {
-            "moec": VERSION,
-            "model": [_sha256(path) for path in files_of(model)],
-            "data": [Data(path, (), text).sha256() for path in data],
-            "labels": None if labels is None else _sha256(pathlib.Path(labels)),
-            "text": [text.tokenizer_sha256(), text.length, text.batch, text.limit],
-            **settings,
-        }
-        self._hash = functools.cache(_sha256)
-
-    def of(self, chain: str) -> dict[str, Any]:
-        """Make the key of a pipeline. Raises MoecError for one that cannot be parsed."""
-        files = {path: self._hash(pathlib.Path(path)) for part in pipeline.parse(chain) for path in _files(part)}
-        return {**self._common, "pipeline": _written_out(chain), "files": files}
-
-
-def _written_out(chain: str) -> str:
-    return pipeline.print_pipeline(pipeline.parse(chain))
-
-
-def _files(options: Any) -> Iterator[str]:
-    """List the files that a pass's options name."""
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, str) and pathlib.Path(value).is_file():
-            yield value
-
-
-def _sha256(path: pathlib.Path) -> str:
-    from moec.runtime.artifact import checksum
-
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Context in which no other sweep works in the folder: it would write ``sweep.json`` without these results."""
     try:
-        return checksum(path).sha256
-    except OSError as error:
-        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-class _Runner:
-    """Compiles, judges and times variants. The first one is compiled when another needs it."""
-
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        data: Sequence[str | os.PathLike[str]],
-        first: str,
-        kept: pathlib.Path | None,
-        judged: Callable[..., Any],
-        text: TextOptions | None,
-        threads: int | None,
-    ) -> None:
-        self._model, self._data, self._first_chain, self._kept = model, data, first, kept
-        self._judged, self._text, self._threads = judged, text, threads
-        self._first: CompiledModel | None = None
-
-    def run(self, chain: str, key: dict[str, Any], progress: Progress) -> Variant:
-        artifact = f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.moec"
-        compiled = self._compiled(chain, None if self._kept is None else self._kept / artifact, progress)
-        if self._first is None:
-            own = chain == self._first_chain
-            self._first = compiled if own else self._compiled(self._first_chain, None, progress)
-        _, judged = self._judged([self._first, compiled], self._data, progress=progress).models
-        progress("timing")
-        batch = next(iter(Data(self._data[0], compiled.inputs, self._text, states=compiled.states)))
-        cases = [*default_cases(compiled)[:1], batch]
-        return Variant(
-            key,
-            chain,
-            judged.weight_bytes,
-            judged.expert_bits,
-            judged.nan_outputs,
-            judged.qualities,
-            dict(map(functools.partial(_timed, self._first, compiled), cases)),
-            None if self._kept is None else artifact,
-            judged.layer_errors,
-        )
-
-    def _compiled(self, chain: str, output: pathlib.Path | None, progress: Progress) -> CompiledModel:
-        return compiler.compile(self._model, passes=chain, threads=self._threads, output=output, progress=progress)
-
-
-def _timed(first: CompiledModel, own: CompiledModel, inputs: Inputs) -> tuple[str, Times]:
-    case = ", ".join(f"{name}{list(array.shape)}" for name, array in inputs.items())
-    seconds = alternate({"first": first.run, "own": own.run}, inputs, _SECONDS)
-    return case, Times(*(statistics.median(seconds[name]) * 1e3 for name in ("own", "first")))
+        lock = locked(folder, wait=False)
+    except BlockingIOError as error:
+        raise MoecError(f"{folder}: another sweep is at work there; wait for it, or choose another folder") from error
+    except OSError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(lock)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
+import os
 import pathlib
+import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +16,14 @@ import numpy as np
 import pytest
 
 from moec.common.errors import MoecError
+from moec.common.scratch import locked
 from moec.tools.data import TextOptions
 from moec.tools.evaluate import MetricValue, evaluate
-from moec.tools.sweeping import driver, sweep, variants
-from moec.tools.sweeping.driver import Keys, Sweep
+from moec.tools.sweeping import runs, sweep, variants
+from moec.tools.sweeping.driver import Sweep
 from moec.tools.sweeping.file import Times, Variant, read_variants, write_variants
 from moec.tools.sweeping.front import on_front
+from moec.tools.sweeping.keys import Keys
 
 from ...language_model import language_model, some_tokens
 
@@ -25,6 +31,14 @@ PIPELINES = ["O2", "O2,quantize-experts{format=int4}"]
 VARIANT = Variant(
     {"a": [None]}, "O2", 1, None, 3, {"loss": MetricValue(float("inf"), 0.5, None)}, {"x[1]": Times(1.0, 2.0)}
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_times():
+    """Time each case of a variant for a moment; the numbers do not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +74,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments, **_options):
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(driver.compiler, "compile", refuse)
+    monkeypatch.setattr(runs.compiler, "write", refuse)
 
 
 def test_variants_are_judged_against_the_first_and_timed(swept, data):
@@ -112,23 +126,75 @@ def test_a_key_tells_changed_files_apart(model, data, tmp_path):
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(model, data, tmp_path, monkeypatch, swept):
     compiled = []
-    compile_model = driver.compiler.compile
+    write = runs.compiler.write
 
-    def interrupted(model, **options):
-        compiled.append(options["passes"])
+    def interrupted(model, path, options):
+        compiled.append(options.passes)
         if len(compiled) == 2:
             raise KeyboardInterrupt
-        return compile_model(model, **options)
+        return write(model, path, options)
 
-    monkeypatch.setattr(driver.compiler, "compile", interrupted)
+    monkeypatch.setattr(runs.compiler, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, [data], tmp_path, PIPELINES, threads=1)
     assert [variant.pipeline for variant in read_variants(tmp_path)] == PIPELINES[:1]
     actual = sweep(model, [data], tmp_path, PIPELINES, threads=1)
     assert actual.reused == 1
-    assert compiled[2:] == [PIPELINES[1], PIPELINES[0]]  # the first, to compare with
+    assert compiled[2:] == [PIPELINES[0], PIPELINES[1]]  # the first, to compare with
     assert actual.variants[1].qualities["loss"] == swept[1].variants[1].qualities["loss"]
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def untimed(variants: list[Variant]) -> list[dict[str, Any]]:
+    return [{**dataclasses.asdict(variant), "times": sorted(variant.times), "artifact": None} for variant in variants]
+
+
+class Losing(concurrent.futures.ThreadPoolExecutor):
+    """An executor of two threads that loses the jobs of pipelines with ``int3``."""
+
+    def submit(self, function, /, *arguments):
+        lost = "int3" in str(arguments)
+        return super().submit(signal.strsignal, "none") if lost else super().submit(function, *arguments)
+
+
+def test_a_sweep_on_an_executor_is_the_same_and_goes_on_where_it_stopped(model, data, tmp_path, monkeypatch, swept):
+    """The second variant is timed when all are judged; then the sweep is interrupted. The third is lost twice."""
+    time, timed, options = runs.VariantWork.time, [], {"metrics": ["loss", "kl"], "threads": 1}
+    pipelines = [*PIPELINES, "O2,quantize-experts{format=int3}"]
+
+    def interrupted(work, path, first):
+        timed.append(path.name)
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        return time(work, path, first)
+
+    monkeypatch.setattr(runs.VariantWork, "time", interrupted)
+    with Losing(2) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(model, [data], tmp_path, pipelines, executor=executor, **options)
+        first, second = read_variants(tmp_path)
+        assert first.times and first.artifact is None and not second.times
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([second.artifact, "sweep.json"])
+        compiled, write = [], runs.compiler.write
+        monkeypatch.setattr(
+            runs.compiler, "write", lambda *arguments: (compiled.append(arguments[2].passes), write(*arguments))
+        )
+        actual = sweep(model, [data], tmp_path, pipelines, executor=executor, **options)
+    assert compiled == PIPELINES[:1], "which the others are timed with"
+    assert untimed(actual.variants) == untimed(swept[1].variants) == untimed(read_variants(tmp_path))
+    ((lost, why),) = actual.failures.items()
+    assert lost == pipelines[2] and re.match(r"variant O2,quan.*int3}: the process that ran it ended twice \(.+\)", why)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_two_sweeps_in_one_folder_are_refused(model, data, tmp_path):
+    lock = locked(tmp_path, wait=False)
+    try:
+        with pytest.raises(MoecError, match=r"another sweep is at work there; wait for it, or choose another folder"):
+            sweep(model, [data], tmp_path, PIPELINES)
+    finally:
+        os.close(lock)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_variant_that_cannot_be_made_is_noted(again):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moec.exploring.page import page as page_of
 
 from .browser import opened
+from .test_design import PROJECT
 from .test_page import of
 
 LEVELS = [
@@ -32,6 +33,19 @@ def report(folder):
     return path
 
 
+def test_a_design_is_shown_with_its_code_and_leads_to_its_processes(running, tmp_path):
+    levels = [{"level": "hls", "text": "void top() {}\n", "lines": [None], "absent": "lines belong to no single node"}]
+    texts = {"model": {"levels": levels, "parents": {}, "loops": [], "buffers": [], "resources": []}}
+    path = tmp_path / "report.html"
+    path.write_text(page_of(of("a", projects=[PROJECT], texts=texts)), encoding="utf-8")
+    with opened(running, path, "#design") as page:
+        page.click("text=Its code")
+        page.wait_for_selector("h3:text-is('HLS C++')")
+        assert page.locator(".cm-line").all_inner_texts() == ["void top() {}"]
+        page.click("text=its processes")
+        page.wait_for_selector("h2:text-is('Design model')")
+
+
 def marked(page):
     """Texts of marked lines in all panes."""
     return page.locator(".cm-line.marked").all_inner_texts()
@@ -40,6 +54,7 @@ def marked(page):
 def test_a_line_marks_what_it_comes_from_and_what_comes_from_it(running, tmp_path):
     with opened(running, report(tmp_path), "#kernel/k") as page:
         assert marked(page) == []
+        assert page.locator("text=its processes").count() == 0
         page.hover(".cm-line:text-is('body')")
         page.wait_for_selector(".cm-line.marked")
         assert marked(page) == ["a", "b", "o", "body", "x", "y"]

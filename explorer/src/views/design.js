@@ -18,7 +18,7 @@ function Design({ data, parts, go, link }) {
   const processes = useMemo(() => processesOf(report, channels, simulated), [project, simulated]);
   return html`<h2>Design ${name}</h2>
     ${data.projects.length > 1 && html`<p>${data.projects.map((each) => html`<a href=${link("design", each.name)}>${each.name}</a> `)}</p>`}
-    <${Summary} ...${{ report, simulated }} />
+    <${Summary} ...${{ report, simulated, name, link }} />
     ${result && !simulated && html`<p role="alert">The simulation failed: ${result.message}</p>`}
     ${simulated && html`<${Decider} ...${{ processes, channels, link, name }} />`}
     ${!result && html`<p class="soft">Not simulated: "moec simulate ART --json > S.json" and "moec explore ART --simulation S.json" show waiting.</p>`}
@@ -29,12 +29,13 @@ function Design({ data, parts, go, link }) {
     <${Table} caption="Use of the part, predicted" columns=${resourceColumns(report.estimate)} rows=${Object.keys(report.estimate.resources)} />`;
 }
 
-function Summary({ report, simulated }) {
+function Summary({ report, simulated, name, link }) {
   const { part, clock_megahertz: clock, milliseconds, cycles, gigabytes_per_second: bandwidth } = report.estimate;
   return html`<p>
     ${report.node} on ${part} at ${clock} MHz. Predicted: ${count(cycles.total)} cycles, ${digits(milliseconds)} ms, bound by
     ${" "}${cycles.bound_by}; memory moves ${digits(bandwidth)} GB/s.
     ${simulated && html` Simulated: ${count(simulated.cycles)} cycles (prediction ${percent(simulated.estimated / simulated.cycles - 1)} off), results <span class="good">equal</span>.`}
+    ${" "}<a href=${link("kernel", name)}>Its code</a>
   </p>`;
 }
 

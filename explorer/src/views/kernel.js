@@ -1,4 +1,4 @@
-// Kernels: one kernel at all its levels. A line marks its partners in all other panes.
+// Kernels: one kernel, or one design for an FPGA, at all its levels. A line marks its partners in all other panes.
 import { useMemo, useState } from "preact/hooks";
 import { html } from "../html.js";
 import { levelTitle } from "../levels.js";
@@ -12,17 +12,23 @@ import { TextPane } from "../text_pane.js";
 const GRAPHS = ["onnx", "operators"];
 
 function Kernel({ data, parts, go, link }) {
-  const [name = data.kernels[0].name, level, line] = parts;
-  const kernel = data.kernels.find((each) => each.name === name);
-  if (!kernel || !data.texts?.[name]) return html`<p role="alert">There is no kernel ${name} in this artifact.</p>`;
+  const all = codesOf(data);
+  const [name = all[0].name, level, line] = parts;
+  const code = all.find((each) => each.name === name);
+  if (!code || !data.texts?.[name]) return html`<p role="alert">There is no kernel ${name} in this artifact.</p>`;
   return html`<h2>${name}</h2>
     <p>
       <select value=${name} aria-label="Kernel" onChange=${(event) => go("kernel", event.target.value)}>
-        ${data.kernels.map((each) => html`<option>${each.name}</option>`)}
+        ${all.map((each) => html`<option>${each.name}</option>`)}
       </select>
-      ${" "}${kernel.computes} · called ${kernel.calls === 1 ? "once" : `${kernel.calls} times`} · <a href=${link("why", "kernel", name)}>why this kernel</a>
+      ${" "}${code.computes} · ${code.isDesign ? html`<a href=${link("design", name)}>its processes</a>` : html`called ${code.calls === 1 ? "once" : `${code.calls} times`} · <a href=${link("why", "kernel", name)}>why this kernel</a>`}
     </p>
     <${Levels} key=${name} ...${{ name, level, go }} line=${Number(line) || null} shown=${data.texts[name]} />`;
+}
+
+// Kernels, and designs for an FPGA, which have the fields of a kernel that the view shows.
+function codesOf({ kernels = [], projects = [] }) {
+  return [...kernels, ...projects.map(({ name, report }) => ({ name, computes: `Design of ${report.node}`, op: "a design", isDesign: true }))];
 }
 
 function Levels({ name, level, line, shown, go }) {
@@ -83,9 +89,9 @@ export const kernelView = {
   name: "kernel",
   title: "Kernels",
   key: "k",
-  sections: ["kernels", "texts"],
-  isFor: (index, subject) => hasSection(index, subject, "kernels"),
-  entries: ({ kernels }) =>
-    kernels.map((kernel) => ({ label: kernel.name, kind: `kernel of ${kernel.op}`, text: kernel.computes, path: ["kernel", kernel.name] })),
+  sections: ["kernels", "projects", "texts"],
+  isFor: (index, subject) => hasSection(index, subject, "texts"),
+  entries: (data) =>
+    codesOf(data).map((code) => ({ label: code.name, kind: code.isDesign ? "code of a design" : `kernel of ${code.op}`, text: code.computes, path: ["kernel", code.name] })),
   Component: Kernel,
 };

@@ -50,6 +50,7 @@ _CLASSES = {
     "low-rank-experts": "moec.passes.low_rank_experts:LowRankExperts",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
     "merge-experts": "moec.passes.merge_experts:MergeExperts",
+    "place-experts": "moec.passes.place_experts:PlaceExperts",
     "prepare-loops": "moec.passes.prepare_loops:PrepareLoops",
     "prune-experts": "moec.passes.prune_experts:PruneExperts",
     "prune-hidden-units": "moec.passes.prune_hidden_units:PruneHiddenUnits",

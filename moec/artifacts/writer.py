@@ -22,6 +22,7 @@ from moec.common.replacing import check_replaceable
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
+from moec.placing.placement import ExpertPlacement
 from moec.runtime.artifact import checksum
 from moec.runtime.artifact_folder import new_artifact
 from moec.runtime.entries import StageEntry
@@ -72,6 +73,7 @@ class Context:
     provenance: dict[str, Any]
     text: TextFiles | None = None
     resident: int | None = None
+    placement: ExpertPlacement | None = None
     more_files: Callable[[pathlib.Path], Mapping[str, bytes]] | None = None
     """Function that makes further files, by path in the artifact, from the file of the weights."""
 
@@ -175,6 +177,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         raised=context.raised,
         unraised=context.unraised,
         provenance=context.provenance,
+        placement=context.placement,
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
 

@@ -113,6 +113,7 @@ class StreamedExpertsSpec:
 
     ``chosen``: most experts that a token selects. ``shares``: share of the layer's tokens that selected each expert;
     empty where that was not measured. ``replaceable``: whether the router asks which experts are not in memory.
+    ``placed``: the number of the layer in the placement on ranks, None for experts that every rank has.
     """
 
     name: str
@@ -121,6 +122,7 @@ class StreamedExpertsSpec:
     weights: tuple[StreamedWeight, ...]
     shares: tuple[float, ...] = ()
     replaceable: bool = False
+    placed: Size | None = None
 
 
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:

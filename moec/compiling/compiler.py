@@ -252,6 +252,7 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
     arguments."""
     from moec.artifacts.writer import Context
     from moec.ir.states import states_of
+    from moec.placing.metadata import placement_of
 
     return Context(
         moec_version=VERSION,
@@ -260,6 +261,7 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
         counted_inputs=inputs.counted,
         guards=inputs.guards(graph, program),
         states=states_of(graph),
+        placement=placement_of(graph),
         remarks=[dataclasses.asdict(remark) for remark in report.remarks],
         losses=[dataclasses.asdict(loss) for loss in report.losses],
         raised=[dataclasses.asdict(block) for block in report.raised],

@@ -222,11 +222,11 @@ _PLAIN = (
     "Dispatch Einsum Erf Exp Expand Expect Experts EyeLike FastGelu Flatten FusedGemm FusedMatMul Gather "
     "GatherElements GatherND Gelu Gemm GlobalAveragePool GroupNormalization GroupQueryAttention GroupedMatMul Identity "
     "InstanceNormalization LayerNormalization LinearAttention Log LogSoftmax LpNormalization LpPool MatMul "
-    "MatMulNBits Mean Mish Mul MultiHeadAttention Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal "
+    "MatMulNBits Mean Mish Mul MultiHeadAttention Neg Pad Pow QuickGelu RMSNormalization Range ReceiveRows Reciprocal "
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape "
-    "RotaryEmbedding RoundRows Shape Sigmoid SimplifiedLayerNormalization Sin Sinh Size SkipLayerNormalization "
-    "SkipSimplifiedLayerNormalization Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh "
-    "TensorScatter Tile Transpose Unsqueeze"
+    "ReturnRows RotaryEmbedding RoundRows SendRows Shape Sigmoid SimplifiedLayerNormalization Sin Sinh Size "
+    "SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum "
+    "Swish Tan Tanh TensorScatter Tile Transpose Unsqueeze"
 )
 PLAIN = frozenset(_PLAIN.split())
 """Operators whose result is one formula in their inputs, whatever these are."""

@@ -21,14 +21,20 @@ operator           inputs                                                       
 ``Expect``         x[T,d], experts[T,k], weights[E,...]                                        y[T,d]
 ``Absent``         logits[T,E], weights[E,...]                                                 tolerance[E] (float32)
 ``RoundRows``      x[...,N]                                                                    y[...,N]
+``SendRows``       x[T,d], experts[T,k], weights?[T,k]                                         sent[1] (int32)
+``ReceiveRows``    sent[1], x[T,d], experts[T,k], weights?[T,k]                                rows[P,d], owners[P,1]
+                                                                                               (int32), weights[P,1]
+``ReturnRows``     results[P,N], experts[T,k]                                                  rows[T*k,N],
+                                                                                               positions[T,k] (int32)
 =================  ==========================================================================  ====================
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
-(``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec`
-(``Linear``). A ``MoE`` node has those of ``Route`` and ``Experts``, all others have none. The reference semantics are
-in :mod:`moec.ir.semantics`, :mod:`moec.ir.semantics_dispatch` and :mod:`moec.ir.products`. The storage format of a
-weight is not an attribute: the standard nodes before the operand define it (:mod:`moec.ir.weights.stored`).
+(``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``), :class:`LinearSpec`
+(``Linear``) and :class:`RanksSpec` (``SendRows``, ``ReceiveRows``, ``ReturnRows``). A ``MoE`` node has those of
+``Route`` and ``Experts``, all others have none. The reference semantics are in :mod:`moec.ir.semantics`,
+:mod:`moec.ir.semantics_dispatch` and :mod:`moec.ir.products`. The storage format of a weight is not an attribute: the
+standard nodes before the operand define it (:mod:`moec.ir.weights.stored`).
 
 ``Expect`` returns x. It announces that these experts, of the layer whose last weights are ``weights``, will probably be
 selected, so that a target that streams experts reads them ahead. ``Absent`` reports, at the time when the router has
@@ -218,6 +224,25 @@ class DispatchSpec:
     expert_count: int
 
 
+@dataclasses.dataclass(frozen=True)
+class RanksSpec:
+    """Experts on several ranks: a run has R processes, each with tokens of its own and some of the experts.
+
+    ``SendRows`` begins to send the rows of this rank's tokens to the ranks that hold their experts; ``sent`` holds no
+    data and orders the two operators, between which other work may stand. ``ReceiveRows`` returns the P rows that this
+    rank computes, of all ranks, one for each pair of token and slot, with the expert and the weight of each (1 without
+    ``weights``). ``ReturnRows`` returns the results for the pairs of this rank's tokens, in their order; ``positions``
+    are the row of each pair, and -1 for a pair that is not dispatched, whose row is 0. Weights and sums stay with the
+    rank that has the token, so that results do not depend on the number of ranks and on the placement.
+
+    In the reference interpreter there is one rank: the P rows are those of its own pairs, in their order.
+
+    ``layer``: the number of the layer in the placement (:mod:`moec.placing.placement`).
+    """
+
+    layer: int
+
+
 EXPERT_WEIGHTS = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
 INPUTS: dict[str, tuple[str, ...]] = {
     "Route": ("logits", "correction_bias", "tolerance"),
@@ -230,6 +255,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "Expect": ("x", "experts", "weights"),
     "Absent": ("logits", "weights"),
     "RoundRows": ("x",),
+    "SendRows": ("x", "experts", "weights"),
+    "ReceiveRows": ("sent", "x", "experts", "weights"),
+    "ReturnRows": ("results", "experts"),
 }
 OPTIONAL_INPUTS = frozenset({"correction_bias", "tolerance", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -243,6 +271,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "Expect": ("y",),
     "Absent": ("tolerance",),
     "RoundRows": ("y",),
+    "SendRows": ("sent",),
+    "ReceiveRows": ("rows", "owners", "weights"),
+    "ReturnRows": ("rows", "positions"),
 }
 SPECS: dict[str, tuple[type, ...]] = {
     "Route": (RouteSpec,),
@@ -255,10 +286,13 @@ SPECS: dict[str, tuple[type, ...]] = {
     "Expect": (),
     "Absent": (),
     "RoundRows": (),
+    "SendRows": (RanksSpec,),
+    "ReceiveRows": (RanksSpec,),
+    "ReturnRows": (RanksSpec,),
 }
 
-AnySpec = RouteSpec | DispatchSpec | ProductSpec
-Spec = TypeVar("Spec", RouteSpec, DispatchSpec, ProductSpec, LinearSpec, ExpertsSpec)
+AnySpec = RouteSpec | DispatchSpec | ProductSpec | RanksSpec
+Spec = TypeVar("Spec", RouteSpec, DispatchSpec, ProductSpec, LinearSpec, ExpertsSpec, RanksSpec)
 
 
 def attributes_of(*specs: AnySpec) -> dict[str, Any]:

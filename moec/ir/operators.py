@@ -251,6 +251,11 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "Absent"): lambda logits, weights: np.zeros(logits.shape[1], np.float32),
     ("moec", "MoE"): _moe,
     ("moec", "RoundRows"): round_rows,
+    ("moec", "SendRows"): lambda x, experts, weights=None, *, layer: np.zeros(1, np.int32),
+    ("moec", "ReceiveRows"): lambda sent, x, experts, weights=None, *, layer: semantics_dispatch.receive_rows(
+        x, experts, weights
+    ),
+    ("moec", "ReturnRows"): lambda results, experts, *, layer: semantics_dispatch.return_rows(results, experts),
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
     ("com.microsoft", "CausalConvWithState"): contrib.causal_conv_with_state,
     ("com.microsoft", "FastGelu"): contrib.fast_gelu,

@@ -26,13 +26,19 @@ def _known_operator(node: ir.Node) -> str | None:
     return None
 
 
+_OPTIONAL = {("SendRows", "weights"), ("ReceiveRows", "weights")}
+"""Inputs that are optional for these operators alone."""
+
+
 @_FORM.add("input-count")
 def _input_count(node: ir.Node) -> str | None:
     names = dialect.INPUTS[node.op_type]
     if len(node.inputs) > len(names):
         return f"has {len(node.inputs)} inputs; at most {len(names)} are allowed ({', '.join(names)})"
     missing = [
-        name for name, value in dialect.inputs_of(node).items() if value is None and name not in dialect.OPTIONAL_INPUTS
+        name
+        for name, value in dialect.inputs_of(node).items()
+        if value is None and name not in dialect.OPTIONAL_INPUTS and (node.op_type, name) not in _OPTIONAL
     ]
     return f"lacks input {', '.join(missing)}" if missing else None
 
@@ -90,6 +96,8 @@ _RANKS: dict[str, int | None] = {
     "weights": 2,
     "experts": 2,
     "rows": 2,
+    "results": 2,
+    "sent": 1,
     "offsets": 1,
     "positions": 2,
     "correction_bias": 1,
@@ -129,6 +137,7 @@ _INT32 = {
     "positions": "places of rows are INT32",
     "tokens": "places of tokens are INT32",
     "owners": "expert ids are INT32",
+    "sent": "an order without data is INT32",
 }
 """Inputs and outputs that hold ids and places."""
 

@@ -119,12 +119,12 @@ def _bias_size(node: ir.Node) -> str | None:
     )
 
 
-@PRODUCTS.add("pairs", "Experts", "Combine")
+@PRODUCTS.add("pairs", "Experts", "Combine", "SendRows", "ReceiveRows")
 def _pairs(node: ir.Node) -> str | None:
     inputs = dialect.inputs_of(node)
-    routing = ("weights", "experts" if node.op_type == "Experts" else "positions")
+    routing = ("weights", "positions" if node.op_type == "Combine" else "experts")
     tokens = {name: known_size(inputs.get(name), 0) for name in ("x", *routing)}
-    slots = {name: known_size(inputs[name], 1) for name in routing}
+    slots = {name: known_size(inputs.get(name), 1) for name in routing}
     return first_of(disagreement("number of tokens", tokens), disagreement("number of experts per token", slots))
 
 

@@ -140,6 +140,28 @@ def _absent(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[T
     return [] if logits is None else [_tensor(onnx.TensorProto.FLOAT, logits[1:])]
 
 
+def _send_rows(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    return [_tensor(onnx.TensorProto.INT32, [_size(1)])]
+
+
+def _receive_rows(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    _, x, _, *weights = inputs
+    sizes = _dimensions(x, 2)
+    if sizes is None:
+        return []
+    received, owners = [Dimension(), sizes[1]], [Dimension(), _size(1)]
+    kind = weights[0] if weights and weights[0] is not None else onnx.TensorProto.FLOAT
+    return [_tensor(x, received), _tensor(onnx.TensorProto.INT32, owners), _tensor(kind, owners)]
+
+
+def _return_rows(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    results, pairs = _dimensions(inputs[0], 2), _dimensions(inputs[1], 2)
+    if results is None or pairs is None:
+        return []
+    rows = [_product(*pairs), results[1]]
+    return [_tensor(inputs[0], rows), _tensor(onnx.TensorProto.INT32, pairs)]
+
+
 INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Route"): _route,
     (dialect.DOMAIN, "Experts"): _like_first,
@@ -151,6 +173,9 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Expect"): _like_first,
     (dialect.DOMAIN, "Absent"): _absent,
     (dialect.DOMAIN, "RoundRows"): _like_first,
+    (dialect.DOMAIN, "SendRows"): _send_rows,
+    (dialect.DOMAIN, "ReceiveRows"): _receive_rows,
+    (dialect.DOMAIN, "ReturnRows"): _return_rows,
     ("com.microsoft", "BiasGelu"): _like_first,
     ("com.microsoft", "FastGelu"): _like_first,
     ("com.microsoft", "FusedGemm"): _fused_gemm,

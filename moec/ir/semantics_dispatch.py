@@ -1,4 +1,5 @@
-"""Reference semantics of the operators over dispatched rows (:class:`~moec.ir.dialect.DispatchSpec`), in plain numpy.
+"""Reference semantics of the operators over dispatched rows (:class:`~moec.ir.dialect.DispatchSpec`) and over rows on
+several ranks (:class:`~moec.ir.dialect.RanksSpec`), in plain numpy.
 
 Sizes: T tokens, k experts per token, E experts, R rows (T * k after ``moec.Dispatch``), K inputs, N outputs.
 """
@@ -78,3 +79,24 @@ def combine(rows: Array, weights: Array, positions: Array, *, dtype: DTypeLike |
     pairs = np.zeros((*positions.shape, rows.shape[1]), compute)
     pairs[tokens, slots] = rows[positions[tokens, slots]].astype(compute) * weights[tokens, slots, None].astype(compute)
     return pairs.sum(axis=1).astype(result_dtype)
+
+
+def receive_rows(x: Array, experts: Array, weights: Array | None = None) -> tuple[Array, Array, Array]:
+    """``moec.ReceiveRows`` on one rank: x [T,d], experts [T,k], weights [T,k] → rows [P,d], owners [P,1], weights [P,1]
+    of its own dispatched pairs, in their order."""
+    tokens, slots = np.nonzero(experts >= 0)
+    own = np.ones(len(tokens), np.float32) if weights is None else weights[tokens, slots]
+    return x[tokens], experts[tokens, slots, None], own[:, None]
+
+
+def return_rows(results: Array, experts: Array) -> tuple[Array, Array]:
+    """``moec.ReturnRows`` on one rank: results [P,N], experts [T,k] → rows [T*k,N], positions [T,k] (int32).
+
+    Raises ValueError for another number of results than of dispatched pairs."""
+    dispatched = experts >= 0
+    if len(results) != dispatched.sum():
+        raise ValueError(f"there are {len(results)} results; expected one for each of {dispatched.sum()} pairs")
+    rows = np.zeros((experts.size, results.shape[1]), results.dtype)
+    rows[dispatched.ravel()] = results
+    places = np.arange(experts.size, dtype=np.int32).reshape(experts.shape)
+    return rows, np.where(dispatched, places, np.int32(-1))

@@ -16,9 +16,10 @@ from typing import Any
 from moec.common.dtypes import ElementType
 from moec.common.records import Size
 from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, TensorSpec
+from moec.placing.placement import ExpertPlacement
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 23
+FORMAT_VERSION = 24
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -103,6 +104,7 @@ class Manifest:
     that the next run takes as inputs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages`` and
     ``remarks`` are plain data for people, as are ``raised`` and ``unraised``: evidence for each MoE block that was
     raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
+    ``placement``: ranks that hold the experts; None where each process holds all.
     """
 
     moec_version: str
@@ -127,6 +129,7 @@ class Manifest:
     losses: list[LossEntry] = dataclasses.field(default_factory=list)
     raised: list[RaisedEntry] = dataclasses.field(default_factory=list)
     unraised: list[UnraisedEntry] = dataclasses.field(default_factory=list)
+    placement: ExpertPlacement | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

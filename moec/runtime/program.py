@@ -13,6 +13,8 @@ from moec.common.errors import ArtifactError
 from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
 from moec.runtime.loops import register_loops, stepping
+from moec.runtime.rank_calls import exchanging, register_rank_calls
+from moec.runtime.ranks import OneRank, Ranks
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.team import TEAM_OBJECT, Team
 from moec.runtime.tensors import CPU
@@ -61,7 +63,9 @@ class LoadedProgram:
         the device's errors for code it cannot run."""
         self.where = where
         self.experts = experts
+        self.ranks: Ranks = OneRank()
         register_calls()
+        register_rank_calls()
         register_loops()
         with device.loading():
             self._module = load_objects(objects, where)
@@ -81,7 +85,7 @@ class LoadedProgram:
         """Run the program and return its results; each access to one takes time. The caller's threads share the loops:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
-        with streaming(self.experts), stepping(self._machine):
+        with streaming(self.experts), exchanging(self.ranks), stepping(self._machine):
             result = self._main(*inputs, *weights)
         return result if isinstance(result, self._several) else [result]
 

@@ -12,6 +12,7 @@ from tvm import relax
 from moec.common.errors import UnsupportedError
 from moec.common.work import GroupedWork
 from moec.ir.streaming import shares_of
+from moec.placing.metadata import layer_of
 from moec.runtime.expert_calls import EXPERTS_THERE
 from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm
 from moec.targets.cpu.kernels.gather import GATHER, GATHER_QUANTIZED, GatheredRows
@@ -126,7 +127,7 @@ class ExpertSteps:
         starts = {variable: places for product in products for variable, places in expert_starts(*product).items()}
         chosen = min(int(ids.ty.shape[1]), products[0][0].experts)
         shares = shares_of(self._node.node, products[0][0].experts)
-        layer = lowering.stream_experts(name, chosen, starts, shares)
+        layer = lowering.stream_experts(name, chosen, starts, shares, layer_of(self._node.node))
         arguments = [layer, ordered.blocks, ordered.block_count]
         count = lowering.call_runtime(EXPERTS_THERE, arguments, relax.TensorType((1,), "int32"), "experts_there")
         return dataclasses.replace(ordered, block_count=count)

@@ -18,6 +18,7 @@ from moec.ir.dialect import DispatchSpec, ProductSpec, RouteSpec, spec_of
 from moec.ir.expert_weights import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
 from moec.runtime.expert_calls import EXPERTS_ABSENT, EXPERTS_EXPECTED
+from moec.targets.tvm.heavy import ranks
 from moec.targets.tvm.kernels.kernel import Kernel, KernelCall
 from moec.targets.tvm.lowering.context import HeavyConverter, LoweringContext
 from moec.targets.tvm.lowering.node_lowering import NodeLowering
@@ -132,6 +133,7 @@ def converters(ops: ExpertOps, machine: Any) -> Mapping[str, HeavyConverter]:
         "moec.MoE": converter(lower_moe),
         "moec.Expect": converter(_lower_expect),
         "moec.Absent": converter(_lower_absent),
+        **ranks.converters(machine),
     }
 
 

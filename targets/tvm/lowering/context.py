@@ -52,6 +52,9 @@ HEAVY_OPERATORS = frozenset(
         "moec.MoE",
         "moec.Expect",
         "moec.Absent",
+        "moec.SendRows",
+        "moec.ReceiveRows",
+        "moec.ReturnRows",
     }
 )
 """Operators that a target has to provide: operator types, with ``domain.`` in front outside the default domain."""
@@ -124,12 +127,22 @@ class LoweringContext(Protocol):
         ...
 
     def stream_experts(
-        self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
+        self,
+        name: str,
+        chosen: int,
+        starts: Mapping[relax.Var, Sequence[int]],
+        shares: Sequence[float] = (),
+        placed: int | None = None,
     ) -> int:
         """Declare that weights of this layer are read expert by expert, and return the layer's number.
 
         ``chosen``: the most experts of a token; ``starts``: for each weight, the byte offsets at which its experts
-        start, and at last its size; ``shares``: measured share of the tokens of each expert, if there is one."""
+        start, and at last its size; ``shares``: measured share of the tokens of each expert, if there is one;
+        ``placed``: the number of the layer in the placement on ranks, if it has one."""
+        ...
+
+    def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
+        """A new symbolic size that the program reads from an int64 tensor of shape [1]."""
         ...
 
     def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:

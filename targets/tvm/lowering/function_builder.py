@@ -61,6 +61,10 @@ def _is_view(expression: relax.Expr) -> TypeGuard[relax.Call]:
     return isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.reshape")
 
 
+_Streamed = tuple[int, dict[relax.Var, Sequence[int]], tuple[float, ...], int | None]
+"""A layer of streamed experts: what :meth:`FunctionBuilder.stream_experts` was told."""
+
+
 class FunctionBuilder:
     """Relax ``main`` under construction: variables, new sizes, weights (parameters of ``main``), and kernels."""
 
@@ -76,7 +80,7 @@ class FunctionBuilder:
         self._node: ir.Node | None = None
         """The node being converted; variables are made for it."""
         self._nodes: dict[str, ir.Node] = {}
-        self._streamed: dict[str, tuple[int, dict[relax.Var, Sequence[int]], tuple[float, ...]] | None] = {}
+        self._streamed: dict[str, _Streamed | None] = {}
         self._replaceable: set[str] = set()
         self.beyond: dict[Budget, list[str]] = {}
         """The names of nodes that needed more than a budget allows."""
@@ -156,18 +160,23 @@ class FunctionBuilder:
         return self.streamed_layer(name)
 
     def stream_experts(
-        self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
+        self,
+        name: str,
+        chosen: int,
+        starts: Mapping[relax.Var, Sequence[int]],
+        shares: Sequence[float] = (),
+        placed: int | None = None,
     ) -> int:
         layer = self.streamed_layer(name)
-        before, earlier, _ = self._streamed[name] or (0, {}, ())
-        self._streamed[name] = max(chosen, before), {**earlier, **starts}, tuple(shares)
+        before, earlier, *_ = self._streamed[name] or (0, {})
+        self._streamed[name] = max(chosen, before), {**earlier, **starts}, tuple(shares), placed
         return layer
 
     def streamed_experts(self) -> list[StreamedExpertsSpec]:
         """The declared layers of streamed experts, without weights that several layers read: these stay in memory."""
         positions = {variable: position for position, (variable, _) in enumerate(self._weights.values())}
         declared = [(name, *layer) for name, layer in self._streamed.items() if layer is not None]
-        readers = Counter(variable for _, _, starts, _ in declared for variable in starts)
+        readers = Counter(variable for _, _, starts, *_ in declared for variable in starts)
         return [
             StreamedExpertsSpec(
                 name,
@@ -180,8 +189,9 @@ class FunctionBuilder:
                 ),
                 shares,
                 name in self._replaceable,
+                placed,
             )
-            for name, chosen, starts, shares in declared
+            for name, chosen, starts, shares, placed in declared
         ]
 
     def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:

@@ -1,0 +1,201 @@
+"""Experts on several ranks: rows travel to the ranks that hold their experts, and results come back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.common.errors import MoecError
+from moec.common.names import node_name
+from moec.common.plain_files import read_text
+from moec.ir import dialect
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
+from moec.ir.graphs import read_values
+from moec.ir.rule import known_size
+from moec.ir.streaming import set_streamed
+from moec.ir.weights.stored import constant
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import replace_node, value_names
+from moec.passes.graph.unfused import with_route
+from moec.passes.graph.writer import Writer, as_float32
+from moec.placing.metadata import set_layer, set_placement
+from moec.placing.place import Method, place_measured
+from moec.placing.placement import ExpertPlacement, linear, read_placement
+from moec.profiles.file import Profile
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_LARGEST = 64 << 20
+"""Bytes of a file with a placement."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceExperts:
+    """Places the experts of every layer on ``ranks`` processes of ``nodes`` machines. It does not change any result.
+
+    1. A ``moec.MoE`` becomes ``moec.Route`` and ``moec.Experts``. The rows of this rank's tokens are sent to the ranks
+       that hold their experts (``moec.SendRows``), those of all ranks are received (``moec.ReceiveRows``) and go
+       through ``moec.Experts`` as tokens with one expert each, and results come back (``moec.ReturnRows``). The rank
+       that has a token multiplies with its weights and sums in the order of its slots (``moec.Combine``): the same
+       products and sums as without ranks.
+    2. Everything after ``moec.SendRows`` stands as late as possible, in front of the first reader of the result, so
+       that independent nodes, such as a shared expert, compute while rows travel.
+    3. Weights that the expert multiplies its input with (``weight_on_input``) travel with the rows, and are not
+       multiplied again.
+    4. The model records the placement [layer][rank][slot]: that in the file ``placement``; with ``profile``, a file of
+       ``moec profile``, one that ``method`` finds, with so many ``replicas`` of each layer's experts; else consecutive
+       experts on consecutive ranks.
+    5. Experts over dispatched rows (``moec.Dispatch``) stay on every rank, with a remark, as do those of other graphs
+       than the model's own (bodies of loops and branches).
+
+    ::
+
+        (float[T,4] x) => (float[T,4] y) <float[4,2] r, float[2,3,4] up, float[2,4,3] down> {
+           a = MatMul (x, r)
+           y = moec.MoE <gate_layout = "none", k = 1> (x, a, , up, down)
+        }
+            infer-shapes,place-experts{ranks=2} ->
+        (float[T,4] x) => (float[T,4] y) <float[4,2] r, float[2,3,4] up, float[2,4,3] down> {
+           a = MatMul (x, r)
+           y_weights, y_experts = moec.Route <k = 1> (a)
+           "y.sent" = moec.SendRows <layer = 0> (x, y_experts)
+           "y.rows", "y.owners", "y.own_weights" = moec.ReceiveRows <layer = 0> ("y.sent", x, y_experts)
+           "y.results" = moec.Experts <gate_layout = "none"> ("y.rows", "y.own_weights", "y.owners", up, down)
+           "y.pairs", "y.positions" = moec.ReturnRows <layer = 0> ("y.results", y_experts)
+           y = moec.Combine ("y.pairs", y_weights, "y.positions")
+        }
+    """
+
+    name: ClassVar[str] = "place-experts"
+    exactness: ClassVar[Exactness] = "exact"
+
+    ranks: int = 2
+    nodes: int = 1
+    replicas: int = 0
+    method: Method = "eplb"
+    profile: str | None = None
+    placement: str | None = None
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        layers = [node for node in model.graph if dialect.has_experts(node)]
+        self._report_others(model, report)
+        if not layers:
+            report.warn(self.name, "", "the model has no layer of experts that could be placed on ranks")
+            return False
+        set_placement(model, self._placement(layers))
+        set_streamed(model)
+        for number, node in enumerate(layers):
+            _send_rows(model.graph, with_route(model.graph, node), RanksSpec(number))
+        return True
+
+    def _placement(self, layers: Sequence[ir.Node]) -> ExpertPlacement:
+        names = [node_name(node) for node in layers]
+        if self.placement is not None:
+            return self._checked(read_placement(read_text(self.placement, _LARGEST), self.placement), layers)
+        if self.profile is None:
+            if self.replicas:
+                raise MoecError(
+                    f"replicas is {self.replicas}: a profile says which experts need them; make one with moec profile"
+                )
+            placed = [linear(name, _experts(node), self.ranks) for name, node in zip(names, layers, strict=True)]
+            return ExpertPlacement(self.ranks, tuple(placed), self.nodes)
+        with contextlib.closing(Profile.read(self.profile)) as measured:
+            measures = [measured.experts(node) for node in layers]
+            return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
+
+    def _checked(self, placement: ExpertPlacement, layers: Sequence[ir.Node]) -> ExpertPlacement:
+        """Raise MoecError for a placement of other layers, or on another number of ranks."""
+        expected = [_experts(node) for node in layers]
+        actual = [layer.experts for layer in placement.layers]
+        if placement.ranks != self.ranks or actual != expected:
+            raise MoecError(
+                f"{self.placement}: places layers of {actual} experts on {placement.ranks} ranks; the model has "
+                f"{expected} and is compiled for {self.ranks}"
+            )
+        return placement
+
+    def _report_others(self, model: ir.Model, report: Report) -> None:
+        for node in model.graph.all_nodes():
+            inside = node.graph is not model.graph and dialect.has_experts(node)
+            if inside or dialect.is_moec(node, "Dispatch"):
+                why = "they are in a loop or branch" if inside else "they are a graph over dispatched rows"
+                report.note(self.name, node_name(node), f"its experts are on every rank: {why}")
+
+
+def _experts(node: ir.Node) -> int:
+    experts = known_size(dialect.inputs_of(node)["down"], 0)
+    assert experts is not None, "the weights of experts have a known shape"
+    return experts
+
+
+def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
+    """Let the rows of a ``moec.Experts`` node travel."""
+    inputs, result = dialect.inputs_of(node), node.outputs[0]
+    spec = dialect.spec_of(node, ExpertsSpec)
+    weights = inputs["weights"] if spec.weight_on_input else None
+    pairs = {"x": inputs["x"], "experts": inputs["experts"], "weights": weights}
+    write = Writer(node, value_names(graph))
+    sent = write.insert(dialect.make_node("SendRows", pairs, layer), "sent")
+    _move_behind_others(graph, node)
+    received = dialect.make_node("ReceiveRows", {"sent": sent, **pairs}, layer)
+    write.insert(received, "rows", "owners", "own_weights")
+    own = dict(zip(("x", "experts", "weights"), received.outputs, strict=True))
+    operands = {name: inputs[name] for name in EXPERT_WEIGHTS}
+    widens = _widens(inputs["x"], operands.values())
+    if widens:
+        own["x"] = as_float32(write, received.outputs[0])
+        operands = {name: _widened(write, name, value) for name, value in operands.items()}
+    experts = dialect.make_node("Experts", {**own, **operands}, spec)
+    experts.metadata_props.update(node.metadata_props)
+    set_layer(experts, layer.layer)
+    results = write.insert(experts, "results")
+    returned = dialect.make_node("ReturnRows", {"results": results, "experts": inputs["experts"]}, layer)
+    write.insert(returned, "pairs", "positions")
+    rows, positions = returned.outputs
+    summed = {"rows": rows, "weights": _weights_of_sum(write, inputs["weights"], spec), "positions": positions}
+    total = write.insert(dialect.make_node("Combine", summed), "combined")
+    if widens:
+        total = write.add("Cast", total, label="rounded", to=result.dtype)
+    name = result.name
+    replace_node(node, [total])
+    result.name, total.name = f"{name}.replaced", name
+
+
+def _widens(x: ir.Value | None, operands: Iterable[ir.Value | None]) -> bool:
+    """Whether experts on rows of 16 bits can compute in float32, so that a result is rounded only after it is summed,
+    as without ranks."""
+    return (
+        x is not None and x.dtype in _NARROW and all(value is None or constant(value) is not None for value in operands)
+    )
+
+
+def _widened(write: Writer, name: str, value: ir.Value | None) -> ir.Value | None:
+    """A constant operand in float32: a weight stays stored as it is, a bias is converted."""
+    if value is None or value.const_value is None:
+        return value
+    if name.endswith("_bias"):
+        return write.constant(value.const_value.numpy().astype(np.float32), name)
+    return write.add("Cast", value, label=name, to=ir.DataType.FLOAT)
+
+
+def _weights_of_sum(write: Writer, weights: ir.Value | None, spec: ExpertsSpec) -> ir.Value | None:
+    """The weights with which results are summed: 1 for all where experts saw weighted rows."""
+    if not spec.weight_on_input or weights is None:
+        return weights
+    unit = write.constant(np.ones((), (weights.dtype or ir.DataType.FLOAT).numpy()), "one")
+    return write.add("Expand", unit, write.add("Shape", weights, label="sizes"), label="ones")
+
+
+def _move_behind_others(graph: ir.Graph, node: ir.Node) -> None:
+    """Move a node in front of the first reader of its result."""
+    (result,) = node.outputs
+    first = next((other for other in graph if result in read_values(other)), None)
+    graph.remove(node)
+    if first is None:
+        graph.append(node)
+    else:
+        graph.insert_before(first, node)

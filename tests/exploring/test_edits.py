@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moec.exploring.edits import edits
@@ -16,11 +16,17 @@ def applied(old, changes):
     return [*results, *old[at:]]
 
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no fault of what is tested."""
+
+
+@patient
 @given(st.lists(st.integers(0, 9), max_size=12), st.lists(st.integers(0, 9), max_size=12))
 def test_edits_make_the_new_sequence(old, new):
     assert applied(old, edits(old, new)) == new
 
 
+@patient
 @given(st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)))
 def test_elements_that_both_have_once_in_the_same_order_stay(old, new):
     changes = edits(sorted(old), sorted(new))

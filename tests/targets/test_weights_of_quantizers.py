@@ -121,7 +121,7 @@ def test_sibling_with_a_scale_per_input_becomes_floats(kind, product):
     assert "takes its weight as floats" in remark["message"]
 
 
-@thinned("kind", TYPES, 2)
+@thinned("kind", TYPES, 4)
 def test_experts_stay_as_they_are_stored(kind):
     compiled = compare(experts_model(kind, "in groups"))
     assert all("uint8" in types_of(compiled, name) for name in ("up", "down"))

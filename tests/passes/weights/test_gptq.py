@@ -131,7 +131,7 @@ def _digests() -> list[str]:
 
 def test_bits_are_the_same_for_any_number_of_threads() -> None:
     actual = set()
-    for threads in "124":
+    for threads in "14":
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
         code = "from tests.passes.weights.test_gptq import _digests; print(_digests())"
         root = Path(__file__).parents[3]

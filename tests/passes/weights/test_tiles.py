@@ -50,7 +50,7 @@ def test_a_matrix_that_is_not_positive_has_no_factor(place) -> None:
 
 def test_bits_are_the_same_for_any_number_of_threads() -> None:
     actual = set()
-    for threads in "124":
+    for threads in "14":
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
         command = [sys.executable, "-c", _DIGESTS]
         actual.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

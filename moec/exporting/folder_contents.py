@@ -71,6 +71,8 @@ class FolderContents:
                 f"{self.folder}: the passes change none of its weights: no layer of experts is known in its graph; "
                 "moec compile -O2 -v says why"
             )
+        if not dense and all(change.is_none for change in changes):
+            raise UnsupportedError(f"{self.folder}: the passes change none of its weights; moec compile -v says why")
         return _Edit(self, changes, dense, report).result()
 
     def write(self, path: Path, report: Report) -> None:
@@ -156,6 +158,8 @@ class _Edit:
         for pieces, change in zip(layers, self.changes, strict=True):
             if change.count != change.before.count:
                 self._check_no_numbers_of_experts(pieces)
+            if (change.count, change.k) != (change.before.count, change.before.routing.k):
+                self._check_one_mixture(pieces)
             for piece in pieces:
                 self.changed |= tensors_after(self.checkpoint, piece, change)
                 if (form := quantised_form(piece, change)) is not None:
@@ -173,6 +177,18 @@ class _Edit:
                 raise UnsupportedError(
                     f"{weight.where}: holds whole numbers beside experts whose numbers change, and what they count is "
                     "not known; keep all experts, or export for onnxruntime"
+                )
+
+    def _check_one_mixture(self, pieces: Sequence[Piece]) -> None:
+        """Raise UnsupportedError for matrices of further experts, such as those of attention, in a layer of experts:
+        the configuration has one number for both."""
+        for piece in pieces:
+            weight = self.checkpoint.weights[piece.place.names[0]]
+            dimensions = len(weight.data.shape) - (piece.place.stacked and piece.place.blocks == 1)
+            if piece.layout is None and not piece.routing and dimensions > 1:
+                raise UnsupportedError(
+                    f"{weight.where}: has matrices of as many experts as the layer in the graph, but not of these, and "
+                    "config.json has one number for both; export for onnxruntime instead"
                 )
 
     def _products(self) -> dict[str, CheckpointWeight]:

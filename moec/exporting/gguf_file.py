@@ -52,8 +52,15 @@ def write(
         pipeline.run(model, (step,), report)
     report.progress("comparing")
     changes = [(change_of(before), names) for before, names in layers]
-    if changing and not changes and not any(product.is_changed for product in products):
-        raise UnsupportedError(f"{source}: has no experts, and the passes change none of its other weights")
+    if (
+        changing
+        and all(change.is_none for change, _ in changes)
+        and not any(product.is_changed for product in products)
+    ):
+        words = (
+            "the passes change none of its" if changes else "has no experts, and the passes change none of its other"
+        )
+        raise UnsupportedError(f"{source}: {words} weights")
     new = new_file(builder, changes, products, report)
     report.progress("writing")
     write_file(path, file, new.numbers, new.tensors)

@@ -26,6 +26,7 @@ from moec.ir.weight_operands import stored_weights, weight_inputs
 from moec.ir.weights.encode import Table
 from moec.ir.weights.levels import LEVELS
 from moec.ir.weights.stored import StoredWeight, constant
+from moec.passes.graph.columns import has_own_columns
 from moec.passes.graph.router_product import RouterProduct, router_product
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +36,8 @@ Array = np.ndarray[Any, Any]
 class LayerState:
     """A layer of experts at one moment. ``count``: experts with weights. ``routed``: experts that the router knows;
     ``is_direct``: whether these are the former and identity experts, in this order. ``values``: the operands of the
-    node that are stored weights. ``router``: the product that its logits are; None where they are something else."""
+    node that are stored weights. ``router``: the product that its logits are; None where they are something else;
+    ``is_by_expert``: whether the logits of an expert are known to depend on no other expert."""
 
     node: ir.Node
     routing: RouteSpec
@@ -48,6 +50,7 @@ class LayerState:
     weights: Mapping[str, StoredWeight]
     biases: Mapping[str, Array]
     router: RouterProduct | None
+    is_by_expert: bool
     correction_bias: Array | None
 
     @staticmethod
@@ -77,6 +80,7 @@ class LayerState:
             weights,
             {name: _numbers(value, where) for name, value in biases.items()},
             router_product(routing["logits"], inputs["x"]),
+            has_own_columns(routing["logits"]),
             None if correction is None else _numbers(correction, where),
         )
 
@@ -124,6 +128,14 @@ class LayerChange:
         return self.after.routing.k
 
     @property
+    def is_none(self) -> bool:
+        """Whether every entry is where it was, and as many experts are chosen."""
+        same_numbers = (self.count, self.k) == (self.before.count, self.before.routing.k)
+        return same_numbers and all(
+            change.copies == list(range(len(change.copied))) for change in self.operands.values()
+        )
+
+    @property
     def groups(self) -> int:
         return self.after.routing.groups
 
@@ -139,6 +151,7 @@ def change_of(before: LayerState) -> LayerChange:
         raise UnsupportedError(f"{where}: is no layer of experts any more; leave out the pass that rewrites it")
     after = LayerState.of(before.node)
     _check_specs(before, after, where)
+    _check_router(before, after, where)
     origins = origins_of(before.node, after.count + after.experts.identity_experts).experts
     groups = origins[: after.count]
     operands = {name: _weight_change(before, after, name, groups) for name in after.weights}
@@ -162,6 +175,17 @@ def _check_specs(before: LayerState, after: LayerState, where: str) -> None:
         raise UnsupportedError(
             f"{where}: a pass changed the form of its experts or its routing, not only which experts there are and "
             "their numbers; leave that pass out (moec compile takes it)"
+        )
+
+
+def _check_router(before: LayerState, after: LayerState, where: str) -> None:
+    """Raise UnsupportedError where a model with fewer experts would not route as the graph does: experts are chosen, or
+    their weights are normalised, before what the graph knows as the router."""
+    is_other = after.routed != before.routed or after.routing.k != before.routing.k
+    if is_other and before.router is None and not before.is_by_expert:
+        raise UnsupportedError(
+            f"{where}: the logits of its experts depend on each other, so that a file with fewer of them, or fewer "
+            "for a token, routes in another way than the graph after the passes; export for onnxruntime instead"
         )
 
 

@@ -39,6 +39,12 @@ def keep_columns(graph: ir.Graph, user: ir.Node, position: int, kept: Sequence[i
     user.replace_input_with(position, gather.outputs[0])
 
 
+def has_own_columns(value: ir.Value) -> bool:
+    """Whether every column of a value [..., n] depends on the same column of constants and of matrices alone, so that
+    the others stay as they are where the model has fewer. False where that is not known."""
+    return _is_by_column(value, _columns(value), may_be_shared=True)
+
+
 def _columns(value: ir.Value | None) -> int | None:
     """The size of the last axis where it is a known number; 1 for a scalar."""
     shape = None if value is None else value.shape
@@ -54,27 +60,35 @@ def _narrowed(value: ir.Value, width: int) -> ir.Shape | None:
 
 def _can_be_cut(value: ir.Value, width: int | None) -> bool:
     """Whether columns of a value [..., width] can be left out where it is computed."""
+    return _is_by_column(value, width, may_be_shared=False)
+
+
+def _is_by_column(value: ir.Value, width: int | None, may_be_shared: bool) -> bool:
+    """Whether each column of a value [..., width] is computed without the others. ``may_be_shared``: also where values
+    have several users, or are outputs of the model."""
     if constant(value) is not None:
         return True
     node = value.producer()
-    if node is None or width is None or _columns(value) != width or value.is_graph_output() or len(value.uses()) != 1:
+    if node is None or width is None or _columns(value) != width:
+        return False
+    if not may_be_shared and (value.is_graph_output() or len(value.uses()) != 1):
         return False
     if (matrix := _matrix(node)) is not None:
         bias = _bias(node)
         return constant(node.inputs[matrix[0]]) is not None and (bias is None or constant(bias) is not None)
     if is_op(node, "Reshape"):
-        return _reshapes_rows(node, width) and _can_be_cut_at(node, 0, width)
-    return is_op(node, *_ELEMENTWISE) and all(_can_be_cut_at(node, i, width) for i in range(len(node.inputs)))
+        return _reshapes_rows(node, width) and _is_operand_by_column(node, 0, width, may_be_shared)
+    positions = range(len(node.inputs))
+    return is_op(node, *_ELEMENTWISE) and all(_is_operand_by_column(node, i, width, may_be_shared) for i in positions)
 
 
-def _can_be_cut_at(node: ir.Node, position: int, width: int) -> bool:
-    """The same of an operand, which may also serve all columns."""
+def _is_operand_by_column(node: ir.Node, position: int, width: int, may_be_shared: bool) -> bool:
+    """The same of an operand, which may also serve all columns. One that is computed may be a sum of all columns,
+    unless these have no other user."""
     operand = node.inputs[position]
-    return (
-        operand is None
-        or _columns(operand) == 1 != width
-        or (_columns(operand) == width and _can_be_cut(operand, width))
-    )
+    if operand is not None and _columns(operand) == 1 != width:
+        return not may_be_shared or constant(operand) is not None
+    return operand is None or (_columns(operand) == width and _is_by_column(operand, width, may_be_shared))
 
 
 def _matrix(node: ir.Node) -> tuple[int, int] | None:

@@ -26,6 +26,7 @@ EACH_NIGHT = 12
 """About 20 seconds each: all of them in a week."""
 RELOADED_DIFFERENTLY = "zaya"
 """Family of which transformers 5.24 reads another model than it saved."""
+PRUNING = "O2,prune-experts{keep=0.75,method=random}"
 
 
 @pytest.mark.nightly
@@ -44,7 +45,7 @@ def test_families_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         source, place = tmp_path / family, tmp_path / f"{family}-pruned"
         tiny_families.random_model(family).save_pretrained(source)
         try:
-            result = export(source, place, passes="O2,prune-experts{keep=0.75,method=random}")
+            result = export(source, place, passes=PRUNING)
         except UnsupportedError:
             assert not place.exists()
             continue
@@ -57,3 +58,23 @@ def test_families_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             ).logits.numpy()
         expected = run(graphs[-1], {"input_ids": ids})["logits"]
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=family)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (
+            "jetmoe",
+            r"'model\.layers\.0\.self_attention\.experts\..*: has matrices of as many experts as the layer in the",
+        ),
+        ("inkling_text", "the logits of its experts depend on each other, so that a file with fewer of them"),
+        (RELOADED_DIFFERENTLY, "the passes change none of its weights"),
+    ],
+)
+def test_a_folder_that_would_be_another_model_is_refused(family: str, message: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    tiny_families.random_model(family).save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match=message):
+        export(tmp_path / "model", tmp_path / "out", passes=PRUNING)
+    assert not (tmp_path / "out").exists()

@@ -210,6 +210,7 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
             {"passes": "quantize-linears{format=int8,group=32,minimum=0,routers=true}"},
             "new rows of the router are not known",
         ),
+        ("mixtral", {"passes": "prune-experts{keep=1.0,method=random}"}, "the passes change none of its weights"),
         ("llama 3", {"passes": PRUNE}, "has no experts, and the passes change none of its other weights"),
         ("mixtral", {"tokenizer": "."}, "a GGUF file keeps the one that it has"),
         ("deepseek2", {"passes": "prune-experts{keep=3,method=random}"}, "would have 3 experts in 3 groups"),

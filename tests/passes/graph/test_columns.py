@@ -8,7 +8,7 @@ import pytest
 
 from moec.ir import interpreter
 from moec.passes import pipeline
-from moec.passes.graph.columns import keep_columns
+from moec.passes.graph.columns import has_own_columns, keep_columns
 
 from ..before_after import assert_shown, model_of
 
@@ -89,3 +89,23 @@ def test_columns_are_gathered_where(case):
     model = model_of(HEADER.format(constants=constants, nodes=nodes, more=more))
     operators = [node.op_type for node in model.graph]
     assert [node.op_type for node in kept(model).graph] == [*operators[:-1], "Gather", "Elu"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("t = MatMul (x, w) s = Sigmoid (t) z = Add (s, t)", True),
+        ("n = Softmax (x) t = MatMul (n, w) z = Relu (t)", True),
+        ("t = MatMul (x, w) z = Mul (t, two)", True),
+        ("t = MatMul (x, w) z = Softmax (t)", False),
+        ("t = MatMul (x, w) s = ReduceSum <keepdims = 1> (t, last) z = Div (t, s)", False),
+    ],
+    ids=["several users", "normalised rows", "a factor", "softmax over columns", "a share of the sum"],
+)
+def test_columns_of_their_own_depend_on_no_others(nodes: str, expected: bool) -> None:
+    constants = "float[4,3] w, int64[1] last = {-1}, float two = {2}"
+    model = model_of(HEADER.format(constants=constants, nodes=nodes, more=""))
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    user = model.graph.outputs[0].producer()
+    assert user is not None and user.inputs[0] is not None
+    assert has_own_columns(user.inputs[0]) is expected

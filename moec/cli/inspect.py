@@ -14,10 +14,13 @@ from moec.cli.targets import STANDALONE, TIR, Form
 from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
+    from moec.exploring.subject import Subject
     from moec.runtime.artifact import Artifact as Opened
 
 TOKENS = "1,16,256,4096,32768"
 """Default numbers of tokens for which launches are estimated."""
+RANK_TOKENS = "1,256"
+"""Default numbers of tokens of each rank for which runs on several ranks are predicted."""
 
 
 def inspect(
@@ -40,24 +43,48 @@ def inspect(
         str | None,
         typer.Option(help="Estimate --launches for this GPU: a100, h100 or rtx4090. Default: by the architecture."),
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict the time of layers on this many ranks instead, and what would help most."),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Spread --ranks over this many machines.")] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="LINK", help="Connect --ranks by links of this bandwidth and latency, as 50GB/s,5us."),
+    ] = None,
+    link_between: Annotated[
+        str | None,
+        typer.Option(metavar="LINK", help="Connect ranks of different --nodes by these links. Default: as --link."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Select experts for --ranks as often as this profile, made by moec profile, says."),
+    ] = None,
+    placement: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Place experts on --ranks as this file of moec plan --ranks says."),
+    ] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(metavar="T,T,...", help=f"Estimate --launches for these numbers of tokens. [default: {TOKENS}]"),
+        typer.Option(
+            metavar="T,T,...",
+            help=f"Estimate --launches, or --ranks, for these numbers of tokens. [default: {TOKENS}, or {RANK_TOKENS}]",
+        ),
     ] = None,
     past: Annotated[
         int | None, typer.Option(min=0, help="Estimate --launches after this many tokens of a session. [default: 0]")
     ] = None,
 ) -> None:
     """Show the contents of an artifact: MoE blocks, kernels and why they were chosen, weights, passes and remarks."""
+    from moec.exploring.subject import Subject
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import find_kernel
 
-    if (expert is not None) + (kernel is not None) + launches > 1:
-        raise MoecError("give one of --expert, --kernel and --launches")
-    if not launches and any(option is not None for option in (gpu, tokens, past)):
-        raise MoecError("--gpu, --tokens and --past need --launches; add it")
-    if launches and architecture is not None:
-        raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")
+    if (expert is not None) + (kernel is not None) + launches + (ranks is not None) > 1:
+        raise MoecError("give one of --expert, --kernel, --launches and --ranks")
+    if ranks is None and any(option is not None for option in (nodes, link, link_between, profile, placement)):
+        raise MoecError("--nodes, --link, --link-between, --profile and --placement need --ranks; add it")
+    _check_estimates(launches, ranks is not None, gpu, tokens, past, architecture)
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return
@@ -66,12 +93,28 @@ def inspect(
     if kernel is None and emit is not TIR:
         raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
     opened = open_artifact(artifact, check_weights=False)
-    if launches:
+    if ranks is not None:
+        subject = Subject(artifact.name, opened, architecture, profile, may_measure=True)
+        counts = RANK_TOKENS if tokens is None else tokens
+        _show_ranks(subject, ranks, nodes or 1, link, link_between, counts, placement, gpu, as_json)
+    elif launches:
         _show_launches(opened, gpu, TOKENS if tokens is None else tokens, past, as_json)
     elif kernel is not None:
         print(find_kernel(opened, kernel, architecture).source(emit.value))
     else:
         _show_artifact(opened, artifact.name, expert, architecture, as_json)
+
+
+def _check_estimates(
+    launches: bool, ranks: bool, gpu: str | None, tokens: str | None, past: int | None, architecture: str | None
+) -> None:
+    """Raise MoecError for options of estimates without an estimate."""
+    if not launches and past is not None:
+        raise MoecError("--past needs --launches; add it")
+    if not launches and not ranks and (gpu is not None or tokens is not None):
+        raise MoecError("--gpu and --tokens need --launches or --ranks; add one of them")
+    if launches and architecture is not None:
+        raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")
 
 
 def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | None, as_json: bool) -> None:
@@ -80,6 +123,31 @@ def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | Non
     numbers = token_counts("tokens", tokens, least=1)
     estimated = targets.kind_of(opened.manifest.target).estimate_launches(opened, gpu, numbers, past)
     print_result(estimated.data, as_json, estimated.tables)
+
+
+def _show_ranks(
+    subject: Subject,
+    ranks: int,
+    nodes: int,
+    link: str | None,
+    between: str | None,
+    tokens: str,
+    placement: Path | None,
+    gpu: str | None,
+    as_json: bool,
+) -> None:
+    from moec.common.arguments import token_counts
+    from moec.inspect.ranks import ranks_tables
+    from moec.predicting.links import parse_link
+    from moec.predicting.report import predict_on_ranks, report_data
+
+    if link is None:
+        raise MoecError("--ranks needs the links between them: add --link, such as --link 50GB/s,5us")
+    inside = parse_link("--link", link)
+    outside = inside if between is None else parse_link("--link-between", between)
+    numbers = token_counts("tokens", tokens, least=1)
+    report = predict_on_ranks(subject, ranks, nodes, inside, outside, numbers, placement, gpu)
+    print_result(report_data(report), as_json, ranks_tables(report))
 
 
 def _show_artifact(opened: Opened, title: str, expert: str | None, architecture: str | None, as_json: bool) -> None:

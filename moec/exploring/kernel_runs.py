@@ -142,15 +142,35 @@ def predicted_runs(subject: Subject, kind: ProgramKind) -> Iterator[Run]:
     yield from _predicted_on_devices(subject, kind) if kind.has_device else _predicted(subject)
 
 
+def predicted_run(subject: Subject, kind: ProgramKind, tokens: int, machine: str | None = None) -> Run:
+    """Predict one run of a prompt of ``tokens`` tokens, on this machine or on the known ``machine`` of a device; by
+    default that of the newest architecture. Raises MoecError where there is no such run."""
+    if kind.has_device:
+        data = kind.estimate_launches(subject.artifact, machine, [tokens], None, subject.architecture).data
+        return _estimated(subject, data, tokens)
+    if machine is not None:
+        raise MoecError(f"{subject.artifact.where}: is for {kind.name}, which runs on this machine; leave out --gpu")
+    manifest = subject.artifact.manifest
+    (sizes,) = size_cases(manifest.inputs, (tokens,), (1,), manifest.input_sizes, manifest.guards)
+    if tokens not in sizes.values():
+        raise MoecError(
+            f"{subject.artifact.where}: takes no {_tokens(tokens)} in one run; expected a model of any number"
+        )
+    return _predicted_run(subject, _this_machine(subject), _predicted_title(manifest, tokens, sizes), sizes)
+
+
 def _predicted(subject: Subject) -> Iterator[Run]:
     if not subject.may_measure:
         raise MoecError("limits of this machine are measured by 'moec explore' and 'moec bench --json'")
-    manifest = subject.artifact.manifest
-    roofline = limits_of_this_machine(manifest.target, manifest.threads)
-    machine = MachineLimits("This machine", f"{roofline.threads} threads, limits measured", roofline)
+    manifest, machine = subject.artifact.manifest, _this_machine(subject)
     cases = size_cases(manifest.inputs, TOKENS, (1, 1), manifest.input_sizes, manifest.guards)
     for tokens, sizes in zip(TOKENS, cases, strict=False):
         yield _predicted_run(subject, machine, _predicted_title(manifest, tokens, sizes), sizes)
+
+
+def _this_machine(subject: Subject) -> MachineLimits:
+    roofline = limits_of_this_machine(subject.artifact.manifest.target, subject.artifact.manifest.threads)
+    return MachineLimits("This machine", f"{roofline.threads} threads, limits measured", roofline)
 
 
 def _predicted_title(manifest: Manifest, tokens: int, sizes: Mapping[str, int]) -> str:

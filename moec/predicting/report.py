@@ -1,0 +1,121 @@
+"""The prediction of ``moec inspect --ranks``: an artifact on several ranks, at some numbers of tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from moec.common.errors import MoecError
+from moec.common.plain_files import read_bytes
+from moec.exploring.subject import Subject
+from moec.placing.placement import ExpertPlacement, linear, read_placement
+from moec.placing.volume import TransportChoice, choose_transport
+from moec.predicting.advice import LEAST, RunChange, changes
+from moec.predicting.artifact import ModelOnRanks, model_on_ranks
+from moec.predicting.layers import Schedule
+from moec.predicting.links import Link, Links
+from moec.predicting.workload import Prediction, Setup, Workload, predict
+
+_GLOO_TRIPS = 2
+_LARGEST = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class RanksReport:
+    """Predictions of an artifact on ranks: one for each number of tokens of a rank, with changes of the run, the best
+    first. ``placed``: the placement in words; ``choice``: the transport."""
+
+    model: ModelOnRanks
+    links: Links
+    placed: str
+    choice: TransportChoice
+    predictions: tuple[tuple[Prediction, tuple[RunChange, ...]], ...]
+
+
+def predict_on_ranks(
+    subject: Subject,
+    ranks: int,
+    nodes: int,
+    inside: Link,
+    between: Link,
+    tokens: Sequence[int],
+    placement: pathlib.Path | None = None,
+    machine: str | None = None,
+) -> RanksReport:
+    """Predict runs of an artifact on ``ranks`` ranks of ``nodes`` machines, each rank with so many ``tokens``.
+
+    ``placement``: a file as ``moec plan --ranks`` prints it; without one, consecutive experts lie on consecutive ranks.
+    ``machine``: a known GPU. Raises MoecError as :func:`moec.predicting.artifact.model_on_ranks`, and for a placement
+    of other layers or ranks.
+    """
+    ExpertPlacement(ranks, (), nodes)  # the numbers are checked before they are used
+    model = model_on_ranks(subject, tokens[0], machine)
+    placed, words = _placement(model.workload, ranks, nodes, placement)
+    links = Links(inside, between, nodes, 1 if model.has_device else _GLOO_TRIPS)
+    layer = model.workload.layers[0]
+    choice = choose_transport(ranks, layer.k, layer.experts.width)
+    predictions = []
+    for count in tokens:
+        setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport))
+        predicted = predict(model.workload, setup)
+        predictions.append((predicted, tuple(changes(model.workload, predicted))))
+    return RanksReport(model, links, words, choice, tuple(predictions))
+
+
+def _placement(workload: Workload, ranks: int, nodes: int, path: pathlib.Path | None) -> tuple[ExpertPlacement, str]:
+    """Read a placement, or make the one without a profile, with words for it."""
+    sizes = {layer.experts.name: len(layer.popularity) for layer in workload.layers}
+    if path is None:
+        layers = tuple(linear(name, experts, ranks) for name, experts in sizes.items())
+        return ExpertPlacement(ranks, layers, nodes), "consecutive experts on consecutive ranks"
+    read = read_placement(read_bytes(path, _LARGEST).decode("utf-8", "replace"), str(path))
+    if (read.ranks, read.nodes) != (ranks, nodes):
+        raise MoecError(f"{path}: is for {read.ranks} ranks on {read.nodes} nodes, not for {ranks} on {nodes}")
+    of_name = {layer.name: layer for layer in read.layers}
+    for name, experts in sizes.items():
+        if name not in of_name or of_name[name].experts != experts:
+            raise MoecError(f"{path}: lacks a layer {name!r} of {experts} experts; make it anew with moec plan --ranks")
+    return dataclasses.replace(read, layers=tuple(of_name[name] for name in sizes)), f"as in {path.name}"
+
+
+def report_data(report: RanksReport) -> dict[str, Any]:
+    """Describe a report as plain data, in seconds and bytes."""
+    setup = report.predictions[0][0].setup
+    return {
+        "predicted": True,
+        "ranks": setup.placement.ranks,
+        "nodes": setup.placement.nodes,
+        "links": dataclasses.asdict(report.links),
+        "machine": {"title": report.model.machine.title, "source": report.model.machine.source},
+        "roofline": report.model.machine.roofline.as_data(),
+        "routing": report.model.routing,
+        "placement": report.placed,
+        "transport": dataclasses.asdict(report.choice),
+        "not_predicted": {"layers": list(report.model.left_out), "kernels": list(report.model.unknown)},
+        "runs": [_run_data(*each) for each in report.predictions],
+    }
+
+
+def _run_data(predicted: Prediction, ranked: Sequence[RunChange]) -> dict[str, Any]:
+    return {
+        "tokens_per_rank": predicted.setup.tokens,
+        "seconds": predicted.seconds,
+        "seconds_per_token": predicted.seconds_per_token,
+        "communication_share": predicted.exposed,
+        "layers": [
+            {
+                "name": layer.name,
+                "seconds": layer.seconds,
+                "send_seconds": layer.out,
+                "experts_seconds": layer.experts,
+                "return_seconds": layer.back,
+                "communication_share": layer.exposed,
+                "imbalance": layer.imbalance,
+                "bytes_sent": layer.sent,
+            }
+            for layer in predicted.layers
+        ],
+        "changes": [dataclasses.asdict(change) | {"helps": change.saved >= LEAST} for change in ranked],
+    }

@@ -191,6 +191,7 @@ def evaluate(
     rows: Rows = None,
     threads: Threads = None,
     emulate: Emulate = False,
+    workers: Workers = 0,
     page: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write the results as a page.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -217,6 +218,7 @@ def evaluate(
             text=TextOptions(tokenizer, length, batch, rows),
             threads=threads,
             emulate=emulate,
+            workers=workers,
             progress=progress,
         )
     if page is not None:

@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from moec.common.cores import available_cores
 from moec.common.errors import MoecError, one_line
 from moec.common.scratch import tidy_up
 
@@ -79,15 +80,25 @@ class _OtherProcessError(Exception):
 
 class JobRunner:
     """Runs jobs on an executor, or in this process where it is None. ``at_once``: number of jobs that are submitted
-    before the first of their results is asked for."""
+    before the first of their results is asked for; ``share``: number of this machine's cores for each job, None where
+    that is not known."""
 
-    def __init__(self, executor: JobExecutor | None, at_once: int) -> None:
-        self._executor, self.at_once = executor, at_once
+    def __init__(self, executor: JobExecutor | None, at_once: int, share: int | None = None) -> None:
+        self._executor, self.at_once, self._share = executor, at_once, share
 
     @property
     def is_here(self) -> bool:
         """Whether jobs run in this process."""
         return self._executor is None
+
+    def threads_each(self, threads: int | None) -> int | None:
+        """Number of threads for each job where the caller asked for ``threads``: workers of one machine share its
+        cores. The number does not affect results."""
+        return self._share if threads is None else threads
+
+    def in_turn(self) -> JobRunner:
+        """Return a runner that submits a job when the result before it was taken."""
+        return JobRunner(self._executor, 0, self._share)
 
     def call(self, job: Job) -> Any:
         """Run one job and wait for it; several threads may call this. Raises what the job raises, and MoecError where
@@ -96,15 +107,17 @@ class JobRunner:
 
     def results(self, jobs: Iterable[Job]) -> Iterator[Any]:
         """Yield the results in the order of the jobs; at most ``at_once`` wait to be taken. Raises the exception of the
-        first job in this order that has one."""
+        first job in this order that has one; an exception of ``jobs`` comes after those of the jobs before it."""
         waiting: collections.deque[_Started] = collections.deque()
+        supply = _Supply(jobs)
         try:
-            for job in jobs:
+            for job in supply:
                 waiting.append(self._started(job))
                 if len(waiting) > self.at_once:
                     yield waiting.popleft().outcome().result()
             while waiting:
                 yield waiting.popleft().outcome().result()
+            supply.check()
         finally:
             _cancel(waiting)
 
@@ -130,6 +143,25 @@ class JobRunner:
 
 HERE = JobRunner(None, 0)
 """Runs jobs in this process."""
+
+
+class _Supply:
+    """Jobs up to an exception in making them, which waits until their results are taken."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._jobs = jobs
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Job]:
+        try:
+            yield from self._jobs
+        except Exception as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raise the exception, if there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 def _next_of(running: dict[int, _Started], number: int) -> tuple[int, Outcome]:
@@ -227,7 +259,7 @@ def job_runner(workers: int = 0, executor: JobExecutor | None = None) -> Iterato
         return
     own = _LocalWorkers(workers)
     try:
-        yield JobRunner(own, workers)
+        yield JobRunner(own, workers, max(1, len(available_cores()) // workers))
     finally:
         own.close()
 

@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from moec import targets
 from moec.artifacts.loading import ready
 from moec.common.errors import MoecError, reporting
+from moec.common.jobs import JobExecutor, JobRunner, job_runner
 from moec.common.progress import Progress, silent
-from moec.common.specs import TensorSpec
+from moec.common.scratch import ScratchFolder
 from moec.compiling import compiler
 from moec.ir.blocks import expert_bits
 from moec.runtime.artifact import open_artifact
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
-from moec.targets.kind import ProgramKind
 from moec.tools import paired
 from moec.tools.data import Batch, Data, KeptTokenizer, TextOptions, check_limits, is_text, token_input
-from moec.tools.labels import LABELS, LabelSource, Positions, judged_output
-from moec.tools.metrics import METRICS, metric_named, values_of
+from moec.tools.evaluation_jobs import compile_all, judge_batches, judging_options
+from moec.tools.labels import LABELS, LabelSource, judged_output
+from moec.tools.metric_sums import BatchJudge, MetricSums
+from moec.tools.metrics import METRICS, metric_named
 
 Array = np.ndarray[Any, Any]
 ModelOrPath = str | os.PathLike[str] | CompiledModel
@@ -94,6 +95,8 @@ def evaluate(
     text: TextOptions | None = None,
     threads: int | None = None,
     emulate: bool = False,
+    workers: int = 0,
+    executor: JobExecutor | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Run every model on the same data and compare the outputs.
@@ -109,6 +112,10 @@ def evaluate(
     vocabulary], the next tokens. ``output``: name of the output to judge, where several are possible. Padding, where
     ``attention_mask`` is 0, does not count. ``emulate``: run artifacts for a GPU on the processor.
 
+    ``workers``, ``executor``: where models are compiled and batches are run, each in one job: in so many processes of
+    this machine, or on an executor of PEP 3148 whose machines see the same files, temporary ones included
+    (:mod:`moec.common.jobs`). Results are the same.
+
     Raises MoecError for models that take different inputs, data and labels that do not fit them, metrics whose labels
     or models are missing, and an artifact that cannot be loaded.
     """
@@ -118,48 +125,81 @@ def evaluate(
         raise MoecError("no model to evaluate; give artifacts or ONNX files")
     if with_first and len(models) == 1:
         raise MoecError(f"{with_first[0]} compares with the first model; give at least two")
-    contestants = _loaded(models, threads, emulate, progress)
-    _check_alike(contestants)
-    first = contestants[0][1]
-    judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
-    if text is None or text.tokenizer is None:
-        text = dataclasses.replace(text or TextOptions(), kept=_kept_tokenizer(contestants, data))
-    sources = [Data(path, first.inputs, text, LABELS, first.states) for path in data]
-    run = _EvaluationRun(contestants, judged, LabelSource(first.inputs, judged, labels), chosen)
-    for batch, where in _batches(sources, first.interface.limits, progress):
-        run.add(batch, where)
-    return run.result()
+    with job_runner(workers, executor) as runner:
+        contestants = _loaded(models, threads, emulate, runner, progress)
+        _check_alike(contestants)
+        first = contestants[0][1]
+        judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
+        if text is None or text.tokenizer is None:
+            text = dataclasses.replace(text or TextOptions(), kept=_kept_tokenizer(contestants, data))
+        sources = [Data(path, first.inputs, text, LABELS, first.states) for path in data]
+        source = LabelSource(first.inputs, judged, labels)
+        batches = _batches(sources, first.interface.limits, progress)
+        if runner.is_here:
+            judge = BatchJudge(contestants, judged, source, chosen)
+            for batch, where in batches:
+                judge.add(batch, where)
+            sums = judge.sums
+        else:
+            each = runner.threads_each(threads)
+            sums = judge_batches(contestants, judged, source, chosen, batches, each, emulate, runner)
+        source.finish(sums.rows)
+        return _result(contestants, judged.name, sums)
 
 
 def _loaded(
-    models: Sequence[ModelOrPath], threads: int | None, emulate: bool, progress: Callable[[str], None]
+    models: Sequence[ModelOrPath],
+    threads: int | None,
+    emulate: bool,
+    runner: JobRunner,
+    progress: Callable[[str], None],
 ) -> list[tuple[str, CompiledModel]]:
     """Load artifacts and compile other models. Returns names and models. Artifacts come first, so that one that cannot
     run here is refused before anything is compiled."""
+    loaded: dict[int, tuple[str, CompiledModel]] = {}
+    sources: dict[int, pathlib.Path] = {}
+    for at, model in enumerate(models):
+        if isinstance(model, CompiledModel):
+            if not runner.is_here:
+                raise MoecError(f"model {at + 1} is loaded in this process alone; give the path of its artifact")
+            loaded[at] = f"model {at + 1}", model
+        elif _is_artifact(path := pathlib.Path(model)):
+            progress(f"{path}")
+            loaded[at] = str(model), _artifact(path, threads, emulate)
+        else:
+            sources[at] = path
+    for at, compiled in zip(sources, _compiled(list(sources.values()), threads, runner, progress), strict=True):
+        loaded[at] = str(models[at]), compiled
+    return [loaded[at] for at in range(len(models))]
+
+
+def _is_artifact(path: pathlib.Path) -> bool:
     from moec.frontend.huggingface import CONFIG
 
-    loaded: dict[int, tuple[str, CompiledModel]] = {}
-    for compiles in (False, True):
-        for at, model in enumerate(models):
-            if isinstance(model, CompiledModel):
-                loaded[at] = f"model {at + 1}", model
-                continue
-            path = pathlib.Path(model)
-            if compiles == (path.suffix == ".zip" or (path.is_dir() and not (path / CONFIG).is_file())):
-                continue
+    return path.suffix == ".zip" or (path.is_dir() and not (path / CONFIG).is_file())
+
+
+def _compiled(
+    sources: Sequence[pathlib.Path], threads: int | None, runner: JobRunner, progress: Callable[[str], None]
+) -> Iterator[CompiledModel]:
+    if runner.is_here:
+        for path in sources:
             progress(f"{path}")
-            compiled = compiler.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
-            loaded[at] = str(model), compiled
-    return [loaded[at] for at in range(len(models))]
+            yield compiler.compile(path, threads=threads)
+        return
+    folders = [ScratchFolder() for _ in sources]
+    places = compile_all(sources, [pathlib.Path(folder.name, "model.moec") for folder in folders], threads, runner)
+    for path, folder, place in zip(sources, folders, places, strict=True):
+        progress(f"{path}")
+        artifact = open_artifact(place, check_weights=False)
+        artifact.owns(folder)
+        yield ready(artifact, LoadOptions(threads=threads))
 
 
 @reporting("loading")
 def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> CompiledModel:
-    """Load an artifact. ``emulate`` applies only to artifacts that run on a device."""
     artifact = open_artifact(path)
-    kind = targets.kind_of(artifact.manifest.target)
-    on_device = isinstance(kind, ProgramKind) and kind.has_device
-    return ready(artifact, LoadOptions(threads=threads, emulate=emulate and on_device))
+    return ready(artifact, judging_options(artifact, threads, emulate))
 
 
 def _kept_tokenizer(
@@ -205,95 +245,30 @@ def _batches(
             yield batch, f"{data.path}, batch {number}"
 
 
-class _EvaluationRun:
-    """Sums of all models' metrics over rows of data, to which batches are added one after another."""
+def _result(models: Sequence[tuple[str, CompiledModel]], output: str, sums: MetricSums) -> Evaluation:
+    """Make the results of all sums. Raises MoecError where the data holds no position to judge."""
+    counts = {name: np.concatenate(pieces) for name, pieces in sums.counts.items()}
+    if not counts or not all(count.size for count in counts.values()):
+        raise MoecError("the data holds no position to judge; expected rows, of two tokens or more where they tell")
+    predictions = [int(count.sum()) for name, count in counts.items() if not METRICS[name].with_first]
+    judged = [_judged(at, name, model, sums, counts) for at, (name, model) in enumerate(models)]
+    return Evaluation(output, sums.rows, max(predictions, default=0), judged)
 
-    def __init__(
-        self,
-        models: Sequence[tuple[str, CompiledModel]],
-        output: TensorSpec,
-        judge: LabelSource,
-        metrics: Sequence[str],
-    ) -> None:
-        self._models, self._output, self._judge, self._metrics = models, output, judge, list(metrics)
-        self._inputs = {spec.name for spec in models[0][1].inputs}
-        self._sums: dict[tuple[int, str], list[Array]] = {}
-        self._counts: dict[str, list[Array]] = {}
-        self._nan = np.zeros((len(models), 2), np.int64)
-        self._rows = 0
 
-    def add(self, batch: Batch, where: str) -> None:
-        outputs = [self._outputs_of(name, model, batch, where) for name, model in self._models]
-        for at, output in enumerate(outputs):
-            if output.shape != outputs[0].shape:
-                raise MoecError(
-                    f"{self._models[at][0]}: makes {self._output.name} {list(output.shape)} of {where}, and "
-                    f"{self._models[0][0]} makes {list(outputs[0].shape)}; expected the same model"
-                )
-            nan = np.isnan(output)
-            self._nan[at] += nan.sum(), nan.any(axis=tuple(range(1, nan.ndim))).sum()
-        self._choose_metrics(batch, where)
-        self._rows += len(outputs[0])
-        labelled = self._judge.positions(batch, outputs[0], where)
-        everywhere = self._judge.all_positions(batch, outputs[0])
-        for name in self._metrics:
-            positions = everywhere if METRICS[name].with_first else labelled
-            for at, output in enumerate(outputs):
-                self._add_values(at, name, output, outputs[0], positions)
+def _judged(at: int, name: str, model: CompiledModel, sums: MetricSums, counts: dict[str, Array]) -> Judged:
+    described = model.describe()
+    qualities = {metric: _quality(at, metric, sums, counts[metric]) for metric in sums.metrics}
+    bits, size = expert_bits(described["moe_blocks"]), sum(weight["bytes"] for weight in described["weights"])
+    elements, rows = map(int, sums.nan[at])
+    errors = {loss["layer"]: loss["output_error"] for loss in described["losses"]}
+    return Judged(name, size, bits, elements, rows, qualities, errors)
 
-    def _add_values(self, at: int, name: str, actual: Array, first: Array, positions: Positions) -> None:
-        other = first if positions.labels is None else positions.labels
-        sums, counts = values_of(METRICS[name], actual, other, positions.counted)
-        kept = counts > 0
-        self._sums.setdefault((at, name), []).append(sums[kept])
-        if at == 0:
-            self._counts.setdefault(name, []).append(counts[kept])
 
-    def _outputs_of(self, name: str, model: CompiledModel, batch: Batch, where: str) -> Array:
-        try:
-            outputs = model.run({name: batch[name] for name in batch.keys() & self._inputs})
-        except MoecError as error:
-            raise type(error)(f"{name}: {where}: {error}") from error
-        if self._output.name not in outputs:
-            raise MoecError(f"{name}: has no output {self._output.name!r}, as the first has: it has {sorted(outputs)}")
-        return outputs[self._output.name]
-
-    def _choose_metrics(self, batch: Batch, where: str) -> None:
-        labelled = self._judge.has_labels(batch)
-        if not self._metrics:
-            if not labelled and len(self._models) == 1:
-                raise MoecError(f"{where}: has no labels to judge by; add --labels FILE, or give two models to compare")
-            self._metrics = ["loss", "top1"] if labelled else ["kl", "cosine"]
-        needing = [name for name in self._metrics if not METRICS[name].with_first]
-        if needing and not labelled:
-            raise MoecError(
-                f"{where}: {needing[0]} needs labels; expected an array {LABELS!r} in the data, --labels FILE, "
-                "or a model that takes token ids [rows, length] and makes [rows, length, vocabulary]"
-            )
-
-    def result(self) -> Evaluation:
-        self._judge.finish()
-        counts = {name: np.concatenate(pieces) for name, pieces in self._counts.items()}
-        if not counts or not all(count.size for count in counts.values()):
-            raise MoecError("the data holds no position to judge; expected rows, of two tokens or more where they tell")
-        predictions = [int(count.sum()) for name, count in counts.items() if not METRICS[name].with_first]
-        models = [self._judged(at, counts) for at in range(len(self._models))]
-        return Evaluation(self._output.name, self._rows, max(predictions, default=0), models)
-
-    def _judged(self, at: int, counts: dict[str, Array]) -> Judged:
-        name, model = self._models[at]
-        described = model.describe()
-        qualities = {metric: self._quality(at, metric, counts[metric]) for metric in self._metrics}
-        bits, size = expert_bits(described["moe_blocks"]), sum(weight["bytes"] for weight in described["weights"])
-        elements, rows = map(int, self._nan[at])
-        errors = {loss["layer"]: loss["output_error"] for loss in described["losses"]}
-        return Judged(name, size, bits, elements, rows, qualities, errors)
-
-    def _quality(self, at: int, metric: str, counts: Array) -> MetricValue:
-        own, first = (np.concatenate(self._sums[contestant, metric]) for contestant in (at, 0))
-        exponential = METRICS[metric].exponential
-        value = paired.quality(own, counts, exponential)
-        return MetricValue(value, *(paired.difference(own, first, counts, exponential) if at else ()))
+def _quality(at: int, metric: str, sums: MetricSums, counts: Array) -> MetricValue:
+    own, first = (np.concatenate(sums.values[contestant, metric]) for contestant in (at, 0))
+    exponential = METRICS[metric].exponential
+    value = paired.quality(own, counts, exponential)
+    return MetricValue(value, *(paired.difference(own, first, counts, exponential) if at else ()))
 
 
 def finite(data: Any) -> Any:

@@ -56,12 +56,12 @@ class LabelSource:
     """
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], output: TensorSpec, path: str | os.PathLike[str] | None = None
+        self, inputs: Sequence[TensorSpec], output: TensorSpec, path: str | os.PathLike[str] | None = None, row: int = 0
     ) -> None:
-        """Raise MoecError for a file without labels."""
+        """Begin at a row of the file. Raises MoecError for a file without labels."""
         tokens = token_input(inputs)
         self._tokens = tokens.name if tokens is not None and len(output.shape) == 3 else None
-        self._path, self._labels, self._row = path, None if path is None else _read(path), 0
+        self.path, self._labels, self._row = path, None if path is None else _read(path), row
 
     def positions(self, batch: Mapping[str, Array], output: Array, where: str) -> Positions:
         """Find the positions of a batch that have labels, for metrics that need them. Raises MoecError for labels that
@@ -69,7 +69,7 @@ class LabelSource:
         if self._labels is not None:
             labels = self._labels[self._row : self._row + len(output)]
             self._row += len(output)
-            return _labelled(labels, output, f"{self._path}, {where}")
+            return _labelled(labels, output, f"{self.path}, {where}")
         if LABELS in batch:
             return _labelled(batch[LABELS], output, where)
         if self._tokens is None:
@@ -91,10 +91,10 @@ class LabelSource:
     def has_labels(self, batch: Mapping[str, Array]) -> bool:
         return self._labels is not None or LABELS in batch or self._tokens is not None
 
-    def finish(self) -> None:
-        """Raise MoecError where labels are left."""
-        if self._labels is not None and len(self._labels) != self._row:
-            raise MoecError(f"{self._path}: holds labels of {len(self._labels)} rows; the data has {self._row}")
+    def finish(self, rows: int) -> None:
+        """Raise MoecError where labels are left behind all ``rows`` of the data."""
+        if self._labels is not None and len(self._labels) != rows:
+            raise MoecError(f"{self.path}: holds labels of {len(self._labels)} rows; the data has {rows}")
 
 
 def _mask(batch: Mapping[str, Array], ids: Array) -> Array:

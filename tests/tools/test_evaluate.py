@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import json
 import pathlib
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -54,6 +57,73 @@ def saved(path: pathlib.Path, **arrays: Any) -> pathlib.Path:
 @pytest.fixture
 def data(tmp_path) -> pathlib.Path:
     return saved(tmp_path / "data.npz", ids=IDS)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "labels"), [([], None), (["kl", "loss"], None), (["top1"], "file"), (["cosine"], None)], ids=str
+)
+def test_jobs_give_the_same_results(models, tmp_path, metrics, labels):
+    """Batches of two files in three jobs; one artifact is a zip."""
+    paths = [tmp_path / "a.moec", tmp_path / "b.zip"]
+    for model, path in zip(models, paths, strict=True):
+        model.save(path)
+    (tmp_path / "data").mkdir()
+    saved(tmp_path / "data" / "1.npz", ids=IDS[:1]), saved(tmp_path / "data" / "2.npz", ids=IDS[1:3])
+    data = [tmp_path / "data", saved(tmp_path / "more.npz", ids=IDS[3:])]
+    if labels is not None:
+        labels = saved(tmp_path / "labels.npz", labels=np.arange(IDS.size).reshape(IDS.shape) % V)
+    options = {"metrics": metrics, "labels": labels}
+    expected = evaluate(paths, data, **options)
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        submit = mock.Mock(wraps=executor.submit)
+        actual = evaluate(paths, data, executor=mock.Mock(submit=submit), **options)
+    assert submit.call_count == 3
+    assert json.dumps(actual.as_data()) == json.dumps(expected.as_data())
+
+
+@pytest.mark.parametrize("place", ["labels", "second file", "third batch"])
+def test_jobs_give_the_same_error(models, tmp_path, place):
+    """A file that cannot be read comes after an error in a batch before it."""
+    models[0].save(tmp_path / "a.moec")
+    labels = saved(tmp_path / "labels.npz", labels=np.zeros((6 if place != "labels" else 7, 7), int))
+    first = saved(tmp_path / "1.npz", ids=IDS[:4])
+    second = saved(tmp_path / "2.npz", ids=IDS[4:, : 6 if place == "third batch" else None])
+    unread = [saved(tmp_path / "3.npz", x=IDS)] if place != "labels" else []
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        lines = []
+        for options in ({}, {"executor": executor}):
+            with pytest.raises(MoecError) as caught:
+                evaluate([tmp_path / "a.moec"], [first, second, *unread], metrics=["top1"], labels=labels, **options)
+            lines.append(str(caught.value))
+    assert lines[0] == lines[1]
+    expected = {"labels": "labels of 7 rows", "second file": "3.npz: has no array", "third batch": "2.npz, batch 1"}
+    assert expected[place] in lines[0]
+
+
+def test_a_model_that_a_job_cannot_compile_is_named(tmp_path, data):
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as executor,
+        pytest.raises(MoecError, match=r"none.onnx: no such file"),
+    ):
+        evaluate([tmp_path / "none.onnx"], [data], executor=executor)
+
+
+def test_a_loaded_model_is_refused_where_it_is_not(models, data):
+    with pytest.raises(MoecError, match=r"model 1 is loaded in this process alone; give the path of its artifact"):
+        evaluate(models, [data], workers=1)
+
+
+def test_an_artifact_that_changes_meanwhile_is_refused(models, data, tmp_path):
+    models[0].save(tmp_path / "a.moec")
+
+    def submit(function, *arguments):
+        models[1].save(tmp_path / "a.moec")
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+    with pytest.raises(MoecError, match=r"a.moec: was changed during the evaluation; start it again"):
+        evaluate([tmp_path / "a.moec"], [data], executor=mock.Mock(submit=submit))
 
 
 def test_what_cannot_run_here_is_refused_before_anything_is_compiled(tmp_path, data, monkeypatch):

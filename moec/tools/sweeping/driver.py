@@ -8,7 +8,6 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from moec.common.cores import available_cores
 from moec.common.errors import MoecError, reporting
 from moec.common.jobs import JobExecutor, job_runner
 from moec.common.progress import Progress, silent
@@ -102,16 +101,11 @@ def sweep(
         in_place = keep or not runner.is_here
         store = place if in_place else pathlib.Path(stack.enter_context(ScratchFolder()))
         shared = VariantWork(
-            model, tuple(data), tuple(metrics), labels, output, text, threads, _threads_of_jobs(threads, workers)
+            model, tuple(data), tuple(metrics), labels, output, text, threads, runner.threads_each(threads)
         )
         variants = VariantRun(place, store, keep, shared, runner, list(zip(pipelines, keys, strict=True)), progress)
         variants.run()
         return Sweep(variants.results(), variants.reused, variants.failures)
-
-
-def _threads_of_jobs(threads: int | None, workers: int) -> int | None:
-    """Number of threads with which each worker runs models; their number does not affect the results."""
-    return max(1, len(available_cores()) // workers) if workers and threads is None else threads
 
 
 def _prepared(folder: pathlib.Path, model: str | os.PathLike[str]) -> pathlib.Path:

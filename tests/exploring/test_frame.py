@@ -5,11 +5,14 @@ from __future__ import annotations
 from .browser import opened
 
 
-def test_an_address_leads_to_a_line(running, report):
+def test_an_address_leads_to_a_line(running, report, char_document):
     with opened(running, report, "#kernel/moe_combine/tir/15") as page:
         assert page.inner_text("main h2") == "moe_combine"
         assert page.locator(".cm-content").count() == 5
-        assert "chosen" in page.inner_html(".cm-line.chosen") or page.locator(".cm-line.chosen").count() == 1
+        levels = char_document["artifacts"][0]["texts"]["moe_combine"]["levels"]
+        tir = next(level for level in levels if level["level"] == "tir")
+        page.wait_for_selector(".cm-line.chosen")
+        assert page.locator(".cm-line.chosen").all_inner_texts() == [tir["text"].splitlines()[14]]
 
 
 def test_an_address_of_nothing_says_so(running, report):

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from moec.common.errors import MoecError
 from moec.common.names import node_name
-from moec.common.plain_files import read_text
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
 from moec.ir.graphs import read_values
@@ -25,12 +24,10 @@ from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer, as_float32
 from moec.placing.metadata import set_layer, set_placement
 from moec.placing.place import Method, place_measured
-from moec.placing.placement import ExpertPlacement, linear, read_placement
+from moec.placing.placement import ExpertPlacement, linear, read_placement_file
 from moec.profiles.file import Profile
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_LARGEST = 64 << 20
-"""Bytes of a file with a placement."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +92,7 @@ class PlaceExperts:
     def _placement(self, layers: Sequence[ir.Node]) -> ExpertPlacement:
         names = [node_name(node) for node in layers]
         if self.placement is not None:
-            return self._checked(read_placement(read_text(self.placement, _LARGEST), self.placement), layers)
+            return self._checked(read_placement_file(self.placement), layers)
         if self.profile is None:
             if self.replicas:
                 raise MoecError(

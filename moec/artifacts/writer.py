@@ -74,6 +74,7 @@ class Context:
     text: TextFiles | None = None
     resident: int | None = None
     placement: ExpertPlacement | None = None
+    sequences: str | None = None
     more_files: Callable[[pathlib.Path], Mapping[str, bytes]] | None = None
     """Function that makes further files, by path in the artifact, from the file of the weights."""
 
@@ -178,6 +179,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         unraised=context.unraised,
         provenance=context.provenance,
         placement=context.placement,
+        sequences=context.sequences,
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
 

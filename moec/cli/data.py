@@ -3,6 +3,7 @@ judge models by it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -16,6 +17,7 @@ from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
     from moec.tools.sweeping import Sweep
 
 Data = Annotated[
@@ -201,6 +203,7 @@ def evaluate(
     """
     from moec.common.replacing import check_replaceable
     from moec.common.seals import foreign_file
+    from moec.distributed.start import is_silent_rank, is_started_on_ranks, loaded
     from moec.exploring.results import write_evaluation
     from moec.inspect.evaluation import evaluation_tables, nan_notes
     from moec.tools.data import TextOptions
@@ -208,24 +211,32 @@ def evaluate(
 
     if page is not None:
         check_replaceable(page, foreign_file)
-    with shown_progress() as progress:
-        evaluation = evaluate_models(
-            models,
-            data,
-            metrics=metric or (),
-            labels=labels,
-            output=output_name,
-            text=TextOptions(tokenizer, length, batch, rows),
-            threads=threads,
-            emulate=emulate,
-            workers=workers,
-            progress=progress,
-        )
-    if page is not None:
-        write_evaluation(evaluation, page)
-    print_result(evaluation.as_data(), as_json, evaluation_tables(evaluation))
-    for note in nan_notes(evaluation):
-        print(f"note: {note}", file=sys.stderr)
+    with contextlib.ExitStack() as ranks:
+        contestants: list[Path | CompiledModel] = list(models)
+        if is_started_on_ranks():
+            if len(models) > 1:
+                raise MoecError("on several ranks evaluate takes one artifact")
+            if workers:
+                raise MoecError("on several ranks evaluate runs in them; leave --workers out")
+            contestants = [ranks.enter_context(loaded(models[0], threads=threads, emulate=emulate))]
+        with shown_progress() as progress:
+            evaluation = evaluate_models(
+                contestants,
+                data,
+                metrics=metric or (),
+                labels=labels,
+                output=output_name,
+                text=TextOptions(tokenizer, length, batch, rows),
+                threads=threads,
+                emulate=emulate,
+                workers=workers,
+                progress=progress,
+            )
+        if page is not None and not is_silent_rank():
+            write_evaluation(evaluation, page)
+        print_result(evaluation.as_data(), as_json, evaluation_tables(evaluation))
+        for note in nan_notes(evaluation):
+            print(f"note: {note}", file=sys.stderr)
 
 
 def sweep(

@@ -130,6 +130,16 @@ def compile_model(
         typer.Option(help="Store this tokenizer.json for moec generate. Default: the one in the model's folder."),
     ] = None,
     resident: Resident = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Spread experts over this many processes; torchrun starts them.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the ranks are on.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
+    ] = 0,
+    placement: Annotated[
+        Path | None, typer.Option(help="Place experts as this file of moec plan --ranks says.")
+    ] = None,
     profile: Profile = None,
     form: Annotated[
         str | None,
@@ -162,6 +172,10 @@ def compile_model(
             threads=threads,
             target_options=options,
             resident=resident,
+            ranks=ranks,
+            nodes=nodes,
+            replicas=replicas,
+            placement=placement,
             profile=profile,
             verify_each=verify_each,
             dump_to=dump_phases_to,
@@ -223,11 +237,11 @@ def run(
     An artifact holds machine code, which nothing confines.
     Run only those of people whose programs you would run.
     """
-    from moec.artifacts.loading import load
     from moec.common import array_files
+    from moec.distributed.start import is_silent_rank, loaded
 
     array_files.check_arrays_destination(outputs)
-    compiled = load(
+    with loaded(
         artifact,
         threads=threads,
         pages=pages.value,
@@ -235,8 +249,10 @@ def run(
         prefer_resident=prefer_resident,
         emulate=emulate,
         architecture=architecture,
-    )
-    array_files.write_arrays(outputs, compiled.run(array_files.read_arrays(inputs, compiled.inputs)))
+    ) as compiled:
+        results = compiled.run(array_files.read_arrays(inputs, compiled.inputs))
+        if not is_silent_rank():
+            array_files.write_arrays(outputs, results)
 
 
 @app.command()

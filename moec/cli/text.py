@@ -76,11 +76,11 @@ def generate(
 
     On a terminal, stderr gets the tokens per second.
     """
-    from moec.artifacts.loading import load
-    from moec.runtime.generation import generate as generated
+    from moec.distributed.generation import generate as generated
+    from moec.distributed.start import loaded
 
     prompts = _prompts(prompt or [], prompt_file or [])
-    model = load(
+    with loaded(
         artifact,
         threads=threads,
         pages=pages.value,
@@ -88,30 +88,30 @@ def generate(
         prefer_resident=prefer_resident,
         emulate=emulate,
         architecture=architecture,
-    )
-    shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
-    results = generated(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        max_tokens=max_tokens,
-        chat=chat,
-        system=system,
-        stop=stop or [],
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        batch=batch,
-        on_text=shown,
-    )
-    if shown is None:
-        print_result([dataclasses.asdict(result) for result in results], True, ())
-    else:
-        shown.end()
-    _print_notes(model, results)
+    ) as model:
+        shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
+        results = generated(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            max_tokens=max_tokens,
+            chat=chat,
+            system=system,
+            stop=stop or [],
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            batch=batch,
+            on_text=shown,
+        )
+        if shown is None:
+            print_result([dataclasses.asdict(result) for result in results], True, ())
+        else:
+            shown.end()
+        _print_notes(model, results)
 
 
 class _Shown:

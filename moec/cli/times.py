@@ -49,9 +49,11 @@ def bench(
     from moec.artifacts.loading import load
     from moec.common import array_files
     from moec.common.arguments import token_counts
+    from moec.distributed.bench import bench_session
+    from moec.distributed.start import is_started_on_ranks, loaded
     from moec.inspect import tables
     from moec.tools.bench import bench as bench_model
-    from moec.tools.bench_session import DECODE, PREFILL, bench_session
+    from moec.tools.bench_session import DECODE, PREFILL
 
     placed: dict[str, Any] = {
         "threads": threads,
@@ -59,20 +61,23 @@ def bench(
         "resident": resident,
         "prefer_resident": prefer_resident,
     }
+    if is_started_on_ranks() and trace is not None:
+        raise MoecError("--trace records one process; leave it out on several ranks")
     if (prefill, decode, depth) != (None, None, None):
         if against or inputs:
             raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
         depths = token_counts("depth", depth or "0")
         if prefill is None and decode is None:
             prefill, decode = PREFILL, DECODE
-        with _recording(trace) as record, shown_progress() as progress:
-            compiled = load(artifact, **placed)
+        with _recording(trace) as record, shown_progress() as progress, loaded(artifact, **placed) as compiled:
             timed = bench_session(
                 compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
             )
             record(compiled, prompt=prefill, depth=max(depths), progress=progress)
-        print_result(timed, as_json, [tables.sessions_table(timed)])
+            print_result(timed, as_json, [tables.sessions_table(timed)])
         return
+    if is_started_on_ranks():
+        raise MoecError("on several ranks bench times sessions: give --prefill or --decode")
     with _recording(trace) as record, shown_progress() as progress:
         compiled = load(artifact, **placed)
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)

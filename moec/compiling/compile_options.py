@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, check_path, shown
+from moec.common.arguments import check_flags, check_kind, check_optional_flag, check_optional_text, check_path, shown
 from moec.common.byte_counts import bytes_of
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.jobs import JobExecutor, check_workers
@@ -41,6 +41,10 @@ class CompileOptions:
     arithmetic: str | None = None
     tokenizer: str | os.PathLike[str] | None = None
     resident: int | str | None = None
+    ranks: int | None = None
+    nodes: int = 1
+    replicas: int = 0
+    placement: str | os.PathLike[str] | None = None
     profile: str | os.PathLike[str] | None = None
     target_options: Options | None = None
     verify_each: bool = False
@@ -63,7 +67,10 @@ class CompileOptions:
             raise MoecError(f"progress is {shown(self.progress)}; expected a function of one string, or None")
         check_threads(self.threads)
         check_workers(self.workers, self.executor)
-        for name in ("tokenizer", "profile", "dump_to"):
+        for name in ("ranks", "nodes", "replicas"):
+            if getattr(self, name) is not None:
+                check_kind(name, getattr(self, name), int, "a whole number")
+        for name in ("tokenizer", "profile", "placement", "dump_to"):
             if getattr(self, name) is not None:
                 check_path(name, getattr(self, name))
 
@@ -107,9 +114,35 @@ class CompileOptions:
 
         passes = default_passes(model, self.target) if self.passes is None else self.passes
         rounded = with_arithmetic(with_formats(passes, self.experts, self.linears), self.arithmetic)
-        chain = with_profile(with_streaming(rounded, self.resident_bytes is not None), self.profile)
+        streamed = with_streaming(rounded, self.resident_bytes is not None)
+        chain = with_profile(streamed, self.profile, self._placing())
         _check_rounding(chain, self.target)
         return chain
+
+    def _placing(self) -> Sequence[Pass]:
+        """Make the pass that places experts on ranks, if there are any. Raises MoecError for numbers and files that are
+        no placement, UnsupportedError for targets whose programs run alone."""
+        from moec.passes.place_experts import PlaceExperts
+        from moec.placing.placement import ExpertPlacement, read_placement_file
+
+        if self.ranks is None and self.placement is None:
+            if self.nodes != 1 or self.replicas:
+                raise MoecError("nodes and replicas are about ranks: give their number (ranks)")
+            return ()
+        kind = targets.kind_of(self.target)
+        if not (isinstance(kind, ProgramKind) and kind.streams_experts):
+            raise UnsupportedError(f"target '{self.target}' holds all experts in one process; compile without ranks")
+        if self.form is not None:
+            raise UnsupportedError("a C library runs in one process; compile without ranks, or without form")
+        profile = None if self.profile is None else os.fspath(self.profile)
+        if self.placement is None:
+            assert self.ranks is not None, "one of both was given"
+            ExpertPlacement(self.ranks, (), self.nodes)  # checks the numbers
+            return (PlaceExperts(self.ranks, self.nodes, self.replicas, profile=profile),)
+        ranks = read_placement_file(self.placement).ranks
+        if self.ranks not in (None, ranks):
+            raise MoecError(f"{self.placement}: is for {ranks} ranks, not for {self.ranks}")
+        return (PlaceExperts(ranks, placement=os.fspath(self.placement)),)
 
 
 DEFAULTS = CompileOptions()
@@ -155,17 +188,17 @@ def _check_rounding(passes: Sequence[Pass], target: str) -> None:
         )
 
 
-def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequence[Pass]:
-    """Parse a pipeline and give the ``profile`` to passes that take one and name none. Raises MoecError for a profile
-    that cannot be read, and for one that no pass takes."""
+def with_profile(passes: str, profile: str | os.PathLike[str] | None, further: Sequence[Pass] = ()) -> Sequence[Pass]:
+    """Parse a pipeline, give the ``profile`` to passes that take one and name none, and add ``further`` passes, which
+    have it. Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
     from moec.passes import pipeline
 
     if profile is None:
-        return pipeline.parse(passes)
+        return (*pipeline.parse(passes), *further)
     from moec.profiles import Profile
 
     path = os.fspath(profile)
-    chain = pipeline.parse(passes, path)
+    chain = (*pipeline.parse(passes, path), *further)
     if not pipeline.take_profile(chain, path):
         raise MoecError(
             f"{path}: no pass reads this profile: the pipeline has none that takes a profile, or each names its own; "

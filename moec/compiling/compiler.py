@@ -53,6 +53,10 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     emulate: bool = False,
     resident: int | str | None = None,
+    ranks: int | None = None,
+    nodes: int = 1,
+    replicas: int = 0,
+    placement: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
     target_options: Options | None = None,
     verify_each: bool = False,
@@ -98,6 +102,11 @@ def compile(
     resident
         The most memory that weights take, in bytes or as ``8GiB``; further experts are read from the artifact when they
         are selected, or expected to be.
+    ranks, nodes, replicas
+        Number of processes that share the experts of each layer, of machines that these are on, and of further copies
+        of each layer's busiest experts, which ``profile`` tells. torchrun starts the processes.
+    placement
+        A file of ``moec plan --ranks`` that says which rank holds which experts, instead of these numbers.
     profile
         Measurements by ``moec profile``: for every pass that takes a profile and names none (``profile=FILE``, or
         ``profile=none``), and to choose which experts stay in memory with ``resident``.
@@ -129,6 +138,10 @@ def compile(
         arithmetic=arithmetic,
         tokenizer=tokenizer,
         resident=resident,
+        ranks=ranks,
+        nodes=nodes,
+        replicas=replicas,
+        placement=placement,
         profile=profile,
         target_options=target_options,
         verify_each=verify_each,
@@ -251,17 +264,21 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
     """Collect the facts of a compilation that its artifact keeps. ``others``: fields that do not follow from the
     arguments."""
     from moec.artifacts.writer import Context
+    from moec.compiling.sequences import sequences_of
     from moec.ir.states import states_of
     from moec.placing.metadata import placement_of
+    from moec.runtime.interface import Interface
 
+    states = states_of(graph)
     return Context(
         moec_version=VERSION,
         input_limits=inputs.limits,
         input_sizes=inputs.sizes,
         counted_inputs=inputs.counted,
         guards=inputs.guards(graph, program),
-        states=states_of(graph),
+        states=states,
         placement=placement_of(graph),
+        sequences=sequences_of(graph, Interface(program.inputs, program.outputs, states, inputs.limits, inputs.sizes)),
         remarks=[dataclasses.asdict(remark) for remark in report.remarks],
         losses=[dataclasses.asdict(loss) for loss in report.losses],
         raised=[dataclasses.asdict(block) for block in report.raised],

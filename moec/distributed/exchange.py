@@ -94,6 +94,13 @@ class RowExchange:
         self._transport = transport
         self._idle = False
         self._sending: dict[int, _Sending] = {}
+        self.announces = False
+        """Whether each run is announced to ranks that may have no work left (:mod:`moec.distributed.lockstep`)."""
+
+    def begin_run(self) -> None:
+        self._sending.clear()
+        if self.announces and not self._idle:
+            self.group.any(True)
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 ::
 
-    with Lockstep(exchange, lambda: model.run(dummy)) as lockstep:
+    with Lockstep(exchange, lambda: model.run(dummy)):
         for prompt in prompts_of_this_rank:
-            lockstep.step(lambda: model.run(prompt))
+            model.run(prompt)
 
 A rank whose work is done runs the program on a dummy input, of which nothing is sent, until all ranks are done. Ranks
 agree on that before each run.
@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from moec.distributed.exchange import RowExchange
-
-Result = TypeVar("Result")
 
 
 class Lockstep:
@@ -29,16 +27,13 @@ class Lockstep:
         self._idle_run = idle_run
 
     def __enter__(self) -> Lockstep:
+        self._exchange.announces = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
             self.finish()
-
-    def step(self, run: Callable[[], Result]) -> Result:
-        """Run the program once on work of this rank: ``run()`` calls it exactly once."""
-        self._exchange.group.any(True)
-        return run()
+        self._exchange.announces = False
 
     def finish(self) -> None:
         """Take part in the runs of the other ranks until none has work left."""

@@ -42,17 +42,26 @@ def routing_of(node: ir.Node) -> Routing:
         return Routing(node)
     inputs = dialect.inputs_of(node)
     weights, ids, table = inputs["weights"], inputs["experts"], None
+    received = None if ids is None else ids.producer()
+    if received is not None and dialect.is_moec(received, "ReceiveRows"):
+        ids = dialect.inputs_of(received)["experts"]
     if ids is not None and (lookup := table_behind(ids)) is not None:
         ids, table = lookup
     route = ids.producer() if ids is not None else None
     if route is None or not dialect.is_moec(route, "Route") or ids is not route.outputs[1]:
         raise UnsupportedError("its experts input does not come from a moec.Route")
-    if weights is not route.outputs[0]:
+    if weights is not route.outputs[0] and not _is_received(weights):
         raise UnsupportedError("the weights are changed between moec.Route and moec.Experts")
     stored = known_size(inputs["up"], 0)
     if table is not None and stored is not None:
         check_table(table, stored + dialect.spec_of(node, dialect.ExpertsSpec).identity_experts)
     return Routing(route, table)
+
+
+def _is_received(weights: ir.Value | None) -> bool:
+    """Whether weights come with rows from other ranks."""
+    source = None if weights is None else weights.producer()
+    return source is not None and dialect.is_moec(source, "ReceiveRows")
 
 
 def check_table(table: tuple[int, ...], count: int) -> None:

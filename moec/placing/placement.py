@@ -15,13 +15,17 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from typing import Any
 
 import numpy as np
 
 from moec.common.errors import MoecError
+from moec.common.plain_files import read_text
 from moec.common.records import read_json
 
+_LARGEST = 64 << 20
+"""Bytes of a file with a placement."""
 MOST_RANKS = 65_536
 """Bound for files that are not trusted."""
 
@@ -123,6 +127,11 @@ def read_placement(text: str, where: str) -> ExpertPlacement:
         return read_json(ExpertPlacement, text, where, "expected a placement as moec plan --ranks prints it")
     except MoecError as error:
         raise error if str(error).startswith(where) else MoecError(f"{where}: {error}") from None
+
+
+def read_placement_file(path: str | os.PathLike[str]) -> ExpertPlacement:
+    """Read a placement from a JSON file. Raises MoecError as :func:`read_placement`."""
+    return read_placement(read_text(path, _LARGEST), os.fspath(path))
 
 
 def linear(name: str, experts: int, ranks: int) -> LayerPlacement:

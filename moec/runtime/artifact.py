@@ -100,13 +100,19 @@ class Artifact:
         return [self.path(name) for name in program.objects]
 
     def weights(
-        self, program: ProgramEntry, pages: Pages = "auto", resident: int | None = None, preferred: float = 0.0
+        self,
+        program: ProgramEntry,
+        pages: Pages = "auto",
+        resident: int | None = None,
+        preferred: float = 0.0,
+        rank: int | None = None,
     ) -> tuple[list[np.ndarray], Placement, StreamedExperts | None]:
         """Load a program's constants. Returns them, their place in memory, and the streamed experts, if there are any.
 
         Experts are streamed where ``resident``, or else the manifest, allows weights fewer bytes of memory than they
-        have. ``preferred``: see :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for huge
-        pages that are not available, and for memory in which no token can run.
+        have, or are not all this ``rank``'s. ``preferred``: see
+        :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for huge pages that are not available,
+        and for memory in which no token can run.
         """
         path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
         resident = self.manifest.resident if resident is None else resident
@@ -117,9 +123,12 @@ class Artifact:
         if preferred:
             check_replaceable(program, pages, self.where)
         is_larger = resident is not None and resident < path.stat().st_size
+        own = None if rank is None else self._experts_of(program, rank)
         try:
-            if resident is not None and is_larger and pages in ("auto", "streamed"):
-                memory, experts, placement = place_streamed(path, program, entries, resident, self.where, preferred)
+            if (is_larger or own is not None) and pages in ("auto", "streamed"):
+                memory, experts, placement = place_streamed(
+                    path, program, entries, resident, self.where, preferred, own
+                )
             else:
                 memory, placement = place_file(path, "auto" if pages == "streamed" else pages)
         except OSError as error:
@@ -129,6 +138,16 @@ class Artifact:
             for weight in entries
         ]
         return weights, placement, experts
+
+    def _experts_of(self, program: ProgramEntry, rank: int) -> set[tuple[int, int]]:
+        """List the experts (layer, expert) that a rank computes: its own, and all of layers that are not placed."""
+        placed = self.manifest.placement
+        assert placed is not None, "an artifact that is placed on ranks"
+        return {
+            (number, expert)
+            for number, layer in enumerate(program.streamed)
+            for expert in (range(layer.experts) if layer.placed is None else placed.layers[layer.placed].slots[rank])
+        }
 
     def weight_entries(self, program: ProgramEntry) -> list[WeightEntry]:
         return [self.manifest.weights[index] for index in program.weights]

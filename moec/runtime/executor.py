@@ -22,6 +22,7 @@ from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.pages import FileMaps
 from moec.runtime.program import Instrument, LoadedProgram
+from moec.runtime.ranks import Ranks
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.workers import Launcher
 
@@ -104,6 +105,10 @@ class Executor:
         """
         arrays = self._check(values)
         return self._launcher.run(lambda: self._call(arrays, last=last))
+
+    def exchange_rows(self, ranks: Ranks) -> None:
+        """Let runs exchange rows of experts with other ranks."""
+        self._program.ranks = ranks
 
     @property
     def held(self) -> Sequence[HeldState]:

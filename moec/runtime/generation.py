@@ -65,6 +65,7 @@ def generate(
     seed: int = 0,
     batch: int = 8,
     on_text: OnText | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Continue one prompt or several.
 
@@ -77,7 +78,8 @@ def generate(
     new text. ``batch``: the most prompts that run together, so that each step reads the weights once for all of them;
     their texts then come in turns. Results are those of each prompt alone, except that kernels for more rows may add in
     another order, which changes the last bits of sums. With 1, prompts run one after the other; so do those of a model
-    with a fixed batch, or with experts on disk.
+    with a fixed batch, or with experts on disk. ``places``: indices of prompts; only these are continued, and the
+    result has one entry for each.
 
     Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, a prompt
     without tokens; InputError for a model that is no language model, or a prompt longer than the session.
@@ -92,10 +94,11 @@ def generate(
     rows = [
         _PromptRow(place, ids, max_new_tokens, sampling, _TextWriter(codec, ids, stops, place, on_text))
         for place, ids in enumerate(encoded)
+        if places is None or place in places
     ]
     for group in _side_by_side(rows, _most_rows(model, batch), max_new_tokens):
         _run(model.session(max_tokens, len(group)), group)
-    return [row.generation(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    return [row.generation(prompts[row.place]) for row in rows]
 
 
 def _check_counts(**counts: int) -> None:
@@ -136,7 +139,7 @@ class _PromptRow:
     """One prompt in progress: tokens that the model still has to process, and those that it generated."""
 
     def __init__(self, place: int, prompt: list[int], most: int, sampling: Sampling, writer: _TextWriter) -> None:
-        self.prompt, self.pending = prompt, list(prompt)
+        self.place, self.prompt, self.pending = place, prompt, list(prompt)
         self.ended: Ended | None = None
         self._most, self._sampling, self._writer = most, sampling, writer
         self._random = np.random.default_rng([sampling.seed, place])

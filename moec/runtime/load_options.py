@@ -24,6 +24,7 @@ class LoadOptions:
     cuda_graphs: bool = False
     resident: int | str | None = None
     prefer_resident: float = 0.0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         check_threads(self.threads)

@@ -104,7 +104,8 @@ class Manifest:
     that the next run takes as inputs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages`` and
     ``remarks`` are plain data for people, as are ``raised`` and ``unraised``: evidence for each MoE block that was
     raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
-    ``placement``: ranks that hold the experts; None where each process holds all.
+    ``placement``: ranks that hold the experts; None where each process holds all. ``sequences``: the named size that
+    counts sequences, of which each is computed as if it were alone; None where that is not known.
     """
 
     moec_version: str
@@ -130,6 +131,7 @@ class Manifest:
     raised: list[RaisedEntry] = dataclasses.field(default_factory=list)
     unraised: list[UnraisedEntry] = dataclasses.field(default_factory=list)
     placement: ExpertPlacement | None = None
+    sequences: str | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -35,7 +35,7 @@ class CompiledModel:
         # A device reads the host's memory only once, so its pages do not matter.
         pages = "mapped" if device is not None and options.pages == "auto" else options.pages
         resident, preferred = options.resident_bytes, float(options.prefer_resident)
-        weights, self.placement, self._experts = artifact.weights(program, pages, resident, preferred)
+        weights, self.placement, self._experts = artifact.weights(program, pages, resident, preferred, options.rank)
         self.artifact, self.interface = artifact, Interface.of(artifact.manifest)
         self._options, self._device = options, device
         self._executor = Executor(

@@ -57,6 +57,7 @@ def exchanging(ranks: Ranks) -> Iterator[None]:
     before, turn = _running.turn, _ProgramRun(ranks)
     _running.turn = turn
     try:
+        ranks.begin_run()
         with raised_as(lambda: turn.error):
             yield
     finally:

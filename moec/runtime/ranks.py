@@ -27,6 +27,10 @@ class Ranks(Protocol):
 
     Sizes: T tokens of this rank, k experts per token, P pairs that this rank computes, d and n columns."""
 
+    def begin_run(self) -> None:
+        """Begin a run of the program, which is one on all ranks."""
+        ...
+
     def send(self, layer: int, rows: np.ndarray, experts: np.ndarray, weights: np.ndarray | None) -> None:
         """Begin to send rows [T,d] to the ranks that hold their ``experts`` int32 [T,k]. ``weights``: [T,k] or None.
         The arrays stay unchanged until :meth:`receive` of the layer returns. Pairs whose id is negative are not
@@ -48,6 +52,9 @@ class OneRank:
 
     def __init__(self) -> None:
         self._sent: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+
+    def begin_run(self) -> None:
+        self._sent.clear()
 
     def send(self, layer: int, rows: np.ndarray, experts: np.ndarray, weights: np.ndarray | None) -> None:
         self._sent[layer] = rows, experts, weights

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -83,8 +83,11 @@ class StreamedExperts:
         room: int,
         where: str,
         preferred: float = 0.0,
+        own: Set[tuple[int, int]] | None = None,
     ) -> None:
-        """``mapping``: the memory that ``reads`` fills. ``where``: the file."""
+        """``mapping``: the memory that ``reads`` fills. ``where``: the file. ``own``: the experts (layer, expert) that
+        this process computes; None for all."""
+        self._own = own
         self.preferred = preferred
         self.counts = StreamCounts()
         self.room, self.used = room, 0
@@ -143,7 +146,8 @@ class StreamedExperts:
         if self.preferred:
             return
         first = self._first[layer]
-        self._guesses += [first + int(expert) for expert in experts]
+        own = [int(expert) for expert in experts if self._own is None or (layer, int(expert)) in self._own]
+        self._guesses += [first + expert for expert in own]
 
     def tolerance(self, layer: int) -> np.ndarray:
         """Return for each expert of a layer, float32 [E], the share of its weight that may be lost where another takes

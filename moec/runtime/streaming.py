@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import mmap
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
@@ -89,23 +89,28 @@ def place_streamed(
     path: pathlib.Path,
     program: ProgramEntry,
     entries: Sequence[WeightEntry],
-    resident: int,
+    resident: int | None,
     where: str,
     preferred: float = 0.0,
+    own: Set[tuple[int, int]] | None = None,
 ) -> tuple[np.ndarray, StreamedExperts, Placement]:
-    """Load a file of weights, with at most ``resident`` bytes in memory at a time. ``preferred``: see
-    :class:`StreamedExperts`.
+    """Load a file of weights, with at most ``resident`` bytes in memory at a time, and no experts (layer, expert)
+    except ``own``; None: all. ``preferred``: see :class:`StreamedExperts`.
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
     size = path.stat().st_size
     plan = StreamPlan.of(program.streamed, entries, size)
-    plan.check(resident, where)
+    order = [expert for expert in plan.order if own is None or expert in own]
+    room = sum(plan.layers[layer].bytes_of(expert) for layer, expert in order)
+    if resident is not None:
+        plan.check(resident, where)
+        room = min(room, resident - plan.pinned)
     mapping, memory = reserved(size)
     reads = DirectReads(path, memory)
     read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
-    experts = StreamedExperts(reads, mapping, plan.layers, resident - plan.pinned, str(path), preferred)
-    experts.fill(plan.order)
+    experts = StreamedExperts(reads, mapping, plan.layers, room, str(path), preferred, own)
+    experts.fill(order)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
     return memory[:size], experts, Placement("streamed", reason)

@@ -1,0 +1,29 @@
+"""Texts on several ranks: each rank continues some of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moec.distributed.model import RankedModel
+from moec.runtime import generation
+from moec.runtime.generation import Generation, OnText
+from moec.runtime.model import CompiledModel
+
+
+def generate(
+    model: CompiledModel, prompts: Sequence[Any], *, on_text: OnText | None = None, **options: Any
+) -> list[Generation]:
+    """Continue prompts as :func:`moec.generate`. On ranks, rank r of R continues those whose index is r modulo R, and
+    ``on_text`` is called for each finished text on rank 0; every rank returns all texts."""
+    if not isinstance(model, RankedModel):
+        return generation.generate(model, prompts, on_text=on_text, **options)
+    places = range(model.group.rank, len(prompts), model.group.size)
+    with model.apart():
+        own = generation.generate(model, prompts, places=places, **options)
+    parts = model.gathered(own)
+    texts = [parts[place % model.group.size][place // model.group.size] for place in range(len(prompts))]
+    if on_text is not None and model.group.rank == 0:
+        for place, text in enumerate(texts):
+            on_text(place, text.text)
+    return texts

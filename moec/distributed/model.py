@@ -1,0 +1,116 @@
+"""A placed artifact as one model on several ranks: each rank computes its sequences and holds its experts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.common.errors import MoecError
+from moec.common.specs import TensorSpec
+from moec.common.version import VERSION
+from moec.distributed.exchange import RowExchange
+from moec.distributed.group import RankGroup, joined
+from moec.distributed.lockstep import Lockstep
+from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.load_options import LoadOptions
+from moec.runtime.manifest import digest_of
+from moec.runtime.model import CompiledModel
+
+
+class RankedModel(CompiledModel):
+    """A model whose runs are one run on all ranks.
+
+    :meth:`run` takes all inputs on every rank and returns all outputs on every rank; a rank computes a part of the
+    sequences. Sessions are a rank's own: they run inside of :meth:`apart`.
+    """
+
+    def __init__(self, artifact: Artifact, options: LoadOptions, group: RankGroup, exchange: RowExchange) -> None:
+        super().__init__(artifact, options)
+        self.group, self.exchange = group, exchange
+        self._executor.exchange_rows(exchange)
+
+    def reloaded(self) -> CompiledModel:
+        return RankedModel(self.artifact, self._options, self.group, self.exchange)
+
+    def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
+        """Run as :meth:`moec.CompiledModel.run`, with the same inputs on all ranks. A model without a size that counts
+        sequences runs on rank 0, and other ranks compute their experts alone."""
+        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        count = self._sequences(arrays)
+        rank, size = self.group.rank, self.group.size
+        part = slice(count * rank // size, count * (rank + 1) // size)
+        is_idle = count > 0 and part.start == part.stop
+        with self.exchange.idle() if is_idle else contextlib.nullcontext():
+            outputs = super().run(self._part(arrays, slice(0, 1) if is_idle else part), last=last)
+        if is_idle:
+            outputs = self._part(outputs, slice(0, 0))
+        return self._joined(self.gathered(outputs))
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Context in which ranks run sessions of their own; at its end a rank computes for the others until all are
+        done."""
+
+        def idle() -> None:
+            session = self.session()
+            session.run(np.zeros((1, session.fixed_length or 1), np.int64))
+
+        with Lockstep(self.exchange, idle):
+            yield
+
+    def gathered(self, result: Any) -> list[Any]:
+        """Collect the results of all ranks, in their order, on every rank."""
+        from torch import distributed
+
+        parts: list[Any] = [None] * self.group.size
+        with self.group.collective("gathering of results"):
+            distributed.all_gather_object(parts, result, self.group.processes)
+        return parts
+
+    def _sequences(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Count the sequences of the inputs; 1 where they are not known."""
+        for spec in self.inputs:
+            if spec.name in arrays:
+                for axis in self._axes(spec):
+                    return int(arrays[spec.name].shape[axis])
+        return 1
+
+    def _axes(self, spec: TensorSpec) -> list[int]:
+        size = self.artifact.manifest.sequences
+        return [axis for axis, own in enumerate(spec.shape) if size is not None and own == size][:1]
+
+    def _part(self, arrays: Mapping[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
+        """Take some of the sequences of inputs or outputs."""
+        specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
+        result = dict(arrays)
+        for name, array in arrays.items():
+            for axis in self._axes(specs[name]) if name in specs else ():
+                result[name] = np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
+        return result
+
+    def _joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Join the outputs of all ranks; those without sequences are rank 0's."""
+        axes = {spec.name: self._axes(spec) for spec in self.outputs}
+        return {
+            name: np.concatenate([part[name] for part in parts], axes[name][0]) if axes[name] else value
+            for name, value in parts[0].items()
+        }
+
+
+@contextlib.contextmanager
+def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Iterator[RankedModel]:
+    """Context of a placed artifact on the ranks that torchrun started. Raises MoecError for an artifact that is not
+    placed, and as :func:`moec.distributed.group.joined`."""
+    artifact = open_artifact(path, check_weights=options.check_weights)
+    placement = artifact.manifest.placement
+    if placement is None:
+        raise MoecError(f"{path}: its experts are not placed on ranks; compile it with --ranks")
+    facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
+    with joined(placement.ranks, facts) as group:
+        exchange = RowExchange(group, placement, "alltoall")
+        yield RankedModel(artifact, dataclasses.replace(options, rank=group.rank), group, exchange)

@@ -1,0 +1,52 @@
+"""Loading of an artifact for a command: on the ranks that torchrun started, or in this process alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from moec.artifacts.loading import load
+from moec.common.cores import available_cores
+from moec.common.errors import MoecError
+from moec.distributed.model import loaded_on_ranks
+from moec.runtime.load_options import LoadOptions
+from moec.runtime.model import CompiledModel
+
+
+def is_started_on_ranks() -> bool:
+    """Whether torchrun started this process as one of several ranks, or as the only one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextlib.contextmanager
+def loaded(path: str | os.PathLike[str], **options: Any) -> Iterator[CompiledModel]:
+    """Context of a loaded artifact. ``options``: those of :func:`moec.load`; ranks of one machine share its cores.
+    Ranks other than the first print nothing in the block, except the error that ends it. Raises MoecError as that
+    function, and as :func:`moec.distributed.model.loaded_on_ranks`."""
+    if not is_started_on_ranks():
+        yield load(path, **options)
+        return
+    for name in ("emulate", "architecture", "cuda_graphs"):
+        if options.get(name):
+            raise MoecError(f"{name} is about a GPU; several ranks run on processors")
+    if options.get("prefer_resident"):
+        raise MoecError("prefer_resident is about the experts of one process; leave it out on several ranks")
+    threads = options.pop("threads", None) or max(1, len(available_cores()) // _ranks_here())
+    with loaded_on_ranks(path, LoadOptions(threads=threads, **options)) as model, contextlib.ExitStack() as silenced:
+        if is_silent_rank():
+            nowhere = silenced.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            silenced.enter_context(contextlib.redirect_stdout(nowhere))
+            silenced.enter_context(contextlib.redirect_stderr(nowhere))
+        yield model
+
+
+def is_silent_rank() -> bool:
+    """Whether another process, rank 0, prints and writes the results."""
+    return is_started_on_ranks() and os.environ["RANK"] != "0"
+
+
+def _ranks_here() -> int:
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(text)) if text.isdecimal() else 1

@@ -42,11 +42,12 @@ def run_forever(rank: int, size: int, transport: Transport, fault: str = "", beg
                     fail(fault)
                 exchange.give_back(layer, exchange.receive(layer).rows)
 
-        lockstep = Lockstep(exchange, run)
-        while True:
-            lockstep.step(run)
-            if begun and count == 1:
-                pathlib.Path(begun).touch()
+        with Lockstep(exchange, run):
+            while True:
+                exchange.begin_run()
+                run()
+                if begun and count == 1:
+                    pathlib.Path(begun).touch()
 
 
 def fail(fault: str) -> None:

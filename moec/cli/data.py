@@ -87,6 +87,7 @@ def profile(
         list[Path] | None, typer.Option(metavar="P", help="Add this profile of the same model. Repeatable.")
     ] = None,
     threads: Threads = None,
+    workers: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Profile the experts of MODEL on data.
@@ -110,6 +111,7 @@ def profile(
             minimum=MINIMUM if minimum is None else minimum,
             merge_with=merge or (),
             threads=threads,
+            workers=workers,
             progress=progress,
         )
     print_result(dataclasses.asdict(measured), as_json, measured_tables(measured, str(output)))

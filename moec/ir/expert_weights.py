@@ -33,8 +33,7 @@ class ExpertWeights:
         self.spec = dialect.spec_of(node, ExpertsSpec)
         self.operands = stored_weights(node)
         self._inputs = dialect.inputs_of(node)
-        self._last: int | None = None
-        self._of_last: dict[str, LazyMatrix] = {}
+        self._last: tuple[int, dict[str, LazyMatrix]] = (-1, {})
         self._biases: dict[str, Array] = {}
 
     @property
@@ -82,14 +81,14 @@ class ExpertWeights:
 
     def _whole(self, part: Part, expert: int) -> LazyMatrix:
         """The expert's matrix in the operand of the part, as it is stored. The matrices of the last expert stay cached,
-        because its parts are read one after another."""
-        source = self._source(part)
-        if self._last != expert:
-            self._last = expert
-            self._of_last.clear()
-        if source not in self._of_last:
-            self._of_last[source] = self.operands[source].encoded(expert, self.transposed(part))
-        return self._of_last[source]
+        because its parts are read one after another; several threads may read different experts."""
+        source, last = self._source(part), self._last
+        if last[0] != expert:
+            last = self._last = (expert, {})
+        matrices = last[1]
+        if source not in matrices:
+            matrices[source] = self.operands[source].encoded(expert, self.transposed(part))
+        return matrices[source]
 
     def own(self, part: Part, expert: int) -> LazyMatrix:
         """:meth:`encoded` with stored zeros in the place of hidden units that the expert does not have.

@@ -125,6 +125,23 @@ def test_each_table_of_an_operand_is_read_once_for_all_parts_of_an_expert(layout
     assert len(read) == 3 * E * len(weights.operands)  # data, scales and zero points
 
 
+def test_threads_that_read_different_experts_do_not_mix_them_up(monkeypatch):
+    """A second thread reads expert 2 while the first is about to keep the matrix of expert 1."""
+    weights = ExpertWeights(experts_node(ExpertsSpec(gate_layout="none"), FORMATS[0]))
+    read, others = type(weights.operands["down"]).encoded, []
+
+    def interrupted(operand, expert, transposed):
+        matrix = read(operand, expert, transposed)
+        if expert == 1:
+            others.append(weights.decoded("down", 2))
+        return matrix
+
+    monkeypatch.setattr(type(weights.operands["down"]), "encoded", interrupted)
+    first, second = (weights.decoded("down", expert) for expert in (1, 2))
+    for actual, expert in ((first, 1), (others[0], 2), (second, 2)):
+        np.testing.assert_array_equal(actual, PARTS["down"][expert])
+
+
 def test_what_is_computed_when_the_model_runs_cannot_be_read():
     spec = ExpertsSpec(gate_layout="none")
     with pytest.raises(UnsupportedError, match="expected a constant"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import onnx_ir as ir
 
 from moec.artifacts.loading import load
 from moec.common.errors import MoecError, reporting
+from moec.common.jobs import Job, JobExecutor, JobRunner, job_runner
 from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.common.progress import Progress, silent
@@ -38,11 +41,12 @@ from moec.runtime.model import CompiledModel
 from moec.tools.data import Data, TextOptions, check_limits, token_input, with_tokenizer_of
 from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
+from moec.tools.profiling.one_expert import ExpertRows, MeasuredExpert, ModelToMeasure, measure_expert, measure_in_job
 from moec.tools.profiling.output_sensitivity import output_sensitivities, positions_wanted, too_large
 from moec.tools.profiling.rows_apart import RowsApart, cut, most_positions, positions_of
 from moec.tools.profiling.sums import ExpertsSums, InputSums
 from moec.tools.profiling.taps import Tap, observe
-from moec.tools.profiling.workers import ParallelRun, workers
+from moec.tools.profiling.threads import ParallelRun, measuring_threads
 
 Array = np.ndarray[Any, Any]
 
@@ -95,6 +99,8 @@ def profile(
     minimum: int = MINIMUM,
     merge_with: Sequence[str | os.PathLike[str]] = (),
     threads: int | None = None,
+    workers: int = 0,
+    executor: JobExecutor | None = None,
     progress: Progress = silent,
 ) -> Measured:
     """Run a model on data and write measurements of its layers as a profile.
@@ -102,8 +108,14 @@ def profile(
     ``passes``: the pipeline after which the model is measured; ``formats``: those whose errors are measured
     (``int4/32,int8``); ``moments``: whether to keep second moments, which GPTQ needs, and which are most of the file;
     ``minimum``: least number of elements of the weight of a dense product that is measured; ``merge_with``: profiles of
-    the same model to add. Raises MoecError for a model, data or formats that cannot be used, numbers that are not
-    finite, profiles of another model, and a file that cannot be written.
+    the same model to add.
+
+    ``workers``, ``executor``: where experts are measured after the model has run, each in one job: in so many processes
+    of this machine, or on an executor of PEP 3148 whose machines see the same files, those beside ``output`` included
+    (:mod:`moec.common.jobs`). Results are the same.
+
+    Raises MoecError for a model, data or formats that cannot be used, numbers that are not finite, profiles of another
+    model, and a file that cannot be written.
     """
     start = time.perf_counter()
     check_replaceable(output, foreign_file)
@@ -128,16 +140,19 @@ def profile(
     for other in others:
         check_mergeable(os.fspath(output), head, other)
     progress("compiling")
-    with replacing(output, foreign_file) as aside:
+    with job_runner(workers, executor) as runner, replacing(output, foreign_file) as aside:
         folder = aside.with_name(f"{aside.name}.rows")  # it is removed together with ``aside``
         folder.mkdir()
         sums = _LayerSums(taps, folder, moments, RowsApart(inputs, most_positions(classes)))
         sums.run(_compiled(graph, folder / "model.moec", threads), sources, progress)
         head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
-        with workers(check_threads(threads)) as run:
+        with measuring_threads(check_threads(threads)) as run:
+            measuring = _Measuring(ModelToMeasure(model, passes, secrets.token_hex(8)), run, runner)
             measured = folder / "made" if others else aside
             sensitivities = sums.sensitivities(graph, judged, forms, progress, run, notes) if judged else {}
-            write_new(measured, head, itertools.chain(sums.arrays(forms, progress, run), sensitivities.items()))
+            write_new(
+                measured, head, itertools.chain(sums.arrays(forms, progress, run, measuring), sensitivities.items())
+            )
         if others:
             merge(aside, [Profile.read(measured), *others])
     return sums.summary(time.perf_counter() - start, notes)
@@ -248,7 +263,7 @@ class _LayerSums:
         return LayerEntry(tap.key, "experts", name, *sizes, weights.parts, self._next.get(tap.key))
 
     def arrays(
-        self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: ParallelRun
+        self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: ParallelRun, measuring: _Measuring
     ) -> Iterator[tuple[str, Array]]:
         yield from held_arrays(self._apart.held_back, [spec.name for spec in self._apart.specs])
         for number, tables in enumerate(run(InputSums.arrays, self._inputs.values())):
@@ -258,7 +273,7 @@ class _LayerSums:
             yield from ((f"{tap.key}/{name}", array) for name, array in tables.items())
         for position, (key, sums) in enumerate(self._experts.items()):
             progress(f"layer {position + 1} of {len(self._experts)}: second moments and errors of formats")
-            yield from ((f"{key}/{name}", array) for name, array in sums.arrays(forms, run))
+            yield from ((f"{key}/{name}", array) for name, array in sums.arrays(forms, measuring.of(sums.node, key)))
 
     def sensitivities(
         self,
@@ -296,6 +311,25 @@ class _LayerSums:
         linears = len(self._taps) - len(taps)
         held_back = positions_of(self._apart.held_back)
         return Measured(self._tokens, self._batches, self._run_seconds, seconds, layers, linears, held_back, notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measuring:
+    """Place where experts are measured: on threads, or in jobs where these run in other processes."""
+
+    model: ModelToMeasure
+    run: ParallelRun
+    runner: JobRunner
+
+    def of(self, node: ir.Node, key: str) -> Callable[[Iterable[ExpertRows]], Iterator[MeasuredExpert]]:
+        """Return a function that measures the experts of a layer in their order."""
+        if self.runner.is_here:
+            return functools.partial(self.run, functools.partial(measure_expert, node))
+
+        def job(seen: ExpertRows) -> Job:
+            return Job(f"node {node_name(node)}: expert {seen.expert}", measure_in_job, (self.model, key, seen))
+
+        return lambda every: self.runner.results(map(job, every))
 
 
 def _summary(name: str, sums: ExpertsSums) -> LayerSummary:

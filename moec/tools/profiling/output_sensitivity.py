@@ -26,7 +26,7 @@ from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.output_change import Batch, OutputChange
 from moec.tools.profiling.formats import rounded
-from moec.tools.profiling.workers import ParallelRun
+from moec.tools.profiling.threads import ParallelRun
 
 Array = np.ndarray[Any, Any]
 

@@ -8,47 +8,29 @@ computed, from at most as many rows as :func:`moec.profiles.measures.enough` say
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
-from moec.common.mapped_files import map_file, release_pages
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir.expert_outputs import expert_output
-from moec.ir.expert_weights import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.format import WeightFormat
-from moec.profiles.measures import BINS, PRIOR_ROWS, ROWS, enough, enough_outputs, evenly, mean_weight, packed
-from moec.tools.profiling.formats import expert_errors
-from moec.tools.profiling.workers import ParallelRun
+from moec.profiles.measures import BINS, PRIOR_ROWS, ROWS, enough, evenly, mean_weight, packed
+from moec.tools.profiling.one_expert import AT_ONCE, ExpertRows, MeasuredExpert, measure_expert, weighted
+from moec.tools.profiling.stored_rows import StoredRows
 
 Array = np.ndarray[Any, Any]
 
-_AT_ONCE = 2048
-"""Rows that are multiplied at once."""
-
-
-class StoredRows:
-    """Rows [n,size] in a file."""
-
-    def __init__(self, path: pathlib.Path, size: int) -> None:
-        self._path, self._size, self.count = path, size, 0
-
-    def add(self, rows: Array) -> None:
-        """Append rows. Raises OSError for a full disk."""
-        with self._path.open("ab") as file:
-            file.write(np.ascontiguousarray(rows, np.float32).data)
-        self.count += len(rows)
-
-    def read(self) -> Array:
-        """Map all rows, in float32."""
-        if not self.count * self._size:
-            return np.zeros((self.count, self._size), np.float32)
-        return map_file(self._path).view(np.float32).reshape(self.count, self._size)
+MeasureExperts = Callable[[Iterable[ExpertRows]], Iterable[MeasuredExpert]]
+"""Function that measures experts, in their order."""
 
 
 class KeptRows:
@@ -104,24 +86,11 @@ class _SeenPairs:
         self.count += len(places)
 
 
-@dataclasses.dataclass
-class _Expert:
-    """Measurements of one expert."""
-
-    output_norm: float
-    saliency: float
-    hidden: Array
-    moments: dict[str, Array]
-    energy: float = 0.0
-    errors: Array | None = None
-    prior_errors: Array | None = None
-
-
 class ExpertsSums:
     """Sums of a layer of experts."""
 
     def __init__(self, node: ir.Node, k: int, folder: pathlib.Path, name: str, moments: bool) -> None:
-        self._node, self._moments = node, moments
+        self.node, self._moments = node, moments
         self.weights, self.k, self.tokens = ExpertWeights(node), k, 0
         experts = self.weights.experts
         self._count, self._gate_sum = np.zeros(experts, np.int64), np.zeros(experts)
@@ -187,9 +156,11 @@ class ExpertsSums:
         self._pairs += np.rint(chosen.T @ chosen).astype(np.int64)
         return chosen, dense
 
-    def arrays(self, forms: Sequence[WeightFormat], run: ParallelRun = map) -> Iterator[tuple[str, Array]]:
-        """Compute all arrays, by name. ``run`` is :func:`map`, or a version of it that uses threads. Raises MoecError
-        for sums that overflow."""
+    def arrays(
+        self, forms: Sequence[WeightFormat], measure: MeasureExperts | None = None
+    ) -> Iterator[tuple[str, Array]]:
+        """Compute all arrays, by name. ``measure`` measures experts in parallel. Raises MoecError for sums that
+        overflow."""
         yield from (("count", self._count), ("gate_sum", self._gate_sum), ("pairs", self._pairs))
         yield from (("gate_histogram", self._gates), ("ratio_histogram", self._ratios))
         yield "measured", np.array([seen.count for seen in self._seen])
@@ -198,8 +169,9 @@ class ExpertsSums:
         sample, gates, kept_input = self._sample.arrays((self.weights.inner,), (self.weights.experts,), ())
         yield from (("sample", sample), ("sample_gates", gates))
         yield "sample_output", self._output(sample, gates, kept_input)
-        x, prior, measured = self._stored.read(), self._weighted(*_prior(sample, gates)), []
-        every = run(lambda expert: self._measured(x, expert, prior, forms), range(len(self._count)))
+        prior, measured = weighted(self.weights.spec, *_prior(sample, gates)), []
+        asked = (self._rows_of(expert, prior, forms) for expert in range(len(self._count)))
+        every = map(functools.partial(measure_expert, self.node), asked) if measure is None else measure(asked)
         for expert, result in enumerate(every):
             self._check(expert, result)
             rows, row_gates = self.rows(expert)
@@ -216,60 +188,17 @@ class ExpertsSums:
             by_form = np.array(errors).swapaxes(0, 1)
             yield from ((f"{name}/{form}", error) for form, error in zip(forms, by_form, strict=True))
 
-    def _check(self, expert: int, sums_of: _Expert) -> None:
+    def _rows_of(self, expert: int, prior: tuple[Array, Array], forms: Sequence[WeightFormat]) -> ExpertRows:
+        """Collect the rows of an expert. ``prior``: rows that stand for those of any expert."""
+        pairs = self._seen[expert].arrays()
+        return ExpertRows(expert, self._stored, *pairs, self.rows(expert), prior, tuple(forms), self._moments)
+
+    def _check(self, expert: int, sums_of: MeasuredExpert) -> None:
         """Raise MoecError where sums are beyond the range of float32."""
         sums = [sums_of.output_norm, sums_of.saliency, sums_of.energy, sums_of.hidden, *sums_of.moments.values()]
         if not all(np.isfinite(array).all() for array in sums):
-            where = f"node {node_name(self._node)}: expert {expert}"
+            where = f"node {node_name(self.node)}: expert {expert}"
             raise MoecError(f"{where}: sums over what it reads or gives are not finite; expected data of usual sizes")
-
-    def _measured(self, x: Array, expert: int, prior: tuple[Array, Array], forms: Sequence[WeightFormat]) -> _Expert:
-        """Compute the measurements that need products. ``x``: the stored tokens; ``prior``: rows that stand for those
-        of any expert."""
-        weights = ExpertWeights(self._node)  # belongs to the calling thread alone, because it caches the last read
-        own: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
-        result = self._summed(weights, expert, x, own)
-        inputs = self._weighted(*self.rows(expert))
-        result.energy, result.errors, result.prior_errors = expert_errors(weights, expert, inputs, prior, own, forms)
-        release_pages()
-        return result
-
-    def _weighted(self, rows: Array, gates: Array) -> tuple[Array, Array]:
-        """Scale rows [n,d] as the expert reads them. Also returns the weights [n] of its results."""
-        return (rows * gates[:, None], np.ones_like(gates)) if self.weights.spec.weight_on_input else (rows, gates)
-
-    def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
-        places, gates, shares = self._seen[expert].arrays()
-        result = _Expert(0.0, 0.0, np.zeros(weights.hidden), {})
-        if self._moments:
-            result.moments["moment_in"] = packed(self._moment_in(x, places, gates))
-        hidden_moment = np.zeros((weights.hidden, weights.hidden), np.float32)
-        some = evenly(np.arange(len(places)), enough_outputs(weights.hidden))
-        for start in range(0, len(some), _AT_ONCE):
-            these = some[start : start + _AT_ONCE]
-            rows, sizes = self._weighted(x[places[these]], gates[these])[0], np.abs(gates[these])
-            hidden, y = expert_output(weights, expert, rows, own)
-            norms = np.linalg.norm(y, axis=1)
-            result.output_norm += norms.sum()
-            result.saliency += shares[these] @ norms
-            result.hidden += sizes @ np.abs(hidden)
-            if self._moments:
-                _add_moment(hidden_moment, hidden, sizes)
-        stands_for = len(places) / max(1, len(some))
-        result.output_norm *= stands_for
-        result.saliency *= stands_for
-        result.hidden *= stands_for
-        if self._moments:
-            result.moments["moment_hidden"] = packed(hidden_moment) * np.float32(stands_for)
-        return result
-
-    def _moment_in(self, x: Array, places: Array, gates: Array) -> Array:
-        moment = np.zeros((x.shape[1], x.shape[1]), np.float32)
-        for start in range(0, len(places), _AT_ONCE):
-            these = slice(start, start + _AT_ONCE)
-            rows, _ = self._weighted(x[places[these]], gates[these])
-            _add_moment(moment, rows, np.abs(gates[these]))
-        return moment
 
     def _output(self, x: Array, gates: Array, kept_input: Array) -> Array:
         """Compute the layer's output [n,width] for tokens [n,d]: the sum of its experts with weights [n,E], and of
@@ -278,7 +207,7 @@ class ExpertsSums:
         for expert in range(self.weights.experts):
             (tokens,) = np.nonzero(gates[:, expert])
             if len(tokens):
-                rows, own = self._weighted(x[tokens], gates[tokens, expert])
+                rows, own = weighted(self.weights.spec, x[tokens], gates[tokens, expert])
                 output[tokens] += own[:, None] * expert_output(self.weights, expert, rows)[1]
                 release_pages()
         if kept_input.any():
@@ -317,18 +246,11 @@ class InputSums:
         result = {"measured": np.array(self._stored.count), "rows": self.rows()}
         if self._moments:
             moment, x = np.zeros((self.size, self.size), np.float32), self._stored.read()
-            for start in range(0, len(x), _AT_ONCE):
-                rows = x[start : start + _AT_ONCE]
+            for start in range(0, len(x), AT_ONCE):
+                rows = x[start : start + AT_ONCE]
                 moment += rows.T @ rows
             result["moment_in"] = packed(moment)
         return result
-
-
-def _add_moment(moment: Array, rows: Array, sizes: Array) -> None:
-    """Add the sum of g x x^T over rows x [n,size] and sizes g of weights [n]. The rows are overwritten."""
-    rows *= np.sqrt(sizes)[:, None]
-    with np.errstate(all="ignore"):
-        moment += rows.T @ rows
 
 
 def _prior(sample: Array, gates: Array) -> tuple[Array, Array]:

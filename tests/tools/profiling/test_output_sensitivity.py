@@ -10,7 +10,7 @@ from moec.passes.weights.output_change import OutputChange
 from moec.passes.weights.store import store
 from moec.profiles.keys import key_of
 from moec.tools.profiling.output_sensitivity import MOST_WEIGHTS, output_sensitivities, positions_wanted, too_large
-from moec.tools.profiling.workers import workers
+from moec.tools.profiling.threads import measuring_threads
 
 from ...passes.before_after import model_of
 from ...passes.profiles import rows_of
@@ -74,7 +74,7 @@ def test_a_layer_whose_output_counts_more_is_more_sensitive():
 
 def test_threads_change_nothing():
     alone = measured(two_layers())
-    with workers(2) as run:
+    with measuring_threads(2) as run:
         for actual, expected in zip(measured(two_layers(), run).values(), alone.values(), strict=True):
             assert actual.tolist() == expected.tolist()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import pathlib
 import resource
+from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +25,7 @@ from moec.profiles.keys import keep_key, key_of, measurable
 from moec.profiles.measures import BINS
 from moec.tools.profiling import driver, profile
 from moec.tools.profiling.sums import ExpertsSums, KeptRows
-from moec.tools.profiling.workers import workers
+from moec.tools.profiling.threads import measuring_threads
 
 from ...language_model import language_model
 from ...passes.stored_weights import D, E, experts_model
@@ -276,7 +278,7 @@ def test_sums_are_of_the_first_rows_and_counts_of_all(model, made, ids, tmp_path
 
 
 def test_outputs_of_some_rows_stand_for_those_of_all(model, made, ids, tmp_path, monkeypatch):
-    monkeypatch.setattr("moec.tools.profiling.sums.enough_outputs", lambda _hidden: 2)
+    monkeypatch.setattr("moec.tools.profiling.one_expert.enough_outputs", lambda _hidden: 2)
     few, whole = (next(profile.all_experts()) for profile in (measured(model, tmp_path, ids), made))
     expert = int(whole.count.argmax())
     count = int(whole.count[expert])
@@ -299,10 +301,28 @@ def test_the_number_of_threads_does_not_show(model, ids, tmp_path):
         assert first.tobytes() == second.tobytes(), name
 
 
-def test_workers_multiply_on_their_own_threads():
+@pytest.mark.parametrize("changed", [False, True], ids=["same", "changed"])
+def test_experts_that_jobs_measure_are_the_same(model, ids, tmp_path, monkeypatch, changed):
+    np.savez(tmp_path / "data.npz", ids=ids)
+    if changed:
+        monkeypatch.setattr("moec.tools.profiling.one_expert.key_of", lambda _node: "0" * 16)
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        submit = mock.Mock(wraps=executor.submit)
+        if changed:
+            with pytest.raises(MoecError, match=r"model.onnx: was changed while it was profiled; profile it again"):
+                profile(model, [tmp_path / "data.npz"], tmp_path / "b", executor=executor, formats="int4/32")
+            assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
+            return
+        profile(model, [tmp_path / "data.npz"], tmp_path / "b", executor=mock.Mock(submit=submit), formats="int4/32")
+    profile(model, [tmp_path / "data.npz"], tmp_path / "a", formats="int4/32")
+    assert submit.call_count == 2 * 8, "experts"
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_threads_multiply_on_their_own_threads():
     from threadpoolctl import threadpool_info
 
-    with workers(2) as run:
+    with measuring_threads(2) as run:
         known = [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
         assert list(run(lambda number: 2 * number, range(5))) == [0, 2, 4, 6, 8]
     assert known and set(known) == {1}

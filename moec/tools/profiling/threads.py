@@ -16,7 +16,7 @@ class ParallelRun(Protocol):
 
 
 @contextlib.contextmanager
-def workers(count: int) -> Iterator[ParallelRun]:
+def measuring_threads(count: int) -> Iterator[ParallelRun]:
     """Yield a function that maps over items on ``count`` threads, in order, with at most one more result waiting than
     there are threads.
 

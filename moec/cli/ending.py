@@ -58,7 +58,7 @@ def end_when_told() -> None:
         if number == signal.SIGTERM:  # launchers of several processes send it when one of them is lost
             for line in spoken():
                 if not _said.is_set():  # the main thread may have noticed at the same time
-                    say_error(line)
+                    say_error(line, sys.__stderr__)  # the main thread may have silenced the other name of it
         os._exit(128 + number)
 
     threading.Thread(target=wait, name="moec-end", daemon=True).start()
@@ -70,11 +70,11 @@ def wait_if_ending() -> None:
         threading.Event().wait()
 
 
-def say_error(text: str) -> None:
-    """Print an error as one line on stderr."""
+def say_error(text: str, stream: TextIO | None = None) -> None:
+    """Print an error as one line on a stream, by default ``sys.stderr``."""
     _said.set()
     with contextlib.suppress(OSError):
-        print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        print(f"error: {' '.join(text.split())}", file=stream or sys.stderr, flush=True)
 
 
 class CheckedOutput:

@@ -98,6 +98,7 @@ class RowExchange:
         """Whether each run is announced to ranks that may have no work left (:mod:`moec.distributed.lockstep`)."""
 
     def begin_run(self) -> None:
+        """Begin a run of the program, and forget one that an error ended."""
         self._sending.clear()
         if self.announces and not self._idle:
             self.group.any(True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from moec.distributed.roll_call import COMPUTING, RollCall, RollVerdict
 
 TIMEOUT_SECONDS = 60.0
 TIMEOUT_VARIABLE = "MOEC_RANKS_TIMEOUT"
+_starts = itertools.count()
+"""Numbers of the groups that this process joined, one after the other, as all ranks do."""
 
 
 class RankGroup:
@@ -105,8 +108,7 @@ def joined(ranks: int, facts: Mapping[str, str], seconds: float | None = None) -
             f"the artifact is placed on {ranks} ranks, and {size} were started; start {ranks}, or place it anew"
         )
     seconds = _timeout() if seconds is None else seconds
-    if "torch" not in sys.modules:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors are ours to report
+    _load_torch()
     group = RankGroup(rank, size, seconds)
     is_lost = True
     try:
@@ -122,18 +124,27 @@ def joined(ranks: int, facts: Mapping[str, str], seconds: float | None = None) -
         _leave(group, is_lost)
 
 
-def _start(group: RankGroup, facts: Mapping[str, str], seconds: float) -> None:
+def _load_torch() -> None:
+    if "torch" not in sys.modules:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors are ours to report
     try:
         from torch import distributed
     except ImportError as error:
         raise MoecError('several ranks need PyTorch: pip install "moec[torch]"') from error
     if distributed.is_initialized():
         raise MoecError("torch.distributed has a process group already; expected none: moec starts its own")
+
+
+def _start(group: RankGroup, facts: Mapping[str, str], seconds: float) -> None:
+    from torch import distributed
+
     timeout = datetime.timedelta(seconds=seconds)
     try:
-        store: Any = next(distributed.rendezvous("env://", timeout=timeout))[0]
+        plain: Any = next(distributed.rendezvous("env://", timeout=timeout))[0]
     except ValueError as error:  # a variable is missing, or is no number
         raise MoecError(f"expected the environment of torchrun: {one_line(error)}") from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the launcher's store keeps what earlier ones said
+    store: Any = distributed.PrefixStore(f"moec/{attempt}/{next(_starts)}", plain)
     holds_store = group.rank == 0 and not _launcher_holds_store()
     group.roll = RollCall(store.clone(), group.rank, group.size, holds_store, lambda: group.place)
     shake_hands(store, group.rank, group.size, facts, seconds)

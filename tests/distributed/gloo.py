@@ -31,7 +31,7 @@ class Ranks:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed", "moec.distributed.lockstep"])
+        context.set_forkserver_preload(["torch.distributed", "pytest", "tests.distributed.rounds"])
         port = free_port()
         self._folder = tempfile.TemporaryDirectory()
         self._said = [pathlib.Path(self._folder.name, str(rank)) for rank in range(size)]

@@ -7,64 +7,17 @@ import pathlib
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 
-import numpy as np
 import pytest
 
-from moec.common.errors import MoecError
-from moec.distributed.exchange import RowExchange
-from moec.distributed.lockstep import Lockstep
-from moec.placing.placement import ExpertPlacement, linear
-from moec.placing.volume import TRANSPORTS, Transport
-from tests.distributed.gloo import group_of, start_ranks
+from moec.placing.volume import TRANSPORTS
+from tests.distributed.gloo import start_ranks
+from tests.distributed.rounds import TIMEOUT, run_rounds
 
-TIMEOUT = 4.0
-
-
-def run_forever(rank: int, size: int, transport: Transport, fault: str = "", begun: str = "") -> None:
-    """Exchange rows of three layers again and again. ``fault``: rank 1's in its third run. ``begun``: a file to write
-    after the first."""
-    placement = ExpertPlacement(size, tuple(linear(str(layer), 6, size) for layer in range(3)))
-    generator = np.random.default_rng(rank)
-    with group_of(size, TIMEOUT) as group:
-        count = 0
-        exchange = RowExchange(group, placement, transport)
-
-        def run() -> None:
-            nonlocal count
-            count += 1
-            tokens = int(generator.integers(0, 300))
-            for layer in range(3):
-                rows, experts = np.ones((tokens, 40), np.float32), generator.integers(-1, 6, (tokens, 2))
-                exchange.send(layer, rows, experts.astype(np.int32), None)
-                if fault and layer == 1 and count == 3 and rank == 1:
-                    fail(fault)
-                exchange.give_back(layer, exchange.receive(layer).rows)
-
-        with Lockstep(exchange, run):
-            while True:
-                exchange.begin_run()
-                run()
-                if begun and count == 1:
-                    pathlib.Path(begun).touch()
-
-
-def fail(fault: str) -> None:
-    if fault == "bad input":
-        raise MoecError("prompts.txt: is empty;\n expected a prompt")
-    if fault == "defect":
-        raise ZeroDivisionError("a defect")
-    if fault == "memory":
-        np.empty(1 << 60, np.uint8)
-    if fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if fault == "slow":
-        time.sleep(TIMEOUT + 3)
-    if fault == "exit":
-        os._exit(0)
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def lines(ranks, survivors: list[int], seconds: float) -> list[str]:
@@ -83,15 +36,15 @@ def lines(ranks, survivors: list[int], seconds: float) -> list[str]:
     ("fault", "expected"),
     [
         ("bad input", "rank 1 ended: prompts.txt: is empty; expected a prompt"),
-        ("memory", "rank 1 ended: Unable to allocate"),
+        pytest.param("memory", "rank 1 ended: Unable to allocate", marks=pytest.mark.nightly),
         ("kill", "rank 1 closed its connection"),
         ("stop", "rank 1 did not answer within 4 s"),
         ("slow", "rank 1 computed for more than 4 s"),
-        ("exit", "rank 1 closed its connection"),
+        pytest.param("exit", "rank 1 closed its connection", marks=pytest.mark.nightly),
     ],
 )
 def test_all_others_say_what_happened(fault, expected):
-    ranks = start_ranks(3, run_forever, 3, "alltoall", fault)
+    ranks = start_ranks(3, run_rounds, 3, "alltoall", fault)
     for line in lines(ranks, [0, 2], TIMEOUT + 25):
         assert expected in line
         assert re.search(r"\(layer 1, (dispatch|return) of rows\)", line)
@@ -101,7 +54,7 @@ def lost_at_random(seed: int, begun: pathlib.Path) -> list[str]:
     """Kill or stop a rank at a random moment: of its start, where the seed is a multiple of 4, or of its runs."""
     generator = random.Random(seed)
     size = generator.choice([2, 3, 4])
-    ranks = start_ranks(size, run_forever, size, generator.choice(TRANSPORTS), "", str(begun))
+    ranks = start_ranks(size, run_rounds, size, generator.choice(TRANSPORTS), "", str(begun))
     victim, number = generator.randrange(size), generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
     end = time.monotonic() + 60
     while seed % 4 and not begun.exists() and time.monotonic() < end:
@@ -120,3 +73,32 @@ def lost_at_random(seed: int, begun: pathlib.Path) -> list[str]:
 )
 def test_a_rank_lost_at_any_moment_ends_the_others(seed, tmp_path):
     lost_at_random(seed, tmp_path / "begun")
+
+
+def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the program of this folder on three ranks."""
+    program = ROOT / "tests" / "distributed" / "torchrun_program.py"
+    options = ["--standalone", "--nproc-per-node", "3", "--max-restarts", str(restarts)]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(program), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [(("kill",), r"layer 1, (dispatch|return) of rows"), (("kill", "wait"), "computing")],
+)
+def test_torchrun_ends_and_all_survivors_say_why(words, place):
+    done = torchrun(*words)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == 1 and len(said) == 2, done.stderr
+    for rank, line in zip([0, 2], sorted(said), strict=True):
+        assert re.fullmatch(rf"error: rank {rank} of 3 \({place}\): rank 1 (closed its connection|ended)", line), line
+
+
+@pytest.mark.nightly
+def test_torchrun_starts_again():
+    done = torchrun("kill", restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"rank {rank} is done" for rank in range(3)]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec, RouteSpec
 from moec.ir.graphs import read_values
 from moec.ir.rule import known_size
 from moec.ir.streaming import set_streamed
@@ -25,6 +25,7 @@ from moec.passes.graph.writer import Writer, as_float32
 from moec.placing.metadata import set_layer, set_placement
 from moec.placing.place import Method, place_measured
 from moec.placing.placement import ExpertPlacement, linear, read_placement_file
+from moec.placing.volume import RowBytes, TransportChoice, choose_transport
 from moec.profiles.file import Profile
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -45,7 +46,7 @@ class PlaceExperts:
        multiplied again.
     4. The model records the placement [layer][rank][slot]: that in the file ``placement``; with ``profile``, a file of
        ``moec profile``, one that ``method`` finds, with so many ``replicas`` of each layer's experts; else consecutive
-       experts on consecutive ranks.
+       experts on consecutive ranks. The transport of rows is the file's, or that of fewer bytes, with a remark.
     5. Experts over dispatched rows (``moec.Dispatch``) stay on every rank, with a remark, as do those of other graphs
        than the model's own (bodies of loops and branches).
 
@@ -83,7 +84,12 @@ class PlaceExperts:
         if not layers:
             report.warn(self.name, "", "the model has no layer of experts that could be placed on ranks")
             return False
-        set_placement(model, self._placement(layers))
+        placement = self._placement(layers)
+        if placement.transport is None:
+            choice = self._transport(layers)
+            report.note(self.name, "", f"rows go to other ranks by {choice.transport}: it {choice.reason}")
+            placement = dataclasses.replace(placement, transport=choice.transport)
+        set_placement(model, placement)
         set_streamed(model)
         for number, node in enumerate(layers):
             _send_rows(model.graph, with_route(model.graph, node), RanksSpec(number))
@@ -103,6 +109,11 @@ class PlaceExperts:
         with contextlib.closing(Profile.read(self.profile)) as measured:
             measures = [measured.experts(node) for node in layers]
             return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
+
+    def _transport(self, layers: Sequence[ir.Node]) -> TransportChoice:
+        """Choose the transport by the layer whose rows are largest."""
+        chosen = max(((_row_bytes(node), _chosen(node)) for node in layers), key=lambda layer: layer[0].out * layer[1])
+        return choose_transport(self.ranks, chosen[1], chosen[0])
 
     def _checked(self, placement: ExpertPlacement, layers: Sequence[ir.Node]) -> ExpertPlacement:
         """Raise MoecError for a placement of other layers, or on another number of ranks."""
@@ -127,6 +138,22 @@ def _experts(node: ir.Node) -> int:
     experts = known_size(dialect.inputs_of(node)["down"], 0)
     assert experts is not None, "the weights of experts have a known shape"
     return experts
+
+
+def _chosen(node: ir.Node) -> int:
+    """Experts per token of a layer; 1 where that is not known."""
+    if dialect.is_moec(node, "MoE"):
+        return dialect.spec_of(node, RouteSpec).k
+    return known_size(dialect.inputs_of(node)["experts"], 1) or 1
+
+
+def _row_bytes(node: ir.Node) -> RowBytes:
+    """Bytes of a row with its ids, and of a result, which is float32."""
+    x, down = (dialect.inputs_of(node)[name] for name in ("x", "down"))
+    transposed = dialect.spec_of(node, ExpertsSpec).down_transposed
+    element = 4 if x is None or x.dtype is None else int(x.dtype.itemsize)
+    width, ids = known_size(down, 2 if transposed else 1) or 0, np.dtype(np.int32).itemsize * _chosen(node)
+    return RowBytes((known_size(x, 1) or width) * element + ids, width * np.dtype(np.float32).itemsize)
 
 
 def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:

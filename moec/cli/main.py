@@ -44,6 +44,7 @@ from moec.cli.options import (
     VerifyEach,
     Workers,
 )
+from moec.cli.place import place
 from moec.cli.printing import print_remarks, print_result, report_compilation, shown_progress
 from moec.cli.targets import Target, target_commands, with_target_options
 from moec.common.errors import DefectError, MoecError, reporting
@@ -356,6 +357,7 @@ app.command()(times.tune)
 app.command()(text.generate)
 app.command()(data.profile)
 app.command()(data.plan)
+app.command()(place)
 app.command()(data.evaluate)
 app.command()(data.sweep)
 for _command in target_commands(DIFFERS):

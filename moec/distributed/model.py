@@ -112,5 +112,5 @@ def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Itera
         raise MoecError(f"{path}: its experts are not placed on ranks; compile it with --ranks")
     facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
     with joined(placement.ranks, facts) as group:
-        exchange = RowExchange(group, placement, "alltoall")
+        exchange = RowExchange(group, placement, placement.transport or "alltoall")
         yield RankedModel(artifact, dataclasses.replace(options, rank=group.rank), group, exchange)

@@ -16,7 +16,7 @@ import functools
 import itertools
 import json
 import os
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from moec.common.records import read_json
 
 _LARGEST = 64 << 20
 """Bytes of a file with a placement."""
+Transport = Literal["allgather", "alltoall"]
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 MOST_RANKS = 65_536
 """Bound for files that are not trusted."""
 
@@ -89,11 +91,14 @@ def _candidates(layer: LayerPlacement, rank: int, nodes: int) -> tuple[np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class ExpertPlacement:
-    """Placements of all layers on ``ranks`` ranks of ``nodes`` machines with equally many consecutive ranks each."""
+    """Placements of all layers on ``ranks`` ranks of ``nodes`` machines with equally many consecutive ranks each.
+
+    ``transport``: the way of rows to other ranks (:mod:`moec.placing.volume`); None where none was chosen."""
 
     ranks: int
     layers: tuple[LayerPlacement, ...]
     nodes: int = 1
+    transport: Transport | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= self.ranks <= MOST_RANKS or self.ranks % self.nodes:
@@ -108,7 +113,8 @@ class ExpertPlacement:
             {"name": layer.name, "experts": layer.experts, "slots": [list(slots) for slots in layer.slots]}
             for layer in self.layers
         ]
-        return {"ranks": self.ranks, "nodes": self.nodes, "layers": layers}
+        head = {"ranks": self.ranks, "nodes": self.nodes}
+        return {**head, **({} if self.transport is None else {"transport": self.transport}), "layers": layers}
 
     def text(self) -> str:
         """Return the JSON file, with one line for each rank of a layer."""
@@ -117,7 +123,8 @@ class ExpertPlacement:
             slots = ",\n    ".join(json.dumps(list(slots)) for slots in layer.slots)
             head = f'{{"name": {json.dumps(layer.name)}, "experts": {layer.experts}, "slots": ['
             lines.append(f"  {head}\n    {slots}]}}")
-        head = f'{{"ranks": {self.ranks}, "nodes": {self.nodes}, "layers": ['
+        transport = "" if self.transport is None else f'"transport": "{self.transport}", '
+        head = f'{{"ranks": {self.ranks}, "nodes": {self.nodes}, {transport}"layers": ['
         return head + "\n" + ",\n".join(lines) + "]}\n"
 
 

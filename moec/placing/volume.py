@@ -16,15 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from moec.common.errors import MoecError
-from moec.placing.placement import LayerPlacement
-
-Transport = Literal["allgather", "alltoall"]
-TRANSPORTS: tuple[Transport, ...] = ("allgather", "alltoall")
+from moec.placing.placement import TRANSPORTS, LayerPlacement, Transport
 
 MARGIN = 0.25
 """Share of additional bytes up to which ``allgather`` is chosen: its volume is the same whatever the tokens choose."""

@@ -1,0 +1,70 @@
+"""Experts of an artifact on other ranks: another placement in its manifest, and the same program and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+from moec.common.errors import MoecError, reporting
+from moec.placing.place import place_profile
+from moec.placing.placement import ExpertPlacement, linear
+from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.artifact_folder import copy_artifact
+from moec.runtime.manifest import MANIFEST, print_manifest
+
+
+@reporting("placing experts")
+def placement_on(
+    path: str | os.PathLike[str],
+    ranks: int,
+    nodes: int = 1,
+    replicas: int = 0,
+    profile: str | os.PathLike[str] | None = None,
+) -> ExpertPlacement:
+    """Find a placement of the artifact at ``path`` on other ranks: with a ``profile`` by the loads of experts, else
+    consecutive experts on consecutive ranks. Raises MoecError as :func:`moec.placing.place.place`, and for an artifact
+    that was compiled for one process."""
+    before = _placement_of(open_artifact(path))
+    if profile is not None:
+        return place_profile(profile, ranks, nodes, replicas)
+    if replicas:
+        raise MoecError(f"replicas is {replicas}: a profile says which experts need them; make one with moec profile")
+    layers = tuple(linear(layer.name, layer.experts, ranks) for layer in before.layers)
+    return ExpertPlacement(ranks, layers, nodes, before.transport)
+
+
+def _placement_of(artifact: Artifact) -> ExpertPlacement:
+    placement = artifact.manifest.placement
+    if placement is None:
+        raise MoecError(
+            f"{artifact.where}: was compiled for one process; compile it with --ranks, then its experts can be moved"
+        )
+    return placement
+
+
+@reporting("placing experts")
+def place_anew(path: str | os.PathLike[str], placement: ExpertPlacement) -> None:
+    """Write another placement into the artifact at ``path``. In a folder this rewrites the manifest alone, in one step;
+    a zip is written anew. Layers keep their names.
+
+    Raises MoecError for an artifact that was compiled for one process, and for a placement of other layers."""
+    artifact = open_artifact(path)
+    before = _placement_of(artifact)
+    expected, actual = ([layer.experts for layer in each.layers] for each in (before, placement))
+    if actual != expected:
+        raise MoecError(f"{path}: has layers of {expected} experts; the placement is of layers of {actual}")
+    pairs = zip(placement.layers, before.layers, strict=True)
+    layers = tuple(dataclasses.replace(layer, name=own.name) for layer, own in pairs)
+    artifact.manifest.placement = dataclasses.replace(placement, layers=layers)
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        copy_artifact(artifact, path)
+        return
+    aside = folder / f".{MANIFEST}.new"
+    try:
+        aside.write_text(print_manifest(artifact.manifest), encoding="utf-8")
+        aside.replace(folder / MANIFEST)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise MoecError(f"{path}: its manifest cannot be written: {error.strerror or error}") from error

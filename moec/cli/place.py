@@ -1,0 +1,45 @@
+"""``moec place``: experts of an artifact move to other ranks without compiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moec.cli.options import Artifact, Profile
+from moec.common.errors import MoecError
+
+
+def place(
+    artifact: Artifact,
+    placement: Annotated[
+        Path | None, typer.Option(help="Place experts as this file of moec plan --ranks says.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Place experts on this many ranks instead of those in a file.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the ranks are on.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
+    ] = 0,
+    profile: Profile = None,
+) -> None:
+    """Place the experts of an artifact on other ranks, without compiling it again.
+
+    ART was compiled with --ranks. Results stay the same.
+    """
+    from moec.artifacts.placing import place_anew, placement_on
+    from moec.placing.placement import read_placement_file
+
+    if (placement is None) == (ranks is None):
+        raise MoecError("expected one of --placement and --ranks")
+    if placement is not None:
+        if nodes != 1 or replicas or profile is not None:
+            raise MoecError("--nodes, --replicas and --profile go with --ranks; a file says all of it")
+        chosen = read_placement_file(placement)
+    else:
+        assert ranks is not None, "one of both was given"
+        chosen = placement_on(artifact, ranks, nodes, replicas, profile)
+    place_anew(artifact, chosen)
+    print(f"{artifact}: {len(chosen.layers)} layers are placed on {chosen.ranks} ranks")

@@ -173,7 +173,7 @@ def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
     if widens:
         own["x"] = as_float32(write, received.outputs[0])
         operands = {name: _widened(write, name, value) for name, value in operands.items()}
-    experts = dialect.make_node("Experts", {**own, **operands}, spec)
+    experts = dialect.make_node("Experts", {**own, **operands}, spec, name=node.name)
     experts.metadata_props.update(node.metadata_props)
     set_layer(experts, layer.layer)
     results = write.insert(experts, "results")

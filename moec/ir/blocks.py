@@ -25,7 +25,7 @@ from moec.ir.dialect import (
     is_moec,
     spec_of,
 )
-from moec.ir.expert_ids import table_behind
+from moec.ir.expert_ids import selected_ids, table_behind
 from moec.ir.origins import Origins, origins_data, origins_of
 from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import ELEMENTS
@@ -158,7 +158,11 @@ def _origins(node: ir.Node, experts: int | None, spec: ExpertsSpec) -> dict[str,
 def _describe_router(node: ir.Node) -> dict[str, Any]:
     if is_moec(node, "MoE"):
         return _router_of(node, None)
-    return _router_of(_producer(inputs_of(node)["weights"]), inputs_of(node)["experts"])
+    source, ids = _producer(inputs_of(node)["weights"]), selected_ids(node)
+    if source is not None and is_moec(source, "ReceiveRows"):
+        table = None if ids is None else table_behind(ids)
+        source = _producer(ids if table is None else table[0])
+    return _router_of(source, ids)
 
 
 def _router_of(source: ir.Node | None, selected: ir.Value | None) -> dict[str, Any]:

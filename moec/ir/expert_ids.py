@@ -41,10 +41,7 @@ def routing_of(node: ir.Node) -> Routing:
     if dialect.is_moec(node, "MoE"):
         return Routing(node)
     inputs = dialect.inputs_of(node)
-    weights, ids, table = inputs["weights"], inputs["experts"], None
-    received = None if ids is None else ids.producer()
-    if received is not None and dialect.is_moec(received, "ReceiveRows"):
-        ids = dialect.inputs_of(received)["experts"]
+    weights, ids, table = inputs["weights"], selected_ids(node), None
     if ids is not None and (lookup := table_behind(ids)) is not None:
         ids, table = lookup
     route = ids.producer() if ids is not None else None
@@ -58,9 +55,18 @@ def routing_of(node: ir.Node) -> Routing:
     return Routing(route, table)
 
 
-def _is_received(weights: ir.Value | None) -> bool:
-    """Whether weights come with rows from other ranks."""
-    source = None if weights is None else weights.producer()
+def selected_ids(node: ir.Node) -> ir.Value | None:
+    """The ids [T,k] that select the experts of a ``moec.Experts`` node: its own input, or what this rank sends where
+    rows come from several ranks."""
+    ids = dialect.inputs_of(node)["experts"]
+    source = None if ids is None else ids.producer()
+    is_received = source is not None and dialect.is_moec(source, "ReceiveRows")
+    return dialect.inputs_of(source)["experts"] if is_received else ids
+
+
+def _is_received(value: ir.Value | None) -> bool:
+    """Whether a value comes with rows from other ranks."""
+    source = None if value is None else value.producer()
     return source is not None and dialect.is_moec(source, "ReceiveRows")
 
 

@@ -37,6 +37,7 @@ def lines(ranks, survivors: list[int], seconds: float) -> list[str]:
     [
         ("bad input", "rank 1 ended: prompts.txt: is empty; expected a prompt"),
         pytest.param("memory", "rank 1 ended: Unable to allocate", marks=pytest.mark.nightly),
+        pytest.param("defect", "rank 1 ended: a defect", marks=pytest.mark.nightly),
         ("kill", "rank 1 closed its connection"),
         ("stop", "rank 1 did not answer within 4 s"),
         ("slow", "rank 1 computed for more than 4 s"),

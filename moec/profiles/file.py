@@ -181,7 +181,8 @@ def write_profile(path: str | os.PathLike[str], head: Head, arrays: Iterable[tup
 def write_new(path: pathlib.Path, head: Head, arrays: Iterable[tuple[str, Array]]) -> None:
     """Write a profile where nothing is. Raises OSError."""
     with zipfile.ZipFile(path, "x") as archive:
-        archive.writestr(_HEAD, json.dumps(dataclasses.asdict(head), indent=1))
+        with archive.open(_HEAD, "w") as entry:  # writestr would add the time of day, and no two files would be equal
+            entry.write(json.dumps(dataclasses.asdict(head), indent=1).encode())
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)

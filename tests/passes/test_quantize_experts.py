@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import concurrent.futures
-from unittest import mock
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -21,6 +18,7 @@ from moec.passes.pipeline import run as run_pipeline
 from moec.passes.weights.choice import quantize_activations
 from moec.passes.weights.store import set_arithmetic
 
+from ..executors import Pickling
 from .before_after import check, model_of
 from .profiles import write_experts
 from .stored_weights import (
@@ -91,10 +89,9 @@ def test_experts_that_jobs_encode_are_the_same(options: str, tmp_path) -> None:
         options += f",format=int4,profile={write_experts(tmp_path / 'p', experts_model(GATED), [500] * E)}"
     here, elsewhere, asked = experts_model(GATED), experts_model(GATED), parse(f"quantize-experts{{{options}}}")
     run_pipeline(here, asked, Report())
-    with concurrent.futures.ThreadPoolExecutor(2) as executor:
-        submit = mock.Mock(wraps=executor.submit)
-        run_pipeline(elsewhere, asked, Report(jobs=JobRunner(mock.Mock(submit=submit), 2)))
-    assert submit.call_count == 2 * (3 if "experts" in options else E)
+    with Pickling() as executor:
+        run_pipeline(elsewhere, asked, Report(jobs=JobRunner(executor, 2)))
+    assert executor.submitted == 2 * (3 if "experts" in options else E)
     assert print_model(here) == print_model(elsewhere)
 
 
@@ -102,7 +99,7 @@ def test_an_expert_that_a_job_cannot_encode_is_named() -> None:
     arrays = expert_arrays(GATED)
     arrays["down"][3, 0, 0] = np.inf
     with (
-        concurrent.futures.ThreadPoolExecutor(2) as executor,
+        Pickling() as executor,
         pytest.raises(MoecError, match=r"^node layer: weight down of expert 3: it holds an infinity or a NaN"),
     ):
         passes = parse("quantize-experts{format=int4}")

@@ -21,6 +21,8 @@ from moec.tools.data import KeptTokenizer, TextOptions
 from moec.tools.evaluate import Evaluation, _kept_tokenizer, evaluate
 from moec.tools.paired import quantile_of_t
 
+from ..executors import Pickling
+
 V = 5
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 IDS = np.random.default_rng(0).integers(0, V, (6, 7))
@@ -74,10 +76,9 @@ def test_jobs_give_the_same_results(models, tmp_path, metrics, labels):
         labels = saved(tmp_path / "labels.npz", labels=np.arange(IDS.size).reshape(IDS.shape) % V)
     options = {"metrics": metrics, "labels": labels}
     expected = evaluate(paths, data, **options)
-    with concurrent.futures.ThreadPoolExecutor(2) as executor:
-        submit = mock.Mock(wraps=executor.submit)
-        actual = evaluate(paths, data, executor=mock.Mock(submit=submit), **options)
-    assert submit.call_count == 3
+    with Pickling() as executor:
+        actual = evaluate(paths, data, executor=executor, **options)
+    assert executor.submitted == 3
     assert json.dumps(actual.as_data()) == json.dumps(expected.as_data())
 
 
@@ -89,7 +90,7 @@ def test_jobs_give_the_same_error(models, tmp_path, place):
     first = saved(tmp_path / "1.npz", ids=IDS[:4])
     second = saved(tmp_path / "2.npz", ids=IDS[4:, : 6 if place == "third batch" else None])
     unread = [saved(tmp_path / "3.npz", x=IDS)] if place != "labels" else []
-    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+    with Pickling() as executor:
         lines = []
         for options in ({}, {"executor": executor}):
             with pytest.raises(MoecError) as caught:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import pathlib
 import resource
-from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +25,7 @@ from moec.tools.profiling import driver, profile
 from moec.tools.profiling.sums import ExpertsSums, KeptRows
 from moec.tools.profiling.threads import measuring_threads
 
+from ...executors import Pickling
 from ...language_model import language_model
 from ...passes.stored_weights import D, E, experts_model
 from ...products import thinned
@@ -306,16 +305,15 @@ def test_experts_that_jobs_measure_are_the_same(model, ids, tmp_path, monkeypatc
     np.savez(tmp_path / "data.npz", ids=ids)
     if changed:
         monkeypatch.setattr("moec.tools.profiling.one_expert.key_of", lambda _node: "0" * 16)
-    with concurrent.futures.ThreadPoolExecutor(2) as executor:
-        submit = mock.Mock(wraps=executor.submit)
+    with Pickling() as executor:
         if changed:
             with pytest.raises(MoecError, match=r"model.onnx: was changed while it was profiled; profile it again"):
                 profile(model, [tmp_path / "data.npz"], tmp_path / "b", executor=executor, formats="int4/32")
             assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
             return
-        profile(model, [tmp_path / "data.npz"], tmp_path / "b", executor=mock.Mock(submit=submit), formats="int4/32")
+        profile(model, [tmp_path / "data.npz"], tmp_path / "b", executor=executor, formats="int4/32")
     profile(model, [tmp_path / "data.npz"], tmp_path / "a", formats="int4/32")
-    assert submit.call_count == 2 * 8, "experts"
+    assert executor.submitted == 2 * 8, "experts"
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

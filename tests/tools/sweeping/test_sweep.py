@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import json
 import os
@@ -25,6 +24,7 @@ from moec.tools.sweeping.file import Times, Variant, read_variants, write_varian
 from moec.tools.sweeping.front import on_front
 from moec.tools.sweeping.keys import Keys
 
+from ...executors import Pickling
 from ...language_model import language_model, some_tokens
 
 PIPELINES = ["O2", "O2,quantize-experts{format=int4}"]
@@ -149,7 +149,7 @@ def untimed(variants: list[Variant]) -> list[dict[str, Any]]:
     return [{**dataclasses.asdict(variant), "times": sorted(variant.times), "artifact": None} for variant in variants]
 
 
-class Losing(concurrent.futures.ThreadPoolExecutor):
+class Losing(Pickling):
     """An executor of two threads that loses the jobs of pipelines with ``int3``."""
 
     def submit(self, function, /, *arguments):
@@ -169,7 +169,7 @@ def test_a_sweep_on_an_executor_is_the_same_and_goes_on_where_it_stopped(model, 
         return time(work, path, first)
 
     monkeypatch.setattr(runs.VariantWork, "time", interrupted)
-    with Losing(2) as executor:
+    with Losing() as executor:
         with pytest.raises(KeyboardInterrupt):
             sweep(model, [data], tmp_path, pipelines, executor=executor, **options)
         first, second = read_variants(tmp_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class Link:
         return self.latency + count / self.bandwidth
 
 
+Engine = Literal["gloo", "nccl"]
+
 FREE = Link(float("inf"), 0.0)
 """A link that takes no time, for what a run would take without communication."""
 
@@ -41,12 +44,18 @@ FREE = Link(float("inf"), 0.0)
 @dataclasses.dataclass(frozen=True)
 class Links:
     """Links of each rank: ``inside`` of its node and ``between`` the ``nodes``, which have equally many consecutive
-    ranks. ``trips``: latencies that a message takes: 2 with gloo, whose receiver first says that it is ready."""
+    ranks. ``engine``: of torch.distributed. A message of gloo takes two latencies, because its receiver first says that
+    it is ready, and its broadcasts share no bandwidth: their bytes travel one after the other."""
 
     inside: Link
     between: Link
     nodes: int = 1
-    trips: int = 1
+    engine: Engine = "nccl"
+
+    @property
+    def trips(self) -> int:
+        """Latencies of a message."""
+        return 2 if self.engine == "gloo" else 1
 
     def faster(self, factor: float) -> Links:
         """Multiply the bandwidths of all links."""
@@ -75,8 +84,11 @@ class Links:
         """
         ranks = len(blocks)
         depth = (ranks - 1).bit_length()
-        latency = max(self.inside.latency, self.between.latency if self.nodes > 1 else 0.0)
-        return self.alltoall(_tree_bytes(blocks)) + self.trips * max(depth - 1, 0) * latency
+        slowest = self.between if self.nodes > 1 else self.inside
+        if self.engine == "gloo":
+            seconds = depth * (self.trips * slowest.latency + float(blocks.sum()) / slowest.bandwidth)
+            return np.full(ranks, seconds)
+        return self.alltoall(_tree_bytes(blocks)) + self.trips * max(depth - 1, 0) * slowest.latency
 
 
 def _tree_bytes(blocks: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from moec.predicting.layers import Schedule
 from moec.predicting.links import Link, Links
 from moec.predicting.workload import Prediction, Setup, Workload, predict
 
-_GLOO_TRIPS = 2
 _LARGEST = 64 << 20
 
 
@@ -53,7 +52,7 @@ def predict_on_ranks(
     ExpertPlacement(ranks, (), nodes)  # the numbers are checked before they are used
     model = model_on_ranks(subject, tokens[0], machine)
     placed, words = _placement(model.workload, ranks, nodes, placement)
-    links = Links(inside, between, nodes, 1 if model.has_device else _GLOO_TRIPS)
+    links = Links(inside, between, nodes, "nccl" if model.has_device else "gloo")
     layer = model.workload.layers[0]
     choice = choose_transport(ranks, layer.k, layer.experts.width)
     predictions = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -45,14 +47,16 @@ def test_all_gather_brings_each_block_down_a_tree():
     assert Links(FAST, SLOW, nodes=2).allgather(np.array([100, 0, 0, 0])).tolist() == [20.0, 20.0, 20.0, 20.0]
 
 
-def test_a_handshake_takes_a_latency_more():
-    links = Links(FAST, SLOW, trips=2)
+def test_gloo_takes_a_latency_more_and_broadcasts_one_after_the_other():
+    links = Links(FAST, SLOW, engine="gloo")
     assert links.alltoall(np.array([[0, 300], [100, 0]])).tolist() == [5.0, 5.0]
-    assert links.allgather(np.array([100] * 4)).tolist() == [2 * 2 + 3.0] * 4
+    assert links.allgather(np.array([100, 0, 200, 100])).tolist() == [2 * (2 * 1 + 4.0)] * 4
+    assert links.allgather(np.array([100])).tolist() == [0.0]
+    assert dataclasses.replace(links, nodes=2).allgather(np.array([100] * 2)).tolist() == [2 * 5 + 20.0] * 2
 
 
 def test_bandwidth_alone_is_multiplied():
-    assert Links(FAST, SLOW, 2, 2).faster(2) == Links(Link(200.0, 1.0), Link(20.0, 5.0), 2, 2)
+    assert Links(FAST, SLOW, 2, "gloo").faster(2) == Links(Link(200.0, 1.0), Link(20.0, 5.0), 2, "gloo")
 
 
 @pytest.mark.parametrize(

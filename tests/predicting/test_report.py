@@ -107,7 +107,7 @@ def test_a_report_is_plain_data_and_says_that_it_is_predicted(subject):
     report = predict_on_ranks(subject, 4, 2, LINK, dataclasses.replace(LINK, latency=1e-4), [1, 64])
     data = json.loads(json.dumps(report_data(report)))
     assert data["predicted"] is True
-    assert (data["ranks"], data["nodes"], data["links"]["trips"]) == (4, 2, 2)
+    assert (data["ranks"], data["nodes"], data["links"]["engine"]) == (4, 2, "gloo")
     first, second = data["runs"]
     assert (first["tokens_per_rank"], second["tokens_per_rank"]) == (1, 64)
     assert second["seconds"] == pytest.approx(sum(layer["seconds"] for layer in second["layers"]))

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -75,9 +76,9 @@ class RankGroup:
     def _blame(self, error: Exception) -> str:
         text = one_line(error)
         late = f"did not answer within {self._seconds:g} s"
-        how = late if "timed out" in text.lower() else "closed its connection"
+        how = late if re.search("timed out|timeout", text, re.IGNORECASE) else "closed its connection"
         if self.roll is None:
-            return f"another rank {how} ({text})"
+            return f"another rank {'did not answer in time' if how == late else how} ({text})"
         verdict = self.roll.call(how)
         if verdict.failed is not None or verdict.missing or verdict.unreachable:
             return self._fault(verdict)

@@ -3,6 +3,7 @@
 >>> import moec
 >>> moec.torch.experts(model)  # or experts(model, format="int4/32")
 >>> model.generate(**inputs)
+>>> moec.torch.experts(model, group=torch.distributed.group.WORLD)  # under torchrun: each rank computes some experts
 
 Needs transformers 5 and a model in the processor's memory. Everything except the experts stays PyTorch's.
 """
@@ -35,6 +36,8 @@ class _CompiledExperts:
 
 
 _layers: weakref.WeakKeyDictionary[torch.nn.Module, _CompiledExperts] = weakref.WeakKeyDictionary()
+_groups: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDictionary()
+"""Process groups whose ranks share the experts of a module."""
 _compiling = threading.Lock()
 
 
@@ -59,7 +62,7 @@ def register(format: str | None = None) -> str:
     return name
 
 
-def experts(model: Any, format: str | None = None) -> None:
+def experts(model: Any, format: str | None = None, *, group: Any = None) -> None:
     """Let moec compute the experts of a model of transformers from now on, for inference.
 
     A layer is compiled at its first call, for as many threads as PyTorch has then, and again when its parameters have
@@ -68,12 +71,20 @@ def experts(model: Any, format: str | None = None) -> None:
     unchanged. Products are computed in float32, or as the format says. Changes that PyTorch does not see, by
     ``parameter.data`` in place, are not noticed.
 
+    ``group``: a process group of torch.distributed with a backend for processors. Its ranks have the same model, each
+    computes some experts of each layer, and results are those of one process, bit for bit. Every rank calls the model
+    on inputs of its own, and all equally often (``generate(..., synced_gpus=True)`` sees to that), in one thread. Then
+    a LostRankError says that another rank ended or does not answer.
+
     Raises UnsupportedError, naming the module, for experts whose computation moec does not have, and for a model
     without experts that transformers dispatches; the model is then unchanged.
     """
+    from moec.distributed.own_group import ranks_of
     from moec.frontend.huggingface.experts import expert_weights, experts_spec, is_experts
 
     name = register(format)
+    if group is not None:
+        ranks_of(group)
     select = getattr(model, "set_experts_implementation", None)
     modules = {where: module for where, module in model.named_modules() if is_experts(module)} if select else {}
     if select is None or not modules:
@@ -84,6 +95,10 @@ def experts(model: Any, format: str | None = None) -> None:
     for where, module in modules.items():
         expert_weights(module, where)
         experts_spec(module, where)
+    for module in modules.values():
+        _groups.pop(module, None)
+        if group is not None:
+            _groups[module] = group
     select(name)
 
 
@@ -111,7 +126,8 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
             f"{where}: its parameters were made under torch.inference_mode(), where PyTorch does not count changes: "
             "load the model outside of it"
         )
-    key = (k, format, *((parameter.data_ptr(), parameter._version) for parameter in parameters))
+    group = _groups.get(module)
+    key = (k, format, group, *((parameter.data_ptr(), parameter._version) for parameter in parameters))
     layer = _layers.get(module)
     if layer is None or layer.key != key:
         with _compiling:
@@ -123,13 +139,16 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
 
 def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _CompiledExperts:
     from moec.compiling.compiler import compile
+    from moec.distributed.own_group import on_ranks, ranks_of
     from moec.frontend.huggingface.experts import experts_model
 
-    k, format = key[:2]
+    k, format, group = key[:3]
     storages = tuple(parameter.untyped_storage() for parameter in parameters)
-    return _CompiledExperts(
-        compile(experts_model(module, k, where), experts=format, threads=pytorch_threads()), key, storages
-    )
+    graph, threads = experts_model(module, k, where), pytorch_threads()
+    if group is None:
+        return _CompiledExperts(compile(graph, experts=format, threads=threads), key, storages)
+    model = on_ranks(compile(graph, experts=format, threads=threads, ranks=ranks_of(group)), group)
+    return _CompiledExperts(model, key, storages)
 
 
 def pytorch_threads() -> int:

@@ -47,9 +47,13 @@ class Ranks:
 
     def results(self) -> list[Any]:
         """Wait for the end; the results of ``work`` in each process."""
+        results = []
+        for pipe in self._results:  # before the processes end: a large result is not sent until somebody reads it
+            with contextlib.suppress(EOFError):
+                results += [pipe.recv()] if pipe.poll(120) else []
         codes = self.codes(120)
         assert codes == [0] * len(codes), self.said()
-        return [pipe.recv() for pipe in self._results]
+        return results
 
     def codes(self, seconds: float, of: list[int] | None = None) -> list[int]:
         """Wait for the end of ranks, by default all, in a time. Their exit codes; -9 is that of a killed process."""

@@ -1,0 +1,146 @@
+"""A placed model on several ranks gives the bits of one process, and a rank holds its own experts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moec
+from moec.common.errors import MoecError
+from moec.distributed.exchange import RowExchange
+from moec.distributed.generation import generate
+from moec.distributed.model import RankedModel
+from moec.distributed.start import loaded
+from moec.placing.volume import TRANSPORTS
+from moec.runtime.artifact import open_artifact
+from moec.runtime.load_options import LoadOptions
+from moec.tools.evaluate import evaluate
+from tests.distributed.gloo import group_of, start_ranks
+from tests.language_model import UNITS, VOCABULARY, WIDTH, language_model, some_tokens
+
+SIZES = [0, 1, 3, 64]
+PROMPTS = [[1, 2, 3], [4], [5] * 9, [6, 7], [8]]
+EXPERT_BYTES = 3 * WIDTH * UNITS * 4
+UNEVEN = [[[], [0, 1, 2, 3, 4, 5, 6, 7], [3, 0], [7]], [[0, 7], [1, 6], [2, 5], [3, 4]]]
+"""Slots of two layers of eight experts: one rank has none, one has all, and some are on two or three."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Artifacts of one model: ``plain``, and placed on ``2`` and ``4`` ranks."""
+    path = tmp_path_factory.mktemp("placed")
+    model = language_model(path / "m.onnx")
+    some_tokens(path / "data.npz")
+    layers = [{"name": str(place), "experts": 8, "slots": slots} for place, slots in enumerate(UNEVEN)]
+    (path / "uneven.json").write_text(json.dumps({"ranks": 4, "nodes": 1, "layers": layers}))
+    moec.compile(model).save(path / "plain")
+    moec.compile(model, ranks=2).save(path / "2")
+    moec.compile(model, ranks=4, placement=path / "uneven.json").save(path / "4")
+    return path
+
+
+def ids_of(sequences: int) -> np.ndarray:
+    return np.random.default_rng(sequences).integers(0, VOCABULARY, (sequences, 5))
+
+
+def everything(model: moec.CompiledModel, folder: pathlib.Path) -> dict[str, Any]:
+    """What the ways to use a model return."""
+    spoken: list[tuple[int, str]] = []
+    texts = generate(model, PROMPTS, max_new_tokens=4, temperature=0.7, on_text=lambda *said: spoken.append(said))
+    few = generate(model, PROMPTS[:1], max_new_tokens=2)
+    evaluation = evaluate([model], [folder / "data.npz"], metrics=["loss", "top1"])
+    return {
+        "outputs": [model.run({"ids": ids_of(size)})["y"] for size in SIZES],
+        "texts": [text.ids for text in (*texts, *few)],
+        "evaluation": json.loads(json.dumps(evaluation.as_data()))["models"],
+        "experts": model.expert_bytes,
+    }
+
+
+def on_a_rank(rank: int, path: pathlib.Path) -> dict[str, Any]:
+    with loaded(path, threads=1) as model:
+        return everything(model, path.parent)
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> dict[str, Any]:
+    return everything(moec.load(folder / "plain", threads=1), folder)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_compute_what_one_process_does(folder, alone, size):
+    everybody = start_ranks(size, on_a_rank, folder / str(size)).results()
+    for found in everybody:
+        assert all(map(np.array_equal, found["outputs"], alone["outputs"]))
+        assert found["texts"] == alone["texts"]
+        assert found["evaluation"] == alone["evaluation"]
+    slots = open_artifact(folder / str(size)).manifest.placement.layers
+    held = [sum(len(layer.slots[rank]) for layer in slots) for rank in range(size)]
+    assert [found["experts"] for found in everybody] == [count * EXPERT_BYTES for count in held]
+
+
+def test_a_placed_artifact_in_one_process_computes_the_same(folder, alone):
+    found = everything(moec.load(folder / "4", threads=1), folder)
+    assert all(map(np.array_equal, found["outputs"], alone["outputs"])) and found["texts"] == alone["texts"]
+
+
+@pytest.mark.parametrize(
+    ("artifact", "ranks", "options", "message"),
+    [
+        ("plain", 2, {}, "plain: its experts are not placed on ranks; compile it with --ranks"),
+        ("2", 4, {}, "placed on 2 ranks, and 4 were started"),
+        ("2", 1, {}, "placed on 2 ranks, and 1 were started"),
+        ("2", 2, {"prefer_resident": 0.1}, "prefer_resident"),
+        ("2", 2, {"emulate": True}, "emulate is about a GPU"),
+    ],
+)
+def test_ranks_refuse(folder, monkeypatch, artifact, ranks, options, message):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    with pytest.raises(MoecError, match=message), loaded(folder / artifact, **options):
+        pass
+
+
+def matrix(rank: int, paths: list[pathlib.Path], cases: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Outputs for all cases, for each placement and transport."""
+    results = []
+    with group_of(int(os.environ["WORLD_SIZE"])) as group:
+        for path, transport in itertools.product(paths, TRANSPORTS):
+            artifact = open_artifact(path)
+            exchange = RowExchange(group, artifact.manifest.placement, transport)
+            model = RankedModel(artifact, LoadOptions(threads=1, rank=rank), group, exchange)
+            results.append([model.run({"ids": ids})["y"] for ids in cases])
+    return results
+
+
+def placements(size: int) -> list[list[list[int]]]:
+    """Slots of eight experts on ranks: consecutive ones, all on the last one, and two replicas of each."""
+    cuts = [8 * rank // size for rank in range(size + 1)]
+    skewed = [[] for _ in range(size - 1)] + [list(range(7, -1, -1))]
+    twice = [[expert for expert in range(8) if rank in (expert % size, (expert + 1) % size)] for rank in range(size)]
+    return [[list(range(*pair)) for pair in itertools.pairwise(cuts)], skewed, twice]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_bits_of_all_placements_and_transports(folder, tmp_path, size):
+    paths = []
+    for number, slots in enumerate(placements(size)):
+        file, path = tmp_path / f"{number}.json", tmp_path / str(number)
+        layers = [{"name": name, "experts": 8, "slots": slots} for name in "ab"]
+        file.write_text(json.dumps({"ranks": size, "nodes": 1, "layers": layers}))
+        moec.compile(folder / "m.onnx", ranks=size, placement=file).save(path)
+        paths.append(path)
+    shapes = [shape for tokens in (0, 1, 3, 64, 257) for shape in {(tokens, 1), (1, tokens), (tokens, 2)}]
+    cases = [np.random.default_rng(place).integers(0, VOCABULARY, shape) for place, shape in enumerate(shapes)]
+    plain = moec.load(folder / "plain", threads=1)
+    expected = [plain.run({"ids": ids})["y"] for ids in cases]
+    for results in start_ranks(size, matrix, paths, cases).results():
+        assert len(results) == 3 * len(TRANSPORTS)
+        assert all(np.array_equal(*pair) for found in results for pair in zip(found, expected, strict=True))

@@ -50,7 +50,7 @@ def ids_of(sequences: int) -> np.ndarray:
 
 
 def everything(model: moec.CompiledModel, folder: pathlib.Path) -> dict[str, Any]:
-    """What the ways to use a model return."""
+    """Use a model in all ways, and return what they do."""
     spoken: list[tuple[int, str]] = []
     texts = generate(model, PROMPTS, max_new_tokens=4, temperature=0.7, on_text=lambda *said: spoken.append(said))
     few = generate(model, PROMPTS[:1], max_new_tokens=2)

@@ -60,3 +60,6 @@ FOLLOWED_ZEROS = Budget(
     "it may have all of them",
 )
 """Each chain of ScatterElements would be followed again from each of its nodes."""
+
+PLACING = Budget("placing a layer's experts", 700_000, "loads and pairs", "the best placement seen so far is taken")
+"""Each move of the joint method computes the loads of all ranks, and the pairs of one expert with all others."""

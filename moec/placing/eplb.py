@@ -25,12 +25,18 @@ Slots = list[list[int]]
 """Experts of each rank of a layer."""
 
 
-def rebalance(loads: Array, slots: int, groups: int, nodes: int, ranks: int) -> list[Slots]:
+def balanced(loads: Array, replicas: int, ranks: int, nodes: int, groups: int, offset: float = 0.0) -> Slots:
+    """Place the experts of one layer, of loads [E], as :func:`rebalance`, with distinct experts on every rank."""
+    slots = rebalance(loads[None], len(loads) + replicas, groups, nodes, ranks, offset)[0]
+    return distinct(slots, loads, nodes if are_grouped(groups, nodes) else 1)
+
+
+def rebalance(loads: Array, slots: int, groups: int, nodes: int, ranks: int, offset: float = 0.0) -> list[Slots]:
     """Select the experts of each rank for loads [L,E], in the order of the original: for each layer the slots of each
     rank, ``slots`` in all.
 
-    ``groups``: consecutive experts of equal number that a router selects together. Raises MoecError where there are
-    fewer slots than experts or groups do not divide experts."""
+    ``groups``: consecutive experts of equal number that a router selects together. ``offset``: of :func:`replicate`.
+    Raises MoecError where there are fewer slots than experts or groups do not divide experts."""
     layers, experts = loads.shape
     if slots < experts or groups < 1 or experts % groups or ranks % nodes:
         raise MoecError(
@@ -38,7 +44,7 @@ def rebalance(loads: Array, slots: int, groups: int, nodes: int, ranks: int) -> 
             "a slot for every expert, groups that divide the experts and nodes that divide the ranks"
         )
     loads = loads.astype(np.float32)
-    if groups % nodes:
+    if not are_grouped(groups, nodes):
         groups = nodes = 1
     size, per_node = experts // groups, groups // nodes
     of_groups = loads.reshape(layers, groups, size).sum(-1, dtype=np.float32)
@@ -49,14 +55,19 @@ def rebalance(loads: Array, slots: int, groups: int, nodes: int, ranks: int) -> 
     for node in range(nodes):
         own = members[:, node]
         of_node = slots * (node + 1) // nodes - slots * node // nodes
-        for layer, packed in enumerate(_placed(np.take_along_axis(loads, own, 1), of_node, ranks // nodes)):
+        for layer, packed in enumerate(_placed(np.take_along_axis(loads, own, 1), of_node, ranks // nodes, offset)):
             placed[layer] += [[int(own[layer, expert]) for expert in rank] for rank in packed]
     return placed
 
 
-def _placed(loads: Array, slots: int, ranks: int) -> list[Slots]:
+def are_grouped(groups: int, nodes: int) -> bool:
+    """Whether groups of experts stay on their nodes."""
+    return groups % nodes == 0 and nodes > 1
+
+
+def _placed(loads: Array, slots: int, ranks: int, offset: float) -> list[Slots]:
     """Replicate the experts of a node, of loads [L,E], and pack them on its ranks."""
-    expert_of, counts = replicate(loads, slots)
+    expert_of, counts = replicate(loads, slots, offset)
     per_replica = np.take_along_axis(loads / counts.astype(np.float32), expert_of, 1)
     rank_of, place = pack(per_replica, ranks)
     results = []
@@ -67,15 +78,18 @@ def _placed(loads: Array, slots: int, ranks: int) -> list[Slots]:
     return results
 
 
-def replicate(loads: Array, slots: int) -> tuple[Array, Array]:
+def replicate(loads: Array, slots: int, offset: float = 0.0) -> tuple[Array, Array]:
     """Give each slot beyond one per expert to the expert with the highest load per replica; the first of equals.
 
-    ``loads`` is [L,E]. Returns the expert of each slot [L,S] and the number of replicas of each expert [L,E]."""
+    ``loads`` is [L,E]. ``offset`` from 0 to 1 is taken from the numbers of replicas: the higher it is, the more experts
+    have a second replica before others have a third. It is 0 in the original.
+
+    Returns the expert of each slot [L,S] and the number of replicas of each expert [L,E]."""
     layers, experts = loads.shape
     expert_of = np.tile(np.arange(slots), (layers, 1))
     counts = np.ones((layers, experts), np.int64)
     for slot in range(experts, slots):
-        hottest = np.argmax(loads / counts.astype(np.float32), axis=1)
+        hottest = np.argmax(loads / (counts - offset).astype(np.float32), axis=1)
         expert_of[:, slot] = hottest
         counts[np.arange(layers), hottest] += 1
     return expert_of, counts
@@ -106,12 +120,15 @@ def pack(loads: Array, packs: int) -> tuple[Array, Array]:
     return pack_of, place
 
 
-def distinct(slots: Slots, loads: Array) -> Slots:
-    """Mend ranks that have two replicas of an expert, for loads [E] of a layer.
+def distinct(slots: Slots, loads: Array, nodes: int = 1) -> Slots:
+    """Mend ranks that have two replicas of an expert, for loads [E] of a layer. Slots stay on their node, of ``nodes``.
 
     The second replica changes places with a replica of another rank, such that no rank has an expert twice afterwards
     and the higher load of the two ranks is least. Where no rank can change, the replica is dropped: its rank computes
     the same rows of the expert in one slot."""
+    if nodes > 1:
+        size = len(slots) // nodes
+        return [rank for first in range(0, len(slots), size) for rank in distinct(slots[first : first + size], loads)]
     slots = [list(rank) for rank in slots]
     for rank, own in enumerate(slots):
         for expert in sorted(expert for expert in set(own) if own.count(expert) > 1):

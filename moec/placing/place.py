@@ -1,6 +1,7 @@
 """Placement of experts by what they do: the one entry to all methods.
 
 ``linear``: consecutive experts on consecutive ranks, without replicas. ``eplb``: :mod:`moec.placing.eplb`.
+``joint``: :mod:`moec.placing.joint`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from moec.common.errors import MoecError
-from moec.placing import eplb
+from moec.placing import eplb, joint
+from moec.placing.order import aligned
 from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
 from moec.profiles import Profile
 from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
-Method = Literal["eplb", "linear"]
+Method = Literal["eplb", "joint", "linear"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
@@ -30,10 +32,11 @@ def place(
     replicas: int = 0,
     pairs: Sequence[Array] | None = None,
     following: Sequence[Array | None] | None = None,
-    method: Method = "eplb",
+    method: Method = "joint",
     *,
     groups: int = 1,
     names: Sequence[str] | None = None,
+    slack: float = 0.0,
 ) -> ExpertPlacement:
     """Place the experts of layers with ``loads`` on ``ranks`` ranks of ``nodes`` machines.
 
@@ -57,10 +60,18 @@ def place(
         layers = [linear(name, layer.shape[1], ranks) for name, layer in zip(names, windows, strict=True)]
         return ExpertPlacement(ranks, tuple(layers), nodes)
     ExpertPlacement(ranks, (), nodes)  # the numbers are checked before they are used
-    layers = [
-        _balanced(name, layer, ranks, nodes, replicas, groups) for name, layer in zip(names, windows, strict=True)
+    if method == "eplb":
+        slots = [eplb.balanced(layer.sum(axis=0), replicas, ranks, nodes, groups) for layer in windows]
+    else:
+        together = [None] * len(windows) if pairs is None else pairs
+        job = joint.Task(ranks, nodes, replicas, groups, slack)
+        slots = [job.slots(rows, counts) for rows, counts in zip(windows, together, strict=True)]
+        slots = _in_order(slots, following or (), nodes)
+    placed = [
+        LayerPlacement(name, rows.shape[1], tuple(tuple(sorted(rank)) for rank in layer))
+        for name, rows, layer in zip(names, windows, slots, strict=True)
     ]
-    return ExpertPlacement(ranks, tuple(layers), nodes)
+    return ExpertPlacement(ranks, tuple(placed), nodes)
 
 
 def place_measured(
@@ -68,7 +79,7 @@ def place_measured(
     ranks: int,
     nodes: int = 1,
     replicas: int = 0,
-    method: Method = "eplb",
+    method: Method = "joint",
     *,
     groups: int = 1,
     names: Sequence[str] | None = None,
@@ -95,7 +106,7 @@ def place_profile(
     ranks: int,
     nodes: int = 1,
     replicas: int = 0,
-    method: Method = "eplb",
+    method: Method = "joint",
     *,
     groups: int = 1,
 ) -> ExpertPlacement:
@@ -129,13 +140,9 @@ def _check(name: str, windows: Array, ranks: int, replicas: int) -> None:
         )
 
 
-def _balanced(name: str, windows: Array, ranks: int, nodes: int, replicas: int, groups: int) -> LayerPlacement:
-    """Place a layer by EPLB, for the sum of its windows."""
-    loads = windows.sum(axis=0)
-    slots = eplb.rebalance(loads[None], len(loads) + replicas, groups, nodes, ranks)[0]
-    return placed(name, len(loads), eplb.distinct(slots, loads))
-
-
-def placed(name: str, experts: int, slots: eplb.Slots) -> LayerPlacement:
-    """Make the placement of a layer from its slots, with the experts of each rank in ascending order."""
-    return LayerPlacement(name, experts, tuple(tuple(sorted(rank)) for rank in slots))
+def _in_order(slots: list[eplb.Slots], following: Sequence[Array | None], nodes: int) -> list[eplb.Slots]:
+    """Rename the ranks of each layer after those of the layer before, where their tokens were measured."""
+    ordered = slots[:1]
+    for layer, counts in zip(slots[1:], following, strict=False):
+        ordered.append(layer if counts is None else aligned(layer, ordered[-1], counts, nodes))
+    return [*ordered, *slots[len(ordered) :]]

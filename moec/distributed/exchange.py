@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from moec.distributed.group import RankGroup
-from moec.distributed.transport import COUNT_BYTES, Arrival, all_to_all, broadcasts, exchange_counts
+from moec.distributed.transport import COUNT_BYTES, Arrival, all_to_all, broadcasts, cut, exchange_counts
 from moec.placing.placement import ExpertPlacement
 from moec.placing.volume import Transport
 from moec.runtime.ranks import ReceivedRows
@@ -62,7 +62,7 @@ class _RowForm:
     def rows_in(self, parcel: np.ndarray) -> _Parcel:
         """View a parcel, uint8 of any number of rows."""
         count = len(parcel) // self.bytes
-        rows, experts, weights = np.split(parcel, np.cumsum([count * size for size in self.sizes])[:-1])
+        rows, experts, weights = cut(parcel, [count * size for size in self.sizes])
         of_row, _, of_weights = self.sizes
         experts = experts.view(np.int32).reshape(count, self.k)
         return _Parcel(rows.reshape(count, of_row), experts, weights.reshape(count, of_weights))
@@ -133,7 +133,10 @@ class RowExchange:
             parcels = sending.arrival.wait()
         sources = [sending.form.rows_in(parcel) for parcel in parcels]
         sources[rank] = sending.own
-        places = [np.nonzero(self._mine(layer, source, rows)) for source, rows in enumerate(sources)]
+        places = [
+            np.nonzero(sending.destinations == rank if source == rank else self._mine(layer, source, rows))
+            for source, rows in enumerate(sources)
+        ]
         sending.counts = np.array([len(tokens) for tokens, _ in places])
         return _expanded(sending.form, sources, places)
 
@@ -150,7 +153,7 @@ class RowExchange:
             parcels = all_to_all(self.group, message, sent, counts * size).wait()
         self.traffic[layer].back += int(sent.sum() - sent[self.group.rank])
         own = np.zeros((sending.pairs, size), np.uint8)
-        for places, parcel in zip(np.split(pairs, np.cumsum(counts)[:-1]), parcels, strict=True):
+        for places, parcel in zip(cut(pairs, counts), parcels, strict=True):
             own[places] = parcel.reshape(-1, size)
         return own.view(results.dtype)
 
@@ -161,7 +164,7 @@ class RowExchange:
         counts = np.array([len(tokens) for tokens in chosen], np.int64)
         received = exchange_counts(self.group, counts)
         message = np.empty(counts.sum() * form.bytes, np.uint8)
-        parcels = np.split(message, np.cumsum(counts)[:-1] * form.bytes)
+        parcels = cut(message, counts * form.bytes)
         for rank, (tokens, parcel) in enumerate(zip(chosen, parcels, strict=True)):
             _pack(form.rows_in(parcel), own, tokens, destinations == rank)
         self.traffic[layer].out += len(message) + (ranks - 1) * COUNT_BYTES
@@ -177,7 +180,7 @@ class RowExchange:
 
     def _mine(self, layer: int, source: int, rows: _Parcel) -> np.ndarray:
         """Find the pairs [n,k] of rows from a rank that this one computes."""
-        if source != self.group.rank and self._transport == "alltoall":
+        if self._transport == "alltoall":
             return rows.experts >= 0
         return self._destinations(layer, rows.experts, source) == self.group.rank
 
@@ -194,17 +197,17 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
 
 def _pack(into: _Parcel, rows: _Parcel, tokens: np.ndarray, sent: np.ndarray) -> None:
     """Copy the rows of ``tokens``, with -1 for the experts of pairs that are not ``sent``, a mask [T,k]."""
-    np.take(rows.rows, tokens, axis=0, out=into.rows, mode="clip")  # the other modes copy twice
-    np.take(rows.weights, tokens, axis=0, out=into.weights, mode="clip")
+    rows.rows.take(tokens, 0, into.rows, "clip")  # the other modes copy twice
+    rows.weights.take(tokens, 0, into.weights, "clip")
     into.experts[...] = np.where(sent[tokens], rows.experts[tokens], -1)
 
 
 def _expanded(form: _RowForm, sources: list[_Parcel], places: list[tuple[np.ndarray, ...]]) -> ReceivedRows:
     """Copy the rows of pairs at ``places``, tokens and slots for each source."""
-    ends = np.cumsum([len(tokens) for tokens, _ in places])
-    rows = np.empty((ends[-1], form.d * form.dtype.itemsize), np.uint8)
-    for source, (tokens, _), part in zip(sources, places, np.split(rows, ends[:-1]), strict=True):
-        np.take(source.rows, tokens, axis=0, out=part, mode="clip")
+    counts = [len(tokens) for tokens, _ in places]
+    rows = np.empty((sum(counts), form.d * form.dtype.itemsize), np.uint8)
+    for source, (tokens, _), part in zip(sources, places, cut(rows, counts), strict=True):
+        source.rows.take(tokens, 0, part, "clip")
     experts = np.concatenate([source.experts[place] for source, place in zip(sources, places, strict=True)])
     weights = None
     if form.weights is not None:

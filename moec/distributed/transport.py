@@ -10,6 +10,7 @@ Arrays of bytes become tensors over the same memory; their element types never r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,15 @@ class Arrival:
         return self.parcels
 
 
+def cut(array: np.ndarray, sizes: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Cut an array into consecutive parts of these sizes. A layer does this often; numpy's own takes 12 us."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(array[start : start + size])
+        start += int(size)
+    return parts
+
+
 def exchange_counts(group: RankGroup, counts: np.ndarray) -> np.ndarray:
     """Tell each rank a number, int64 [R], and return those that the ranks tell this one."""
     import torch
@@ -55,7 +65,7 @@ def all_to_all(group: RankGroup, message: np.ndarray, sent: np.ndarray, received
     sizes = [*map(int, received)], [*map(int, sent)]
     tensors = torch.from_numpy(into), torch.from_numpy(message)
     work = distributed.all_to_all_single(*tensors, *sizes, group=group.processes, async_op=True)
-    return Arrival((work,), tuple(np.split(into, np.cumsum(received)[:-1])), message)
+    return Arrival((work,), tuple(cut(into, sizes[0])), message)
 
 
 def broadcasts(group: RankGroup, message: np.ndarray, received: np.ndarray) -> Arrival:
@@ -64,7 +74,7 @@ def broadcasts(group: RankGroup, message: np.ndarray, received: np.ndarray) -> A
     import torch
     from torch import distributed
 
-    parcels = [message if rank == group.rank else np.empty(count, np.uint8) for rank, count in enumerate(received)]
+    parcels = [message if rank == group.rank else np.empty(size, np.uint8) for rank, size in enumerate(received)]
     works = [
         distributed.broadcast(torch.from_numpy(parcel), group=group.processes, group_src=rank, async_op=True)
         for rank, parcel in enumerate(parcels)

@@ -19,7 +19,6 @@ process of its own, not one of a pool, which the death of any of its processes b
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
@@ -31,6 +30,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from moec.common.cores import available_cores
@@ -327,30 +327,45 @@ class _LocalWorkers:
 
 class _Worker:
     """A process that runs one job at a time. It is started anew, not forked, because a fork of a process with threads
-    may hang."""
+    may hang. It has no semaphores, of which Python would speak if this process were killed."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        lifeline, self._end = context.Pipe(duplex=False)
-        self._process = concurrent.futures.ProcessPoolExecutor(1, context, _begin, (lifeline,))
+        self._pipe, its_pipe = context.Pipe()
+        its_lifeline, self._lifeline = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(its_pipe, its_lifeline), daemon=True)
+        self._process.start()
+        its_pipe.close()
+        its_lifeline.close()
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return self._process.submit(function, *arguments).result()
+        """Run a job. Raises an exception where the process ends."""
+        try:
+            self._pipe.send((function, arguments))
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise RuntimeError(f"exit code {self._process.exitcode}") from error
 
     def end(self) -> None:
         with contextlib.suppress(OSError):  # it has ended
-            self._end.send_bytes(b"end")
-        self._end.close()
-        self._process.shutdown(cancel_futures=True)
+            self._lifeline.send_bytes(b"end")
+        self._process.join()
 
 
-def _begin(lifeline: Any) -> None:
-    """Begin a worker. Ctrl-C in a terminal reaches it, too, and is for the process that started it."""
+def _serve(pipe: Connection, lifeline: Connection) -> None:
+    """Run jobs in a worker. Ctrl-C in a terminal reaches it, too, and is for the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_after, args=(lifeline,), daemon=True).start()
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(function(*arguments))
 
 
-def _end_after(lifeline: Any) -> None:
+def _end_after(lifeline: Connection) -> None:
     """End this process when the one that started it says so, or has ended, even by SIGKILL."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()

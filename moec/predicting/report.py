@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from moec.common.errors import MoecError
-from moec.common.plain_files import read_bytes
 from moec.exploring.subject import Subject
-from moec.placing.placement import ExpertPlacement, linear, read_placement
+from moec.placing.placement import ExpertPlacement, linear, read_placement_file
 from moec.placing.volume import TransportChoice, choose_transport
 from moec.predicting.advice import LEAST, RunChange, changes
 from moec.predicting.artifact import ModelOnRanks, model_on_ranks
 from moec.predicting.layers import Schedule
 from moec.predicting.links import Link, Links
 from moec.predicting.workload import Prediction, Setup, Workload, predict
-
-_LARGEST = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +42,21 @@ def predict_on_ranks(
 ) -> RanksReport:
     """Predict runs of an artifact on ``ranks`` ranks of ``nodes`` machines, each rank with so many ``tokens``.
 
-    ``placement``: a file as ``moec plan --ranks`` prints it; without one, consecutive experts lie on consecutive ranks.
+    ``placement``: a file as ``moec plan --ranks`` prints it; without one, the artifact's own where it is for as many
+    ranks and nodes, else consecutive experts on consecutive ranks.
     ``machine``: a known GPU. Raises MoecError as :func:`moec.predicting.artifact.model_on_ranks`, and for a placement
     of other layers or ranks.
     """
     ExpertPlacement(ranks, (), nodes)  # the numbers are checked before they are used
     model = model_on_ranks(subject, tokens[0], machine)
-    placed, words = _placement(model.workload, ranks, nodes, placement)
+    compiled = subject.artifact.manifest.placement
+    own = compiled if compiled is not None and (compiled.ranks, compiled.nodes) == (ranks, nodes) else None
+    placed, words = _placement(model.workload, ranks, nodes, placement, own)
     links = Links(inside, between, nodes, "nccl" if model.has_device else "gloo")
     layer = model.workload.layers[0]
     choice = choose_transport(ranks, layer.k, layer.experts.width)
+    if placed.transport is not None and placed.transport != choice.transport:
+        choice = TransportChoice(placed.transport, f"{words}; else {choice.transport}: {choice.reason}")
     predictions = []
     for count in tokens:
         setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport))
@@ -63,20 +65,27 @@ def predict_on_ranks(
     return RanksReport(model, links, words, choice, tuple(predictions))
 
 
-def _placement(workload: Workload, ranks: int, nodes: int, path: pathlib.Path | None) -> tuple[ExpertPlacement, str]:
-    """Read a placement, or make the one without a profile, with words for it."""
+def _placement(
+    workload: Workload, ranks: int, nodes: int, path: pathlib.Path | None, compiled: ExpertPlacement | None
+) -> tuple[ExpertPlacement, str]:
+    """Read a placement, or take the one of the artifact, or make the one without a profile, with words for it."""
     sizes = {layer.experts.name: len(layer.popularity) for layer in workload.layers}
-    if path is None:
+    if path is None and compiled is None:
         layers = tuple(linear(name, experts, ranks) for name, experts in sizes.items())
         return ExpertPlacement(ranks, layers, nodes), "consecutive experts on consecutive ranks"
-    read = read_placement(read_bytes(path, _LARGEST).decode("utf-8", "replace"), str(path))
+    read = compiled if path is None else read_placement_file(path)
+    where = "the artifact" if path is None else str(path)
+    assert read is not None
     if (read.ranks, read.nodes) != (ranks, nodes):
-        raise MoecError(f"{path}: is for {read.ranks} ranks on {read.nodes} nodes, not for {ranks} on {nodes}")
+        raise MoecError(f"{where}: is for {read.ranks} ranks on {read.nodes} nodes, not for {ranks} on {nodes}")
     of_name = {layer.name: layer for layer in read.layers}
     for name, experts in sizes.items():
         if name not in of_name or of_name[name].experts != experts:
-            raise MoecError(f"{path}: lacks a layer {name!r} of {experts} experts; make it anew with moec plan --ranks")
-    return dataclasses.replace(read, layers=tuple(of_name[name] for name in sizes)), f"as in {path.name}"
+            raise MoecError(
+                f"{where}: lacks a layer {name!r} of {experts} experts; make it anew with moec plan --ranks"
+            )
+    words = "as compiled" if path is None else f"as in {path.name}"
+    return dataclasses.replace(read, layers=tuple(of_name[name] for name in sizes)), words
 
 
 def report_data(report: RanksReport) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from moec.common.errors import MoecError
 from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.exploring import kernel_runs
 from moec.exploring.subject import Subject
-from moec.placing.placement import ExpertPlacement, linear
+from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
 from moec.predicting.artifact import model_on_ranks
 from moec.predicting.links import Link
 from moec.predicting.report import predict_on_ranks, report_data
@@ -86,6 +86,20 @@ def test_a_placement_of_another_model_or_number_of_ranks_is_refused(subject, tmp
     file.write_text(placed.text())
     with pytest.raises(MoecError, match=expected):
         predict_on_ranks(subject, 2, 1, LINK, LINK, [16], file)
+
+
+def test_the_placement_and_transport_of_the_artifact_count_where_ranks_are_as_many(subject):
+    layers = tuple(LayerPlacement(name, 8, ((1, 3, 5, 7), (0, 2, 4, 6))) for name in BLOCKS)
+    subject.artifact.manifest.placement = ExpertPlacement(2, layers, transport="allgather")
+    try:
+        report = predict_on_ranks(subject, 2, 1, LINK, LINK, [16])
+        other = predict_on_ranks(subject, 4, 1, LINK, LINK, [16])
+    finally:
+        subject.artifact.manifest.placement = None
+    assert report.predictions[0][0].setup.placement.layers == layers
+    assert (report.placed, report.choice.transport) == ("as compiled", "allgather")
+    assert report.choice.reason.startswith("as compiled; else alltoall: ")
+    assert (other.placed, other.choice.transport) == ("consecutive experts on consecutive ranks", "alltoall")
 
 
 def test_blocks_of_unknown_sizes_are_left_out_and_named(subject):

@@ -14,10 +14,10 @@ from moec import targets
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.names import node_name
 from moec.exploring.kernel_runs import kernels_of
-from moec.exploring.structure import Part, parts_of
 from moec.exploring.subject import Subject
 from moec.exploring.times import RunTimes, times_of
 from moec.ir.graphs import read_values
+from moec.ir.structure import Part, parts_of
 from moec.ir.weight_operands import stored_weights, weight_inputs
 from moec.ir.weights.format import WeightFormat
 
@@ -44,7 +44,7 @@ class _Stored:
 def layers(subject: Subject) -> dict[str, Any] | None:
     """List the parts of the model, layer by layer, as plain data.
 
-    Each has a ``kind`` and a ``layer`` as :class:`moec.exploring.structure.Part`, a ``title``, the number of its MoE
+    Each has a ``kind`` and a ``layer`` as :class:`moec.ir.structure.Part`, a ``title``, the number of its MoE
     ``block`` (None for other parts), the numbers of the parts whose floats it ``reads``, the names of its ``nodes`` and
     ``kernels``, the bytes of its weights as the model has them (by ``formats``, and in all), ``shared_bytes`` of
     weights that a part before has, too, and ``microseconds``, by ``cases``. ``cases`` are runs that were measured, or

@@ -1,7 +1,7 @@
 """The parts of a model and its layers, found by how nodes depend on each other and never by their names.
 
 Attention, recurrences and MoE blocks are operators of their own. Around each of them, nodes that lead to it alone or
-stem from it alone belong to it (:mod:`moec.exploring.wiring`): projections, a router, a norm. Remaining products by
+stem from it alone belong to it (:mod:`moec.ir.wiring`): projections, a router, a norm. Remaining products by
 weights form dense parts: products belong together where a node stems from them alone. A new layer begins where a part
 depends on a part of its kind, and where a part that mixes tokens depends on any part of the present layer.
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from moec.exploring.wiring import MIXERS, STREAM, Wiring, bits_of, single, union
 from moec.ir.dialect import has_experts, inputs_of, is_moec
 from moec.ir.graphs import carried_inputs, is_op, nested_graphs
+from moec.ir.wiring import MIXERS, STREAM, Wiring, bits_of, single, union
 
 INPUT, OUTPUT = "input", "output"
 _AHEAD = ("Expect", "Absent")

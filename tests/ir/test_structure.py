@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moec.exploring.structure import parts_of
+from moec.ir.structure import parts_of
 from moec.ir.text import parse_model
 
 HEAD = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>

@@ -33,6 +33,7 @@ from moec.runtime.manifest import (
     WEIGHTS,
     FileEntry,
     Manifest,
+    PipelineStage,
     ProgramEntry,
     ProjectEntry,
     TextEntry,
@@ -51,6 +52,14 @@ class Stage:
 
     name: str
     text: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageProgram:
+    """Program of one stage of a pipeline, and its layers."""
+
+    layers: range
+    program: Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Context:
     resident: int | None = None
     placement: ExpertPlacement | None = None
     sequences: str | None = None
+    pipeline: Sequence[StageProgram] = ()
     more_files: Callable[[pathlib.Path], Mapping[str, bytes]] | None = None
     """Function that makes further files, by path in the artifact, from the file of the weights."""
 
@@ -139,7 +149,8 @@ class _ArtifactFiles:
 def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context, progress: Progress) -> None:
     files = _ArtifactFiles(folder)
     programs = [part for part in results if isinstance(part, Program)]
-    weights, positions, files.entries[WEIGHTS] = write_weights(folder / WEIGHTS, programs, progress)
+    of_stages = [stage.program for stage in context.pipeline]
+    weights, positions, files.entries[WEIGHTS] = write_weights(folder / WEIGHTS, [*programs, *of_stages], progress)
     if context.more_files is not None:
         for name, content in context.more_files(folder / WEIGHTS).items():
             files.write(name, content)
@@ -153,7 +164,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
             _write_program(
                 files, program, indices, "" if len(programs) == 1 else f"{_file_name(program.architecture)}/"
             )
-            for program, indices in zip(programs, positions, strict=True)
+            for program, indices in zip(programs, positions, strict=False)
         ],
         projects=[
             _write_project(files, project)
@@ -180,6 +191,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         provenance=context.provenance,
         placement=context.placement,
         sequences=context.sequences,
+        pipeline=_write_pipeline(files, context.pipeline, positions[len(programs) :]),
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
 
@@ -226,6 +238,21 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
             for kernel in program.kernels
         ],
     )
+
+
+def _write_pipeline(
+    files: _ArtifactFiles, stages: Sequence[StageProgram], positions: Sequence[list[int]]
+) -> list[PipelineStage]:
+    return [
+        PipelineStage(
+            first=stage.layers[0],
+            last=stage.layers[-1],
+            inputs=stage.program.inputs,
+            outputs=stage.program.outputs,
+            program=_write_program(files, stage.program, indices, f"stage{number}/"),
+        )
+        for number, (stage, indices) in enumerate(zip(stages, positions, strict=True))
+    ]
 
 
 def _write_project(files: _ArtifactFiles, project: Project) -> ProjectEntry:

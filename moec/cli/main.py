@@ -36,10 +36,14 @@ from moec.cli.options import (
     OptimisationLevel,
     PageKind,
     PagesOption,
+    Placement,
     PreferResident,
     Profile,
+    Ranks,
+    Replicas,
     Resident,
     Source,
+    Stages,
     Threads,
     VerifyEach,
     Workers,
@@ -131,16 +135,11 @@ def compile_model(
         typer.Option(help="Store this tokenizer.json for moec generate. Default: the one in the model's folder."),
     ] = None,
     resident: Resident = None,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Spread experts over this many processes; torchrun starts them.")
-    ] = None,
+    ranks: Ranks = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the ranks are on.")] = 1,
-    replicas: Annotated[
-        int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
-    ] = 0,
-    placement: Annotated[
-        Path | None, typer.Option(help="Place experts as this file of moec plan --ranks says.")
-    ] = None,
+    replicas: Replicas = 0,
+    placement: Placement = None,
+    stages: Stages = None,
     profile: Profile = None,
     form: Annotated[
         str | None,
@@ -177,6 +176,7 @@ def compile_model(
             nodes=nodes,
             replicas=replicas,
             placement=placement,
+            stages=stages,
             profile=profile,
             verify_each=verify_each,
             dump_to=dump_phases_to,

@@ -89,3 +89,14 @@ VerifyEach = Annotated[
     typer.Option("--verify-each", help="Check after every pass that the IR is valid and computes the same."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Placement = Annotated[Path | None, typer.Option(help="Place experts as this file of moec plan --ranks says.")]
+Stages = Annotated[
+    str | None,
+    typer.Option(help="Divide layers among processes: how many, or the layers of each, such as 0-11,12-23."),
+]
+Ranks = Annotated[
+    int | None, typer.Option(min=1, help="Spread experts over this many processes; torchrun starts them.")
+]
+Replicas = Annotated[
+    int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
+]

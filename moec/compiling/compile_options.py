@@ -15,6 +15,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.common.jobs import JobExecutor, check_workers
 from moec.common.progress import Progress
 from moec.common.version import VERSION
+from moec.compiling.layer_ranges import LayerRanges
 from moec.targets.kind import Options, ProgramKind
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class CompileOptions:
     nodes: int = 1
     replicas: int = 0
     placement: str | os.PathLike[str] | None = None
+    stages: int | str | None = None
     profile: str | os.PathLike[str] | None = None
     target_options: Options | None = None
     verify_each: bool = False
@@ -84,6 +86,23 @@ class CompileOptions:
         if not (isinstance(kind, ProgramKind) and kind.streams_experts):
             raise UnsupportedError(f"target '{self.target}' holds all weights in memory; compile without resident")
         return bytes_of("resident", self.resident)
+
+    @property
+    def layer_ranges(self) -> LayerRanges | None:
+        """Layers of the stages of a pipeline; None without one. Raises MoecError for other text, and UnsupportedError
+        for what runs in one process."""
+        if self.stages is None:
+            return None
+        kind = targets.kind_of(self.target)
+        if not (isinstance(kind, ProgramKind) and kind.streams_experts):
+            raise UnsupportedError(f"target '{self.target}' runs in one process; compile without stages")
+        if self.form is not None:
+            raise UnsupportedError("a C library runs in one process; compile without stages, or without form")
+        if self.ranks is not None or self.placement is not None:
+            raise UnsupportedError("ranks of experts inside of stages are not built; give either ranks or stages")
+        if self.resident is not None:
+            raise UnsupportedError("a stage has all its weights in memory; compile without resident, or without stages")
+        return LayerRanges.parse(self.stages)
 
     def c_form(self, path: str | os.PathLike[str]) -> CForm | None:
         """The form C of an artifact at ``path``, after which its program is called; None where it is not asked for.

@@ -57,6 +57,7 @@ def compile(
     nodes: int = 1,
     replicas: int = 0,
     placement: str | os.PathLike[str] | None = None,
+    stages: int | str | None = None,
     profile: str | os.PathLike[str] | None = None,
     target_options: Options | None = None,
     verify_each: bool = False,
@@ -107,6 +108,9 @@ def compile(
         of each layer's busiest experts, which ``profile`` tells. torchrun starts the processes.
     placement
         A file of ``moec plan --ranks`` that says which rank holds which experts, instead of these numbers.
+    stages
+        Pipeline by layers: a number of processes that each hold as many layers, or their layers (``0-11,12-23``),
+        counted from 0 as ``moec explore`` shows them. torchrun starts the processes; one process alone runs the whole.
     profile
         Measurements by ``moec profile``: for every pass that takes a profile and names none (``profile=FILE``, or
         ``profile=none``), and to choose which experts stay in memory with ``resident``.
@@ -142,6 +146,7 @@ def compile(
         nodes=nodes,
         replicas=replicas,
         placement=placement,
+        stages=stages,
         profile=profile,
         target_options=target_options,
         verify_each=verify_each,
@@ -199,9 +204,10 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_path("path", path)
     check_destination(path)
-    c_form = options.c_form(path)
+    c_form, ranges = options.c_form(path), options.layer_ranges
     text = kept_text_files(model, options.tokenizer)
 
+    from moec.compiling.layer_stages import stage_programs
     from moec.ir.blocks import moe_blocks
     from moec.ir.rounding import arithmetics_of
     from moec.passes import pipeline
@@ -220,6 +226,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
         blocks, rounding = moe_blocks(graph), rounding_of(graph, own, multiplies_bytes(target))
         _report_rounding(rounding, target, report)
         programs = _generate(graph, chosen, target, report)
+        of_stages = [] if ranges is None else stage_programs(graph, ranges, chosen[0])
     with _step(WRITING, model, report):
         if limit is not None:
             check_resident(limit, programs, str(model))
@@ -234,6 +241,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
             provenance=provenance_of(model, pipeline.print_pipeline(chain), rounding),
             text=text,
             resident=limit,
+            pipeline=of_stages,
         )
         if c_form is not None:
             assert isinstance(programs[0], Program), "the target has a processor"

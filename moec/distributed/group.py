@@ -106,7 +106,7 @@ def joined(ranks: int, facts: Mapping[str, str], seconds: float | None = None) -
     rank, size = _environment("RANK"), _environment("WORLD_SIZE")
     if size != ranks:
         raise MoecError(
-            f"the artifact is placed on {ranks} ranks, and {size} were started; start {ranks}, or place it anew"
+            f"the artifact is for {ranks} ranks, and {size} were started; start {ranks}, or compile it anew"
         )
     seconds = _timeout() if seconds is None else seconds
     _load_torch()

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from moec.common.errors import MoecError
 from moec.common.specs import TensorSpec
-from moec.common.version import VERSION
 from moec.distributed.exchange import RowExchange
-from moec.distributed.group import RankGroup, joined
+from moec.distributed.group import RankGroup
 from moec.distributed.lockstep import Lockstep
-from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.artifact import Artifact
 from moec.runtime.load_options import LoadOptions
-from moec.runtime.manifest import digest_of
 from moec.runtime.model import CompiledModel
 
 
@@ -100,17 +95,3 @@ class RankedModel(CompiledModel):
             name: np.concatenate([part[name] for part in parts], axes[name][0]) if axes[name] else value
             for name, value in parts[0].items()
         }
-
-
-@contextlib.contextmanager
-def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Iterator[RankedModel]:
-    """Context of a placed artifact on the ranks that torchrun started. Raises MoecError for an artifact that is not
-    placed, and as :func:`moec.distributed.group.joined`."""
-    artifact = open_artifact(path, check_weights=options.check_weights)
-    placement = artifact.manifest.placement
-    if placement is None:
-        raise MoecError(f"{path}: its experts are not placed on ranks; compile it with --ranks")
-    facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
-    with joined(placement.ranks, facts) as group:
-        exchange = RowExchange(group, placement, placement.transport or "alltoall")
-        yield RankedModel(artifact, dataclasses.replace(options, rank=group.rank), group, exchange)

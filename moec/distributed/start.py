@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,14 @@ from typing import Any
 from moec.artifacts.loading import load
 from moec.common.cores import available_cores
 from moec.common.errors import MoecError
-from moec.distributed.model import loaded_on_ranks
+from moec.common.version import VERSION
+from moec.distributed.exchange import RowExchange
+from moec.distributed.group import joined
+from moec.distributed.model import RankedModel
+from moec.distributed.pipeline import PipelinedModel
+from moec.runtime.artifact import open_artifact
 from moec.runtime.load_options import LoadOptions
+from moec.runtime.manifest import digest_of
 from moec.runtime.model import CompiledModel
 
 
@@ -24,7 +31,7 @@ def is_started_on_ranks() -> bool:
 def loaded(path: str | os.PathLike[str], **options: Any) -> Iterator[CompiledModel]:
     """Context of a loaded artifact. ``options``: those of :func:`moec.load`; ranks of one machine share its cores.
     Ranks other than the first print nothing in the block, except the error that ends it. Raises MoecError as that
-    function, and as :func:`moec.distributed.model.loaded_on_ranks`."""
+    function, and as :func:`loaded_on_ranks`."""
     if not is_started_on_ranks():
         yield load(path, **options)
         return
@@ -40,6 +47,25 @@ def loaded(path: str | os.PathLike[str], **options: Any) -> Iterator[CompiledMod
             silenced.enter_context(contextlib.redirect_stdout(nowhere))
             silenced.enter_context(contextlib.redirect_stderr(nowhere))
         yield model
+
+
+@contextlib.contextmanager
+def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Iterator[CompiledModel]:
+    """Context of an artifact on the ranks that torchrun started: of one with stages each rank runs one, of one with
+    placed experts each holds some. Raises MoecError for any other artifact, and as
+    :func:`moec.distributed.group.joined`."""
+    artifact = open_artifact(path, check_weights=options.check_weights)
+    placement, stages = artifact.manifest.placement, artifact.manifest.pipeline
+    facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
+    if stages:
+        with joined(len(stages), facts) as group:
+            yield PipelinedModel(artifact, options, group)
+        return
+    if placement is None:
+        raise MoecError(f"{path}: is for one process; compile it with --ranks (experts) or --stages (layers)")
+    with joined(placement.ranks, facts) as group:
+        exchange = RowExchange(group, placement, placement.transport or "alltoall")
+        yield RankedModel(artifact, dataclasses.replace(options, rank=group.rank), group, exchange)
 
 
 def is_silent_rank() -> bool:

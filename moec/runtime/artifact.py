@@ -39,6 +39,7 @@ from moec.runtime.manifest import (
     ProgramEntry,
     ProjectEntry,
     WeightEntry,
+    all_programs,
 )
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
@@ -130,7 +131,8 @@ class Artifact:
                     path, program, entries, resident, self.where, preferred, own
                 )
             else:
-                memory, placement = place_file(path, "auto" if pages == "streamed" else pages)
+                ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries]
+                memory, placement = place_file(path, "auto" if pages == "streamed" else pages, ranges)
         except OSError as error:
             raise ArtifactError(f"{self.where}: {WEIGHTS} cannot be read: {error.strerror or error}") from error
         weights = [
@@ -198,8 +200,9 @@ def _open(path: pathlib.Path, check_weights: bool) -> Artifact:
 def check_machine(artifact: Artifact) -> None:
     """Raise ArtifactError when this machine cannot execute the artifact's objects. Otherwise this process may do so."""
     manifest, where = artifact.manifest, artifact.where
-    requirements = list(dict.fromkeys(feature for program in manifest.programs for feature in program.requirements))
-    for path in (path for program in manifest.programs for path in artifact.object_paths(program)):
+    programs = [program for program, _, _ in all_programs(manifest)]
+    requirements = list(dict.fromkeys(feature for program in programs for feature in program.requirements))
+    for path in (path for program in programs for path in artifact.object_paths(program)):
         with path.open("rb") as file:
             header = file.read(20)
         names = _ELF_MACHINES.get(int.from_bytes(header[18:20], "little")) if header[:4] == _ELF else None

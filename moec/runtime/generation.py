@@ -263,12 +263,12 @@ def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     while True:
         part = ids[:, done : done + step]
         try:
-            logits = session.run(part)
+            if done + part.shape[1] >= length:
+                return session.run(part)[:, -1]
+            session.feed(part)
         except RoomError:
             if not session.is_incremental or session.fixed_length or part.shape[1] == 1:
                 raise
             step = part.shape[1] // 2
         else:
             done += part.shape[1]
-            if done >= length:
-                return logits[:, -1]

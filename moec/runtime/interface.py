@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from moec.common.guards import bound_names, parse_guard
 from moec.common.specs import State, TensorSpec
-from moec.runtime.manifest import Manifest
+from moec.runtime.manifest import Manifest, PipelineStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +39,9 @@ class Interface:
             manifest.counted_inputs,
             manifest.guards,
         )
+
+    def of_stage(self, stage: PipelineStage) -> Interface:
+        """Interface of one stage of a pipeline: guards are those about sizes of its inputs."""
+        bound = bound_names([spec.shape for spec in stage.inputs])
+        guards = [text for text in self.guards if set(parse_guard(text).names) <= bound]
+        return dataclasses.replace(self, inputs=stage.inputs, outputs=stage.outputs, guards=guards)

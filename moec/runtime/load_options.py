@@ -25,6 +25,7 @@ class LoadOptions:
     resident: int | str | None = None
     prefer_resident: float = 0.0
     rank: int | None = None
+    stage: int | None = None
 
     def __post_init__(self) -> None:
         check_threads(self.threads)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from moec.common.dtypes import ElementType
@@ -19,7 +20,7 @@ from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec,
 from moec.placing.placement import ExpertPlacement
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 24
+FORMAT_VERSION = 25
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -68,6 +69,18 @@ class ProgramEntry:
 
 
 @dataclasses.dataclass
+class PipelineStage:
+    """Stage of a pipeline: layers from ``first`` to ``last``, and their program. Its inputs are all inputs of the model
+    except the states of other stages, and outputs of earlier stages; values of one name are one value."""
+
+    first: Size
+    last: Size
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    program: ProgramEntry
+
+
+@dataclasses.dataclass
 class ProjectEntry:
     """Sources of an artifact, in ``folder``, that another tool builds. ``report``: plain data about the selected
     design."""
@@ -106,6 +119,7 @@ class Manifest:
     raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
     ``placement``: ranks that hold the experts; None where each process holds all. ``sequences``: the named size that
     counts sequences, of which each is computed as if it were alone; None where that is not known.
+    ``pipeline``: stages by layers, for a process each; empty where a process runs the whole model alone.
     """
 
     moec_version: str
@@ -132,7 +146,14 @@ class Manifest:
     unraised: list[UnraisedEntry] = dataclasses.field(default_factory=list)
     placement: ExpertPlacement | None = None
     sequences: str | None = None
+    pipeline: list[PipelineStage] = dataclasses.field(default_factory=list)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def all_programs(manifest: Manifest) -> list[tuple[ProgramEntry, Sequence[TensorSpec], Sequence[TensorSpec]]]:
+    """List the programs of the whole model and of the stages, with their inputs and outputs."""
+    whole = [(program, manifest.inputs, manifest.outputs) for program in manifest.programs]
+    return [*whole, *((stage.program, stage.inputs, stage.outputs) for stage in manifest.pipeline)]
 
 
 def print_manifest(manifest: Manifest) -> str:

@@ -31,7 +31,8 @@ class CompiledModel:
     def __init__(self, artifact: Artifact, options: LoadOptions = DEFAULTS, device: Device | None = None) -> None:
         """``device``: where it runs; None for the processor."""
         check_machine(artifact)
-        program = artifact.program(None if device is None else device.architecture)
+        stage = None if options.stage is None else artifact.manifest.pipeline[options.stage]
+        program = artifact.program(None if device is None else device.architecture) if stage is None else stage.program
         # A device reads the host's memory only once, so its pages do not matter.
         pages = "mapped" if device is not None and options.pages == "auto" else options.pages
         resident, preferred = options.resident_bytes, float(options.prefer_resident)
@@ -40,7 +41,7 @@ class CompiledModel:
         self._options, self._device = options, device
         self._executor = Executor(
             artifact.object_paths(program),
-            self.interface,
+            self.interface if stage is None else self.interface.of_stage(stage),
             weights,
             threads=artifact.manifest.threads if options.threads is None else options.threads,
             where=artifact.where,

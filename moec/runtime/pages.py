@@ -50,8 +50,11 @@ class Placement:
     reason: str
 
 
-def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, Placement]:
-    """Load the bytes of a file, private to the process if anything writes to them.
+def place_file(
+    path: pathlib.Path, pages: Pages = "auto", ranges: Sequence[tuple[int, int]] | None = None
+) -> tuple[np.ndarray, Placement]:
+    """Load the bytes of a file, private to the process if anything writes to them. ``ranges``: parts of the file
+    (start, end) that are needed; only these take memory. None: all of it.
 
     ``auto`` maps the file. It copies it into huge pages instead where these are available, the system did not map it so
     by itself, and the copy takes at most half of the free memory. ``huge`` copies wherever possible.
@@ -59,22 +62,24 @@ def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, P
     Raises MoecError when huge pages are requested and not available, ArtifactError when the file cannot be read.
     """
     size = path.stat().st_size
+    needed = [(0, size)] if ranges is None else ranges
+    used = sum(end - start for start, end in needed)
     if pages == "mapped":
         return _map(path, size), Placement("mapped", "as asked for")
     if pages == "huge":
-        obstacle = _obstacle(size, available_memory())
+        obstacle = _obstacle(used, available_memory())
         if obstacle:
             raise MoecError(f"{path}: cannot be held in huge pages: {obstacle}; use pages=auto or pages=mapped")
-        return _copy(path, size), Placement("huge", "as asked for")
-    if size < WORTH_COPYING:
+        return _copy(path, size, needed), Placement("huge", "as asked for")
+    if used < WORTH_COPYING:
         return _map(path, size), Placement("mapped", f"less than {WORTH_COPYING >> 20} MiB of weights")
-    obstacle = _obstacle(size, available_memory() // 2)
+    obstacle = _obstacle(used, available_memory() // 2)
     if obstacle:
         return _map(path, size), Placement("mapped", obstacle)
     mapped = _map(path, size)
     if _is_in_huge_pages(mapped):
         return mapped, Placement("mapped", "the system maps the file in huge pages")
-    return _copy(path, size), Placement("huge", "the system maps the file in small pages")
+    return _copy(path, size, needed), Placement("huge", "the system maps the file in small pages")
 
 
 class FileMaps:
@@ -158,21 +163,24 @@ def bytes_in_huge_pages(memory: np.ndarray) -> int:
     return total
 
 
-def _copy(path: pathlib.Path, size: int) -> np.ndarray:
-    """Copy a file into huge pages with several threads; each gets pages near its core."""
+def _copy(path: pathlib.Path, size: int, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Copy ranges of a file of ``size`` bytes into huge pages with several threads; each gets pages near its core."""
     try:
         memory = new_memory(size, huge=True)
     except OSError as error:
         raise MoecError(f"{path}: the system has no {size >> 20} MiB for a copy; use pages=mapped") from error
     with path.open("rb") as file, ThreadPoolExecutor(min(len(available_cores()), _MOST_COPYING_THREADS)) as threads:
-        chunks = [threads.submit(_read_into, memory, file.fileno(), start) for start in range(0, size, _CHUNK)]
+        chunks = [
+            threads.submit(_read_into, memory, file.fileno(), start, min(start + _CHUNK, end))
+            for first, end in ranges
+            for start in range(first, end, _CHUNK)
+        ]
         for chunk in chunks:
             chunk.result()
     return memory
 
 
-def _read_into(memory: np.ndarray, file: int, start: int) -> None:
-    end = min(start + _CHUNK, memory.size)
+def _read_into(memory: np.ndarray, file: int, start: int, end: int) -> None:
     while start < end:
         count = os.preadv(file, [memory[start:end].data], start)
         if count == 0:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import ArtifactError
 from moec.common.guards import Expression, bound_names, parse_guard, parse_size
 from moec.common.plain_files import parse_json
 from moec.common.records import read_record
-from moec.common.specs import HeldState, StreamedExpertsSpec
+from moec.common.specs import HeldState, StreamedExpertsSpec, TensorSpec
 from moec.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -20,6 +21,7 @@ from moec.runtime.manifest import (
     FileEntry,
     Manifest,
     ProgramEntry,
+    all_programs,
     digest_of_content,
 )
 
@@ -50,6 +52,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     _check_held(manifest, where)
     _check_last(manifest, where)
     _check_files(manifest, where)
+    _check_pipeline(manifest, where)
     _check_weights(manifest, where)
     return manifest
 
@@ -104,7 +107,7 @@ def _check_programs(manifest: Manifest, where: str) -> None:
     architectures = [program.architecture for program in manifest.programs]
     if not (architectures or manifest.projects) or len(set(architectures)) != len(architectures):
         raise ArtifactError(f"{where}: its programs are for {architectures}; expected at least one, all different")
-    for program in manifest.programs:
+    for program, _, _ in all_programs(manifest):
         strays = [index for index in program.weights if not 0 <= index < len(manifest.weights)]
         if strays:
             raise ArtifactError(f"{where}: a program takes weight {strays[0]} of {len(manifest.weights)}")
@@ -132,13 +135,19 @@ def _check_experts(layer: StreamedExpertsSpec, where: str) -> None:
 
 
 def _check_held(manifest: Manifest, where: str) -> None:
-    inputs, outputs = {spec.name: spec for spec in manifest.inputs}, {spec.name for spec in manifest.outputs}
-    bound = bound_names([spec.shape for spec in manifest.inputs])
-    for program in manifest.programs:
+    for program, inputs, outputs in all_programs(manifest):
         twice = [name for name, count in Counter(state.input for state in program.held).items() if count > 1]
         if twice:
             raise ArtifactError(f"{where}: it holds the state {twice[0]!r} twice")
-    for state in (state for program in manifest.programs for state in program.held):
+        _check_held_states(program, inputs, outputs, where)
+
+
+def _check_held_states(
+    program: ProgramEntry, taken: Sequence[TensorSpec], returned: Sequence[TensorSpec], where: str
+) -> None:
+    inputs, outputs = {spec.name: spec for spec in taken}, {spec.name for spec in returned}
+    bound = bound_names([spec.shape for spec in taken])
+    for state in program.held:
         spec = inputs.get(state.input)
         if spec is None or state.output not in outputs or not 0 <= state.axis < len(spec.shape):
             raise ArtifactError(f"{where}: it holds a state from {state.input!r} to {state.output!r}, which it has not")
@@ -151,11 +160,36 @@ def _check_held(manifest: Manifest, where: str) -> None:
 
 
 def _check_last(manifest: Manifest, where: str) -> None:
-    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (manifest.inputs, manifest.outputs))
-    for last in (program.last for program in manifest.programs if program.last is not None):
-        tokens, logits = inputs.get(last.input), outputs.get(last.output)
+    for program, inputs, outputs in all_programs(manifest):
+        last = program.last
+        if last is None:
+            continue
+        tokens = next((spec for spec in inputs if spec.name == last.input), None)
+        logits = next((spec for spec in outputs if spec.name == last.output), None)
         if tokens is None or logits is None or len(tokens.shape) < 2 or tokens.shape[1:2] != logits.shape[1:2]:
             raise ArtifactError(f"{where}: {last.output!r} is said to have a position for each token of {last.input!r}")
+
+
+def _check_pipeline(manifest: Manifest, where: str) -> None:
+    """Check that layers follow one another, that each stage takes inputs of the model and outputs of earlier stages,
+    and that all outputs of the model are there."""
+    of_model, computed = {_form(spec) for spec in manifest.inputs}, set[tuple[str, str, int]]()
+    first = 0
+    for number, stage in enumerate(manifest.pipeline):
+        strays = [spec for spec in stage.inputs if _form(spec) not in of_model | computed]
+        if strays:
+            raise ArtifactError(f"{where}: stage {number} takes {strays[0]}, which no earlier stage computes")
+        if stage.first != first or stage.last < first:
+            raise ArtifactError(f"{where}: stage {number} has layers {stage.first} to {stage.last} after {first - 1}")
+        first = stage.last + 1
+        computed |= {_form(spec) for spec in stage.outputs}
+    missing = [spec for spec in manifest.outputs if manifest.pipeline and _form(spec) not in computed]
+    if missing:
+        raise ArtifactError(f"{where}: no stage computes the output {missing[0]}")
+
+
+def _form(spec: TensorSpec) -> tuple[str, str, int]:
+    return spec.name, spec.dtype, len(spec.shape)
 
 
 def _growth(state: HeldState, where: str) -> Expression[int]:
@@ -169,7 +203,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
     for name in (*manifest.files, *(project.folder for project in manifest.projects)):
         if not is_inside_name(name):
             raise ArtifactError(f"{where}: file name {name!r} could leave the artifact's folder")
-    programs = manifest.programs
+    programs = [program for program, _, _ in all_programs(manifest)]
     kernels = [kernel for program in programs for kernel in program.kernels]
     sources = [path for kernel in kernels for path in (*kernel["sources"].values(), kernel["structure"])]
     code = [name for program in programs for name in (*program.objects, program.binary) if name is not None]

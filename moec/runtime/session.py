@@ -13,10 +13,9 @@ import numpy as np
 from moec.common.arguments import shown
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
-from moec.runtime.executor import Executor
 from moec.runtime.interface import Interface
 from moec.runtime.roles import roles_of
-from moec.runtime.session_states import SessionStates
+from moec.runtime.session_states import Runner, SessionStates
 
 
 class Session:
@@ -26,7 +25,7 @@ class Session:
     A model without states runs all tokens again each time, with the same results.
     """
 
-    def __init__(self, interface: Interface, executor: Executor, max_tokens: int | None = None, batch: int = 1) -> None:
+    def __init__(self, interface: Interface, executor: Runner, max_tokens: int | None = None, batch: int = 1) -> None:
         _check_count("batch", batch)
         if max_tokens is not None:
             _check_count("max_tokens", max_tokens)
@@ -102,17 +101,26 @@ class Session:
         with self._used():
             ids = self._checked_ids(ids)
             count = ids.shape[1] if last is None else min(last, ids.shape[1])
-            mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
-            self._check_counted(mask)
-            seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
-            fed = ids if self._states else seen
-            filled = self._roles.values(mask, fed.shape[1])
-            feeds = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
-            outputs, states = self._states.run(feeds, count)
-            logits = np.asarray(outputs[self._roles.logits.name])[:, -count:]
-            self._states, self._mask = states, mask
-            self._seen = seen
+            logits = np.asarray(self._outputs(ids, inputs, count)[self._roles.logits.name])[:, -count:]
             return np.ascontiguousarray(logits, np.float32)
+
+    def feed(self, ids: Any, **inputs: Any) -> None:
+        """Run on the next tokens as :meth:`run`, without logits. Stages of a pipeline then need not wait for each
+        other."""
+        with self._used():
+            self._outputs(self._checked_ids(ids), inputs, 0)
+
+    def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+        """Run on checked ids and keep the states. Returns the outputs, with logits of ``count`` tokens or more."""
+        mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
+        self._check_counted(mask)
+        seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
+        fed = ids if self._states else seen
+        filled = self._roles.values(mask, fed.shape[1])
+        feeds = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
+        outputs, states = self._states.run(feeds, count)
+        self._states, self._mask, self._seen = states, mask, seen
+        return outputs
 
     def fork(self) -> Session:
         """Copy the session, so that both can continue from here. Raises InputError where another thread is using it."""

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
-from moec.common.specs import State, TensorSpec
-from moec.runtime.executor import Executor
+from moec.common.specs import HeldState, State, TensorSpec
 from moec.runtime.held import StateMemory
 from moec.runtime.interface import Interface
 from moec.runtime.roles import Roles, first_shape, room_of
+
+
+class Runner(Protocol):
+    """Program that a session runs: a whole one (:class:`moec.runtime.executor.Executor`), or the stages of a pipeline,
+    of which the program here is one. ``inputs``: those of the program here."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...
+
+    @property
+    def held(self) -> Sequence[HeldState]: ...
+
+    def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory: ...
+
+    def run(self, values: Mapping[str, Any], last: int | None = None) -> dict[str, Any]: ...
+
+    def run_in_place(
+        self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None
+    ) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +43,7 @@ class SessionStates:
     constant size (caches with room), by input. ``memory``: states that the program holds.
     """
 
-    executor: Executor
+    executor: Runner
     states: Sequence[State]
     arrays: Mapping[str, Any]
     rooms: Mapping[str, int]
@@ -36,7 +54,7 @@ class SessionStates:
 
     @classmethod
     def empty(
-        cls, interface: Interface, executor: Executor, roles: Roles, max_tokens: int | None, batch: int
+        cls, interface: Interface, executor: Runner, roles: Roles, max_tokens: int | None, batch: int
     ) -> SessionStates:
         """Make the states before the first token: zeros. Raises InputError for states of an unknown size."""
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (interface.inputs, interface.outputs))
@@ -45,6 +63,7 @@ class SessionStates:
         if not cached.keys() <= {state.input for state in interface.states}:
             cached = {}  # some are not states of a session, which passes them to each run
         arrays, rooms, shapes = {}, {}, {}
+        own = {spec.name for spec in executor.inputs}  # another stage of a pipeline has the others
         for state in interface.states:
             spec, axis = inputs[state.input], state.axis
             room = room_of(axis, spec, outputs[state.output])
@@ -57,7 +76,7 @@ class SessionStates:
                 rooms[state.input] = tokens
             if state.input in cached:
                 shapes[state.input] = shape
-            else:
+            elif state.input in own:
                 arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
         memory = executor.state_memory(shapes, max_tokens) if shapes else None
         return cls(executor, interface.states, arrays, rooms, memory)

@@ -88,7 +88,7 @@ def test_an_error_that_a_program_survives_ends_the_others_as_well():
     [
         ({"RANK": ""}, "RANK is ''; expected the environment of torchrun"),
         ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
-        ({"WORLD_SIZE": "4"}, "placed on 2 ranks, and 4 were started"),
+        ({"WORLD_SIZE": "4"}, "is for 2 ranks, and 4 were started"),
         ({"MOEC_RANKS_TIMEOUT": "soon"}, "expected a number of seconds above 0"),
         ({"MOEC_RANKS_TIMEOUT": "0"}, "expected a number of seconds above 0"),
     ],

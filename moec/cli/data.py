@@ -119,8 +119,13 @@ def profile(
 
 def plan(
     model: Model,
-    profile: Annotated[Path, typer.Option(help="Read this .moeprof file, made by moec profile from MODEL.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Write the plan to this JSON file.")],
+    profile: Annotated[
+        Path | None, typer.Option(help="Read this .moeprof file, made by moec profile from MODEL.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write the plan to this JSON file. Default for --ranks: standard output."),
+    ] = None,
     avg: Annotated[
         float | None, typer.Option(min=1, max=32, help="Keep to this average of bits per weight, without scales.")
     ] = None,
@@ -145,15 +150,41 @@ def plan(
         Path | None,
         typer.Option(help="Weight the errors of each layer by this file, written by moec.tools.sensitivities."),
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Place experts on this many ranks instead. MODEL may also be a profile or an artifact."
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines that --ranks are on.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts on --ranks.")
+    ] = 0,
+    method: Annotated[
+        str, typer.Option(help="Place experts on --ranks by this method: joint, eplb, linear.")
+    ] = "joint",
+    slack: Annotated[
+        float,
+        typer.Option(min=0, help="Let joint add this imbalance to bring experts together that tokens select together."),
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Plan a format for every expert.
+    """Plan a format for every expert, or with --ranks a rank.
 
-    Edit the plan if you like, and apply it with assign-bits{plan=...}.
+    Edit the plan if you like, and apply it with assign-bits{plan=...}, or with --placement of compile and place.
     """
     from moec.inspect.profiles import plan_table
     from moec.tools.planning import budget_of, plan
 
+    if ranks is not None:
+        if any(
+            option for option in (avg, megabytes, microseconds, gigabytes_per_second, formats, linears, sensitivities)
+        ):
+            raise MoecError("--ranks plans places, not formats; leave out the options of formats")
+        _plan_on_ranks(model, (ranks, nodes, replicas, method, slack), profile, output, pipeline_of(level, passes))
+        return
+    if profile is None or output is None:
+        raise MoecError("a plan of formats needs --profile and --output; add them, or plan places with --ranks")
     if sum(limit is not None for limit in (avg, megabytes, microseconds)) != 1:
         raise MoecError("expected one of --avg, --megabytes and --microseconds")
     if microseconds is None and gigabytes_per_second is not None:
@@ -174,6 +205,28 @@ def plan(
         )
     print_result([dataclasses.asdict(layer) for layer in planned], as_json, [plan_table(planned)])
     for remark in json.loads(output.read_text(encoding="utf-8"))["remarks"]:
+        print(f"note: {remark}", file=sys.stderr)
+
+
+def _plan_on_ranks(
+    source: Path,
+    numbers: tuple[int, int, int, str, float],
+    profile: Path | None,
+    output: Path | None,
+    passes: str,
+) -> None:
+    """Print the placement of experts on ranks, or write it where no file is. Remarks go to stderr."""
+    from moec.tools.planning import write_plan
+    from moec.tools.planning_ranks import RanksTask, plan_on_ranks
+
+    with shown_progress() as progress:
+        progress("placing experts")
+        placement, remarks = plan_on_ranks(source, RanksTask(*numbers), profile, passes)
+    if output is None:
+        print(placement.text(), end="")
+    else:
+        write_plan(output, placement.text())
+    for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
 
 

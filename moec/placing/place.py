@@ -44,7 +44,8 @@ def place(
     slots of a layer beyond one per expert, over all ranks. ``pairs``: for each layer [E,E], the tokens that select both
     experts. ``following``: for each layer [E,E'], the tokens of an expert that select expert e' of the next layer, None
     for the last. ``groups``: consecutive experts that a router selects together; nodes that divide their number get
-    whole groups. ``names``: of the layers, for the placement.
+    whole groups. ``names``: of the layers, for the placement. ``slack``: imbalance
+    that the joint method may add for fewer pairs on different ranks.
 
     Raises MoecError for numbers that do not fit.
     """
@@ -83,6 +84,7 @@ def place_measured(
     *,
     groups: int = 1,
     names: Sequence[str] | None = None,
+    slack: float = 0.0,
 ) -> ExpertPlacement:
     """Place measured layers, in their order, as :func:`place`. ``names``: by default those in the profile. Raises
     MoecError as :func:`place`, and for a profile without the arrays that the method needs."""
@@ -98,6 +100,7 @@ def place_measured(
         method,
         groups=groups,
         names=[layer.name for layer in measures] if names is None else names,
+        slack=slack,
     )
 
 
@@ -109,6 +112,7 @@ def place_profile(
     method: Method = "joint",
     *,
     groups: int = 1,
+    slack: float = 0.0,
 ) -> ExpertPlacement:
     """Place all layers of experts of a ``.moeprof`` file, as :func:`place`. Raises MoecError as :func:`place_measured`,
     and for a file that is no profile."""
@@ -116,7 +120,7 @@ def place_profile(
         layers = list(measured.all_experts())
         if not layers:
             raise MoecError(f"{os.fspath(profile)}: has no layers of experts; there is nothing to place")
-        return place_measured(layers, ranks, nodes, replicas, method, groups=groups)
+        return place_measured(layers, ranks, nodes, replicas, method, groups=groups, slack=slack)
 
 
 def _following(layer: ExpertsMeasures, after: ExpertsMeasures | None) -> Array | None:

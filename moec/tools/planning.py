@@ -61,12 +61,17 @@ def plan(
     header = {"profile": pathlib.Path(profile).name, **budget.options, "passes": passes, "method": method}
     header |= _judged(chosen)
     header |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}
-    with replacing(output, _edited) as aside:
-        aside.write_text(plan_text(chosen.plans, header), encoding="utf-8")
+    write_plan(output, plan_text(chosen.plans, header))
     return [
         Planned(plan.name, {name: dict(Counter(formats)) for name, formats in plan.formats.items()})
         for plan in chosen.plans
     ]
+
+
+def write_plan(path: str | os.PathLike[str], text: str) -> None:
+    """Write a plan where no file is. Raises MoecError."""
+    with replacing(path, _edited) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def _method(profile: Profile) -> Method:

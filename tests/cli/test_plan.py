@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from moec.cli.main import app
 from moec.common.errors import MoecError
+from moec.placing.placement import read_placement, read_placement_file
 from moec.profiles import Profile
 
 from ..language_model import language_model, some_tokens
@@ -133,6 +134,41 @@ def test_times_that_cannot_be_leave_nothing(model, options, message, profile, tm
     done = moec("plan", model, "--profile", profile, *options, "-o", tmp_path / "plan.json")
     assert isinstance(done.exception, MoecError) and message in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_placement_on_ranks_is_planned_from_a_profile(model, profile, tmp_path):
+    path = tmp_path / "placement.json"
+    printed = moec("plan", profile, "--ranks", 4, "--replicas", 4)
+    assert printed.exit_code == 0, printed.exception
+    placement = read_placement(printed.stdout, "stdout")
+    assert [(layer.experts, sum(map(len, layer.slots))) for layer in placement.layers] == [(8, 12)] * 2
+    assert "note: predicted imbalance, the highest load of a rank over the mean: 1." in printed.stderr
+    written = moec("plan", model, "--profile", profile, "--ranks", 4, "--replicas", 4, "-o", path)
+    assert written.exit_code == 0 and written.stdout == ""
+    assert [layer.slots for layer in read_placement_file(path).layers] == [layer.slots for layer in placement.layers]
+    again = moec("plan", profile, "--ranks", 4, "-o", path)
+    assert "is there already; plans are edited by people" in str(again.exception)
+
+
+def test_experts_are_planned_by_number_without_a_profile(model):
+    done = moec("plan", model, "--ranks", 3)
+    assert [layer.slots for layer in read_placement(done.stdout, "stdout").layers] == [
+        ((0, 1), (2, 3, 4), (5, 6, 7))
+    ] * 2
+    assert "without a profile the loads of ranks are not known" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ranks", 4, "--avg", 3), "leave out the options of formats"),
+        (("--ranks", 4, "--replicas", 2), "a profile says which experts need them"),
+        (("--avg", 3), "a plan of formats needs --profile and --output"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(model, options, message):
+    done = moec("plan", model, *options)
+    assert isinstance(done.exception, MoecError) and message in str(done.exception)
 
 
 @pytest.mark.nightly

@@ -15,6 +15,7 @@ from moec.distributed.lockstep import Lockstep
 from moec.runtime.artifact import Artifact
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
+from moec.runtime.roles import roles_of
 
 
 class RankedModel(CompiledModel):
@@ -27,6 +28,7 @@ class RankedModel(CompiledModel):
     def __init__(self, artifact: Artifact, options: LoadOptions, group: RankGroup, exchange: RowExchange) -> None:
         super().__init__(artifact, options)
         self.group, self.exchange = group, exchange
+        self._roles = None if artifact.manifest.sequences is None else roles_of(self.interface)
         self._executor.exchange_rows(exchange)
 
     def reloaded(self) -> CompiledModel:
@@ -35,10 +37,10 @@ class RankedModel(CompiledModel):
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run as :meth:`moec.CompiledModel.run`, with the same inputs on all ranks. A model without a size that counts
         sequences runs on rank 0, and other ranks compute their experts alone."""
-        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        arrays = self._executor.checked(self._first_states.beside(inputs))
         count = self._sequences(arrays)
         rank, size = self.group.rank, self.group.size
-        part = slice(count * rank // size, count * (rank + 1) // size)
+        part = slice(-(-count * rank // size), -(-count * (rank + 1) // size))  # rank 0 has the only sequence
         is_idle = count > 0 and part.start == part.stop
         with self.exchange.idle() if is_idle else contextlib.nullcontext():
             outputs = super().run(self._part(arrays, slice(0, 1) if is_idle else part), last=last)
@@ -69,22 +71,22 @@ class RankedModel(CompiledModel):
 
     def _sequences(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Count the sequences of the inputs; 1 where they are not known."""
-        for spec in self.inputs:
-            if spec.name in arrays:
-                for axis in self._axes(spec):
-                    return int(arrays[spec.name].shape[axis])
-        return 1
+        return 1 if self._roles is None else len(arrays[self._roles.ids.name])
 
     def _axes(self, spec: TensorSpec) -> list[int]:
-        size = self.artifact.manifest.sequences
-        return [axis for axis, own in enumerate(spec.shape) if size is not None and own == size][:1]
+        """Find the axis of an input or output that counts sequences; a mask's may have a name of its own."""
+        if self._roles is None:
+            return []
+        if spec.name in self._roles.filled and (len(spec.shape) > 1 or self._roles.filled[spec.name][0] != "positions"):
+            return [0]
+        return [axis for axis, own in enumerate(spec.shape) if own == self._roles.ids.shape[0]]
 
     def _part(self, arrays: Mapping[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
-        """Take some of the sequences of inputs or outputs."""
+        """Take some of the sequences of inputs, or outputs. What has one part for all sequences is not split."""
         specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
         result = dict(arrays)
         for name, array in arrays.items():
-            for axis in self._axes(specs[name]) if name in specs else ():
+            for axis in self._axes(specs[name]):
                 result[name] = np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
         return result
 

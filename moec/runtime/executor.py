@@ -106,6 +106,10 @@ class Executor:
         arrays = self._check(values)
         return self._launcher.run(lambda: self._call(arrays, last=last))
 
+    def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs of a run as arrays. Raises InputError as :meth:`run`."""
+        return dict(zip((spec.name for spec in self.inputs), self._check(values), strict=True))
+
     def exchange_rows(self, ranks: Ranks) -> None:
         """Let runs exchange rows of experts with other ranks."""
         self._program.ranks = ranks

@@ -109,8 +109,8 @@ class CompiledModel:
 
     @property
     def streamed(self) -> StreamCounts | None:
-        """Counts of reads and waits since it was loaded; None where all experts are in memory."""
-        return None if self._experts is None else self._experts.counts
+        """Counts of reads and waits since it was loaded; None where all experts that it computes are in memory."""
+        return None if self._experts is None or self._experts.has_room_for_all else self._experts.counts
 
     @property
     def expert_bytes(self) -> int:

@@ -109,6 +109,12 @@ class StreamedExperts:
         self._ahead: set[int] = set()  # requested because they were expected, and not selected yet
 
     @property
+    def has_room_for_all(self) -> bool:
+        """Whether there is room for all experts that this process computes."""
+        own = np.arange(len(self._bytes)) if self._own is None else [self._first[layer] + at for layer, at in self._own]
+        return int(self._bytes[own].sum()) <= self.room
+
+    @property
     def shares(self) -> list[list[float]]:
         """Share of the runs in which each expert was selected, by layer."""
         shares = self._chosen / max(1, self.counts.runs)

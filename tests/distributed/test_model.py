@@ -9,6 +9,8 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 import moec
@@ -26,6 +28,7 @@ from tests.language_model import UNITS, VOCABULARY, WIDTH, language_model, some_
 
 SIZES = [0, 1, 3, 64]
 PROMPTS = [[1, 2, 3], [4], [5] * 9, [6, 7], [8]]
+HEADER = '<ir_version: 10, opset_import: ["" : 21, "moec" : 1]> '
 EXPERT_BYTES = 3 * WIDTH * UNITS * 4
 UNEVEN = [[[], [0, 1, 2, 3, 4, 5, 6, 7], [3, 0], [7]], [[0, 7], [1, 6], [2, 5], [3, 4]]]
 """Slots of two layers of eight experts: one rank has none, one has all, and some are on two or three."""
@@ -105,6 +108,60 @@ def test_ranks_refuse(folder, monkeypatch, artifact, ranks, options, message):
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     with pytest.raises(MoecError, match=message), loaded(folder / artifact, **options):
         pass
+
+
+BLOCK = """(float[T,8] x) => (float[T,8] y, float total) <float[8,4] router, float[4,6,8] up, float[4,8,6] down> {
+    logits = MatMul (x, router)
+    y = moec.MoE <k = 2, gate_layout = "none"> (x, logits, , up, down)
+    total = ReduceSum <keepdims = 0> (y)
+}"""
+MASKED = """(int64[batch,seq] ids, float[rows,seq] attention_mask) => (float[batch,seq,8] y)
+    <float[9,8] table, float[8,4] router, float[4,6,8] up, float[4,8,6] down> {
+    embedded = Gather (table, ids)
+    last = Constant <value_ints = [-1]> ()
+    mask = Unsqueeze (attention_mask, last)
+    masked = Mul (embedded, mask)
+    shape = Shape (masked)
+    width = Constant <value_ints = [-1, 8]> ()
+    x = Reshape (masked, width)
+    logits = MatMul (x, router)
+    z = moec.MoE <k = 2, gate_layout = "none"> (x, logits, , up, down)
+    y = Reshape (z, shape)
+}"""
+"""Models that are not split by one size of their inputs: a block of tokens, and a mask whose rows have another name."""
+
+
+def runs(rank: int, path: pathlib.Path, cases: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    with loaded(path, threads=1) as model:
+        assert model.streamed is None
+        return [model.run(case) for case in cases]
+
+
+@pytest.mark.parametrize("text", [BLOCK, MASKED], ids=["block", "masked"])
+def test_inputs_of_other_forms(tmp_path, text):
+    model = with_random_weights(text)
+    random, cases = np.random.default_rng(1), []
+    for count in (0, 1, 5):
+        x = random.standard_normal((count, 8)).astype(np.float32)
+        ids = random.integers(0, 9, (count, 3))
+        cases.append({"x": x} if text is BLOCK else {"ids": ids, "attention_mask": (x[:, :3] > 0).astype(np.float32)})
+    plain = moec.compile(model)
+    moec.compile(model, ranks=2).save(tmp_path / "2")
+    for found in start_ranks(2, runs, tmp_path / "2", cases).results():
+        for actual, case in zip(found, cases, strict=True):
+            expected = plain.run(case)
+            assert all(np.array_equal(actual[name], expected[name]) for name in expected)
+
+
+def with_random_weights(text: str) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(HEADER + "model " + text)
+    random = np.random.default_rng(0)
+    for weight in model.graph.value_info:
+        shape = [size.dim_value for size in weight.type.tensor_type.shape.dim]
+        array = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, weight.name))
+    model.graph.ClearField("value_info")
+    return model
 
 
 def matrix(rank: int, paths: list[pathlib.Path], cases: list[np.ndarray]) -> list[list[np.ndarray]]:

@@ -68,23 +68,23 @@ class RankGroup:
         if self.roll is None:
             return None
         verdict = self.roll.call("ended")
-        return f"{self._name()}: {self._fault(verdict)}" if verdict.missing or verdict.failed is not None else None
+        return f"{self._name()}: {self._fault(verdict)}" if verdict.is_guilty else None
 
     def _name(self) -> str:
         return f"rank {self.rank} of {self.size} ({self._place})"
 
     def _blame(self, error: Exception) -> str:
-        text = one_line(error)
+        text = one_line(error).partition(". This is typically")[0]
         late = f"did not answer within {self._seconds:g} s"
         how = late if re.search("timed out|timeout", text, re.IGNORECASE) else "closed its connection"
         if self.roll is None:
             return f"another rank {'did not answer in time' if how == late else how} ({text})"
         verdict = self.roll.call(how)
-        if verdict.failed is not None or verdict.missing or verdict.unreachable:
+        if verdict.is_guilty:
             return self._fault(verdict)
-        if verdict.how == late and verdict.busy:
-            busy = ranks_in_words(verdict.busy)
-            return f"{busy} computed for more than {self._seconds:g} s: set {TIMEOUT_VARIABLE} to a longer timeout"
+        if verdict.how == late:
+            busy = f"{ranks_in_words(verdict.busy)} computed for more than" if verdict.busy else "ranks waited for"
+            return f"{busy} {self._seconds:g} s: set {TIMEOUT_VARIABLE} to a longer timeout"
         return f"all ranks are there, but the connection failed: {text}"
 
     def _fault(self, verdict: RollVerdict) -> str:

@@ -18,10 +18,12 @@ from moec.distributed.patience import within
 
 Result = TypeVar("Result")
 
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 2.0
 """Time in which every rank that lives answers."""
-LINGER_SECONDS = 1.5
-"""Time that the process with the store waits for others to read it. A job lasts at most both times longer than the
+STORE_SECONDS = 2.0
+"""Time for the calls to the store around that, which a busy machine makes slow."""
+LINGER_SECONDS = 0.8
+"""Time that the process with the store waits for others to read it. A job lasts at most all three longer than the
 timeout of its process group."""
 COMPUTING = "computing"
 """Place of a rank that is in no collective."""
@@ -39,6 +41,11 @@ class RollVerdict:
     failed: int | None = None
     message: str = ""
     unreachable: bool = False
+
+    @property
+    def is_guilty(self) -> bool:
+        """Whether somebody is to blame."""
+        return bool(self.missing) or self.failed is not None or self.unreachable
 
 
 class RollCall:
@@ -75,7 +82,7 @@ class RollCall:
     def _within(self, ask: Callable[[], Result]) -> Result | None:
         """Return ``ask()``, or None if the store does not answer: that of a stopped process lets its clients wait."""
         try:
-            return within(ANSWER_SECONDS + 0.5, ask)
+            return within(ANSWER_SECONDS + STORE_SECONDS, ask)
         except (RuntimeError, TimeoutError):
             return None
 
@@ -95,7 +102,8 @@ class RollCall:
     def _agreed(self, how: str) -> RollVerdict:
         here = [rank for rank in self._ranks if self._store.check([f"here/{rank}"])]
         missing = sorted({*self._ranks} - {*here})
-        busy = [rank for rank in here if self._store.get(f"here/{rank}").decode() == COMPUTING]
+        asked = () if missing else here
+        busy = [rank for rank in asked if self._store.get(f"here/{rank}").decode() == COMPUTING]
         text = self._store.compare_set("verdict", "", json.dumps({"missing": missing, "busy": busy, "how": how}))
         data = json.loads(text)
         return RollVerdict(tuple(data["missing"]), tuple(data["busy"]), data["how"])

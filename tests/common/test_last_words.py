@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from moec.common.errors import LostRankError, MoecError
 from moec.common.last_words import last_words, spoken
 
 PROGRAM = """if True:
@@ -28,6 +29,16 @@ def test_words_are_those_of_the_blocks_that_last():
             assert spoken() == ["a", "b"]
         assert spoken() == ["a"]
     assert spoken() == []
+
+
+def test_a_lost_rank_stays_a_last_word_after_its_block(monkeypatch):
+    monkeypatch.setattr("moec.common.last_words._speakers", [])
+    with pytest.raises(MoecError), last_words(lambda: "a"):
+        raise MoecError("b")
+    assert spoken() == []
+    with pytest.raises(LostRankError), last_words(lambda: "a"):
+        raise LostRankError("c")
+    assert spoken() == ["c"]
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "error: rank 3 ended\n"), (signal.SIGINT, "")])

@@ -14,6 +14,7 @@ from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup, joined
 from moec.distributed.handshake import ranks_in_words
 from moec.distributed.lockstep import Lockstep
+from moec.distributed.roll_call import RollVerdict
 from moec.placing.placement import ExpertPlacement, linear
 from tests.distributed.gloo import FACTS, group_of, start_ranks
 
@@ -109,6 +110,26 @@ def test_torch_errors_become_one_line_without_a_store():
     with group.collective("x"):
         pass
     assert group.place == "computing" and group.last_words() is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "blamed", "word"),
+    [
+        (RollVerdict((3,), (), "ended"), "rank 3 ended", "rank 3 ended"),
+        (RollVerdict(failed=2, message="no"), "rank 2 ended: no", "rank 2 ended: no"),
+        (RollVerdict(how="ended", unreachable=True), "rank 0, which holds the store, ended", "rank 0, which"),
+        (RollVerdict((), (2, 3), "did not answer within 9 s"), "ranks 2, 3 computed for more than 9 s: set", None),
+        (RollVerdict((), (), "did not answer within 9 s"), "ranks waited for 9 s: set", None),
+        (RollVerdict((), (), "closed its connection"), "all ranks are there, but the connection failed: reset", None),
+    ],
+)
+def test_verdicts_in_words(verdict, blamed, word):
+    group = RankGroup(1, 4, 9)
+    group.roll = mock.Mock(call=lambda how: verdict)
+    with pytest.raises(LostRankError, match=re.escape(f"rank 1 of 4 (x): {blamed}")), group.collective("x"):
+        raise RuntimeError("reset. This is typically caused by a remote worker")
+    said = group.last_words()
+    assert (said is None) == (word is None) and (word is None or word in said)
 
 
 @pytest.mark.parametrize(("ranks", "words"), [([3], "rank 3"), ((1, 3), "ranks 1, 3")])

@@ -74,7 +74,7 @@ class PlaceExperts:
     ranks: int = 2
     nodes: int = 1
     replicas: int = 0
-    method: Method = "eplb"
+    method: Method = "joint"
     profile: str | None = None
     placement: str | None = None
 

@@ -129,3 +129,14 @@ def test_a_result_of_the_program_keeps_its_memory(nested):
     program.call(program.x, b)
     memories = program.memories(relax.Tuple([program.x, a]) if nested else a)
     assert memories[a.name] != memories[b.name]
+
+
+def test_memory_is_free_in_the_order_in_which_it_is_read():
+    for _ in range(10):  # a set of variables has the order of their addresses
+        program = Program()
+        first = [program.tensor(program.size) for _ in range(6)]
+        program.call(program.x, *first)
+        second = [program.tensor(program.size) for _ in range(6)]
+        program.call(program.x, *second)
+        memories = program.memories()
+        assert [memories[tensor.name] for tensor in second] == [memories[tensor.name] for tensor in reversed(first)]

@@ -88,15 +88,17 @@ def _last_uses(
     """The position of the last binding that reads each of the allocated tensors; results of ``main`` are read behind
     all bindings.
 
-    Whatever is made of a tensor may be a view of it, so a reader of the one is a reader of the other."""
-    made_of: dict[tvm.ir.Var, set[tvm.ir.Var]] = {variable: {variable} for variable in allocated}
+    Whatever is made of a tensor may be a view of it, so a reader of the one is a reader of the other. Tensors stay in
+    the order in which they are read: sets of variables are in the order of their addresses, which differ from run to
+    run."""
+    made_of: dict[tvm.ir.Var, dict[tvm.ir.Var, None]] = {variable: {variable: None} for variable in allocated}
     last_uses: dict[tvm.ir.Var, int] = {}
     for position, binding in enumerate(bindings):
-        read = {tensor for operand in _operands(binding.value) for tensor in made_of.get(operand, ())}
+        read = dict.fromkeys(tensor for operand in _operands(binding.value) for tensor in made_of.get(operand, ()))
         last_uses |= dict.fromkeys(read, position)
         if read:
-            made_of.setdefault(binding.var, set()).update(read)
-    returned = {tensor for operand in _operands(result) for tensor in made_of.get(operand, ())}
+            made_of.setdefault(binding.var, {}).update(read)
+    returned = dict.fromkeys(tensor for operand in _operands(result) for tensor in made_of.get(operand, ()))
     return last_uses | dict.fromkeys(returned, len(bindings))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.common.errors import MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.distributed.generation import generate
 from moec.distributed.start import loaded
 from moec.runtime.artifact import open_artifact
 from moec.runtime.generation import prefilled
+from moec.runtime.manifest import Manifest, print_manifest
+from moec.runtime.read_manifest import parse_manifest
 from tests.distributed.gloo import start_ranks
 from tests.pipelined_model import pipelined_model
 
@@ -90,3 +94,38 @@ def test_other_artifacts_and_numbers_of_ranks_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(MoecError, match=message), loaded(staged):
         pass
+
+
+def take_what_nobody_computes(manifest: Manifest) -> None:
+    manifest.pipeline[0].inputs.append(manifest.pipeline[1].inputs[-1])
+
+
+def leave_out_the_logits(manifest: Manifest) -> None:
+    del manifest.pipeline[1].outputs[:]
+    manifest.pipeline[1].program.held.clear()
+    manifest.pipeline[1].program.last = None
+
+
+def leave_out_a_layer(manifest: Manifest) -> None:
+    manifest.pipeline[1].first = 2
+
+
+def take_a_weight_that_is_not_there(manifest: Manifest) -> None:
+    manifest.pipeline[1].program.weights[0] = len(manifest.weights)
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (take_what_nobody_computes, "stage 0 takes x1 .*, which no earlier stage computes"),
+        (leave_out_the_logits, "no stage computes the output"),
+        (leave_out_a_layer, "stage 1 has layers 2 to 1 after 0"),
+        (take_a_weight_that_is_not_there, "a program takes weight"),
+    ],
+)
+def test_forged_stages_are_refused(staged: pathlib.Path, forge: Callable[[Manifest], None], message: str) -> None:
+    manifest = copy.deepcopy(open_artifact(staged).manifest)
+    assert parse_manifest(print_manifest(manifest), "here") == manifest
+    forge(manifest)
+    with pytest.raises(ArtifactError, match=message):
+        parse_manifest(print_manifest(manifest), "here")

@@ -74,6 +74,14 @@ def test_sessions_want_the_last(routed: CompiledModel) -> None:
     np.testing.assert_allclose(fork.run(IDS[:, 3:], last=9), whole[:, 3:], rtol=1e-5, atol=1e-6)
 
 
+def test_feeding_computes_states_alone(routed: CompiledModel) -> None:
+    fed, run = routed.session(batch=2), routed.session(batch=2)
+    fed.feed(IDS[:, :3])
+    run.run(IDS[:, :3])
+    assert fed.length == 3
+    np.testing.assert_array_equal(fed.run(IDS[:, 3:], last=None), run.run(IDS[:, 3:], last=None))
+
+
 @pytest.mark.parametrize("last", [-1, 6])
 def test_more_than_there_are(routed: CompiledModel, last: int) -> None:
     with pytest.raises(InputError, match=f"logits of the last {last} tokens are wanted, of 5 that the model is run on"):

@@ -51,6 +51,15 @@ def test_the_bytes_are_those_of_the_file_and_private(kind, file):
     assert np.fromfile(file, np.uint8)[7] == before
 
 
+@needs_huge_pages
+def test_a_copy_has_the_needed_ranges_alone(file):
+    data, _ = place_file(file, "huge", [(4096, 5000), (SIZE - 7, SIZE)])
+    whole = np.fromfile(file, np.uint8)
+    np.testing.assert_array_equal(data[4096:5000], whole[4096:5000])
+    np.testing.assert_array_equal(data[-7:], whole[-7:])
+    assert not data[:4096].any() and not data[5000:-7].any()
+
+
 @pytest.mark.parametrize("kind", ["mapped", "auto"])
 def test_a_file_without_weights(kind, tmp_path):
     (tmp_path / "none").touch()

@@ -12,7 +12,6 @@ import pytest
 import moec
 from moec.common.errors import MoecError
 from moec.common.jobs import Job, job_runner
-from moec.targets.base import INSTRUCTIONS
 from moec.tools.sweeping import runs
 from moec.tools.sweeping.file import Times
 
@@ -57,10 +56,8 @@ def compiled(folder: pathlib.Path, output: pathlib.Path, **place: Any) -> dict[s
 
 
 def contents(artifact: pathlib.Path) -> dict[str, bytes]:
-    """Contents of the files; the manifest has digests of the instructions."""
-    files = (
-        path for path in artifact.rglob("*") if path.is_file() and path.name not in (INSTRUCTIONS, "manifest.json")
-    )
+    """Contents of the files."""
+    files = (path for path in artifact.rglob("*") if path.is_file())
     return {str(path.relative_to(artifact)): path.read_bytes() for path in files}
 
 

@@ -87,7 +87,7 @@ class PlaceExperts:
         placement = self._placement(layers)
         if placement.transport is None:
             choice = self._transport(layers)
-            report.note(self.name, "", f"rows go to other ranks by {choice.transport}: it {choice.reason}")
+            report.note(self.name, "", f"rows go to other ranks by {choice.transport}: {choice.reason}")
             placement = dataclasses.replace(placement, transport=choice.transport)
         set_placement(model, placement)
         set_streamed(model)

@@ -6,12 +6,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import subprocess
 import sys
 from unittest import mock
 
 START = [sys.executable, "-c", "from moec.__main__ import main; main()"]
 """Command line of a new process, for tests of signals, closed outputs and the time until help is printed."""
+
+
+def hear_interrupts() -> None:
+    """End by SIGINT, which background jobs of a shell ignore. ``preexec_fn`` of processes that are interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def moec(*arguments: object, input: str = "") -> subprocess.CompletedProcess[str]:

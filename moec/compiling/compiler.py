@@ -277,7 +277,11 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
     from moec.placing.metadata import placement_of
     from moec.runtime.interface import Interface
 
-    states = states_of(graph)
+    states, placement = states_of(graph), placement_of(graph)
+    sequences = sequences_of(graph, Interface(program.inputs, program.outputs, states, inputs.limits, inputs.sizes))
+    if placement is not None and sequences is None:
+        why = "the model may combine them: rank 0 computes all of them, and the others their experts alone"
+        report.warn("place-experts", "", f"sequences are not split among the ranks, because {why}")
     return Context(
         moec_version=VERSION,
         input_limits=inputs.limits,
@@ -285,8 +289,8 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
         counted_inputs=inputs.counted,
         guards=inputs.guards(graph, program),
         states=states,
-        placement=placement_of(graph),
-        sequences=sequences_of(graph, Interface(program.inputs, program.outputs, states, inputs.limits, inputs.sizes)),
+        placement=placement,
+        sequences=sequences,
         remarks=[dataclasses.asdict(remark) for remark in report.remarks],
         losses=[dataclasses.asdict(loss) for loss in report.losses],
         raised=[dataclasses.asdict(block) for block in report.raised],

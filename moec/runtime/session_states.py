@@ -63,7 +63,7 @@ class SessionStates:
         if not cached.keys() <= {state.input for state in interface.states}:
             cached = {}  # some are not states of a session, which passes them to each run
         arrays, rooms, shapes = {}, {}, {}
-        own = {spec.name for spec in executor.inputs}  # another stage of a pipeline has the others
+        here = {spec.name for spec in executor.inputs}  # another stage of a pipeline has the others
         for state in interface.states:
             spec, axis = inputs[state.input], state.axis
             room = room_of(axis, spec, outputs[state.output])
@@ -76,7 +76,7 @@ class SessionStates:
                 rooms[state.input] = tokens
             if state.input in cached:
                 shapes[state.input] = shape
-            elif state.input in own:
+            elif state.input in here:
                 arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
         memory = executor.state_memory(shapes, max_tokens) if shapes else None
         return cls(executor, interface.states, arrays, rooms, memory)

@@ -338,7 +338,9 @@ def test_unknown_kernel(folder):
 def test_an_expert_of_a_layer_that_is_not_there(folder):
     assert_refused(moec("inspect", folder / "model.moec", "--expert", "0:0"), "no layer '0'; there are none")
     both = ("--expert", "0:0", "--kernel", "nothing")
-    assert_refused(moec("inspect", folder / "model.moec", *both), "give one of --expert, --kernel and --launches")
+    assert_refused(
+        moec("inspect", folder / "model.moec", *both), "give one of --expert, --kernel, --launches and --ranks"
+    )
 
 
 # --- defects and interruptions ---------------------------------------------------------------------------------------

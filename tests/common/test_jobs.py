@@ -20,6 +20,8 @@ from moec.common.arguments import check_path
 from moec.common.errors import MoecError
 from moec.common.jobs import MOST_SUBMITTED, Job, JobRunner, job_runner
 
+from ..command import hear_interrupts
+
 
 def job(expression: str, name: str = "a job") -> Job:
     """A job that evaluates an expression, in whose place a crash may stand."""
@@ -201,11 +203,13 @@ if __name__ == "__main__":
 def test_no_process_stays_behind(ending: str, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PARENT))
-    with subprocess.Popen([sys.executable, program, ending], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as parent:
+    with subprocess.Popen(
+        [sys.executable, program, ending], preexec_fn=hear_interrupts, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as parent:
         worker = int(parent.stdout.readline())
         if ending == "kill":
             parent.kill()
-        _, said = parent.communicate(timeout=30)
+        _, said = parent.communicate(timeout=60)
     assert parent.returncode == (-signal.SIGINT if ending == "interrupt" else -signal.SIGKILL)
     assert (b"KeyboardInterrupt" in said) == (ending == "interrupt")
     assert b"resource_tracker" not in said

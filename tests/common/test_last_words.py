@@ -11,6 +11,8 @@ import pytest
 from moec.common.errors import LostRankError, MoecError
 from moec.common.last_words import last_words, spoken
 
+from ..command import hear_interrupts
+
 PROGRAM = """if True:
     import sys, threading
     from moec.cli.ending import end_when_told
@@ -43,7 +45,9 @@ def test_a_lost_rank_stays_a_last_word_after_its_block(monkeypatch):
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "error: rank 3 ended\n"), (signal.SIGINT, "")])
 def test_words_are_said_when_a_launcher_ends_the_process(number, said):
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], preexec_fn=hear_interrupts, stdout=-1, stderr=-1, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "\n"
     process.send_signal(number)
-    assert process.communicate(timeout=30)[1] == said and process.returncode == 128 + number
+    assert process.communicate(timeout=60)[1] == said and process.returncode == 128 + number

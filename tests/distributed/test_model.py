@@ -96,9 +96,9 @@ def test_a_placed_artifact_in_one_process_computes_the_same(folder, alone):
 @pytest.mark.parametrize(
     ("artifact", "ranks", "options", "message"),
     [
-        ("plain", 2, {}, "plain: its experts are not placed on ranks; compile it with --ranks"),
-        ("2", 4, {}, "placed on 2 ranks, and 4 were started"),
-        ("2", 1, {}, "placed on 2 ranks, and 1 were started"),
+        ("plain", 2, {}, "plain: is for one process; compile it with --ranks"),
+        ("2", 4, {}, "is for 2 ranks, and 4 were started"),
+        ("2", 1, {}, "is for 2 ranks, and 1 were started"),
         ("2", 2, {"prefer_resident": 0.1}, "prefer_resident"),
         ("2", 2, {"emulate": True}, "emulate is about a GPU"),
     ],

@@ -314,7 +314,7 @@ def test_prompts_are_run_in_parts_that_memory_has_room_for(room, parts):
         seen.extend(ids[0])
         return np.full((1, ids.size, 1), len(seen))
 
-    session = SimpleNamespace(max_tokens=None, length=0, fixed_length=None, is_incremental=True, run=run)
+    session = SimpleNamespace(max_tokens=None, length=0, fixed_length=None, is_incremental=True, run=run, feed=run)
     assert prefilled(session, list(range(9))) == [9]
     assert tried == parts and seen == list(range(9))
     room = 0

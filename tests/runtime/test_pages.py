@@ -100,7 +100,7 @@ def test_huge_pages_that_cannot_be_had_are_refused(offered, file, monkeypatch):
 
 def test_a_file_that_shrinks_while_it_is_copied(file):
     with pytest.raises(ArtifactError, match=f"ends at byte {SIZE}; it was truncated"):
-        pages._copy(file, SIZE + 1)
+        pages._copy(file, SIZE + 1, [(0, SIZE + 1)])
 
 
 @needs_huge_pages

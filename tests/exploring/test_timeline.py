@@ -101,10 +101,14 @@ def shown(subject, tmp_path_factory):
     return path
 
 
+WITHOUT_TITLES = """every => every.map(text =>
+    [...text.childNodes].filter(node => node.nodeName !== "title").map(node => node.textContent).join(""))"""
+
+
 def test_lanes_layers_counters_and_the_table(running, shown):
     with opened(running, shown, "#timeline") as window:
         labels = window.locator("svg.timeline text")
-        texts = labels.evaluate_all("every => every.map(text => text.firstChild.textContent)")  # without their titles
+        texts = labels.evaluate_all(WITHOUT_TITLES)
         for text in ("Sizes of tensors", "Embedding", "Attention", "MoE block", "Layer 0", "Tensors, at most 4 KiB"):
             assert text in texts
         assert "kernels take 13 µs" in window.inner_text("main") and "Weights, mapped: 1 MiB" in window.inner_text(

@@ -30,6 +30,10 @@ export function ExpertsMap({ layers, names, measure, byTokens, cursor, onChoose,
     const cell = cellAt(event);
     if (cell) onChoose(...cell);
   };
+  // A pointer that rests enters and leaves, too, when what is below it is drawn anew: keys go before it.
+  const onPointer = (event) => {
+    if (event.movementX || event.movementY) move((event.type === "mousemove" && cellAt(event)) || cursor);
+  };
   const onKeyDown = (event) => {
     const next = moved(latest.current, event.key, layers);
     if (next) move(next);
@@ -42,7 +46,7 @@ export function ExpertsMap({ layers, names, measure, byTokens, cursor, onChoose,
   return html`<div ref=${frame}>
     <${Picture} title="Layers and their experts" width=${LEFT + columns * side + 4} height=${TOP + layers.length * side + 4}
       ...${{ onClick, onKeyDown }} role="application" tabindex="0" aria-roledescription="map: arrow keys move, Enter opens"
-      onMouseMove=${(event) => move(cellAt(event) ?? cursor)} onMouseLeave=${() => move(cursor)} class="experts-map">
+      onMouseMove=${onPointer} onMouseLeave=${onPointer} class="experts-map">
       ${layers.map((layer, row) => row % every === 0 && html`<text x=${LEFT - 6} y=${TOP + row * side + side / 2 + 4} text-anchor="end" fill="var(--soft)">${names[row]}</text>`)}
       ${numbered(columns, side).map((expert) => html`<text x=${LEFT + expert * side + side / 2} y=${TOP - 6} text-anchor="middle" fill="var(--soft)">${expert}</text>`)}
       ${paths.map(([path, style]) => html`<path d=${path} ...${style} />`)}

@@ -100,6 +100,7 @@ def test_shards_in_bfloat16_with_a_shared_embedding_are_computed_with_in_float32
     assert formats == {"bfloat16"}
 
 
+@pytest.mark.nightly
 def test_a_module_needs_no_example_inputs() -> None:
     module = mixtral(num_hidden_layers=1)
     agree(moec.compile(module), module)

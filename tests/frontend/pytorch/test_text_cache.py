@@ -61,6 +61,7 @@ def test_tokens_one_by_one(family: str) -> None:
     np.testing.assert_allclose(decoded(model, ids, 6), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.nightly
 def test_all_states_have_one_batch_and_one_past() -> None:
     """The module itself never compares some of these sizes."""
     config = transformers.Qwen3NextConfig(

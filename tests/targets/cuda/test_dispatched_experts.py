@@ -56,6 +56,7 @@ def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
     assert "float16" in {weight.dtype for weight in program.weights}
 
 
+@pytest.mark.nightly
 def test_experts_in_formats_of_their_own(emulated):
     passes = "quantize-experts{format=int4,group=32,experts=0+3}"
     model = model_of(FORMS["three layers"])

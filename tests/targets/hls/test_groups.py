@@ -119,6 +119,7 @@ def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
         simulate_functionally(files)
 
 
+@pytest.mark.nightly
 def test_estimates_agree_with_the_simulation():
     """Sizes are no multiples of a group, and the testbench finds the results of the integer reference."""
     block = in_groups(float_block(RouteSpec(2), SWIGLU, 8, 100, 118), 4, 32)

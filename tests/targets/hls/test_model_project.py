@@ -113,6 +113,7 @@ def expect_host_of_decoder(files, ids, plan):
 
 
 @needs_compiler
+@pytest.mark.nightly
 def test_a_decoder_in_calls_of_a_prompt_and_single_tokens_equals_the_reference():
     """Calls have 8 tokens and then one each, and need what earlier calls left in the caches of two layers. Two heads
     compute 40 logits of the last token and of the three before it, since every fourth row of 48 bytes begins a beat."""
@@ -238,6 +239,7 @@ def test_layers_of_all_kinds_share_one_design():
 
 
 @needs_compiler
+@pytest.mark.nightly
 def test_linear_layers_need_room_for_the_tokens_in_a_pipeline(plan, files):
     """Linear layers pass hidden units straight on, so more tokens are in flight than in a layer with a first
     product."""

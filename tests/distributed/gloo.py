@@ -83,7 +83,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def group_of(size: int, seconds: float = 20, **facts: str) -> Iterator[RankGroup]:
+def group_of(size: int, seconds: float = 60, **facts: str) -> Iterator[RankGroup]:
     """Join the group of a test."""
     with joined(size, FACTS | facts, seconds) as group:
         yield group

@@ -14,6 +14,7 @@ from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec, RouteSpec
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import read_values
 from moec.ir.rule import known_size
 from moec.ir.streaming import set_streamed
@@ -23,8 +24,8 @@ from moec.passes.graph.edits import replace_node, value_names
 from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer, as_float32
 from moec.placing.metadata import set_layer, set_placement
-from moec.placing.place import Method, place_measured
-from moec.placing.placement import ExpertPlacement, linear, read_placement_file
+from moec.placing.place import Method, place_in_order, place_measured
+from moec.placing.placement import ExpertPlacement, read_placement_file
 from moec.placing.volume import RowBytes, TransportChoice, choose_transport
 from moec.profiles.file import Profile
 
@@ -100,12 +101,8 @@ class PlaceExperts:
         if self.placement is not None:
             return self._checked(read_placement_file(self.placement), layers)
         if self.profile is None:
-            if self.replicas:
-                raise MoecError(
-                    f"replicas is {self.replicas}: a profile says which experts need them; make one with moec profile"
-                )
-            placed = [linear(name, _experts(node), self.ranks) for name, node in zip(names, layers, strict=True)]
-            return ExpertPlacement(self.ranks, tuple(placed), self.nodes)
+            sizes = [ExpertWeights(node).experts for node in layers]
+            return place_in_order(zip(names, sizes, strict=True), self.ranks, self.nodes, self.replicas)
         with contextlib.closing(Profile.read(self.profile)) as measured:
             measures = [measured.experts(node) for node in layers]
             return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
@@ -117,7 +114,7 @@ class PlaceExperts:
 
     def _checked(self, placement: ExpertPlacement, layers: Sequence[ir.Node]) -> ExpertPlacement:
         """Raise MoecError for a placement of other layers, or on another number of ranks."""
-        expected = [_experts(node) for node in layers]
+        expected = [ExpertWeights(node).experts for node in layers]
         actual = [layer.experts for layer in placement.layers]
         if placement.ranks != self.ranks or actual != expected:
             raise MoecError(
@@ -134,12 +131,6 @@ class PlaceExperts:
                 report.note(self.name, node_name(node), f"its experts are on every rank: {why}")
 
 
-def _experts(node: ir.Node) -> int:
-    experts = known_size(dialect.inputs_of(node)["down"], 0)
-    assert experts is not None, "the weights of experts have a known shape"
-    return experts
-
-
 def _chosen(node: ir.Node) -> int:
     """Experts per token of a layer; 1 where that is not known."""
     if dialect.is_moec(node, "MoE"):
@@ -149,11 +140,10 @@ def _chosen(node: ir.Node) -> int:
 
 def _row_bytes(node: ir.Node) -> RowBytes:
     """Bytes of a row with its ids, and of a result, which is float32."""
-    x, down = (dialect.inputs_of(node)[name] for name in ("x", "down"))
-    transposed = dialect.spec_of(node, ExpertsSpec).down_transposed
+    weights, x = ExpertWeights(node), dialect.inputs_of(node)["x"]
     element = 4 if x is None or x.dtype is None else int(x.dtype.itemsize)
-    width, ids = known_size(down, 2 if transposed else 1) or 0, np.dtype(np.int32).itemsize * _chosen(node)
-    return RowBytes((known_size(x, 1) or width) * element + ids, width * np.dtype(np.float32).itemsize)
+    ids = np.dtype(np.int32).itemsize * _chosen(node)
+    return RowBytes(weights.inner * element + ids, weights.width * np.dtype(np.float32).itemsize)
 
 
 def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:

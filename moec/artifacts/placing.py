@@ -7,8 +7,9 @@ import os
 import pathlib
 
 from moec.common.errors import MoecError, reporting
-from moec.placing.place import place_profile
-from moec.placing.placement import ExpertPlacement, linear
+from moec.common.replacing import replacing
+from moec.placing.place import place_in_order, place_profile
+from moec.placing.placement import ExpertPlacement
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.artifact_folder import copy_artifact
 from moec.runtime.manifest import MANIFEST, print_manifest
@@ -28,10 +29,7 @@ def placement_on(
     before = _placement_of(open_artifact(path))
     if profile is not None:
         return place_profile(profile, ranks, nodes, replicas)
-    if replicas:
-        raise MoecError(f"replicas is {replicas}: a profile says which experts need them; make one with moec profile")
-    layers = tuple(linear(layer.name, layer.experts, ranks) for layer in before.layers)
-    return ExpertPlacement(ranks, layers, nodes, before.transport)
+    return place_in_order([(layer.name, layer.experts) for layer in before.layers], ranks, nodes, replicas)
 
 
 def _placement_of(artifact: Artifact) -> ExpertPlacement:
@@ -46,7 +44,7 @@ def _placement_of(artifact: Artifact) -> ExpertPlacement:
 @reporting("placing experts")
 def place_anew(path: str | os.PathLike[str], placement: ExpertPlacement) -> None:
     """Write another placement into the artifact at ``path``. In a folder this rewrites the manifest alone, in one step;
-    a zip is written anew. Layers keep their names.
+    a zip is written anew. Layers keep their names, and rows their transport where the placement names none.
 
     Raises MoecError for an artifact that was compiled for one process, and for a placement of other layers."""
     artifact = open_artifact(path)
@@ -56,15 +54,11 @@ def place_anew(path: str | os.PathLike[str], placement: ExpertPlacement) -> None
         raise MoecError(f"{path}: has layers of {expected} experts; the placement is of layers of {actual}")
     pairs = zip(placement.layers, before.layers, strict=True)
     layers = tuple(dataclasses.replace(layer, name=own.name) for layer, own in pairs)
-    artifact.manifest.placement = dataclasses.replace(placement, layers=layers)
+    transport = placement.transport or before.transport
+    artifact.manifest.placement = dataclasses.replace(placement, layers=layers, transport=transport)
     folder = pathlib.Path(path)
     if not folder.is_dir():
         copy_artifact(artifact, path)
         return
-    aside = folder / f".{MANIFEST}.new"
-    try:
+    with replacing(folder / MANIFEST, lambda _: None) as aside:  # the manifest that was read above
         aside.write_text(print_manifest(artifact.manifest), encoding="utf-8")
-        aside.replace(folder / MANIFEST)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise MoecError(f"{path}: its manifest cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads, Workers
+from moec.cli.options import Emulate, Json, Level, Model, Nodes, OptimisationLevel, Replicas, Threads, Workers
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
@@ -156,10 +156,8 @@ def plan(
             min=1, help="Place experts on this many ranks instead. MODEL may also be a profile or an artifact."
         ),
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Number of machines that --ranks are on.")] = 1,
-    replicas: Annotated[
-        int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts on --ranks.")
-    ] = 0,
+    nodes: Nodes = 1,
+    replicas: Replicas = 0,
     method: Annotated[
         str, typer.Option(help="Place experts on --ranks by this method: joint, eplb, linear.")
     ] = "joint",

@@ -97,6 +97,7 @@ Stages = Annotated[
 Ranks = Annotated[
     int | None, typer.Option(min=1, help="Spread experts over this many processes; torchrun starts them.")
 ]
+Nodes = Annotated[int, typer.Option(min=1, help="Number of machines that the ranks are on.")]
 Replicas = Annotated[
     int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
 ]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moec.cli.options import Artifact, Profile
+from moec.cli.options import Artifact, Nodes, Placement, Profile, Replicas
 from moec.common.errors import MoecError
 
 
 def place(
     artifact: Artifact,
-    placement: Annotated[
-        Path | None, typer.Option(help="Place experts as this file of moec plan --ranks says.")
-    ] = None,
+    placement: Placement = None,
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Place experts on this many ranks instead of those in a file.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the ranks are on.")] = 1,
-    replicas: Annotated[
-        int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
-    ] = 0,
+    nodes: Nodes = 1,
+    replicas: Replicas = 0,
     profile: Profile = None,
 ) -> None:
     """Place the experts of an artifact on other ranks, without compiling it again.

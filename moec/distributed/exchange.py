@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from moec.distributed.group import RankGroup
-from moec.distributed.transport import COUNT_BYTES, Arrival, all_to_all, broadcasts, cut, exchange_counts
+from moec.distributed.transport import Arrival, all_to_all, broadcasts, cut, exchange_counts
 from moec.placing.placement import ExpertPlacement
-from moec.placing.volume import Transport
+from moec.placing.volume import COUNT_BYTES, Transport
 from moec.runtime.ranks import ReceivedRows
 
 
@@ -87,11 +87,11 @@ class RowExchange:
     ``traffic`` counts bytes by layer. While :meth:`idle` is entered, this rank sends nothing of its own, and computes
     for the others."""
 
-    def __init__(self, group: RankGroup, placement: ExpertPlacement, transport: Transport) -> None:
+    def __init__(self, group: RankGroup, placement: ExpertPlacement, transport: Transport | None = None) -> None:
         self.group = group
         self.traffic = [Traffic() for _ in placement.layers]
         self._placement = placement
-        self._transport = transport
+        self._transport = transport or placement.transport or "alltoall"
         self._idle = False
         self._sending: dict[int, _Sending] = {}
         self.announces = False

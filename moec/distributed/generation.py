@@ -21,7 +21,7 @@ def generate(
     places = range(model.group.rank, len(prompts), model.group.size)
     with model.apart():
         own = generation.generate(model, prompts, places=places, **options)
-    parts = model.gathered(own)
+    parts = model.group.gathered(own, "gathering of results")
     texts = [parts[place % model.group.size][place // model.group.size] for place in range(len(prompts))]
     if on_text is not None and model.group.rank == 0:
         for place, text in enumerate(texts):

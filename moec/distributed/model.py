@@ -46,7 +46,7 @@ class RankedModel(CompiledModel):
             outputs = super().run(self._part(arrays, slice(0, 1) if is_idle else part), last=last)
         if is_idle:
             outputs = self._part(outputs, slice(0, 0))
-        return self._joined(self.gathered(outputs))
+        return self._joined(self.group.gathered(outputs, "gathering of results"))
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
@@ -59,15 +59,6 @@ class RankedModel(CompiledModel):
 
         with Lockstep(self.exchange, idle):
             yield
-
-    def gathered(self, result: Any) -> list[Any]:
-        """Collect the results of all ranks, in their order, on every rank."""
-        from torch import distributed
-
-        parts: list[Any] = [None] * self.group.size
-        with self.group.collective("gathering of results"):
-            distributed.all_gather_object(parts, result, self.group.processes)
-        return parts
 
     def _sequences(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Count the sequences of the inputs; 1 where they are not known."""

@@ -40,12 +40,10 @@ def on_ranks(model: CompiledModel, processes: Any) -> CompiledModel:
     placement = model.artifact.manifest.placement
     assert placement is not None, "compiled without ranks"
     group = RankGroup(distributed.get_rank(processes), distributed.get_world_size(processes), processes=processes)
-    digests: list[str] = [""] * group.size
-    with group.collective("comparison of models"):
-        distributed.all_gather_object(digests, digest_of(model.artifact.manifest), processes)
+    digests = group.gathered(digest_of(model.artifact.manifest), "comparison of models")
     if len(set(digests)) > 1:
         other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
         raise MoecError(f"rank {other} has other experts than rank 0; load the same model on all ranks")
     ranked = CompiledModel(model.artifact, dataclasses.replace(model._options, rank=group.rank))
-    ranked._executor.exchange_rows(RowExchange(group, placement, placement.transport or "alltoall"))
+    ranked._executor.exchange_rows(RowExchange(group, placement))
     return ranked

@@ -64,7 +64,7 @@ def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Itera
     if placement is None:
         raise MoecError(f"{path}: is for one process; compile it with --ranks (experts) or --stages (layers)")
     with joined(placement.ranks, facts) as group:
-        exchange = RowExchange(group, placement, placement.transport or "alltoall")
+        exchange = RowExchange(group, placement)
         yield RankedModel(artifact, dataclasses.replace(options, rank=group.rank), group, exchange)
 
 

@@ -17,9 +17,6 @@ import numpy as np
 
 from moec.distributed.group import RankGroup
 
-COUNT_BYTES = np.dtype(np.int64).itemsize
-"""Bytes of the count that each rank sends to each other one before its rows."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Arrival:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -73,6 +73,14 @@ def place(
         for name, rows, layer in zip(names, windows, slots, strict=True)
     ]
     return ExpertPlacement(ranks, tuple(placed), nodes)
+
+
+def place_in_order(layers: Iterable[tuple[str, int]], ranks: int, nodes: int = 1, replicas: int = 0) -> ExpertPlacement:
+    """Place consecutive experts on consecutive ranks. ``layers``: name and number of experts of each. Raises MoecError
+    for replicas, which need loads."""
+    if replicas:
+        raise MoecError(f"replicas is {replicas}: a profile says which experts need them; make one with moec profile")
+    return ExpertPlacement(ranks, tuple(linear(name, experts, ranks) for name, experts in layers), nodes)
 
 
 def place_measured(

@@ -22,6 +22,8 @@ import numpy as np
 from moec.common.errors import MoecError
 from moec.placing.placement import TRANSPORTS, LayerPlacement, Transport
 
+COUNT_BYTES = np.dtype(np.int64).itemsize
+"""Bytes of the count that each rank sends to each other one before its rows."""
 MARGIN = 0.1
 """Share of additional bytes up to which ``allgather`` is chosen: its volume is the same whatever the tokens choose."""
 

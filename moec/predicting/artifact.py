@@ -22,14 +22,13 @@ from moec.exploring.kernel_runs import MachineLimits, Run, predicted_run
 from moec.exploring.subject import Subject
 from moec.ir.blocks import elements_of
 from moec.ir.weights.format import WeightFormat
-from moec.placing.volume import RowBytes
+from moec.placing.volume import COUNT_BYTES, RowBytes
 from moec.predicting.beside import beside
 from moec.predicting.layers import Experts
 from moec.predicting.workload import DenseTimes, RoutedLayer, Workload
 from moec.targets.kind import ProgramKind
 
 _ID_BYTES = np.dtype(np.int32).itemsize
-_COUNT_BYTES = np.dtype(np.int64).itemsize
 _VALUES = ("float16", "bfloat16", FLOAT32)
 _PRIOR = 0.5
 """Tokens that each expert is assumed to have seen in addition to those of a profile."""
@@ -95,7 +94,7 @@ def _layer(block: Mapping[str, Any], count: np.ndarray | None) -> RoutedLayer:
     if count is not None and len(count) != experts:
         raise MoecError(f"the profile has {len(count)} experts for its {experts}; make the profile anew")
     routing = block["routing"] or {}
-    width = RowBytes(products[0].inner * value_bytes + k * _ID_BYTES, products[-1].width * value_bytes, _COUNT_BYTES)
+    width = RowBytes(products[0].inner * value_bytes + k * _ID_BYTES, products[-1].width * value_bytes, COUNT_BYTES)
     popularity = np.ones(experts) if count is None else count + _PRIOR
     groups = routing.get("groups", 1)
     kept = routing.get("groups_kept", 1)

@@ -9,7 +9,8 @@ from typing import Any
 
 from moec.common.errors import MoecError
 from moec.exploring.subject import Subject
-from moec.placing.placement import ExpertPlacement, linear, read_placement_file
+from moec.placing.place import place_in_order
+from moec.placing.placement import ExpertPlacement, read_placement_file
 from moec.placing.volume import TransportChoice, choose_transport
 from moec.predicting.advice import LEAST, RunChange, changes
 from moec.predicting.artifact import ModelOnRanks, model_on_ranks
@@ -71,8 +72,7 @@ def _placement(
     """Read a placement, or take the one of the artifact, or make the one without a profile, with words for it."""
     sizes = {layer.experts.name: len(layer.popularity) for layer in workload.layers}
     if path is None and compiled is None:
-        layers = tuple(linear(name, experts, ranks) for name, experts in sizes.items())
-        return ExpertPlacement(ranks, layers, nodes), "consecutive experts on consecutive ranks"
+        return place_in_order(sizes.items(), ranks, nodes), "consecutive experts on consecutive ranks"
     read = compiled if path is None else read_placement_file(path)
     where = "the artifact" if path is None else str(path)
     assert read is not None

@@ -113,7 +113,7 @@ def place_streamed(
     experts.fill(order)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
-    if own is not None and experts.used == sum(plan.layers[layer].bytes_of(expert) for layer, expert in own):
+    if own is not None and experts.has_room_for_all:
         reason = f"this rank holds {kept} of experts, which are its own"
     return memory[:size], experts, Placement("streamed", reason)
 

@@ -18,11 +18,11 @@ from moec.common.errors import MoecError, reporting
 from moec.common.names import node_name
 from moec.compiling import compiler
 from moec.ir import dialect
-from moec.ir.rule import known_size
+from moec.ir.expert_weights import ExpertWeights
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.placing.judge import imbalance, rank_loads
-from moec.placing.place import Method, place_measured
+from moec.placing.place import Method, place_in_order, place_measured
 from moec.placing.placement import ExpertPlacement, linear
 from moec.profiles import Profile
 from moec.profiles.measures import ExpertsMeasures
@@ -67,10 +67,8 @@ def plan_on_ranks(
         raise MoecError(f"{path}: has no layer of experts that could be placed on ranks")
     if profile is not None:
         return _by_profile(profile, task, nodes)
-    if task.replicas:
-        raise MoecError(f"replicas is {task.replicas}: a profile says which experts need them; add --profile")
-    layers = [linear(node_name(node), _experts(node), task.ranks) for node in nodes]
-    return ExpertPlacement(task.ranks, tuple(layers), task.nodes), [_UNKNOWN]
+    sizes = [(node_name(node), ExpertWeights(node).experts) for node in nodes]
+    return place_in_order(sizes, task.ranks, task.nodes, task.replicas), [_UNKNOWN]
 
 
 _UNKNOWN = "without a profile the loads of ranks are not known, and experts are placed by number"
@@ -84,12 +82,6 @@ def _holds(path: pathlib.Path, name: str) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return name in archive.namelist()
-
-
-def _experts(node: ir.Node) -> int:
-    size = known_size(dialect.inputs_of(node)["down"], 0)
-    assert size is not None, "the weights of experts have a known shape"
-    return size
 
 
 def _by_profile(

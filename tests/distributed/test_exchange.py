@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from moec.distributed.exchange import RowExchange
-from moec.distributed.transport import COUNT_BYTES
 from moec.placing import volume
 from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
-from moec.placing.volume import TRANSPORTS, RowBytes, Sent, Transport, bytes_sent
+from moec.placing.volume import COUNT_BYTES, TRANSPORTS, RowBytes, Sent, Transport, bytes_sent
 from moec.runtime.ranks import OneRank, Ranks
 from tests.distributed.gloo import group_of, start_ranks
 

@@ -33,7 +33,9 @@ def test_experts_move_without_compiling(artifact, tmp_path, form):
     place_anew(path, placement_on(path, 2))
     after = moec.load(path)
     placement = after.artifact.manifest.placement
+    earlier = before.artifact.manifest.placement
     assert placement is not None and placement.ranks == 2
+    assert earlier is not None and placement.transport == earlier.transport is not None
     assert [len(slots) for slots in placement.layers[0].slots] == [4, 4]
     assert before.artifact.manifest.files == after.artifact.manifest.files and before.digest != after.digest
     assert np.array_equal(before.run({"ids": ids})["y"], after.run({"ids": ids})["y"])

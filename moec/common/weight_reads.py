@@ -23,7 +23,7 @@ class WeightReads:
     bytes: float
     inner: int
 
-    def times(self, calls: int) -> WeightReads:
+    def times(self, calls: float) -> WeightReads:
         return WeightReads(self.count * calls, self.bytes * calls, self.inner)
 
     def __add__(self, other: WeightReads) -> WeightReads:

@@ -157,12 +157,16 @@ class SizedWork:
     """The work of a call by the kernel's dynamic sizes alone, before any call: expressions of these sizes, in C.
 
     ``operations`` counts a multiply-add as two; ``arithmetic`` is the type of the factors. ``moved``: by the name of a
-    tensor, the most of its numbers that are read or written; each other tensor moves as a whole.
+    tensor, the most of its numbers that are read or written; each other tensor moves as a whole. ``experts``: those of
+    the layer, among which tokens choose; 0 for other kernels than products of experts. ``block_rows``: the rows of a
+    block, all of which are computed; 0 where there are no blocks.
     """
 
     operations: str = "0"
     arithmetic: str = FLOAT32
     moved: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    experts: int = 0
+    block_rows: int = 0
 
 
 WorkModel = MatmulWork | GroupedWork | BatchedWork | AttentionWork

@@ -62,6 +62,8 @@ class SizedWorkEntry(TypedDict):
     operations: str
     arithmetic: str
     moved: dict[str, str]
+    experts: int
+    block_rows: int
 
 
 class KernelEntry(TypedDict):

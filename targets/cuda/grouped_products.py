@@ -137,13 +137,12 @@ class GroupedProducts:
     ) -> Iterator[KernelCall]:
         """The calls of a product, one for each way; each is launched only for its numbers of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
-        work = work_of_pairs(problem, self._experts)
         weights = len(operands) - 1  # the parameter whose first size is the number of tokens
         if few and self.few is not None:
             function = self.few.limited(GROUPED_GEMV.build(problem, epilogue), weights)
             arguments = [*self.few.numbers(self._node.lowering), *operands, self._ids]
             attributes = _attributes(problem, activation, self.few)
-            chosen = self._node.select((GROUPED_GEMV,), problem)
+            chosen, work = self._node.select((GROUPED_GEMV,), problem), work_of_pairs(problem, self._experts)
             yield KernelCall(chosen, function, arguments, attributes, self.few.names, sized_work=work)
         for blocks in self._blocks:
             tiled = dataclasses.replace(problem, block_rows=blocks.rows)
@@ -152,6 +151,7 @@ class GroupedProducts:
             numbers = tokens.numbers(self._node.lowering)
             arguments = [*numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
             attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
+            work = work_of_pairs(problem, self._experts, blocks.rows)
             yield KernelCall(chosen, function, arguments, attributes, tokens.names, sized_work=work)
 
     def rounded(self, hidden: relax.Var, rounding: RowRounding) -> relax.Var:
@@ -180,8 +180,9 @@ class GroupedProducts:
         return all(self._node.select(PRODUCTS, product).kernel is not GROUPED_GEMM_SIMT for product in tiled)
 
 
-def work_of_pairs(problem: GroupedProblem, experts: int) -> SizedWork:
-    """The work of a product by the number of pairs. ``experts``: of the layer, of which the problem may have some."""
+def work_of_pairs(problem: GroupedProblem, experts: int, block_rows: int = 0) -> SizedWork:
+    """The work of a product by the number of pairs. ``experts``: of the layer, of which the problem may have some;
+    ``block_rows``: of its blocks, 0 if it goes pair by pair."""
     pairs = f"{TOKENS} * {SLOTS}"
     if problem.experts != experts:
         pairs = f"({pairs} * {problem.experts} / {experts})"
@@ -189,7 +190,8 @@ def work_of_pairs(problem: GroupedProblem, experts: int) -> SizedWork:
     tables = zip(("matrix", "scales", "zero_points"), problem.matrix_types, strict=True)
     moved = {name: f"{used} * {math.prod(shape[1:])}" for name, (shape, _) in tables}
     moved |= {"rows": f"{pairs} * {rows}", "out": f"{pairs} * {problem.width}"}
-    return SizedWork(f"2 * {pairs} * {problem.columns * problem.inner}", problem.arithmetic, moved)
+    operations = f"2 * {pairs} * {problem.columns * problem.inner}"
+    return SizedWork(operations, problem.arithmetic, moved, experts, block_rows)
 
 
 def _attributes(problem: GroupedProblem, activation: str, tokens: TokenRange) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The launches of an artifact at some numbers of tokens, each with the least time that it can take on a GPU.
 
 The least time is that of its operations or of its bytes at the published peaks, whichever is longer
-(:mod:`moec.common.roofline`). Operations of padding do not count, and tokens are spread evenly over experts. Waits,
-launches and caches are left out: a measured time is longer, and its share of the roofline says by how much.
+(:mod:`moec.common.roofline`). Tokens draw their experts at random (:mod:`.draws`), and padding of blocks is computed.
+Waits and caches are left out: a measured time is longer, and its share of the roofline says by how much. The host's
+time without a captured graph stands beside it (:mod:`.host`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from moec.common.work import SizedWork, Work
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.device.gpu import best_binary
+from moec.targets.cuda.estimates.draws import Draws
 from moec.targets.cuda.estimates.gpus import GPU_OF, GPUS, Gpu, Occupancy, gpu_called
-from moec.targets.cuda.estimates.sizes import ROWS, TOKENS, ModelSizes
+from moec.targets.cuda.estimates.host import host_seconds
+from moec.targets.cuda.estimates.sizes import ROWS, SLOTS, TOKENS, ModelSizes
 from moec.targets.cuda.hardware.architectures import newest_that_runs
 
 MEMORY, ARITHMETIC = "memory", "arithmetic"
@@ -68,6 +71,22 @@ class LaunchGroup:
     def operations(self) -> int:
         return sum(launch.calls * (launch.work.operations or 0) for launch in self.launches)
 
+    @property
+    def launch_count(self) -> int:
+        """Launches in one run."""
+        return sum(launch.calls for launch in self.launches)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEstimate:
+    """A whole run of ``tokens`` tokens. ``seconds``: the least time on the GPU; ``launches``: those of all kernels,
+    also of those without an estimate; ``host_seconds``: in which the host makes them where no captured graph runs."""
+
+    tokens: int
+    seconds: float
+    launches: int
+    host_seconds: float
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelEstimate:
@@ -78,6 +97,18 @@ class ModelEstimate:
     layers: tuple[LaunchGroup, ...]
     outside: tuple[LaunchGroup, ...]
     others: tuple[Mapping[str, Any], ...]
+
+    @property
+    def runs(self) -> Sequence[RunEstimate]:
+        """A run at each number of tokens, of all layers and what is outside of them."""
+        groups = (*self.layers, *self.outside)
+        return [self._run(tokens, groups) for tokens in dict.fromkeys(group.tokens for group in groups)]
+
+    def _run(self, tokens: int, groups: Sequence[LaunchGroup]) -> RunEstimate:
+        own = [group for group in groups if group.tokens == tokens]
+        launches = sum(group.launch_count for group in own)
+        launches += sum(kernel["calls"] * len(kernel["launches"]) for kernel in self.others)
+        return RunEstimate(tokens, sum(group.seconds for group in own), launches, host_seconds(launches))
 
 
 def estimate_launches(
@@ -237,7 +268,23 @@ def _work_of(
     own = [parameter for parameter in kernel["parameters"] if f"{parameter['name']}_ptr" in launch["arguments"]]
     moved = tensor_bytes(own, sized.moved, sizes, where)
     work = Work(evaluate(sized.operations, sizes, where), moved, sized.arithmetic)
-    return work, sized_reads(kernel, own, sized.moved, sizes, where)
+    reads = sized_reads(kernel, own, sized.moved, sizes, where)
+    experts, block_rows = (evaluate(str(size), {}, where) for size in (sized.experts, sized.block_rows))
+    if reads is None or not experts:
+        return work, reads
+    draws = Draws(evaluate(TOKENS, sizes, where), evaluate(SLOTS, sizes, where), experts)
+    return _drawn(work, reads, draws, block_rows) if draws.pairs else (work, reads)
+
+
+def _drawn(work: Work, reads: WeightReads, draws: Draws, block_rows: int) -> tuple[Work, WeightReads]:
+    """The work of a product of experts, and the weights in it, where tokens draw experts at random. ``work`` and
+    ``reads``: those of an even spread, in which each pair has an expert of its own as long as there are any, and no
+    row is padding."""
+    used = reads.times(draws.used / min(draws.pairs, draws.experts))
+    moved = work.bytes_moved - round(reads.bytes - used.bytes)
+    computed = draws.blocks(block_rows) * block_rows if block_rows else draws.pairs
+    operations = round((work.operations or 0) * computed / draws.pairs)
+    return Work(operations, moved, work.arithmetic), used
 
 
 def _least_time(work: Work, roofline: Roofline) -> tuple[float, str]:

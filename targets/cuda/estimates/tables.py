@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from moec.common.tables import table
+from moec.targets.cuda.estimates.host import LAUNCH_SECONDS, RUN_SECONDS
 from moec.targets.cuda.estimates.launches import LaunchEstimate, LaunchGroup, ModelEstimate
 
 _HEADINGS = (
@@ -24,26 +25,38 @@ _HEADINGS = (
     "least µs",
     "limit",
 )
+_FIGURES = (
+    ("calls, blocks, threads, waves", "computed from the program", "not needed"),
+    ("registers, shared", "reported by ptxas", "not needed"),
+    ("held at once", "computed from published limits of the GPU", "never"),
+    ("MB, GFLOP", "counted; experts as many as tokens are expected to draw", "never"),
+    ("least µs, limit", "predicted: operations and bytes at published peaks", "never"),
+    (
+        "µs of the host",
+        f"predicted: {LAUNCH_SECONDS * 1e6:g} µs for each launch, {RUN_SECONDS * 1e6:g} µs for each run",
+        "never",
+    ),
+)
+"""Figures of the tables, their sources, and whether they were ever measured on a GPU."""
 
 
 def launch_tables(model: ModelEstimate) -> Iterator[RenderableType]:
     yield Text(
-        f"Least times on {model.gpu.name}, not measured: operations and bytes at the published peaks, tokens spread "
-        "evenly over experts. docs/design/gpu.md says what they leave out."
+        f"Least times on {model.gpu.name}, not measured: operations and bytes at the published peaks, experts drawn "
+        "at random. docs/design/gpu.md says what they leave out."
     )
     for group in (*model.layers, *model.outside):
         name = "Outside of layers of experts" if group.node is None else group.node
         title = f"{name}, {group.tokens} tokens: {_in_words(group)}"
         yield table(title, _HEADINGS, [_cells(launch) for launch in group.launches])
-    for group in model.outside:
-        layers = [layer.seconds for layer in model.layers if layer.tokens == group.tokens]
-        if layers:
-            total = _us(group.seconds + sum(layers))
-            yield Text(f"With {len(layers)} layers of experts, {group.tokens} tokens: at least {total} µs")
+    title = "A run, with all layers; without a captured graph it takes the longer of both times"
+    cells = [(str(run.tokens), str(run.launches), _us(run.seconds), _us(run.host_seconds)) for run in model.runs]
+    yield table(title, ("tokens", "launches", "least µs on the GPU", "µs of the host"), cells)
     if model.others:
         title = f"Not estimated: {len(model.others)} kernels, whose sizes are computed at run time"
         cells = [(kernel["name"], kernel["op"], str(len(kernel["nodes"]))) for kernel in model.others]
         yield table(title, ("kernel", "operators", "nodes"), cells)
+    yield table("Where figures come from", ("figure", "source", "measured on a GPU"), _FIGURES)
 
 
 def launch_data(model: ModelEstimate) -> dict[str, Any]:
@@ -53,7 +66,9 @@ def launch_data(model: ModelEstimate) -> dict[str, Any]:
         "roofline": model.gpu.roofline.as_data(),
         "warps": model.gpu.warps,
         "measured": False,
-        "spread": "balanced",
+        "spread": "drawn",
+        "figures": [dict(zip(("figure", "source", "measured"), figure, strict=True)) for figure in _FIGURES],
+        "runs": [dataclasses.asdict(run) for run in model.runs],
         "layers": [_group_data(group) for group in model.layers],
         "outside": [_group_data(group) for group in model.outside],
         "not_estimated": [

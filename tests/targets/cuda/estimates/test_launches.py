@@ -20,6 +20,7 @@ from moec.common.work import SizedWork
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import Manifest, ProgramEntry
+from moec.targets.cuda.estimates.draws import Draws
 from moec.targets.cuda.estimates.launches import ModelEstimate, estimate_launches
 from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS
 from moec.targets.cuda.estimates.tables import launch_data, launch_tables
@@ -192,10 +193,15 @@ def test_products_and_attention_outside_of_layers_are_estimated_too():
     assert attention.work.operations == 2 * 40 * 140
     assert group.seconds == 2 * product.seconds + attention.seconds
     assert group.operations == 2 * product.work.operations + attention.work.operations
-    text, data = printed(model), launch_data(model)["outside"]
-    total = (group.seconds + model.layers[0].seconds) * 1e6
-    assert f"With 1 layers of experts, 40 tokens: at least {total:.3g} µs" in text
-    assert [(launch["function"], launch["calls"]) for launch in data[0]["launches"]] == [
+    (run,) = model.runs
+    assert (run.tokens, run.launches, run.seconds) == (40, 6, group.seconds + model.layers[0].seconds)
+    # Nobody measured it: 6 us for each launch, and 750 for the run.
+    assert run.host_seconds == pytest.approx(786e-6)
+    text, data = printed(model), launch_data(model)
+    cells = [line.split() for line in text.splitlines()]
+    assert ["40", "6", f"{run.seconds * 1e6:.3g}", "786"] in cells
+    assert data["runs"] == [dataclasses.asdict(run)]
+    assert [(launch["function"], launch["calls"]) for launch in data["outside"][0]["launches"]] == [
         ("product_kernel", 2),
         ("attention_kernel", 1),
     ]
@@ -204,7 +210,41 @@ def test_products_and_attention_outside_of_layers_are_estimated_too():
 def test_a_model_without_layers_of_experts_is_estimated_by_the_rows_of_its_products():
     model = estimate_launches(artifact(ATTENDS, TILES), None, [40])
     assert model.layers == () and len(model.outside[0].launches) == 2
-    assert "With " not in printed(model)
+    assert [(run.launches, run.seconds) for run in model.runs] == [(3, model.outside[0].seconds)]
+
+
+def drawing(work: SizedWork) -> dict:
+    record = kernel("many", work, "B * 16")
+    return {**record, "attributes": {"experts": 8, "inner": 1024, "width": 2048, "gated": False}}
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_tokens_draw_their_experts(tokens):
+    """Two tokens may draw the same expert, and the rows of an expert fill its last block in part. Without experts that
+    are drawn, an estimate stays even."""
+    experts = 8 * (1 - (6 / 8) ** tokens)
+    cases = {"even": PRODUCT, "pairs": {"experts": 8}, "blocks": {"experts": 8, "block_rows": 16}}
+    works, reads = {}, {}
+    for name, case in cases.items():
+        work = case if isinstance(case, SizedWork) else dataclasses.replace(PRODUCT, **case)
+        (layer,) = estimate_launches(artifact(drawing(work)), "a100", [tokens]).layers
+        works[name], reads[name] = layer.launches[0].work, layer.launches[0].reads
+    assert reads["even"].count == min(2 * tokens, 8) * 2048 * 1024
+    for name in ("pairs", "blocks"):
+        assert reads[name].count == pytest.approx(experts * 2048 * 1024)
+        saved = works["even"].bytes_moved - works[name].bytes_moved
+        assert saved == pytest.approx(2 * (reads["even"].count - reads[name].count), abs=1)
+    assert works["pairs"].operations == works["even"].operations == 2 * tokens * 2 * 2097152
+    blocks = Draws(tokens, 2, 8).blocks(16)
+    assert works["blocks"].operations == pytest.approx(2 * blocks * 16 * 2097152)
+
+
+def test_each_figure_says_whether_it_was_measured():
+    model = estimate_launches(artifact(*KERNELS), None, [3])
+    figures = launch_data(model)["figures"]
+    assert {each["figure"] for each in figures if each["measured"] == "never"} >= {"least µs, limit", "µs of the host"}
+    for figure in figures:
+        assert figure["source"] in printed(model)
 
 
 def test_kernels_with_computed_sizes_are_listed():
@@ -283,6 +323,9 @@ def test_blocks_that_do_not_fit_are_refused(changes, message):
         {**KERNELS[0], "sized_work": {"operations": "tokens ** tokens"}},
         {**KERNELS[0], "sized_work": {"moved": {"pairs": "open('x')"}}},
         {**KERNELS[0], "sized_work": {"bytes": "1"}},
+        {**drawing(PRODUCT), "sized_work": {**dataclasses.asdict(PRODUCT), "experts": "os"}},
+        {**drawing(PRODUCT), "sized_work": {**dataclasses.asdict(PRODUCT), "experts": 8, "block_rows": []}},
+        {**drawing(PRODUCT), "sized_work": {**dataclasses.asdict(PRODUCT), "experts": -8}},
         {**KERNELS[3], "parameters": [{"name": "pairs", "dtype": "object", "shape": [1]}]},
         {**KERNELS[3], "parameters": [{"name": "pairs", "dtype": "float32", "shape": [10**400]}]},
     ],

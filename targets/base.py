@@ -222,6 +222,8 @@ class Program(Made):
     """Suffix of the file that holds ``binary``."""
     held: list[HeldState] = dataclasses.field(default_factory=list)
     """States that the program updates in place."""
+    lengths_in_memory: bool = False
+    """Whether the program takes the lengths of these states in use as tensors int64[1], too, after their shape."""
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     """Experts that the program asks for before it uses them."""
     last: LastTokens | None = None

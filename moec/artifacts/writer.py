@@ -227,6 +227,7 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         requirements=list(program.requirements),
         binary=binary,
         held=list(program.held),
+        lengths_in_memory=program.lengths_in_memory,
         streamed=list(program.streamed),
         last=program.last,
         kernels=[

@@ -22,9 +22,9 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class CapturedRuns(Protocol):
     """Captured runs of one program, which the device launches as a whole when sizes repeat."""
 
-    def replay(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any] = ()) -> list[Any] | None:
+    def replay(self, arguments: Sequence[Any]) -> list[Any] | None:
         """Replay a run. The results are in memory that the next run of these sizes overwrites. Returns None for sizes
-        that occur for the first time. ``lengths``: shapes that the program takes after the arrays."""
+        that occur for the first time. ``arguments``: arrays, and shapes that the program takes besides."""
         ...
 
     def forget(self) -> None:

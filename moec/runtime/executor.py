@@ -46,9 +46,9 @@ class Executor:
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most the number of
     available cores, which is also the meaning of None. ``device``: where it runs; None is the host. ``cuda_graphs``:
-    launch runs of repeated sizes as a whole. ``held_states``: states for which the program takes pages. ``last``:
-    output of which it computes only the requested last positions. ``experts``: source of experts that are not all in
-    memory.
+    launch runs of repeated sizes as a whole. ``held_states``: states for which the program takes pages;
+    ``lengths_in_memory``: whether it takes their lengths as tensors, too. ``last``: output of which it computes only
+    the requested last positions. ``experts``: source of experts that are not all in memory.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Executor:
         device: Device | None = None,
         cuda_graphs: bool = False,
         held_states: Sequence[HeldState] = (),
+        lengths_in_memory: bool = False,
         last: LastTokens | None = None,
         experts: StreamedExperts | None = None,
     ) -> None:
@@ -71,7 +72,11 @@ class Executor:
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, interface.guards)
-        self._held = HeldStates(held_states, self.inputs, self.outputs) if held_states else None
+        self._held = (
+            HeldStates(held_states, self.inputs, self.outputs, lengths_in_memory=lengths_in_memory)
+            if held_states
+            else None
+        )
         reduced = self._held.size_inputs if self._held is not None else self.inputs
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
         self._check_told = InputCheck(reduced, self._device.number, interface.guards)
@@ -154,8 +159,7 @@ class Executor:
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
-            placed, lengths = self._arguments(arrays)
-            tensors = [*map(self._device.place, placed), *lengths]
+            tensors = self._placed(self._arguments(arrays))
             self._device.finish()
             start = time.perf_counter()
             self._program(tensors, self._weights)
@@ -224,15 +228,19 @@ class Executor:
         except Exception as error:
             raise self._device.explain(error) or self._explain(error, arrays, pages) from error
 
-    def _arguments(
-        self, arrays: Sequence[np.ndarray | OnDevice], last: int | None = None
-    ) -> tuple[Sequence[Any], list[Any]]:
-        """Collect the arguments before the weights: arrays to be placed, and shapes after them."""
+    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice], last: int | None = None) -> list[Any]:
+        """Collect the arguments before the weights: arrays to be placed, and among those after the inputs shapes."""
         counts = self._wanted(arrays, last)
         if self._held is None:
-            return arrays, counts
-        extended, lengths = self._held.with_pages(arrays, self._device, self._program.call_kernel)
-        return extended, [lengths, *counts]
+            return [*arrays, *counts]
+        return [*self._held.with_pages(arrays, self._device, self._program.call_kernel), *counts]
+
+    def _placed(self, arguments: Sequence[Any]) -> list[Any]:
+        """Move the arrays among the arguments to the device."""
+        return [
+            self._device.place(argument) if isinstance(argument, (np.ndarray, OnDevice)) else argument
+            for argument in arguments
+        ]
 
     def _wanted(
         self, arrays: Sequence[np.ndarray | OnDevice], last: int | None, *, in_place: bool = False
@@ -251,26 +259,24 @@ class Executor:
         """Compute the results, except states in ``pages``, by position. Also returns the positions of those that have
         to be copied for the caller."""
         if self._held is not None and pages is not None:
-            tensors, lengths = self._held.in_place(arrays, pages, self._device)
             counts = self._wanted(arrays, last, in_place=True)
-            return self._found(tensors, [lengths, *counts], self._held.other_outputs)
-        placed, shapes = self._arguments(arrays, last)
+            arguments = [*self._held.in_place(arrays, pages), *counts]
+            return self._found(self._placed(arguments), self._held.other_outputs)
+        arguments = self._arguments(arrays, last)
         if self._captured is not None:  # in-place runs never repeat sizes
-            replayed = self._captured.replay(placed, shapes)
+            replayed = self._captured.replay(arguments)
             if replayed is not None:
                 return dict(enumerate(replayed)), set(range(len(replayed)))
-        return self._found([self._device.place(array) for array in placed], shapes, range(len(self.outputs)))
+        return self._found(self._placed(arguments), range(len(self.outputs)))
 
-    def _found(
-        self, tensors: Sequence[Any], shapes: Sequence[Any], indices: Sequence[int]
-    ) -> tuple[dict[int, Any], set[int]]:
-        results = self._program([*tensors, *shapes], self._weights)
+    def _found(self, arguments: Sequence[Any], indices: Sequence[int]) -> tuple[dict[int, Any], set[int]]:
+        results = self._program(arguments, self._weights)
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
         outputs = {at: results[at] for at in indices}
         # An input or a weight that is passed through is copied, because writing to the output must not change it.
-        positions = self._held.other_inputs if self._held is not None else range(len(tensors))
-        inputs, kept = {tensors[at].data_ptr() for at in positions}, self._weight_addresses
+        positions = self._held.other_inputs if self._held is not None else range(len(self.inputs))
+        inputs, kept = {arguments[at].data_ptr() for at in positions}, self._weight_addresses
         return outputs, {
             at for at, output in outputs.items() if (address := output.data_ptr()) in inputs or address in kept
         }

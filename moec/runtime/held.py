@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.common.errors import MoecError
+from moec.common.errors import InputError, MoecError
 from moec.common.guards import Expression, computed_sizes, parse_size, solve
 from moec.common.specs import HeldState, TensorSpec
 from moec.runtime.device import Device, Host
@@ -28,11 +28,18 @@ Convert = Callable[[str, Sequence[Any]], None]
 
 class HeldStates:
     """Held states of one program. States with equal shapes and growth have the same length, so one of them represents
-    all where sizes are read. ``size_inputs``: the inputs that determine all sizes, which include all other inputs."""
+    all where sizes are read. ``size_inputs``: the inputs that determine all sizes, which include all other inputs.
+    ``lengths_in_memory``: whether the program takes the lengths in use as tensors int64[1] as well."""
 
     def __init__(
-        self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        states: Sequence[HeldState],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        lengths_in_memory: bool = False,
     ) -> None:
+        self._lengths_in_memory = lengths_in_memory
         self._names, results = [spec.name for spec in inputs], [spec.name for spec in outputs]
         self.states = tuple(states)
         self.inputs = [self._names.index(state.input) for state in states]
@@ -61,27 +68,28 @@ class HeldStates:
             name: np.ndarray(shape, element.dtype, element, 0, (0,) * len(shape)) for name, shape, element in shapes
         }
 
-    def with_pages(self, arrays: Sequence[Any], device: Device, convert: Convert) -> tuple[list[Any], Any]:
+    def with_pages(self, arrays: Sequence[Any], device: Device, convert: Convert) -> list[Any]:
         """Replace states among the arrays of all inputs by new pages on the ``device``, where the state is there.
 
-        Each state gets one page, just large enough, that begins with its contents. Also returns the used lengths of the
-        states, one for each name of a size, as the program takes them.
+        Each state gets one page, just large enough, that begins with its contents. The used lengths of the states
+        follow, one for each name of a size, as the program takes them.
         """
         extended, reduced = list(arrays), [arrays[at] for at in self._size_indices]
         growths = self.growths(reduced)
         for state, at in zip(self.states, self.inputs, strict=True):
             extended[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
-        return extended, self._lengths_of(reduced)
+        return [*extended, *self._lengths_of(reduced)]
 
-    def in_place(self, arrays: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
-        """Do the same for the arrays of :attr:`size_inputs` and ``pages`` by the names of the states. Returns tensors
-        and lengths."""
+    def in_place(self, arrays: Sequence[Any], pages: Mapping[str, Any]) -> list[Any]:
+        """Do the same for the arrays of :attr:`size_inputs` and ``pages``, the runtime's tensors by the names of the
+        states."""
         by_name = {spec.name: array for spec, array in zip(self.size_inputs, arrays, strict=True)}
-        tensors = [pages[name] if name in pages else device.place(by_name[name]) for name in self._names]
-        return tensors, self._lengths_of(arrays)
+        return [*(pages.get(name, by_name.get(name)) for name in self._names), *self._lengths_of(arrays)]
 
-    def _lengths_of(self, arrays: Sequence[Any]) -> Any:
-        return load_ffi().Shape([arrays[at].shape[axis] for at, axis in self._lengths])
+    def _lengths_of(self, arrays: Sequence[Any]) -> list[Any]:
+        lengths = [arrays[at].shape[axis] for at, axis in self._lengths]
+        tensors = [np.array([length], np.int64) for length in lengths] if self._lengths_in_memory else []
+        return [load_ffi().Shape(lengths), *tensors]
 
     def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
         """Compute by how much a run grows each state. ``arrays``: the arrays of :attr:`size_inputs`."""
@@ -174,12 +182,16 @@ class StateMemory:
 
     def pages(self, growths: Mapping[str, int]) -> dict[str, Any]:
         """Return enough pages of each state for its contents and the new entries, as the runtime's tensors. Runs on
-        equal numbers of pages get the same tensors. Raises MoecError where memory is insufficient."""
+        equal numbers of pages get the same tensors. Raises MoecError where memory is insufficient, and InputError
+        for pages that have no room, since kernels that read lengths in a device's memory cannot raise."""
         lengths = {name: self.lengths[name] + growth for name, growth in growths.items()}
         counts = [-(-length // PAGE) for length in lengths.values()]
         if counts != self._placed[0]:
             self._placed = [], {}  # if memory suffices only for some states, their pages have moved
             pages = {name: self._device.place(self._pages_for(name, length)) for name, length in lengths.items()}
+            for name, length in lengths.items():
+                if length > pages[name].shape[0] * PAGE:
+                    raise InputError(f"state {name!r}: a state outgrows its memory; expected room for all of it")
             self._placed = counts, pages
         return self._placed[1]
 

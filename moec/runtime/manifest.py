@@ -20,7 +20,7 @@ from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec,
 from moec.placing.placement import ExpertPlacement
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 25
+FORMAT_VERSION = 26
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -53,7 +53,8 @@ class ProgramEntry:
     ``architecture``: of its device (``sm_80``), empty where it needs none. ``weights``: positions in the manifest's
     list, in the order in which the entry function takes them after the inputs. ``requirements``: features of the
     processor. ``binary``: file of code for the device, None where there was no compiler for it. ``held``: states for
-    which it takes pages. ``streamed``: experts that it requests before it uses them. ``last``: output of which it
+    which it takes pages. ``lengths_in_memory``: whether it takes their lengths in use as tensors int64[1], too, after
+    the shape of all. ``streamed``: experts that it requests before it uses them. ``last``: output of which it
     computes only the requested last positions. ``kernels`` are plain data for people.
     """
 
@@ -63,6 +64,7 @@ class ProgramEntry:
     requirements: list[str] = dataclasses.field(default_factory=list)
     binary: str | None = None
     held: list[HeldState] = dataclasses.field(default_factory=list)
+    lengths_in_memory: bool = False
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     last: LastTokens | None = None
     kernels: list[KernelEntry] = dataclasses.field(default_factory=list)

@@ -48,6 +48,7 @@ class CompiledModel:
             device=device,
             cuda_graphs=options.cuda_graphs,
             held_states=program.held,
+            lengths_in_memory=program.lengths_in_memory,
             last=program.last,
             experts=self._experts,
         )

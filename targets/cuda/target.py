@@ -64,7 +64,8 @@ class CudaTarget:
         # Loops stay loops in the text; nvcc unrolls where that pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
-            heavy, state_calls = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
+            heavy = converters(self.architecture)
+            state_calls = holding(self.architecture, APPEND, has_places=True, lengths_in_memory=True)
             program = compile_program(model, heavy, target, self.name, (), backend, state_calls)
         for kernel in program.kernels:
             if kernel.launches:

@@ -85,6 +85,7 @@ def compile_program(
         binary=generated.binary,
         warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
         held=[renamed(state, code.names) for state in lowered.held],
+        lengths_in_memory=lowered.lengths_in_memory,
         streamed=lowered.streamed,
         last=lowered.last,
         host=lambda: code.host,

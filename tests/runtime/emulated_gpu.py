@@ -45,7 +45,7 @@ class EmulatedDriver:
         self.calls.append(f"launch {graph} on stream {stream}")
         assert self.runs is not None
         captured = next(capture for capture in self.runs._captured.values() if capture.graph == graph)
-        results = self.runs._program([*captured.inputs, *captured.lengths], self.runs._weights)
+        results = self.runs._program(captured.arguments, self.runs._weights)
         for target, result in zip(captured.outputs, results, strict=True):
             size = result.numel() * result.dtype.itemsize
             ctypes.memmove(target.data_ptr(), result.data_ptr(), size)

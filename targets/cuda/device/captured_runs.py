@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,13 +36,12 @@ Sizes = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Captured:
-    """A captured run. ``graph``: its address; ``inputs`` and ``outputs``: tensors at the addresses that it uses;
-    ``lengths``: shapes that the program takes after its inputs; ``memory``: references that keep the graph's memory
-    from being reused by other runs."""
+    """A captured run. ``graph``: its address; ``arguments`` and ``outputs``: tensors at the addresses that it uses,
+    and shapes among the arguments; ``memory``: references that keep the graph's memory from being reused by other
+    runs."""
 
     graph: int
-    inputs: list[Any]
-    lengths: Sequence[Any]
+    arguments: list[Any]
     outputs: list[Any]
     memory: list[Any]
 
@@ -64,24 +62,24 @@ class CapturedGraphs:
         self._seen: set[Sizes] = set()
         self._captured: collections.OrderedDict[Sizes, _Captured] = collections.OrderedDict()
 
-    def replay(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any] = ()) -> list[Any] | None:
+    def replay(self, arguments: Sequence[Any]) -> list[Any] | None:
         """The results, in memory that the next run of these sizes overwrites; None the first time that sizes come.
-        ``lengths``: shapes that the program takes after the arrays.
+        ``arguments``: arrays, and shapes that the program takes besides.
 
         Raises MoecError if a call of the driver fails.
         """
-        sizes = tuple([*(tuple(array.shape) for array in arrays), *map(tuple, lengths)])
+        sizes = tuple(tuple(value.shape if _is_array(value) else value) for value in arguments)
         if sizes not in self._seen:
             self._seen.add(sizes)
             return None
         self._driver.use_first_gpu()
         captured = self._captured.get(sizes)
         if captured is None:
-            captured = self._captured[sizes] = self._capture(arrays, lengths)
+            captured = self._captured[sizes] = self._capture(arguments)
             self._forget_oldest()
         else:
             self._captured.move_to_end(sizes)
-            self._fill(captured.inputs, arrays)
+            self._fill(captured.arguments, arguments)
         self._driver.launch(captured.graph, self._streams.current())
         return captured.outputs
 
@@ -91,22 +89,25 @@ class CapturedGraphs:
             self._driver.forget(captured.graph)
         self._captured.clear()
 
-    def _capture(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any]) -> _Captured:
-        inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), CUDA) for array in arrays]
-        self._fill(inputs, arrays)
+    def _capture(self, arguments: Sequence[Any]) -> _Captured:
+        own = [
+            new_tensor(value.shape, load_ffi().dtype(value.dtype.name), CUDA) if _is_array(value) else value
+            for value in arguments
+        ]
+        self._fill(own, arguments)
         with self._keeping_memory():
-            self._program([*inputs, *lengths], self._weights)
+            self._program(own, self._weights)
         if self._stream is None:
             self._stream = self._driver.new_stream()
         self._driver.begin_capture(self._stream)
         try:
             with self._streams.switched_to(self._stream), self._keeping_memory() as memory:
-                outputs = list(self._program([*inputs, *lengths], self._weights))
+                outputs = list(self._program(own, self._weights))
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._driver.forget(self._driver.end_capture(self._stream))
             raise
-        return _Captured(self._driver.end_capture(self._stream), inputs, lengths, outputs, memory)
+        return _Captured(self._driver.end_capture(self._stream), own, outputs, memory)
 
     @contextlib.contextmanager
     def _keeping_memory(self) -> Iterator[list[Any]]:
@@ -121,9 +122,9 @@ class CapturedGraphs:
         with self._program.instrumented(keep):
             yield memory
 
-    def _fill(self, inputs: Sequence[Any], arrays: Sequence[np.ndarray | OnDevice]) -> None:
-        for target, array in zip(inputs, arrays, strict=True):
-            size = math.prod(array.shape) * array.dtype.itemsize
+    def _fill(self, targets: Sequence[Any], arguments: Sequence[Any]) -> None:
+        for target, array in zip(targets, arguments, strict=True):
+            size = array.nbytes if _is_array(array) else 0
             if not size:
                 continue
             if isinstance(array, OnDevice):
@@ -137,3 +138,7 @@ class CapturedGraphs:
             sizes, captured = self._captured.popitem(last=False)
             self._seen.discard(sizes)
             self._driver.forget(captured.graph)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, OnDevice))

@@ -16,7 +16,6 @@ from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, blocks_for
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
-from moec.targets.tvm.kernels.te_kernels import Requirement, checked
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 THREADS = 256
@@ -26,12 +25,15 @@ _TOGETHER = 4
 
 @functools.cache
 def append(problem: AppendProblem) -> tirx.PrimFunc:
-    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: entry i of ``new`` along S
-    becomes entry ``start + i`` of the state. The host raises an error before the launch if the pages are too few.
+    """The kernel ``(start[1], new[*before, S, *after], pages[pages, *before, page, *after])``: entry i of ``new`` along
+    S becomes entry ``start[0] + i`` of the state. ``start`` is int64 in the device's memory, so that a captured launch
+    appends wherever the state ends when it is replayed.
 
-    If the problem has starts, the kernel is ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page,
-    *after])``, and each index of the first axis has its own start. Entries that would lie before 0 or from ``length``
-    on are skipped.
+    If the problem has starts, the kernel is ``(length[1], starts[B], new[B, ..., S, *after], pages[pages, B, ..., page,
+    *after])``, and each index of the first axis has its own start. ``length`` is int64.
+
+    Entries that would lie before 0, from ``length`` on or behind the last page are skipped: no number in memory makes
+    the kernel write outside of the pages.
     """
     before, after = (_sizes(sizes, name) for sizes, name in ((problem.before, "b"), (problem.after, "a")))
     pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
@@ -52,32 +54,32 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
             first, is_there = T.meta_var(place_of(at))
             number: T.let = first + at[rank]
             to = T.meta_var([number // page, *at[:rank], number % page, *at[rank + 1 :]])
-            if is_there(number):
+            if T.And(is_there(number), number < T.cast(pages, "int64") * page):
                 for v in T.vectorized(together):
                     held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
 
     if problem.starts:
 
         @T.prim_func
-        def kernel(length: T.int64, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
+        def kernel(length_handle: T.handle, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
             T.func_attr(EARLY_ATTRIBUTES)
+            length = T.match_buffer(length_handle, (1,), "int64")
             starts = T.match_buffer(starts_handle, before[:1], problem.starts)
             write(
                 new_handle,
                 pages_handle,
-                lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length)),
+                lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length[0])),
             )
 
     else:
 
         @T.prim_func
-        def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
+        def kernel(start_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
             T.func_attr(EARLY_ATTRIBUTES)
-            write(new_handle, pages_handle, lambda at: (start, lambda number: True))
+            start = T.match_buffer(start_handle, (1,), "int64")
+            write(new_handle, pages_handle, lambda at: (start[0], lambda number: number >= 0))
 
-    there, first_size = T.cast(pages, "int64") * page, kernel.params[0]
-    end = first_size if problem.starts else first_size + S
-    return checked(kernel, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
+    return kernel
 
 
 def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:
@@ -107,7 +109,7 @@ def _beside(at: Sequence[Any], v: Any, after: Sequence[Any]) -> tuple[Any, ...]:
 
 APPEND = Kernel(
     "append",
-    "pages[start + i] = new[i], in place",
+    "pages[start[0] + i] = new[i], in place",
     append,
     how=lambda problem, _: f"what is there stays where it lies; {problem.stored} in memory",
     why_not=lambda problem, _: why_not_stored(problem.new, problem.stored),

@@ -22,10 +22,12 @@ def holding(
     conversions: tuple[Kernel, Kernel] | None = None,
     types: Collection[str] = STORAGE_TYPES,
     has_places: bool = False,
+    lengths_in_memory: bool = False,
 ) -> Holding:
     """A target's way to hold states, made from its kernels.
 
     ``kernel`` writes to a state: it takes (start, new, pages), or (length, starts, new, pages) if it ``has_places``.
+    The first is a number, or a tensor int64[1] with ``lengths_in_memory``.
     ``conversions`` take (start, state, pages) and (pages, state), for states that are given and returned in another
     type than the one of ``types`` in which they are stored."""
 
@@ -38,10 +40,13 @@ def holding(
         places: Places | None,
     ) -> relax.Var:
         chosen, operands = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
+        length = lowering.sizes.expression(past.length if places is None else places.length)
+        numbers = [] if lengths_in_memory else [length]
+        if lengths_in_memory:
+            operands = [lowering.in_memory(length), *operands]
         called = KernelCall(chosen, kernel.build(problem), [*operands, past.pages], dataclasses.asdict(problem))
         pages = lowering.emit(past.pages)
-        length = lowering.sizes.expression(past.length if places is None else places.length)
-        return lowering.call_kernel_on(called.function, operands, [pages], record_of(node, called), [length])[0]
+        return lowering.call_kernel_on(called.function, operands, [pages], record_of(node, called), numbers)[0]
 
     def export(lowering: LoweringContext, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
         chosen = select((converts,), problem, machine)
@@ -53,4 +58,4 @@ def holding(
         store, restore = conversions
         return export(lowering, node, problem, store), export(lowering, node, problem, restore)
 
-    return Holding(append, None if conversions is None else both, types, has_places)
+    return Holding(append, None if conversions is None else both, types, has_places, lengths_in_memory)

@@ -208,6 +208,11 @@ class LoweringContext(Protocol):
         """The state after ``new`` was written after the part in use, which stays as it is, or at ``places``."""
         ...
 
+    def in_memory(self, size: Any) -> relax.Var:
+        """The value of a size as a tensor int64[1]: the parameter of ``main`` for the length of a state in use, if
+        kernels read lengths in memory."""
+        ...
+
     def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
         """Length of a state in use, at most ``used``: int64, one number for each entry of the state's first axis."""
         ...

@@ -45,12 +45,14 @@ class Holding:
     ``append`` writes a tensor after the part in use, or at places if the target ``has_places``, and returns the new
     pages. ``conversions`` gives the symbols of two kernels, (start, state, pages) and (pages, state), for runs that are
     given a state and return it; None where the runtime converts it. ``types``: element types that states can be stored
-    in."""
+    in. ``lengths_in_memory``: kernels read the lengths of states in use from the device's memory, so that one captured
+    run serves all lengths."""
 
     append: Callable[[LoweringContext, ir.Node, AppendProblem, PagedTensor, relax.Expr, Places | None], relax.Expr]
     conversions: Callable[[LoweringContext, ir.Node, AppendProblem], tuple[str, str]] | None = None
     types: Collection[str] = STORAGE_TYPES
     has_places: bool = False
+    lengths_in_memory: bool = False
 
     def converting(self, lowering: LoweringContext, state: HeldState, past: PagedTensor) -> HeldState:
         """``state`` with the kernels that convert it, if it is stored in another type than ``past`` has."""

@@ -49,6 +49,8 @@ class Lowered:
     held: list[HeldState]
     """States for which ``main`` takes pages in place of inputs and returns them in place of outputs. Their lengths in
     use follow the inputs, as one shape."""
+    lengths_in_memory: bool
+    """Whether each of these lengths follows once more, as a tensor int64[1]."""
     beyond: Mapping[Budget, Sequence[str]]
     """The names of nodes that needed more than a budget allows."""
     streamed: list[StreamedExpertsSpec]
@@ -91,6 +93,8 @@ class Lowering(GraphValues):
         self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
+        self._in_memory: dict[str, relax.Var] = {}
+        """Tensors int64[1] with the value of a size, by its expression."""
         self._dimensions: dict[str, tirx.Var] = {}
         self._last = self._narrowing()
 
@@ -141,6 +145,7 @@ class Lowering(GraphValues):
             self._kernels,
             self._nodes,
             states,
+            bool(states) and self._holding is not None and self._holding.lengths_in_memory,
             self.beyond,
             self.streamed_experts(),
             None if self._last is None else self._last.spec,
@@ -222,9 +227,15 @@ class Lowering(GraphValues):
             self._tensors[node.outputs[0]] = self.tensor(source)
 
     def _declare_lengths(self) -> list[relax.Var]:
-        """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell."""
-        lengths = dict.fromkeys(self._paged[value].length for value in self._states)
-        return [relax.Var("lengths", relax.ShapeType([*map(self.sizes.expression, lengths)]))] if lengths else []
+        """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell. A
+        tensor int64[1] of each follows where kernels read lengths in memory."""
+        lengths = [*map(self.sizes.expression, dict.fromkeys(self._paged[value].length for value in self._states))]
+        if not lengths:
+            return []
+        if self._holding is not None and self._holding.lengths_in_memory:
+            of_one = relax.TensorType([1], "int64")
+            self._in_memory = {str(length): relax.Var(f"in_use_{length}", of_one) for length in lengths}
+        return [relax.Var("lengths", relax.ShapeType(lengths)), *self._in_memory.values()]
 
     def _declare_wanted(self) -> list[relax.Var]:
         """The parameter ``wanted``: a shape with the number of last tokens whose logits are requested."""
@@ -278,6 +289,12 @@ class Lowering(GraphValues):
         problem = append_problem(past, str(new.ty.dtype), "" if places is None else str(places.starts.ty.dtype))
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
+
+    def in_memory(self, size: Any) -> relax.Var:
+        key = str(self.sizes.expression(size))
+        if key not in self._in_memory:
+            self._in_memory[key] = self.materialise(StaticValue.of([size]), "in_memory")
+        return self._in_memory[key]
 
     def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
         count, length = cached.ty.shape[0], self.sizes.expression(cached.length)

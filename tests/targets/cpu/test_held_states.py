@@ -214,8 +214,10 @@ def test_one_of_the_states_that_are_alike_tells_all_sizes():
     arrays = [np.zeros((1, size), np.float32) for size in (3, 5, 7, 5)]
     assert actual.growths(arrays) == {"pk": 3, "pv": 3, "other": 3, "faster": 6}
     pages = dict.fromkeys(growths, "pages")
-    (x, *others), lengths = actual.in_place(arrays, pages, Host())
-    assert tuple(x.shape) == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
+    x, *others, lengths = actual.in_place(arrays, pages)
+    assert x.shape == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
+    told = HeldStates(states, inputs, outputs, lengths_in_memory=True).in_place(arrays, pages)
+    assert [array.tolist() for array in told[-2:]] == [[5], [7]] and list(told[-3]) == [5, 7]
 
 
 def test_memory_that_cannot_grow_stays_what_it_was(attending, monkeypatch):

@@ -50,6 +50,7 @@ def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) 
             weights,
             device=device.emulated_device(),
             held_states=program.held,
+            lengths_in_memory=program.lengths_in_memory,
             last=program.last,
         ).run
 

@@ -26,13 +26,14 @@ model (int64[batch,seq] ids) => (float[batch,seq,{VOCABULARY}] y) {{
 }}"""
 
 
-def language_model(path: pathlib.Path) -> pathlib.Path:
+def language_model(path: pathlib.Path, width: int = WIDTH, units: int = UNITS) -> pathlib.Path:
     """Writes a model of tokens without attention: two layers of eight experts, of which each token takes two."""
-    proto, random = onnx.parser.parse_model(MODEL), np.random.default_rng(0)
-    shapes = {"table": (VOCABULARY, WIDTH), "head": (WIDTH, VOCABULARY)}
+    text = MODEL.replace(f"-1, {WIDTH}]", f"-1, {width}]")
+    proto, random = onnx.parser.parse_model(text), np.random.default_rng(0)
+    shapes = {"table": (VOCABULARY, width), "head": (width, VOCABULARY)}
     for layer in "01":
-        shapes |= {f"router{layer}": (WIDTH, 8), f"down{layer}": (8, WIDTH, UNITS)}
-        shapes |= {f"{name}{layer}": (8, UNITS, WIDTH) for name in ("gate", "up")}
+        shapes |= {f"router{layer}": (width, 8), f"down{layer}": (8, width, units)}
+        shapes |= {f"{name}{layer}": (8, units, width) for name in ("gate", "up")}
     for name, shape in shapes.items():
         array = random.normal(size=shape, scale=2 / np.sqrt(shape[-1])).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))

@@ -16,6 +16,7 @@ optional, because it reads all of that file (about 1 GB/s).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pathlib
@@ -45,7 +46,7 @@ from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 from moec.runtime.read_manifest import parse_manifest
 from moec.runtime.streamed_experts import StreamedExperts
-from moec.runtime.streaming import check_replaceable, place_streamed
+from moec.runtime.streaming import StreamPlan, check_replaceable, place_streamed
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -113,7 +114,7 @@ class Artifact:
         Experts are streamed where ``resident``, or else the manifest, allows weights fewer bytes of memory than they
         have, or are not all this ``rank``'s. ``preferred``: see
         :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for huge pages that are not available,
-        and for memory in which no token can run.
+        for memory in which no token can run, and where the system has no memory.
         """
         path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
         resident = self.manifest.resident if resident is None else resident
@@ -132,8 +133,16 @@ class Artifact:
                 )
             else:
                 ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries]
+                if own is not None:
+                    ranges = StreamPlan.of(program.streamed, entries, path.stat().st_size).ranges_of(own)
                 memory, placement = place_file(path, "auto" if pages == "streamed" else pages, ranges)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MoecError(
+                    f"{self.where}: the system gives this process no memory for weights of "
+                    f"{path.stat().st_size / (1 << 20):.1f} MiB; raise its limit (ulimit -d, -v), or spread "
+                    "experts over processes (moec compile --ranks)"
+                ) from error
             raise ArtifactError(f"{self.where}: {WEIGHTS} cannot be read: {error.strerror or error}") from error
         weights = [
             memory[weight.offset : weight.offset + weight.bytes].view(dtype_of(weight.dtype)).reshape(weight.shape)

@@ -7,9 +7,7 @@ it needs room for files.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import mmap
 import pathlib
 from collections.abc import Iterator, Sequence, Set
 
@@ -17,12 +15,12 @@ import numpy as np
 
 from moec.common.errors import MoecError
 from moec.common.specs import StreamedExpertsSpec
-from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, read_now
+from moec.runtime.direct_reads import DirectReads, PendingRead, Range, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement
+from moec.runtime.reserved_memory import ReservedMemory
 from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
 
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _MIB = 1 << 20
 
 
@@ -74,6 +72,11 @@ class StreamPlan:
             (number, expert) for _, number, expert in sorted(every, key=lambda entry: (-entry[0], entry[2], entry[1]))
         ]
 
+    def ranges_of(self, experts: Set[tuple[int, int]]) -> list[Range]:
+        """List the ranges of the file with these experts (layer, expert), and with all weights that stay."""
+        places = (place for layer, expert in sorted(experts) for place in self.layers[layer].places[expert])
+        return [*self.others, *places]
+
     def check(self, resident: int, where: str) -> None:
         """Raise MoecError, with the numbers, where one token cannot run in so many bytes."""
         if resident < min(self.least, self.size):
@@ -106,16 +109,17 @@ def place_streamed(
     if resident is not None:
         plan.check(resident, where)
         room = min(room, resident - plan.pinned)
-    mapping, memory = reserved(size)
-    reads = DirectReads(path, memory)
+    memory = ReservedMemory(size)
+    memory.open([(0, size)] if own is None else plan.ranges_of(own))
+    reads = DirectReads(path, memory.array)
     read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
-    experts = StreamedExperts(reads, mapping, plan.layers, room, str(path), preferred, own)
+    experts = StreamedExperts(reads, memory.mapping, plan.layers, room, str(path), preferred, own)
     experts.fill(order)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
     if own is not None and experts.has_room_for_all:
         reason = f"this rank holds {kept} of experts, which are its own"
-    return memory[:size], experts, Placement("streamed", reason)
+    return memory.array[:size], experts, Placement("streamed", reason)
 
 
 def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
@@ -125,16 +129,6 @@ def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
     if not any(layer.replaceable for layer in program.streamed):
         reason = "no router of it can prefer experts" if program.streamed else "was compiled to have all in memory"
         raise MoecError(f"{where}: {reason}; load it without prefer_resident, or compile it with --resident")
-
-
-def reserved(size: int) -> tuple[mmap.mmap, np.ndarray]:
-    """Reserve address space in whole pages, with an array over it. Memory is allocated when it is written to."""
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
-    mapping = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=private)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would bring the neighbours of the expert that is read
-        with contextlib.suppress(OSError):  # a kernel built without huge pages
-            mapping.madvise(mmap.MADV_NOHUGEPAGE)
-    return mapping, np.frombuffer(mapping, np.uint8)
 
 
 def _layer(spec: StreamedExpertsSpec, entries: Sequence[WeightEntry]) -> StreamedLayer:

@@ -23,7 +23,8 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, read_now
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import WEIGHTS
-from moec.runtime.streaming import StreamPlan, reserved
+from moec.runtime.reserved_memory import ReservedMemory
+from moec.runtime.streaming import StreamPlan
 
 GUESSED = 0.7
 """Share of the missing experts that were expected, where it was not measured; see benchmarks/results/streaming.md."""
@@ -114,8 +115,9 @@ def _disk_bandwidth(artifact: Artifact, plan: StreamPlan, disk_bytes: float) -> 
     """Measure the disk's bytes per second for experts of one layer after the other, as many at once as a token
     reads."""
     path = artifact.path(WEIGHTS)
-    mapping, memory = reserved(plan.size)
-    reads, random = DirectReads(path, memory), np.random.default_rng(0)
+    memory = ReservedMemory(plan.size)
+    memory.open([(0, plan.size)])
+    reads, random = DirectReads(path, memory.array), np.random.default_rng(0)
     typical = np.mean([layer.bytes_of(expert) for layer in plan.layers for expert in range(len(layer.places))])
     at_once = max(1, round(disk_bytes / len(plan.layers) / typical))
     total, start = 0, time.perf_counter()
@@ -125,5 +127,5 @@ def _disk_bandwidth(artifact: Artifact, plan: StreamPlan, disk_bytes: float) -> 
         places = [place for expert in chosen for place in layer.places[expert]]
         read_now(reads, PendingRead(f"experts of {layer.name!r}", places), str(path))
         total += sum(end - start for start, end in places)
-        mapping.madvise(mmap.MADV_DONTNEED, 0, -(-plan.size // PAGE) * PAGE)
+        memory.mapping.madvise(mmap.MADV_DONTNEED, 0, -(-plan.size // PAGE) * PAGE)
     return total / (time.perf_counter() - start)

@@ -206,18 +206,15 @@ def arrive_written(barrier, stage):
 
 
 @T.inline
-def _wait_until_empty(ring, position):
-    """Wait until the consumers of all blocks of the cluster have multiplied the stage."""
-    if ring.tile.cluster == 1:
-        ring.empty.wait(position.stage, position.phase)
-    else:
-        T.cuda.mbarrier_wait_acquire_cluster(ring.empty.ptr_to([position.stage]), position.phase ^ 1)
-
-
-@T.inline
 def give_back(ring, stage, thread):
     """Release a stage that the consumer has multiplied: one thread arrives at the barrier of each block of the
-    cluster."""
+    cluster.
+
+    Neither the arrival nor the wait for it names the scope of the cluster, although threads of another block take part.
+    ptxas makes a barrier for the memory of the whole GPU of a release at that scope, and an invalidation of the L1
+    cache of an acquire, for every k-tile. There is nothing to release: wgmma has read the stage when ``wait_group``
+    returns, and no thread has written anything that the other block reads.
+    """
     if ring.tile.cluster == 1:
         if thread % WARPGROUP == 0:
             ring.empty.arrive(stage)
@@ -226,14 +223,14 @@ def give_back(ring, stage, thread):
             barrier = T.local_scalar("uint32")
             address: T.let = T.cuda.cvta_generic_to_shared(ring.empty.ptr_to([stage]))
             T.ptx.mapa.shared__cluster.u32(barrier, address, T.cast(thread % WARPGROUP, "uint32"))
-            T.ptx.mbarrier.arrive.release.cluster.shared__cluster.b64(barrier)
+            T.ptx.mbarrier.arrive.shared__cluster.b64(barrier)
 
 
 @T.inline
 def produce_boxes(ring, tile, position, shares):
     """Produce the k-tiles of a tile, with rows and matrix copied by TMA. One thread does that."""
     for k_tile in T.serial(tile.k_tiles, unroll=False):
-        _wait_until_empty(ring, position)
+        ring.empty.wait(position.stage, position.phase)
         _start_boxes(ring, tile, position.stage, k_tile, shares)
         position.advance()
 
@@ -246,7 +243,7 @@ def produce_gathered(ring, tile, position, started, shares):
     sources = T.alloc_local((tile.shape.rows // tile.shape.rows_per_copy,), "int32")
     find_sources(tile, sources)
     for k_tile in T.serial(tile.k_tiles):
-        _wait_until_empty(ring, position)
+        ring.empty.wait(position.stage, position.phase)
         if tile.thread == 0:
             _start_boxes(ring, tile, position.stage, k_tile, shares)
         copy_rows(tile, position.stage, k_tile, sources)

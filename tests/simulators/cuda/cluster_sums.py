@@ -31,7 +31,7 @@ __forceinline__ __device__ unsigned rank_in_cluster() {{
 __forceinline__ __device__ void arrive_in(unsigned rank, void* barrier) {{
   unsigned mapped;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared_address(barrier)), "r"(rank));
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" : : "r"(mapped) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" : : "r"(mapped) : "memory");
 }}
 __forceinline__ __device__ void copy_to(short mask, void* to, const void* map, int column, int row, void* barrier) {{
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"

@@ -41,7 +41,7 @@ from moec.targets.tvm.heavy.experts import CombineProblem
 from moec.targets.tvm.heavy.route import RouteProblem
 
 from .kernel_runner import source_of
-from .main_loop import main_loop
+from .machine_code import main_loop
 from .read_only_loads import written_arrays_loaded_as_read_only
 
 pytestmark = pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")

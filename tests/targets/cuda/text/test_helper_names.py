@@ -54,6 +54,15 @@ def test_helpers_of_one_instruction_keep_what_tells_them_apart():
     assert _renamed(*both) == ["cp_async_cg_16", "cp_async_cg_L2__128B_16"]
 
 
+def test_helpers_of_one_instruction_say_in_which_shared_memory_they_work():
+    both = [
+        "tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64: mbarrier.arrive.shared.b64 _, [%0], %1;",
+        "tvm_builtin_ptx_mbarrier_arrive_nocount: mbarrier.arrive.shared::cluster.b64 _, [%0];",
+    ]
+    assert _renamed(*both) == ["mbarrier_arrive_shared", "mbarrier_arrive_shared_cluster"]
+    assert _renamed(both[0]) == ["mbarrier_arrive"] == _renamed(both[1])
+
+
 def test_a_name_that_is_taken_is_not_given():
     helper = "tvm_builtin_ptx_mapa_u32: mapa.u32 %0, %1, %2;"
     assert _renamed(helper, other="int mapa;\n") == ["mapa_u32"]

@@ -1,0 +1,70 @@
+"""The machine code of a kernel, as cuobjdump prints it: its instructions, and which of them are repeated."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import NamedTuple
+
+_INSTRUCTION = re.compile(
+    r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?P<predicate>@!?U?P\d+ )?(?P<what>[A-Z][^;]*);", re.MULTILINE
+)
+_BRANCH = re.compile(r"BRA\S* (?P<condition>\S+, )?(?:`\()?0x(?P<target>[0-9a-f]+)")
+
+
+class Instruction(NamedTuple):
+    """``what``: the instruction without its predicate. ``target``: where it may branch to, or None. ``continues``:
+    whether the next instruction may follow it."""
+
+    what: str
+    target: int | None
+    continues: bool
+
+
+def instructions_of(sass: str) -> dict[int, Instruction]:
+    """The instructions by address, in the order of addresses."""
+    found = _INSTRUCTION.finditer(sass)
+    return {int(match["at"], 16): _instruction(match["predicate"], match["what"]) for match in found}
+
+
+def _instruction(predicate: str | None, what: str) -> Instruction:
+    branch = _BRANCH.match(what)
+    always = predicate is None and (what.startswith("EXIT") or (branch is not None and branch["condition"] is None))
+    return Instruction(what.strip(), int(branch["target"], 16) if branch else None, not always)
+
+
+def main_loop(sass: str, operation: str) -> list[str]:
+    """The instructions of the innermost loop with the most ``operation`` s. A loop is the code between a backward
+    branch and its target."""
+    code = instructions_of(sass)
+    loops = [(each.target, at) for at, each in code.items() if each.target is not None and each.target < at]
+    inner = [loop for loop in loops if not any(_is_within(other, loop) for other in loops)]
+    bodies = [[each.what for at, each in code.items() if begin <= at <= end] for begin, end in inner]
+    return max(bodies, key=lambda body: sum(what.startswith(operation) for what in body))
+
+
+def _is_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+    return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def repeated(sass: str, operation: str) -> list[int]:
+    """The addresses of instructions that match ``operation``, a regular expression, and can be reached from themselves:
+    those in a loop, also where a part of the loop stands behind the end of the kernel."""
+    code = instructions_of(sass)
+    following = dict(itertools.pairwise(code))
+
+    def after(at: int) -> list[int]:
+        each = code[at]
+        steps = [following.get(at)] if each.continues else []
+        return [place for place in (*steps, each.target) if place is not None]
+
+    def reaches_itself(at: int) -> bool:
+        reached, ahead = set[int](), after(at)
+        while ahead:
+            place = ahead.pop()
+            if place not in reached:
+                reached.add(place)
+                ahead += after(place)
+        return at in reached
+
+    return [at for at, each in code.items() if re.match(operation, each.what) and reaches_itself(at)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from moec.distributed.group import RankGroup
-from moec.distributed.transport import Arrival, all_to_all, broadcasts, cut, exchange_counts
+from moec.distributed.transport import Arrival, cut, swap, swap_counts
 from moec.placing.placement import ExpertPlacement
 from moec.placing.volume import COUNT_BYTES, Transport
 from moec.runtime.ranks import ReceivedRows
@@ -149,8 +149,7 @@ class RowExchange:
         sent = sending.counts * size
         counts = np.bincount(destinations[pairs], minlength=self.group.size)
         with self.group.collective("return of rows", layer):
-            message = _as_bytes(results).ravel()
-            parcels = all_to_all(self.group, message, sent, counts * size).wait()
+            parcels = swap(self.group, cut(_as_bytes(results).ravel(), sent), counts * size).wait()
         self.traffic[layer].back += int(sent.sum() - sent[self.group.rank])
         own = np.zeros((sending.pairs, size), np.uint8)
         for places, parcel in zip(cut(pairs, counts), parcels, strict=True):
@@ -162,21 +161,20 @@ class RowExchange:
         chosen = [np.flatnonzero((destinations == rank).any(axis=1)) for rank in range(ranks)]
         chosen[self.group.rank] = np.empty(0, np.intp)  # these stay where they are
         counts = np.array([len(tokens) for tokens in chosen], np.int64)
-        received = exchange_counts(self.group, counts)
-        message = np.empty(counts.sum() * form.bytes, np.uint8)
-        parcels = cut(message, counts * form.bytes)
+        received = swap_counts(self.group, counts)
+        parcels = [np.empty(count * form.bytes, np.uint8) for count in counts]
         for rank, (tokens, parcel) in enumerate(zip(chosen, parcels, strict=True)):
             _pack(form.rows_in(parcel), own, tokens, destinations == rank)
-        self.traffic[layer].out += len(message) + (ranks - 1) * COUNT_BYTES
-        return all_to_all(self.group, message, counts * form.bytes, received * form.bytes)
+        self.traffic[layer].out += int(counts.sum()) * form.bytes + (ranks - 1) * COUNT_BYTES
+        return swap(self.group, parcels, received * form.bytes)
 
     def _begin_allgather(self, layer: int, form: _RowForm, own: _Parcel, destinations: np.ndarray) -> Arrival:
-        others, tokens = self.group.size - 1, len(own.rows)
-        received = exchange_counts(self.group, np.full(self.group.size, tokens, np.int64))
+        ranks, tokens = self.group.size, len(own.rows)
+        received = swap_counts(self.group, np.full(ranks, tokens, np.int64))
         message = np.empty(tokens * form.bytes, np.uint8)
         _pack(form.rows_in(message), own, np.arange(tokens), destinations >= 0)
-        self.traffic[layer].out += others * (len(message) + COUNT_BYTES)
-        return broadcasts(self.group, message, received * form.bytes)
+        self.traffic[layer].out += (ranks - 1) * (len(message) + COUNT_BYTES)
+        return swap(self.group, [message] * ranks, received * form.bytes)
 
     def _mine(self, layer: int, source: int, rows: _Parcel) -> np.ndarray:
         """Find the pairs [n,k] of rows from a rank that this one computes."""

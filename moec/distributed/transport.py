@@ -1,8 +1,10 @@
-"""Two ways to bring bytes from each rank to the others, over a process group of torch.distributed.
+"""Parcels of bytes from each rank to the others, over a process group of torch.distributed.
 
-``alltoall``   A parcel for each rank, by one uneven ``all_to_all_single``.
-``allgather``  One parcel for all ranks, by a ``broadcast`` of each rank that has one: parcels differ in size, and an
-               all-gather would fill them up to the largest.
+Each parcel is a message of its own, and all receives are posted before the first send. gloo tells a sender that its
+receiver is ready on the connection that carries the data of the other direction, so a receive that is posted late waits
+behind them: ``all_to_all_single`` posts in turn, and took up to 1.9 times as long (benchmarks/results/ranks.md). An
+engine that groups messages itself, as NCCL does, has nothing to gain from this order and should get
+``all_to_all_single``.
 
 Arrays of bytes become tensors over the same memory; their element types never reach torch, which lacks some of them.
 """
@@ -20,11 +22,12 @@ from moec.distributed.group import RankGroup
 
 @dataclasses.dataclass(frozen=True)
 class Arrival:
-    """Parcels under way to this rank, with what is sent at the same time: ``parcels`` uint8, for each source."""
+    """Parcels under way to this rank, ``parcels`` uint8 for each source, and those that it ``sent`` at the same
+    time. The works go before the memory that they use."""
 
     works: tuple[Any, ...]
     parcels: tuple[np.ndarray, ...]
-    sent: np.ndarray
+    sent: tuple[np.ndarray, ...]
 
     def wait(self) -> tuple[np.ndarray, ...]:
         """Wait until all parcels are here and what this rank sends may be changed."""
@@ -42,39 +45,29 @@ def cut(array: np.ndarray, sizes: Sequence[int] | np.ndarray) -> list[np.ndarray
     return parts
 
 
-def exchange_counts(group: RankGroup, counts: np.ndarray) -> np.ndarray:
-    """Tell each rank a number, int64 [R], and return those that the ranks tell this one."""
+def swap(group: RankGroup, sent: Sequence[np.ndarray], received: Sequence[int] | np.ndarray) -> Arrival:
+    """Begin to send each rank its parcel of ``sent``, uint8 [R][bytes], and to receive so many bytes from each. The
+    parcel from this rank is the one that it sends to itself. Empty parcels are not sent."""
     import torch
     from torch import distributed
 
-    received = np.empty(len(counts), np.int64)
-    distributed.all_to_all_single(torch.from_numpy(received), torch.from_numpy(counts), group=group.processes)
-    return received
-
-
-def all_to_all(group: RankGroup, message: np.ndarray, sent: np.ndarray, received: np.ndarray) -> Arrival:
-    """Begin to send consecutive parts of ``message``, uint8, to the ranks. ``sent`` and ``received`` [R]: bytes to and
-    from each rank."""
-    import torch
-    from torch import distributed
-
-    into = np.empty(received.sum(), np.uint8)
-    sizes = [*map(int, received)], [*map(int, sent)]
-    tensors = torch.from_numpy(into), torch.from_numpy(message)
-    work = distributed.all_to_all_single(*tensors, *sizes, group=group.processes, async_op=True)
-    return Arrival((work,), tuple(cut(into, sizes[0])), message)
-
-
-def broadcasts(group: RankGroup, message: np.ndarray, received: np.ndarray) -> Arrival:
-    """Begin to send ``message``, uint8, to all other ranks. ``received`` [R]: bytes from each rank; the own parcel is
-    ``message`` itself."""
-    import torch
-    from torch import distributed
-
-    parcels = [message if rank == group.rank else np.empty(size, np.uint8) for rank, size in enumerate(received)]
+    parcels = [sent[rank] if rank == group.rank else np.empty(size, np.uint8) for rank, size in enumerate(received)]
+    processes = group.processes
+    others = [*range(group.rank + 1, group.size), *range(group.rank)]  # not all to the same rank first
     works = [
-        distributed.broadcast(torch.from_numpy(parcel), group=group.processes, group_src=rank, async_op=True)
-        for rank, parcel in enumerate(parcels)
-        if len(parcel)
+        distributed.irecv(torch.from_numpy(parcels[rank]), group=processes, group_src=rank)
+        for rank in others
+        if len(parcels[rank])
     ]
-    return Arrival(tuple(works), tuple(parcels), message)
+    works += [
+        distributed.isend(torch.from_numpy(sent[rank]), group=processes, group_dst=rank)
+        for rank in others
+        if len(sent[rank])
+    ]
+    return Arrival(tuple(works), tuple(parcels), tuple(sent))
+
+
+def swap_counts(group: RankGroup, counts: np.ndarray) -> np.ndarray:
+    """Tell each rank a number, int64 [R], and return those that the ranks tell this one."""
+    parcels = swap(group, [*counts[:, None].view(np.uint8)], [counts.itemsize] * group.size).wait()
+    return np.concatenate(parcels).view(np.int64)

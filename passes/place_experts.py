@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from moec.placing.place import Method, place_in_order, place_measured
 from moec.placing.placement import ExpertPlacement, read_placement_file
 from moec.placing.volume import RowBytes, TransportChoice, choose_transport
 from moec.profiles.file import Profile
+from moec.profiles.measures import ExpertsMeasures
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -85,9 +86,10 @@ class PlaceExperts:
         if not layers:
             report.warn(self.name, "", "the model has no layer of experts that could be placed on ranks")
             return False
-        placement = self._placement(layers)
+        with self._measured(layers) as measures:
+            placement = self._placement(layers, measures)
+            choice = self._transport(layers, placement, measures)
         if placement.transport is None:
-            choice = self._transport(layers)
             report.note(self.name, "", f"rows go to other ranks by {choice.transport}: {choice.reason}")
             placement = dataclasses.replace(placement, transport=choice.transport)
         set_placement(model, placement)
@@ -96,21 +98,33 @@ class PlaceExperts:
             _send_rows(model.graph, with_route(model.graph, node), RanksSpec(number))
         return True
 
-    def _placement(self, layers: Sequence[ir.Node]) -> ExpertPlacement:
+    @contextlib.contextmanager
+    def _measured(self, layers: Sequence[ir.Node]) -> Iterator[Sequence[ExpertsMeasures] | None]:
+        """Context of the layers' measures in the profile, None where there is none."""
+        if self.profile is None:
+            yield None
+            return
+        with contextlib.closing(Profile.read(self.profile)) as profile:
+            yield [profile.experts(node) for node in layers]
+
+    def _placement(self, layers: Sequence[ir.Node], measures: Sequence[ExpertsMeasures] | None) -> ExpertPlacement:
         names = [node_name(node) for node in layers]
         if self.placement is not None:
             return self._checked(read_placement_file(self.placement), layers)
-        if self.profile is None:
+        if measures is None:
             sizes = [ExpertWeights(node).experts for node in layers]
             return place_in_order(zip(names, sizes, strict=True), self.ranks, self.nodes, self.replicas)
-        with contextlib.closing(Profile.read(self.profile)) as measured:
-            measures = [measured.experts(node) for node in layers]
-            return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
+        return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
 
-    def _transport(self, layers: Sequence[ir.Node]) -> TransportChoice:
+    def _transport(
+        self, layers: Sequence[ir.Node], placement: ExpertPlacement, measures: Sequence[ExpertsMeasures] | None
+    ) -> TransportChoice:
         """Choose the transport by the layer whose rows are largest."""
-        chosen = max(((_row_bytes(node), _chosen(node)) for node in layers), key=lambda layer: layer[0].out * layer[1])
-        return choose_transport(self.ranks, chosen[1], chosen[0])
+        sizes = [(_row_bytes(node), _chosen(node)) for node in layers]
+        place = max(range(len(sizes)), key=lambda layer: sizes[layer][0].out * sizes[layer][1])
+        width, k = sizes[place]
+        recorded = None if measures is None else measures[place].recorded()
+        return choose_transport(placement.layers[place], k, width, placement.nodes, recorded)
 
     def _checked(self, placement: ExpertPlacement, layers: Sequence[ir.Node]) -> ExpertPlacement:
         """Raise MoecError for a placement of other layers, or on another number of ranks."""

@@ -58,7 +58,11 @@ def inspect(
     ] = None,
     profile: Annotated[
         Path | None,
-        typer.Option(help="Select experts for --ranks as often as this profile, made by moec profile, says."),
+        typer.Option(
+            "--profile",
+            "--trace",
+            help="Take tokens for --ranks, with the experts that they select together, from this file of moec profile.",
+        ),
     ] = None,
     placement: Annotated[
         Path | None,

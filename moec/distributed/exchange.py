@@ -1,9 +1,10 @@
 """The exchange of rows between ranks, as a program's calls ask for it (:class:`moec.runtime.ranks.Ranks`).
 
 On its way out a row travels with its experts, int32 [k], and weights. With ``alltoall`` it goes once to each rank that
-computes a pair of it, and the experts that others compute are -1; with ``allgather`` it goes to all ranks, which work
-out for themselves which pairs are theirs. On its way back there is one result per pair, with both transports: sums
-stay with the owner of a token, so that their order never depends on ranks.
+computes a pair of it, and the experts that others compute are -1. With ``allgather`` it goes to all ranks, unless its
+owner computes all of its pairs; its experts are then numbered with the ranks that compute them. On its way back there
+is one result per pair, with both transports: sums stay with the owner of a token, so that their order never depends on
+ranks.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class RowExchange:
         pairs = experts.size
         if self._idle:
             rows, experts, weights = rows[:0], experts[:0], None if weights is None else weights[:0]
-        destinations = self._destinations(layer, experts, self.group.rank)
+        destinations = self._destinations(layer, experts)
         no_weights = np.empty((len(rows), 0), np.uint8)
         own = _Parcel(_as_bytes(rows), experts, no_weights if weights is None else _as_bytes(weights))
         with self.group.collective("dispatch of rows", layer):
@@ -131,10 +132,10 @@ class RowExchange:
         sending, rank = self._sending[layer], self.group.rank
         with self.group.collective("dispatch of rows", layer):
             parcels = sending.arrival.wait()
-        sources = [sending.form.rows_in(parcel) for parcel in parcels]
+        sources = [self._addressed(layer, sending.form.rows_in(parcel)) for parcel in parcels]
         sources[rank] = sending.own
         places = [
-            np.nonzero(sending.destinations == rank if source == rank else self._mine(layer, source, rows))
+            np.nonzero(sending.destinations == rank if source == rank else rows.experts >= 0)
             for source, rows in enumerate(sources)
         ]
         sending.counts = np.array([len(tokens) for tokens, _ in places])
@@ -169,21 +170,25 @@ class RowExchange:
         return swap(self.group, parcels, received * form.bytes)
 
     def _begin_allgather(self, layer: int, form: _RowForm, own: _Parcel, destinations: np.ndarray) -> Arrival:
-        ranks, tokens = self.group.size, len(own.rows)
-        received = swap_counts(self.group, np.full(ranks, tokens, np.int64))
-        message = np.empty(tokens * form.bytes, np.uint8)
-        _pack(form.rows_in(message), own, np.arange(tokens), destinations >= 0)
+        ranks = self.group.size
+        sent = (destinations >= 0) & (destinations != self.group.rank)
+        tokens = np.flatnonzero(sent.any(axis=1))
+        received = swap_counts(self.group, np.full(ranks, len(tokens), np.int64))
+        message = np.empty(len(tokens) * form.bytes, np.uint8)
+        numbered = own.experts + destinations * np.int32(self._placement.layers[layer].experts)
+        _pack(form.rows_in(message), dataclasses.replace(own, experts=numbered), tokens, sent)
         self.traffic[layer].out += (ranks - 1) * (len(message) + COUNT_BYTES)
         return swap(self.group, [message] * ranks, received * form.bytes)
 
-    def _mine(self, layer: int, source: int, rows: _Parcel) -> np.ndarray:
-        """Find the pairs [n,k] of rows from a rank that this one computes."""
+    def _addressed(self, layer: int, rows: _Parcel) -> _Parcel:
+        """Replace the experts that other ranks compute by -1."""
         if self._transport == "alltoall":
-            return rows.experts >= 0
-        return self._destinations(layer, rows.experts, source) == self.group.rank
+            return rows
+        ranks, experts = np.divmod(rows.experts, self._placement.layers[layer].experts)
+        return dataclasses.replace(rows, experts=np.where(ranks == self.group.rank, experts, -1))
 
-    def _destinations(self, layer: int, experts: np.ndarray, rank: int) -> np.ndarray:
-        placed = self._placement.layers[layer]
+    def _destinations(self, layer: int, experts: np.ndarray) -> np.ndarray:
+        placed, rank = self._placement.layers[layer], self.group.rank
         return np.where(experts >= 0, placed.destinations(experts, rank, self._placement.nodes), -1)
 
 

@@ -18,13 +18,15 @@ Array = np.ndarray[Any, Any]
 @dataclasses.dataclass(frozen=True)
 class ExpertUse:
     """The measures of a layer of experts that an explorer shows. ``weight``: the mean routing weight of each expert's
-    tokens; ``errors``: by format and part, relative errors of each expert's output where that part alone is rounded."""
+    tokens; ``errors``: by format and part, relative errors of each expert's output where that part alone is rounded;
+    ``recorded``: the experts [n,k] of some tokens, None where the profile does not have them."""
 
     tokens: int
     count: Array
     weight: Array
     errors: Mapping[str, Mapping[str, Array]]
     pairs: list[list[int]]
+    recorded: Array | None = None
 
     def of(self, fact: Mapping[str, Any], at_first: int, present: int) -> dict[str, Any]:
         """Look an expert up by its facts: ``tokens`` that came to it, their mean routing ``weight``, ``errors`` by
@@ -107,7 +109,8 @@ def _use(measures: ExpertsMeasures, formats: Sequence[str]) -> ExpertUse:
         for form, squares in squares_of.items()
     }
     pairs = measures.array("pairs").astype(int).tolist()
-    return ExpertUse(measures.tokens, count, _shares(measures.array("gate_sum"), count), errors, pairs)
+    weight = _shares(measures.array("gate_sum"), count)
+    return ExpertUse(measures.tokens, count, weight, errors, pairs, measures.recorded())
 
 
 def _shares(part: Array, whole: Array) -> Array:

@@ -74,6 +74,12 @@ class LayerPlacement:
         chosen = table[indices, (rank + tokens) % counts[indices]]
         return np.where(valid, chosen, rank).astype(np.int32)
 
+    def shares_from(self, rank: int, nodes: int = 1) -> np.ndarray:
+        """Compute the share [R] of a rank's pairs that each rank computes, for experts that are chosen evenly."""
+        counts, table = _candidates(self, rank, nodes)
+        weights = (np.arange(table.shape[1]) < counts[:, None]) / (counts[:, None] * self.experts)
+        return np.bincount(table.ravel(), weights.ravel(), len(self.slots))
+
 
 @functools.lru_cache(4096)
 def _candidates(layer: LayerPlacement, rank: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from moec.common.dtypes import DTYPES
 from moec.common.errors import MoecError
 from moec.common.roofline import FLOAT32
 from moec.common.work import GroupedWork
-from moec.exploring.expert_use import uses_of
+from moec.exploring.expert_use import ExpertUse, uses_of
 from moec.exploring.kernel_runs import MachineLimits, Run, predicted_run
 from moec.exploring.subject import Subject
 from moec.ir.blocks import elements_of
@@ -64,7 +64,7 @@ def model_on_ranks(subject: Subject, tokens: int, machine: str | None = None) ->
     layers, left_out = [], []
     for block, use in zip(subject.description["moe_blocks"], uses.layers, strict=True):
         try:
-            layers.append(_layer(block, None if use is None else use.count))
+            layers.append(_layer(block, use))
         except MoecError as error:
             left_out.append(f"{block['name']}: {error}")
     if not layers:
@@ -79,26 +79,27 @@ def model_on_ranks(subject: Subject, tokens: int, machine: str | None = None) ->
     def dense(count: int) -> DenseTimes:
         return _dense(run if count == tokens else predicted_run(subject, kind, count, machine), names, shared)
 
-    routing = "even" if uses.profile is None else f"as in {uses.profile['file']}"
+    source = "tokens" if any(layer.recorded is not None for layer in layers) else "popularity of experts"
+    routing = "even" if uses.profile is None else f"{source} of {uses.profile['file']}"
     workload = Workload(tuple(layers), dense)
     return ModelOnRanks(workload, run.machine, kind.has_device, routing, tuple(left_out), run.unknown)
 
 
-def _layer(block: Mapping[str, Any], count: np.ndarray | None) -> RoutedLayer:
-    """Describe a block; ``count`` [E]: tokens of each expert in a profile. Raises MoecError for one of unknown
-    sizes."""
+def _layer(block: Mapping[str, Any], use: ExpertUse | None) -> RoutedLayer:
+    """Describe a block; ``use``: of its experts in a profile. Raises MoecError for one of unknown sizes."""
     experts, k, value_bytes = block["num_experts"], block["top_k"], DTYPES[_value_type(block)].itemsize
     products = _products(block)
     if not experts or not k or not products or not all(each.inner and each.width for each in products):
         raise MoecError("its number of experts, of experts per token or the sizes of its matrices are not fixed")
-    if count is not None and len(count) != experts:
-        raise MoecError(f"the profile has {len(count)} experts for its {experts}; make the profile anew")
+    if use is not None and len(use.count) != experts:
+        raise MoecError(f"the profile has {len(use.count)} experts for its {experts}; make the profile anew")
     routing = block["routing"] or {}
     width = RowBytes(products[0].inner * value_bytes + k * _ID_BYTES, products[-1].width * value_bytes, COUNT_BYTES)
-    popularity = np.ones(experts) if count is None else count + _PRIOR
+    popularity = np.ones(experts) if use is None else use.count + _PRIOR
+    recorded = None if use is None else use.recorded
     groups = routing.get("groups", 1)
     kept = routing.get("groups_kept", 1)
-    return RoutedLayer(Experts(block["name"], products, width, value_bytes), k, popularity, groups, kept)
+    return RoutedLayer(Experts(block["name"], products, width, value_bytes), k, popularity, groups, kept, recorded)
 
 
 def _products(block: Mapping[str, Any]) -> tuple[GroupedWork, ...]:

@@ -98,7 +98,7 @@ def simulate(
     for layer, own in zip(layers, parts, strict=True):
         volumes = [bytes_sent(part.counted, layer.width, schedule.transport) for part in own]
         computed = [_computed(layer, part, roofline) for part in own]
-        steps.append([_steps(*each, layer, links, schedule) for each in zip(own, computed, volumes, strict=True)])
+        steps.append([_steps(*each, layer, links) for each in zip(own, computed, volumes, strict=True)])
         sent.append(sum(volume.total for volume in volumes))
     ends = _ends(steps, schedule)
     free = _ends([[_without_links(each) for each in row] for row in steps], schedule)
@@ -120,16 +120,14 @@ def _computed(layer: Experts, part: MicroBatch, roofline: Roofline) -> np.ndarra
     return np.array([layer.seconds(loads, roofline) for loads in part.counted.loads])
 
 
-def _steps(
-    part: MicroBatch, computed: np.ndarray, volume: Sent, layer: Experts, links: Links, schedule: Schedule
-) -> _Steps:
+def _steps(part: MicroBatch, computed: np.ndarray, volume: Sent, layer: Experts, links: Links) -> _Steps:
     ranks = len(computed)
     if ranks == 1:
         return _Steps(part, np.zeros(1), computed, np.zeros(1))
-    gathered = schedule.transport == "allgather"
-    out = links.allgather(part.counted.tokens * layer.width.out) if gathered else links.alltoall(volume.out)
+    counts = np.full((ranks, ranks), layer.width.counts) * ~np.eye(ranks, dtype=bool)
+    out = links.alltoall(volume.out - counts)
     if layer.width.counts:  # they come before rows
-        out = out + links.alltoall(np.full((ranks, ranks), layer.width.counts))
+        out = out + links.alltoall(counts)
     return _Steps(part, out, computed, links.alltoall(volume.back))
 
 

@@ -45,7 +45,7 @@ FREE = Link(float("inf"), 0.0)
 class Links:
     """Links of each rank: ``inside`` of its node and ``between`` the ``nodes``, which have equally many consecutive
     ranks. ``engine``: of torch.distributed. A message of gloo takes two latencies, because its receiver first says that
-    it is ready, and its broadcasts share no bandwidth: their bytes travel one after the other."""
+    it is ready."""
 
     inside: Link
     between: Link
@@ -75,32 +75,6 @@ class Links:
             transfer = self.trips * link.latency + np.maximum(own.sum(axis=1), own.sum(axis=0)) / link.bandwidth
             times = np.maximum(times, np.where(reached.any(axis=1), transfer, 0.0))
         return times
-
-    def allgather(self, blocks: np.ndarray) -> np.ndarray:
-        """Compute the seconds [R] until all ranks have the ``blocks`` bytes [R] of all others.
-
-        Every rank broadcasts its block by a binomial tree, all at once, so that a block takes up to log2(R) messages
-        one after the other.
-        """
-        ranks = len(blocks)
-        depth = (ranks - 1).bit_length()
-        slowest = self.between if self.nodes > 1 else self.inside
-        if self.engine == "gloo":
-            seconds = depth * (self.trips * slowest.latency + float(blocks.sum()) / slowest.bandwidth)
-            return np.full(ranks, seconds)
-        return self.alltoall(_tree_bytes(blocks)) + self.trips * max(depth - 1, 0) * slowest.latency
-
-
-def _tree_bytes(blocks: np.ndarray) -> np.ndarray:
-    """Sum up the bytes from rank to rank, [R,R], of all broadcasts. A rank at distance v from the root receives from
-    the one at v without its highest bit."""
-    ranks = len(blocks)
-    sent = np.zeros((ranks, ranks))
-    roots = np.arange(ranks)
-    for distance in range(1, ranks):
-        parent = distance - (1 << (distance.bit_length() - 1))
-        np.add.at(sent, ((roots + parent) % ranks, (roots + distance) % ranks), blocks)
-    return sent
 
 
 def parse_link(option: str, text: str) -> Link:

@@ -55,7 +55,7 @@ def predict_on_ranks(
     placed, words = _placement(model.workload, ranks, nodes, placement, own)
     links = Links(inside, between, nodes, "nccl" if model.has_device else "gloo")
     layer = model.workload.layers[0]
-    choice = choose_transport(ranks, layer.k, layer.experts.width)
+    choice = choose_transport(placed.layers[0], layer.k, layer.experts.width, nodes, layer.recorded)
     if placed.transport is not None and placed.transport != choice.transport:
         choice = TransportChoice(placed.transport, f"{words}; else {choice.transport}: {choice.reason}")
     predictions = []

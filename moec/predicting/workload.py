@@ -1,7 +1,8 @@
 """Layers of experts with the tokens that they see on several ranks, and the predicted time of a run.
 
-Experts of tokens are drawn by their popularity, without replacement, from groups of experts where a router is limited
-to some. They are the same in every run of a prediction, so that two setups are compared on the same tokens.
+Tokens are drawn from those that a profile recorded, with the experts that these selected together. Without any, their
+experts are drawn by popularity, without replacement, from groups of experts where a router is limited to some. They are
+the same in every run of a prediction, so that two setups are compared on the same tokens.
 """
 
 from __future__ import annotations
@@ -18,23 +19,29 @@ from moec.predicting.layers import Experts, LayerTime, MicroBatch, Schedule, sim
 from moec.predicting.links import Links
 
 _MOST_DRAWN = 8192
-"""Tokens of a layer whose experts are drawn; more tokens repeat them."""
+"""Tokens of a layer whose experts are drawn by popularity; more tokens repeat them."""
+_FITTING_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class RoutedLayer:
     """A layer of experts: ``k`` are selected by ``popularity`` [E], numbers above 0 of any sum, from ``kept`` of
-    ``groups`` consecutive groups of experts."""
+    ``groups`` consecutive groups of experts. ``recorded`` [n,k]: experts that some tokens selected together, -1 for
+    none."""
 
     experts: Experts
     k: int
     popularity: np.ndarray
     groups: int = 1
     kept: int = 1
+    recorded: np.ndarray | None = None
 
     def drawn(self, tokens: int, seed: int) -> np.ndarray:
         """Draw the experts of tokens, int32 [T,k]."""
         random = np.random.default_rng(seed)
+        if self.recorded is not None and len(self.recorded):
+            weights = _fitted(self.recorded, self.popularity)
+            return self.recorded[random.choice(len(weights), tokens, p=weights)]
         scores = np.log(self.popularity) + random.gumbel(size=(min(tokens, _MOST_DRAWN), len(self.popularity)))
         if self.kept < self.groups:
             best = scores.reshape(len(scores), self.groups, -1).max(axis=2)
@@ -42,6 +49,23 @@ class RoutedLayer:
             scores[np.repeat(dropped, len(self.popularity) // self.groups, axis=1)] = -np.inf
         ids = np.argpartition(-scores, self.k - 1, axis=1)[:, : self.k].astype(np.int32)
         return ids if tokens <= len(ids) else ids[random.integers(len(ids), size=tokens)]
+
+
+def _fitted(recorded: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """Compute weights [n] with which recorded tokens select experts as often as these are popular: few were recorded,
+    while popularity is of all tokens. Generalized iterative scaling (Darroch and Ratcliff, 1972)."""
+    chosen = np.zeros((len(recorded), len(popularity) + 1))
+    np.put_along_axis(chosen, recorded.astype(np.int64), 1.0, 1)  # -1 is the last column
+    chosen = chosen[:, :-1]
+    expected = np.where(chosen.any(axis=0), popularity, 0)
+    expected *= chosen.sum(axis=1).mean() / max(expected.sum(), np.finfo(float).tiny)
+    weights = np.full(len(recorded), 1 / len(recorded))
+    for _ in range(_FITTING_STEPS):
+        actual = weights @ chosen
+        ratio = np.log(np.divide(expected, actual, out=np.ones_like(expected), where=(actual > 0) & (expected > 0)))
+        weights *= np.exp(chosen @ ratio / recorded.shape[1])
+        weights /= weights.sum()
+    return weights
 
 
 @dataclasses.dataclass(frozen=True)

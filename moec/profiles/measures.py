@@ -115,6 +115,14 @@ class ExpertsMeasures:
     def measured(self) -> Array:
         return self.array("measured")
 
+    def recorded(self) -> Array | None:
+        """List the experts of some tokens, int32 [n,k] with -1 for none; None where the profile does not have them."""
+        gates = self.read("sample_gates")
+        if gates is None:
+            return None
+        order = np.argsort(gates == 0, axis=1, kind="stable")[:, : self.k]
+        return np.where(np.take_along_axis(gates, order, 1) != 0, order, -1).astype(np.int32)
+
     def moment_in(self, expert: int) -> Array:
         """Sum of g x x^T, [d,d] float32; zeros for an expert that no row reached."""
         return unpacked(self.array(f"moment_in/{expert}"), self.inner)

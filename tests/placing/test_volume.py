@@ -9,7 +9,14 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.placing.placement import LayerPlacement, linear
-from moec.placing.volume import RowBytes, bytes_sent, choose_transport, exchange, expected_bytes
+from moec.placing.volume import (
+    RowBytes,
+    bytes_sent,
+    choose_transport,
+    exchange,
+    expected_bytes,
+    recorded_bytes,
+)
 
 TWO_RANKS = LayerPlacement("experts", 4, ((0, 1), (2, 3)))
 WIDTH = RowBytes(out=100, back=10, counts=1)
@@ -34,11 +41,17 @@ def test_three_tokens_on_two_ranks():
     assert gathered.back.tolist() == sent.back.tolist()
 
 
-def test_rows_that_nobody_else_computes_travel_with_allgather_alone():
-    counted = exchange(TWO_RANKS, [ids((0, 1), (1, 0)), ids()])
-    assert bytes_sent(counted, WIDTH, "alltoall").out.tolist() == [[0, 1], [1, 0]]
-    assert bytes_sent(counted, WIDTH, "allgather").out.tolist() == [[0, 201], [1, 0]]
-    assert not bytes_sent(counted, WIDTH, "allgather").back.any()
+def test_rows_that_nobody_else_computes_do_not_travel():
+    counted = exchange(TWO_RANKS, [ids((0, 1), (1, 0), (-1, 1)), ids((1, 0))])
+    assert bytes_sent(counted, WIDTH, "alltoall").out.tolist() == [[0, 1], [101, 0]]
+    assert bytes_sent(counted, WIDTH, "allgather").out.tolist() == [[0, 1], [101, 0]]
+    assert bytes_sent(counted, WIDTH, "allgather").back.tolist() == [[0, 20], [0, 0]]
+
+
+def test_allgather_sends_a_row_to_all_ranks_where_one_needs_it():
+    counted = exchange(linear("experts", 3, 3), [ids((0, 1)), ids(), ids()])
+    assert bytes_sent(counted, WIDTH, "alltoall").out[0].tolist() == [0, 101, 1]
+    assert bytes_sent(counted, WIDTH, "allgather").out[0].tolist() == [0, 101, 101]
 
 
 def test_pairs_that_are_not_computed_and_experts_without_weights_are_not_sent():
@@ -64,7 +77,7 @@ def test_one_rank_sends_nothing():
     counted = exchange(linear("experts", 4, 1), [ids((0, 1), (2, 3))])
     assert counted.pairs.tolist() == [[4]]
     assert all(bytes_sent(counted, WIDTH, transport).total == 0 for transport in ("allgather", "alltoall"))
-    assert choose_transport(1, 8, WIDTH).reason == "a single rank sends nothing"
+    assert "nothing is sent" in choose_transport(linear("experts", 4, 1), 8, WIDTH).reason
 
 
 def test_other_number_of_ranks_is_refused():
@@ -80,7 +93,8 @@ def _by_hand(placed: LayerPlacement, experts: list[np.ndarray], transport: str, 
         destinations = placed.destinations(own, rank, nodes)
         for token, row in enumerate(own):
             computing = [int(destinations[token, slot]) for slot, expert in enumerate(row) if expert >= 0]
-            for other in set(range(ranks) if transport == "allgather" else computing) - {rank}:
+            everybody = transport == "allgather" and set(computing) - {rank}
+            for other in set(range(ranks) if everybody else computing) - {rank}:
                 sent[rank][other] += WIDTH.out
             for other in computing:
                 sent[other][rank] += WIDTH.back * (other != rank)
@@ -101,20 +115,52 @@ def test_bytes_equal_those_of_one_pair_after_the_other(ranks, nodes, transport):
 
 
 @pytest.mark.parametrize("transport", ["allgather", "alltoall"])
-def test_expected_bytes_are_the_mean_over_all_choices(transport):
-    """All choices of three experts, with repetition, are equally likely: the formula's assumption."""
-    ranks, k, width = 4, 3, RowBytes(100, 10)
-    every = np.array(list(itertools.product(range(ranks), repeat=k)), np.int32)
-    sent = bytes_sent(exchange(linear("experts", ranks, ranks), [every] * ranks), width, transport)
-    assert sent.total / (ranks * len(every)) == pytest.approx(expected_bytes(ranks, k, width, transport), rel=1e-12)
+@pytest.mark.parametrize(
+    ("slots", "error"),
+    [(((0,), (1,), (2,), (3,)), 1e-12), (((0, 1), (2, 3)) * 2, 1e-12), (((0, 1, 2, 3),) * 2 + ((0,), (1,)), 0.2)],
+)
+def test_expected_bytes_are_the_mean_over_all_choices(slots, error, transport):
+    """All choices of three experts, with repetition, are equally likely: the formula's assumption. It takes the turns
+    of several candidates to be independent, too, while those of one token are the same."""
+    width, placed = RowBytes(100, 10), LayerPlacement("experts", 4, slots)
+    every = np.repeat(np.array(list(itertools.product(range(4), repeat=3)), np.int32), 2, axis=0)
+    sent = bytes_sent(exchange(placed, [every] * 4, 2), width, transport)
+    assert sent.total / (4 * len(every)) == pytest.approx(expected_bytes(placed, 3, width, transport, 2), rel=error)
+    assert recorded_bytes(placed, every, WIDTH, transport, 2) == pytest.approx(sent.total / (4 * len(every)))
+
+
+def test_expected_bytes_are_those_of_the_published_formula():
+    width, ranks, k = RowBytes(100, 10), 8, 3
+    sent = expected_bytes(linear("experts", 16, ranks), k, width, "alltoall")
+    assert sent == pytest.approx(100 * 7 * (1 - (1 - 1 / 8) ** 3) + 10 * 3 * 7 / 8)
 
 
 def test_transport_is_chosen_by_volume_and_says_why():
-    few, many = choose_transport(4, 8, RowBytes(4096, 4096)), choose_transport(64, 8, RowBytes(4096, 4096))
+    width = RowBytes(4096, 4096)
+    few, many = (choose_transport(linear("experts", 64, ranks), 8, width) for ranks in (4, 64))
     assert few.transport == "allgather"
     assert few.reason == (
         "sends 3% more than alltoall (36.9 kB per token and layer in place of 35.6 kB), at most 10%, "
-        "and as much whatever the tokens choose"
+        "and about as much whatever the tokens choose"
     )
     assert many.transport == "alltoall"
     assert many.reason == ("allgather would send 362% more (290 kB per token and layer in place of 62.8 kB), above 10%")
+
+
+def test_recorded_tokens_choose_the_transport_where_they_are_known():
+    """Experts 0 and 1 are on one rank: a token that selects both goes to one rank, which even routing does not say."""
+    placed, width = linear("experts", 8, 4), RowBytes(4096, 4096)
+    together, apart = np.array([(0, 1), (4, 5)]), np.array([(0, 2), (4, 6)])
+    assert choose_transport(placed, 2, width, recorded=together).transport == "alltoall"
+    assert ", by the profile)" in choose_transport(placed, 2, width, recorded=apart).reason
+    unknown = choose_transport(placed, 2, width, recorded=together[:0])
+    assert unknown == choose_transport(placed, 2, width)
+
+
+def test_replicas_choose_the_transport():
+    """All experts on all ranks: nothing travels. On two of four: half of the tokens' rows stay."""
+    everything = (0, 1)
+    assert choose_transport(LayerPlacement("a", 2, (everything,) * 4), 2, WIDTH).transport == "alltoall"
+    halves = LayerPlacement("a", 2, (everything, everything, (), ()))
+    assert expected_bytes(halves, 1, WIDTH, "alltoall") == 110 / 2
+    assert expected_bytes(halves, 1, WIDTH, "allgather") == (3 * 100 + 10) / 2

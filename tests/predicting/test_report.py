@@ -89,11 +89,11 @@ def test_a_placement_of_another_model_or_number_of_ranks_is_refused(subject, tmp
 
 
 def test_the_placement_and_transport_of_the_artifact_count_where_ranks_are_as_many(subject):
-    layers = tuple(LayerPlacement(name, 8, ((1, 3, 5, 7), (0, 2, 4, 6))) for name in BLOCKS)
-    subject.artifact.manifest.placement = ExpertPlacement(2, layers, transport="allgather")
+    layers = tuple(LayerPlacement(name, 8, ((1, 3), (5, 7), (0, 2), (4, 6))) for name in BLOCKS)
+    subject.artifact.manifest.placement = ExpertPlacement(4, layers, transport="allgather")
     try:
-        report = predict_on_ranks(subject, 2, 1, LINK, LINK, [16])
-        other = predict_on_ranks(subject, 4, 1, LINK, LINK, [16])
+        report = predict_on_ranks(subject, 4, 1, LINK, LINK, [16])
+        other = predict_on_ranks(subject, 2, 1, LINK, LINK, [16])
     finally:
         subject.artifact.manifest.placement = None
     assert report.predictions[0][0].setup.placement.layers == layers

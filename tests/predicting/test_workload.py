@@ -49,6 +49,17 @@ def test_routers_that_keep_groups_select_from_these_alone():
     assert max(len(set(row)) for row in free // 2) == 4
 
 
+def test_tokens_are_drawn_from_recorded_ones_as_often_as_their_experts_are_popular():
+    recorded = np.array([(0, 1), (0, 1), (2, 3), (3, -1)])
+    ids = RoutedLayer(EXPERTS, 2, np.array([1.0, 1, 6, 8]), recorded=recorded).drawn(8000, seed=1)
+    assert {tuple(row) for row in ids} == {(0, 1), (2, 3), (3, -1)}, "and no pair that was not recorded"
+    loads = np.bincount(ids[ids >= 0], minlength=4)
+    assert loads / loads.sum() == pytest.approx([1 / 16, 1 / 16, 6 / 16, 8 / 16], abs=0.02)
+    assert RoutedLayer(EXPERTS, 2, np.ones(4), recorded=recorded[:0]).drawn(9, seed=1).shape == (9, 2)
+    of_others = RoutedLayer(EXPERTS, 2, np.array([0.5, 0.5, 0.5, 0.5, 9]), recorded=recorded).drawn(99, seed=1)
+    assert of_others.max() == 3, "expert 4 is popular, and no recorded token has it"
+
+
 def test_a_run_on_one_rank_is_its_dense_parts_and_all_rows():
     predicted = predict(workload_of(dense=1.0, shared=0.5), setup_of(ranks=1, tokens=3))
     assert predicted.seconds == pytest.approx(3 * 1.5 + 6)

@@ -91,6 +91,8 @@ def test_counts_weights_pairs_and_transitions(made, reads):
         chosen.append(experts)
         assert actual.count.tolist() == count.tolist()
         assert actual.array("pairs").tolist() == pairs.tolist()
+        recorded = actual.recorded()
+        assert recorded is not None and np.sort(recorded).tolist() == np.sort(experts).tolist()
         np.testing.assert_allclose(actual.array("gate_sum"), gate_sum, rtol=1e-5)
         assert actual.array("gate_histogram").sum(axis=1).tolist() == count.tolist()
         assert actual.array("ratio_histogram")[0].tolist() == [0] * (BINS - 1) + [len(logits)]

@@ -8,9 +8,9 @@ one with the same ratio of both, on which everything takes that many times longe
 
 The bandwidth is that of the link without the headers of packets. The latency is half of what a message of a few bytes
 takes from one rank to another and back, so it has the time that the processors take. The first table has collectives of
-several sizes: the broadcasts are those of moec's ``allgather``; sends at once exchange the same as an all-to-all, by
-single messages. The second one has a layer of experts with skewed routing in several placements, by sends at once;
-products of experts are sleeps of a fixed time per row.
+several sizes: ``all_to_all_single``, and the messages of moec's transports. The second one has a layer of experts with
+skewed routing in several placements, exchanged as programs do; products of experts are sleeps of a fixed time per row.
+All cases are run in turn, so that other work on the machine meets all alike, and the fastest run counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,14 +35,16 @@ from shaped_network import address, enter, name_of, namespaces, payload, problem
 
 from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.common.work import GroupedWork
+from moec.distributed.exchange import RowExchange
+from moec.distributed.group import RankGroup
+from moec.distributed.transport import swap
 from moec.placing.place import place
-from moec.placing.placement import LayerPlacement, linear
-from moec.placing.volume import Exchange, RowBytes, bytes_sent, exchange
+from moec.placing.placement import TRANSPORTS, ExpertPlacement, LayerPlacement, Transport, linear
+from moec.placing.volume import COUNT_BYTES, RowBytes, exchange
 from moec.predicting.layers import Experts, MicroBatch, Schedule, simulate
 from moec.predicting.links import Link, Links, parse_link
 
 REPETITIONS = 9
-"""The fastest counts, because other work on the machine only adds time."""
 SIZES = (1_000, 100_000, 500_000)
 """Bytes that a rank sends to all others together."""
 EXPERTS, K, TOKENS, COLUMNS = 32, 4, 48, 512
@@ -54,38 +56,41 @@ _WARM_UP, _WARM_UP_BYTES = 10, 200_000
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Something to measure: the bytes [R,R] of one all-to-all or [R] of broadcasts; or those of a layer, ``out`` and
-    ``back``, with ``seconds`` of sleep [R] between them."""
+    """Something to measure: the bytes [R,R] of a collective, or a layer of experts ``ids`` [R,T,k] in a ``placement``
+    by a ``transport``, with ``pause`` seconds of sleep for each row."""
 
     kind: str
-    out: np.ndarray
-    back: np.ndarray | None = None
-    seconds: np.ndarray | None = None
+    sent: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    placement: LayerPlacement | None = None
+    transport: Transport = "alltoall"
+    pause: float = 0.0
 
 
-def measure(case: Case, rank: int, ranks: int) -> Callable[[], None]:
+def call_of(case: Case, group: RankGroup) -> Callable[[], Any]:
     """Make the call that runs a case on a rank."""
+    rank = group.rank
     if case.kind == "ping":
         return lambda: _ping(rank)
-    if case.kind == "sends":
-        return lambda: _sends(case.out, rank)
-    if case.kind == "broadcasts":
-        blocks = [torch.zeros(int(size), dtype=torch.uint8) for size in case.out]
-        return lambda: _wait(
-            torch.distributed.broadcast(block, root, async_op=True) for root, block in enumerate(blocks)
-        )
-    if case.back is None or case.seconds is None:
-        return _alltoall(case.out, rank)
-    pause, back = float(case.seconds[rank]), case.back
-    return lambda: _run_layer(case.out, back, pause, rank)
+    if case.placement is not None and case.ids is not None:
+        exchange = RowExchange(group, ExpertPlacement(group.size, (case.placement,)), case.transport)
+        rows = np.zeros((TOKENS, COLUMNS), np.float32)
+        ids = case.ids[rank]
+        return lambda: _run_layer(exchange, rows, ids, case.pause)
+    assert case.sent is not None
+    outgoing, incoming = case.sent[rank].astype(int).tolist(), case.sent[:, rank].astype(int).tolist()
+    if case.kind == "messages":
+        parcels = [np.zeros(size, np.uint8) for size in outgoing]
+        return lambda: swap(group, parcels, incoming).wait()
+    source, target = (torch.zeros(sum(sizes), dtype=torch.uint8) for sizes in (outgoing, incoming))
+    return lambda: torch.distributed.all_to_all_single(target, source, incoming, outgoing)
 
 
-def _run_layer(out: np.ndarray, back: np.ndarray, pause: float, rank: int) -> None:
-    """Exchange counts, rows and results of a layer, with a sleep in place of the products."""
-    _sends(np.full(out.shape, 8), rank)
-    _sends(out, rank)
-    time.sleep(pause)
-    _sends(back, rank)
+def _run_layer(exchange: RowExchange, rows: np.ndarray, ids: np.ndarray, pause: float) -> None:
+    exchange.send(0, rows, ids, None)
+    received = exchange.receive(0)
+    time.sleep(pause * len(received.rows))
+    exchange.give_back(0, received.rows)
 
 
 def _ping(rank: int) -> None:
@@ -96,46 +101,27 @@ def _ping(rank: int) -> None:
             step(message, 1 - rank)
 
 
-def _sends(sent: np.ndarray, rank: int) -> None:
-    others = [other for other in range(len(sent)) if other != rank]
-    outgoing = {other: torch.zeros(int(sent[rank, other]), dtype=torch.uint8) for other in others}
-    incoming = {other: torch.empty(int(sent[other, rank]), dtype=torch.uint8) for other in others}
-    operations = [torch.distributed.P2POp(torch.distributed.irecv, incoming[other], other) for other in others]
-    operations += [torch.distributed.P2POp(torch.distributed.isend, outgoing[other], other) for other in others]
-    _wait(torch.distributed.batch_isend_irecv(operations))
-
-
-def _wait(works: Iterable[Any]) -> None:
-    for work in list(works):
-        work.wait()
-
-
-def _alltoall(sent: np.ndarray, rank: int) -> Callable[[], Any]:
-    outgoing, incoming = sent[rank].astype(int).tolist(), sent[:, rank].astype(int).tolist()
-    source = torch.zeros(sum(outgoing), dtype=torch.uint8)
-    target = torch.empty(sum(incoming), dtype=torch.uint8)
-    return lambda: torch.distributed.all_to_all_single(target, source, incoming, outgoing)
-
-
 def run_rank(rank: int, ranks: int, cases: list[Case], port: int) -> list[list[tuple[float, float]]]:
-    """Run all cases and return for each repetition when it began and ended."""
+    """Run all cases in turn and return for each repetition and case when it began and ended."""
     os.environ["GLOO_SOCKET_IFNAME"] = name_of_parent(rank)
     store = torch.distributed.TCPStore(address(0), port, ranks, rank == 0)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    group = RankGroup(rank, ranks)
     for _ in range(_WARM_UP):  # TCP sends faster and faster at first
-        measure(Case("alltoall", np.full((ranks, ranks), _WARM_UP_BYTES)), rank, ranks)()
+        call_of(Case("messages", np.full((ranks, ranks), _WARM_UP_BYTES)), group)()
+    calls = [call_of(case, group) for case in cases]
     results = []
-    for case in cases:
-        call, times = measure(case, rank, ranks), []
-        for _ in range(1 + REPETITIONS):
+    for _ in range(1 + REPETITIONS):
+        times = []
+        for call in calls:
             torch.distributed.barrier()
             start = time.monotonic()
             call()
             times.append((start, time.monotonic()))
-        results.append(times[1:])
+        results.append(times)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    return results
+    return results[1:]
 
 
 def name_of_parent(rank: int) -> str:
@@ -157,11 +143,11 @@ def measured(ranks: int, link: Link, cases: list[Case]) -> list[float]:
             os.close(writing)
             pipes.append(stack.enter_context(os.fdopen(reading, "rb")))
             children.append(child)
-        results = np.array([json.loads(pipe.read()) for pipe in pipes])  # [R, cases, repetitions, 2]
+        results = np.array([json.loads(pipe.read()) for pipe in pipes])  # [R, repetitions, cases, 2]
         for child in children:
             os.waitpid(child, 0)
     spans = results[..., 1].max(axis=0) - results[..., 0].max(axis=0)
-    return spans.min(axis=1).tolist()
+    return spans.min(axis=0).tolist()
 
 
 def collectives(ranks: int, links: Links) -> list[tuple[str, int, Case, float]]:
@@ -171,12 +157,10 @@ def collectives(ranks: int, links: Links) -> list[tuple[str, int, Case, float]]:
         block = size // (ranks - 1)
         even = np.full((ranks, ranks), block) - np.diag([block] * ranks)
         uneven = even * np.linspace(0.2, 1.8, ranks)[:, None]
-        gathered = np.full(ranks, block)
-        rows.append(("all-to-all, even", size, Case("alltoall", even), links.alltoall(even).max()))
-        rows.append(("all-to-all, uneven", size, Case("alltoall", uneven), links.alltoall(uneven).max()))
-        rows.append(("sends at once, even", size, Case("sends", even), links.alltoall(even).max()))
-        rows.append(("sends at once, uneven", size, Case("sends", uneven), links.alltoall(uneven).max()))
-        rows.append(("broadcasts", size, Case("broadcasts", gathered), links.allgather(gathered).max()))
+        for title, sent in (("even", even), ("uneven", uneven)):
+            seconds = links.alltoall(sent).max()
+            rows.append((f"all_to_all_single, {title}", size, Case("single", sent), seconds))
+            rows.append((f"messages, {title}", size, Case("messages", sent), seconds))
     return rows
 
 
@@ -197,23 +181,24 @@ def _placed(order: np.ndarray, ranks: int) -> LayerPlacement:
     return LayerPlacement("experts", EXPERTS, slots)
 
 
-def layer_cases(ranks: int, links: Links, count: int) -> list[tuple[str, Exchange, Case, float]]:
+def layer_cases(ranks: int, links: Links, count: int) -> list[tuple[str, Case, float]]:
     """List placements of a layer with Zipf's routing, with their predicted seconds."""
     random = np.random.default_rng(7)
     popularity = random.permutation(1 / np.arange(1, EXPERTS + 1))
     noise = random.gumbel(size=(ranks, TOKENS, EXPERTS)) + np.log(popularity)
-    ids = [*np.argsort(-noise, axis=-1)[..., :K].astype(np.int32)]
-    width = RowBytes(COLUMNS * 4, COLUMNS * 4, 8)
+    ids = np.argsort(-noise, axis=-1)[..., :K].astype(np.int32)
+    width = RowBytes(COLUMNS * 4 + K * 4, COLUMNS * 4, COUNT_BYTES)
     pause = ROW_SHARE * width.out / links.inside.bandwidth
     roofline = Roofline(1, {"memory": 1e30}, (Peak(FLOAT32, "sleep", 2 / pause),))
     layer = Experts("experts", (GroupedWork(1, 1, 1, FLOAT32, (32.0,)),), width)
     rows = []
-    for name, placed in placements(ranks, count, np.bincount(np.concatenate(ids).ravel(), minlength=EXPERTS)).items():
-        counted = exchange(placed, ids)
-        sent = bytes_sent(counted, dataclasses.replace(width, counts=0), "alltoall")
-        case = Case("layer", sent.out, sent.back, counted.loads.sum(axis=1) * pause)
-        (predicted,) = simulate([layer], [[MicroBatch(counted)]], roofline, links, Schedule("alltoall"))
-        rows.append((name, counted, case, predicted.seconds))
+    loads = np.bincount(ids.ravel(), minlength=EXPERTS)
+    for name, placed in placements(ranks, count, loads).items():
+        counted = exchange(placed, [*ids])
+        for transport in TRANSPORTS if name == "linear" else ("alltoall",):
+            case = Case("layer", ids=ids, placement=placed, transport=transport, pause=pause)
+            (predicted,) = simulate([layer], [[MicroBatch(counted)]], roofline, links, Schedule(transport))
+            rows.append((name if transport == "alltoall" else f"{name}, {transport}", case, predicted.seconds))
     return rows
 
 
@@ -235,7 +220,7 @@ def main() -> None:
         links = Links(seen, seen, engine="gloo")
         several = collectives(ranks, links)
         layered = layer_cases(ranks, links, arguments.placements)
-        times = measured(ranks, link, [row[2] for row in (*several, *layered)])
+        times = measured(ranks, link, [*(row[2] for row in several), *(row[1] for row in layered)])
         rows = [
             {"collective": name, "kB of a rank": size / 1e3, **_times(predicted, actual)}
             for (name, size, _, predicted), actual in zip(several, times, strict=False)
@@ -254,12 +239,12 @@ def _times(predicted: float, actual: float) -> dict[str, Any]:
     }
 
 
-def _print_layers(layered: list[tuple[str, Exchange, Case, float]], times: list[float]) -> None:
-    predicted = [row[3] for row in layered]
+def _print_layers(layered: list[tuple[str, Case, float]], times: list[float]) -> None:
+    predicted = [row[2] for row in layered]
     orders = [np.argsort(np.argsort(values)) for values in (predicted, times)]
     rows = [
         {"placement": name, **_times(expected, actual), "place predicted": int(first), "place measured": int(second)}
-        for (name, _, _, expected), actual, first, second in zip(layered, times, *orders, strict=True)
+        for (name, _, expected), actual, first, second in zip(layered, times, *orders, strict=True)
     ]
     print()
     print_rows(rows)

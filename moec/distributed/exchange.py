@@ -10,8 +10,9 @@ ranks.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -95,8 +96,16 @@ class RowExchange:
         self._transport = transport or placement.transport or "alltoall"
         self._idle = False
         self._sending: dict[int, _Sending] = {}
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called when rows or results of this rank are under way, before it waits for those of others."""
         self.announces = False
         """Whether each run is announced to ranks that may have no work left (:mod:`moec.distributed.lockstep`)."""
+
+    def beside(self) -> RowExchange:
+        """Make an exchange of another run at the same time, with the same group, placement and counts of bytes."""
+        other = copy.copy(self)
+        other._sending = {}
+        return other
 
     def begin_run(self) -> None:
         """Begin a run of the program, and forget one that an error ended."""
@@ -126,6 +135,7 @@ class RowExchange:
             begin = self._begin_alltoall if self._transport == "alltoall" else self._begin_allgather
             arrival = begin(layer, form, own, destinations)
         self._sending[layer] = _Sending(form, pairs, own, destinations, arrival)
+        self.meanwhile()
 
     def receive(self, layer: int) -> ReceivedRows:
         """Wait for the rows that this rank computes, one for each pair: by source rank, then token, then slot."""
@@ -150,7 +160,10 @@ class RowExchange:
         sent = sending.counts * size
         counts = np.bincount(destinations[pairs], minlength=self.group.size)
         with self.group.collective("return of rows", layer):
-            parcels = swap(self.group, cut(_as_bytes(results).ravel(), sent), counts * size).wait()
+            arrival = swap(self.group, cut(_as_bytes(results).ravel(), sent), counts * size)
+        self.meanwhile()
+        with self.group.collective("return of rows", layer):
+            parcels = arrival.wait()
         self.traffic[layer].back += int(sent.sum() - sent[self.group.rank])
         own = np.zeros((sending.pairs, size), np.uint8)
         for places, parcel in zip(cut(pairs, counts), parcels, strict=True):

@@ -13,9 +13,13 @@ from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup
 from moec.distributed.lockstep import Lockstep
 from moec.runtime.artifact import Artifact
+from moec.runtime.baton import Baton
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.roles import roles_of
+
+LEAST_OF_HALF = 256
+"""Tokens from which half of a rank's are worth a run of their own (benchmarks/results/ranks.md)."""
 
 
 class RankedModel(CompiledModel):
@@ -30,6 +34,9 @@ class RankedModel(CompiledModel):
         self.group, self.exchange = group, exchange
         self._roles = None if artifact.manifest.sequences is None else roles_of(self.interface)
         self._executor.exchange_rows(exchange)
+        self._baton, self._twin = Baton(), self._executor.twin()
+        exchange.meanwhile = self._baton.pass_on
+        self._twin.exchange_rows(exchange.beside())
 
     def reloaded(self) -> CompiledModel:
         return RankedModel(self.artifact, self._options, self.group, self.exchange)
@@ -41,11 +48,10 @@ class RankedModel(CompiledModel):
         count = self._sequences(arrays)
         rank, size = self.group.rank, self.group.size
         part = slice(-(-count * rank // size), -(-count * (rank + 1) // size))  # rank 0 has the only sequence
-        is_idle = count > 0 and part.start == part.stop
-        with self.exchange.idle() if is_idle else contextlib.nullcontext():
-            outputs = super().run(self._part(arrays, slice(0, 1) if is_idle else part), last=last)
-        if is_idle:
-            outputs = self._part(outputs, slice(0, 0))
+        if self._is_worth_halves(arrays, count):
+            outputs = self._run_halves(arrays, part, last)
+        else:
+            outputs = self._run_part(arrays, part, count, last)
         return self._joined(self.group.gathered(outputs, "gathering of results"))
 
     @contextlib.contextmanager
@@ -59,6 +65,30 @@ class RankedModel(CompiledModel):
 
         with Lockstep(self.exchange, idle):
             yield
+
+    def _run_part(
+        self, arrays: Mapping[str, np.ndarray], part: slice, count: int, last: int | None
+    ) -> dict[str, np.ndarray]:
+        """Run a part of ``count`` sequences; an empty one is a run on the first sequence, of which nothing is sent."""
+        if count == 0 or part.start < part.stop:
+            return super().run(self._part(arrays, part), last=last)
+        with self.exchange.idle():
+            outputs = super().run(self._part(arrays, slice(0, 1)), last=last)
+        return self._part(outputs, slice(0, 0))
+
+    def _is_worth_halves(self, arrays: Mapping[str, np.ndarray], count: int) -> bool:
+        """Whether all ranks run their sequences in two halves, one of which computes while rows of the other travel:
+        each has several, and so many tokens that reading weights twice costs little."""
+        if self._roles is None or count < 2 * self.group.size:
+            return False
+        sequences = count // self.group.size // 2
+        return sequences * arrays[self._roles.ids.name].shape[1] >= LEAST_OF_HALF
+
+    def _run_halves(self, arrays: Mapping[str, np.ndarray], part: slice, last: int | None) -> dict[str, np.ndarray]:
+        middle = (part.start + part.stop) // 2
+        halves = [self._part(arrays, own) for own in (slice(part.start, middle), slice(middle, part.stop))]
+        outputs = self._executor.run_both(self._twin, self._baton, halves, last)
+        return self._joined(outputs)
 
     def _sequences(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Count the sequences of the inputs; 1 where they are not known."""

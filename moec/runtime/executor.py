@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from moec.common.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.common.specs import HeldState, LastTokens, TensorSpec
 from moec.common.work import Argument
+from moec.runtime.baton import Baton
 from moec.runtime.device import Device, Host
 from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck
@@ -110,6 +112,22 @@ class Executor:
         """
         arrays = self._check(values)
         return self._launcher.run(lambda: self._call(arrays, last=last))
+
+    def twin(self) -> Executor:
+        """Make an executor of the same program and weights that may run beside this one (:meth:`run_both`)."""
+        other = copy.copy(self)
+        other._program = self._program.twin()
+        return other
+
+    def run_both(
+        self, twin: Executor, baton: Baton, both: Sequence[Mapping[str, Any]], last: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run two sets of inputs as :meth:`run`, the second one with the ``twin``. Both are one turn, in which they
+        pass the ``baton``."""
+        first, second = (self._check(values) for values in both)
+        return self._launcher.run_both(
+            baton, lambda: self._call(first, last=last), lambda: twin._call(second, last=last)
+        )
 
     def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs of a run as arrays. Raises InputError as :meth:`run`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import pathlib
 import re
@@ -69,17 +70,27 @@ class LoadedProgram:
         register_loops()
         with device.loading():
             self._module = load_objects(objects, where)
-            self._machine = self._module.get_function("vm_load_executable")()
         self._team_code = next((path for path in objects if path.name == TEAM_OBJECT), None)
         self._join = self._module.get_function("moec_join_team", query_imports=True) if self.has_team else None
         self._joined: Team | Literal["not yet"] | None = "not yet"
         # The machine's last device is its host.
         kinds = dict.fromkeys((device.number, CPU))
-        places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
-        self._machine.get_function("vm_initialization")(*places)
-        self._main = self._machine.get_function("main")
+        self._places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
+        self._begin()
         self._several = load_ffi().Array
         self._kernels: dict[str, Any] = {}
+
+    def _begin(self) -> None:
+        self._machine = self._module.get_function("vm_load_executable")()
+        self._machine.get_function("vm_initialization")(*self._places)
+        self._main = self._machine.get_function("main")
+
+    def twin(self) -> LoadedProgram:
+        """Make a program of the same code that may run while a callback of this one waits, with ranks of its own."""
+        other = copy.copy(self)
+        other.ranks = OneRank()
+        other._begin()
+        return other
 
     def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> Sequence[Any]:
         """Run the program and return its results; each access to one takes time. The caller's threads share the loops:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moec.common.errors import MoecError
+from moec.runtime.baton import Baton
 from moec.runtime.library import configure_pool
 from moec.runtime.team import Team
 
@@ -125,6 +126,17 @@ class Launcher:
         if self._has_team and self._seconds < _LONG:
             return self._run_here(work)
         return self._run_by_the_pool(work)
+
+    def run_both(self, baton: Baton, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+        """Run two works that pass the ``baton``, in one turn and with all threads."""
+
+        def beside() -> Any:
+            _state.count = self._count
+            if self._count == 1:
+                _be_alone()
+            return second()
+
+        return self.run(lambda: baton.in_turn(first, beside))
 
     def _run_here(self, work: Callable[[], Result]) -> Result:
         before = getattr(_state, "count", 1)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -21,12 +22,17 @@ from moec.distributed.model import RankedModel
 from moec.distributed.start import loaded
 from moec.placing.volume import TRANSPORTS
 from moec.runtime.artifact import open_artifact
+from moec.runtime.baton import Baton
+from moec.runtime.executor import Executor
 from moec.runtime.load_options import LoadOptions
 from moec.tools.evaluate import evaluate
 from tests.distributed.gloo import group_of, start_ranks
 from tests.language_model import UNITS, VOCABULARY, WIDTH, language_model, some_tokens
 
-SIZES = [0, 1, 3, 64]
+SIZES = [0, 1, 3, 64, 420]
+"""Numbers of sequences; the last one is worth halves on four ranks."""
+HALVES = {2: [525, 525], 4: [260, 265]}
+"""Tokens of these by number of ranks."""
 PROMPTS = [[1, 2, 3], [4], [5] * 9, [6, 7], [8]]
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "moec" : 1]> '
 EXPERT_BYTES = 3 * WIDTH * UNITS * 4
@@ -66,9 +72,17 @@ def everything(model: moec.CompiledModel, folder: pathlib.Path) -> dict[str, Any
     }
 
 
-def on_a_rank(rank: int, path: pathlib.Path) -> dict[str, Any]:
-    with loaded(path, threads=1) as model:
-        return everything(model, path.parent)
+def on_a_rank(rank: int, path: pathlib.Path, threads: int = 1) -> dict[str, Any]:
+    """Use the model on a rank, and list the tokens of both halves where it ran them in turn."""
+    halves = []
+    original = Executor.run_both
+
+    def run_both(executor: Executor, twin: Executor, baton: Baton, both: Any, last: int | None) -> Any:
+        halves.append([inputs["ids"].size for inputs in both])
+        return original(executor, twin, baton, both, last)
+
+    with loaded(path, threads=threads) as model, mock.patch.object(Executor, "run_both", run_both):
+        return everything(model, path.parent) | {"halves": halves}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +97,7 @@ def test_ranks_compute_what_one_process_does(folder, alone, size):
         assert all(map(np.array_equal, found["outputs"], alone["outputs"]))
         assert found["texts"] == alone["texts"]
         assert found["evaluation"] == alone["evaluation"]
+        assert found["halves"] == [HALVES[size]], "of the last size alone"
     slots = open_artifact(folder / str(size)).manifest.placement.layers
     held = [sum(len(layer.slots[rank]) for layer in slots) for rank in range(size)]
     assert [found["experts"] for found in everybody] == [count * EXPERT_BYTES for count in held]

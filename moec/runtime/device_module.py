@@ -16,17 +16,21 @@ BEGINS_EARLY_TAG = "tirx.use_programtic_dependent_launch"
 """TVM's tag, in its own spelling, of a launch that may begin before the previous kernel has ended."""
 LAUNCH_FLAGS = frozenset({BEGINS_EARLY_TAG, "tirx.use_cooperative_launch"})
 """Tags of launches that stand for no number."""
-_ARGUMENT_BYTES = 4  # a type code, bits and lanes; and, in a list of its own, one number more
+_TYPE, _EXTRA = struct.Struct("<BBH"), struct.Struct("<i")
+_TENSOR_MAP = 1
+"""Number of arguments that are tensor maps, in the list of what arguments are beside their types."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceCall:
     """Call of a kernel by the host: its arguments, then one number for each entry of ``launch`` (``blockIdx.x``, ...)
-    except :data:`LAUNCH_FLAGS`."""
+    except :data:`LAUNCH_FLAGS`. ``types``: code and bits of each argument, as DLPack numbers them, with 3 for a
+    pointer; ``tensor_maps``: places of the arguments that are addresses of tensor maps."""
 
     name: str
-    arguments: int
+    types: tuple[tuple[int, int], ...]
     launch: tuple[str, ...]
+    tensor_maps: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +84,12 @@ class _Reader:
 def _read_kernel(reader: _Reader) -> DeviceCall:
     reader.text()  # the key, which is the name
     name = reader.text()
-    arguments = reader.number()
-    reader.take(arguments * _ARGUMENT_BYTES)
+    types = _TYPE.iter_unpack(reader.take(reader.number() * _TYPE.size))
+    pairs = tuple((code, bits) for code, bits, _lanes in types)
     launch = tuple(reader.text() for _ in range(reader.number()))
-    reader.take(reader.number() * _ARGUMENT_BYTES)
-    return DeviceCall(name, arguments, launch)
+    extras = _EXTRA.iter_unpack(reader.take(reader.number() * _EXTRA.size))
+    maps = frozenset(place for place, (extra,) in enumerate(extras) if extra == _TENSOR_MAP)
+    return DeviceCall(name, pairs, launch, maps)
 
 
 def _counted(data: bytes) -> bytes:

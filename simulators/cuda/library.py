@@ -46,6 +46,8 @@ _OPTIMISED = "-O1"
 """A higher level saves a seventh of the kernels' time, and takes a third longer to compile."""
 _SOON_READY = "-Og"
 """Compiles in two thirds of the time of _OPTIMISED; kernels run half as fast, those for Hopper even slower."""
+_PORTABLE = "-march=x86-64-v3"
+"""Overrides the processor in OPTIONS."""
 _POISON = "-ftrivial-auto-var-init=pattern"
 """Variables that a kernel does not initialise hold garbage, instead of whatever is on the stack. Since g++ 12."""
 _WATCH = ("-DEMULATOR_WATCH", "-fsanitize=thread")
@@ -67,6 +69,7 @@ def emulated_library(
     watch: bool = False,
     architecture: str = ROOMIEST,
     soon_ready: bool = False,
+    portable: bool = False,
 ) -> pathlib.Path:
     """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
 
@@ -80,6 +83,7 @@ def emulated_library(
       between them are errors, and so are those of two blocks to the arrays given to :func:`watch_arrays`.
     - ``architecture``: whose limits of shared memory apply.
     - ``soon_ready``: compile in less time to slower code, for kernels with little to compute.
+    - ``portable``: compile for any processor with AVX2 instead of this one.
 
     Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++ and for an
     unknown completion, architecture or launch.
@@ -92,6 +96,7 @@ def emulated_library(
     compiler = find_compiler()
     optimised = _SOON_READY if soon_ready else _OPTIMISED
     command = [compiler, *_options_of(compiler), optimised, _ALIGNED, *includes(), *(_WATCH if watch else ())]
+    command += [_PORTABLE] if portable else []
     settings = _settings(first_thread, LIMITS[architecture].shared_bytes, completion)
     name = f"{_key(translated, settings, command)}.so"
 

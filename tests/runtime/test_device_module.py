@@ -23,18 +23,20 @@ KERNEL = (
     counted(b"scale_kernel")
     + counted(b"scale_kernel")
     + number(2)
-    + bytes(8)
+    + struct.pack("<BBHBBH", 3, 64, 1, 0, 32, 1)
     + number(len(TAGS))
     + b"".join(map(counted, TAGS))
     + number(2)
-    + bytes(8)
+    + struct.pack("<ii", 1, 0)
 )
 BLOB = counted(b"cuda") + number(1) + KERNEL + counted(b"source")
 
 
 def test_says_how_kernels_are_called():
     module = DeviceModule.parse(BLOB)
-    assert module.kernels == (DeviceCall("scale_kernel", 2, ("blockIdx.x", "threadIdx.x")),)
+    assert module.kernels == (
+        DeviceCall("scale_kernel", ((3, 64), (0, 32)), ("blockIdx.x", "threadIdx.x"), frozenset({0})),
+    )
     assert module.code == b"source"
 
 

@@ -1,0 +1,1 @@
+"""The kit: first light without a compiler. :mod:`kit.packing` makes a folder here, :mod:`kit.carried` runs there."""

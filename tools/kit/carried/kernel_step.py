@@ -1,0 +1,36 @@
+"""The step of one kernel: launched as the host does, its results compared with the emulator's.
+
+    python -m carried.kernel_step [--emulate] TAPE
+
+Repeated with 2 and 4 multiprocessors where launches depend on their number: blocks then take many tiles, and the bits
+have to be those of the first run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .places import open_device, options
+from .tape import Tape
+
+
+def main() -> int:
+    asked = options(__doc__, "tape")
+    tape = Tape(asked.folder, asked.tape, open_device(emulate=asked.emulate))
+    right, first = True, None
+    for count in tape.multiprocessors:
+        tape.restore()
+        tape.run(count)
+        for text, agrees in tape.compare():
+            print(f"{count} multiprocessors: {text}{'' if agrees else ', DIFFERS'}", flush=True)
+            right &= agrees
+        results = tape.results()
+        if first is not None and results != first:
+            print(f"{count} multiprocessors: other bits than with {tape.multiprocessors[0]}, DIFFERS", flush=True)
+            right = False
+        first = first or results
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Programs of one kernel for the kit: each kernel of small models, with numbers and with the emulator's results."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from kit.models import FORMATS, make_layer
+from kit.plan import KitPlan, KitStep
+from kit.recording import KitCall, LaunchRecorder, changed
+from kit.tapes import KitStore, kernel_tape
+from moec.checking.sampling import random_inputs, size_cases
+from moec.compiling.compile_options import CompileOptions
+from moec.compiling.compiler import write
+from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.description import find_kernel
+from moec.runtime.model import CompiledModel
+
+TOKENS = (1, 40, 300, 400)
+"""Numbers of tokens, by which each height of blocks comes."""
+MULTIPROCESSORS = (132, 2, 4)
+"""Those of an H100, and so few that a block of threads takes many tiles."""
+
+
+def pack_kernels(
+    store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callable[[str], None], only: str = ""
+) -> None:
+    """Pack every kernel of the layers in all formats; kernels of equal text come once."""
+    seen: set[str] = set()
+    for name, (_, passes) in FORMATS.items():
+        if not name.startswith(only):
+            continue
+        say(f"kernels of {name}")
+        path = work / f"{name}.moec"
+        write(make_layer(name, work), path, CompileOptions(target="cuda:sm_90a", passes=passes))
+        pack_model(name, open_artifact(path), store, plan, seen)
+
+
+def pack_model(name: str, artifact: Artifact, store: KitStore, plan: KitPlan, seen: set[str]) -> None:
+    """Pack the kernels of one artifact whose texts are not among ``seen``."""
+    calls: dict[str, dict[int, KitCall]] = {}
+    for count in MULTIPROCESSORS:
+        recorder = LaunchRecorder(count, execute=True)
+        model = recorder.load(artifact)
+        for kernel, call in _first_calls(model, recorder).items():
+            calls.setdefault(kernel, {})[count] = call
+        _keep_code(artifact, recorder, store)
+    for kernel, variants in calls.items():
+        digest = _digest_of(artifact, kernel)
+        if digest in seen:
+            continue
+        seen.add(digest)
+        _check_equal(kernel, variants)
+        tape = f"{name}-{kernel}"
+        store.tape(tape, kernel_tape(variants, store))
+        step = KitStep(1, 30, f"kernel {name}/{kernel}", "kernel_step", (tape,), 40, together="kernels")
+        plan.add(step)
+
+
+def _first_calls(model: CompiledModel, recorder: LaunchRecorder) -> dict[str, KitCall]:
+    """The first call of each kernel that launches something and changes a tensor."""
+    first: dict[str, KitCall] = {}
+    for tokens in TOKENS:
+        (sizes,) = size_cases(model.inputs, (tokens,), (1,), model.interface.sizes, model.guards)
+        inputs = random_inputs(model.inputs, sizes, model.interface.limits, 0)
+        with recorder.recording(model, contents=True) as calls:
+            model.run(inputs)
+        for call in calls:
+            if call.launches and changed(call):
+                first.setdefault(call.kernel, call)
+    return first
+
+
+def _check_equal(kernel: str, variants: Mapping[int, KitCall]) -> None:
+    """Raise ValueError where the number of multiprocessors changes a result, where the first call wrote one."""
+    main, *others = variants.values()
+    for place, tensor in enumerate(main.tensors):
+        before, after = (np.frombuffer(data or b"", np.uint8) for data in (tensor.before, tensor.after))
+        written = before != after
+        for other in others:
+            if not np.array_equal(np.frombuffer(other.tensors[place].after or b"", np.uint8)[written], after[written]):
+                raise ValueError(f"kernel {kernel}: {tensor.name} depends on the number of multiprocessors")
+
+
+def _digest_of(artifact: Artifact, kernel: str) -> str:
+    text = find_kernel(artifact, kernel, None).source("cuda")
+    return hashlib.sha256(text.partition("\n\n")[2].encode()).hexdigest()
+
+
+def _keep_code(artifact: Artifact, recorder: LaunchRecorder, store: KitStore) -> None:
+    """Copy the artifact's machine code and its emulated libraries, named after the code that they are made of."""
+    binary = artifact.program().binary
+    assert binary is not None, "nvcc is there"
+    for digest, library in recorder.libraries.items():
+        target = store.folder / "code" / f"{digest}.fatbin"
+        if not target.exists():
+            shutil.copy(artifact.path(binary), target)
+            shutil.copy(library, target.with_suffix(".so"))

@@ -1,0 +1,103 @@
+"""Packing: everything that first light needs on a machine without network and without a compiler, as one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterable
+
+from kit import kernels, runtime_files
+from kit.plan import KitPlan
+from kit.tapes import KitStore
+from moec.common.errors import MoecError
+from moec.common.scratch import ScratchFolder
+from moec.common.user_cache import user_cache
+from moec.runtime.device_module import DeviceCall
+from moec.simulators.cuda.launch import EmulatedLaunch
+from moec.simulators.cuda.library import emulated_library
+from moec.targets.cuda.nvcc import compile_source
+
+LARGEST = 60 << 20
+"""Bytes of the folder."""
+ARCHITECTURE = "sm_90a"
+_HERE = pathlib.Path(__file__).resolve().parent
+_TAGS = ("blockIdx.x", "threadIdx.x")
+_RUN = """#!/bin/sh
+# First light on this machine's GPU: ./run.sh 1, then 2 and 3; each takes at most 8 minutes and can be repeated.
+cd "$(dirname "$0")" && exec "${PYTHON:-python3}" -m carried "$@"
+"""
+
+
+def pack(folder: pathlib.Path, python: str, say: Callable[[str], None], only: str = "") -> int:
+    """Write the kit and return its size in bytes. ``only``: beginning of the names of the models to pack.
+
+    Raises MoecError for a folder that is not empty, without nvcc, and for a kit that is too large, which is removed.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise MoecError(f"{folder}: exists; expected a new folder; remove it or choose another")
+    with ScratchFolder() as scratch:
+        work, contents = pathlib.Path(scratch), pathlib.Path(scratch, "contents")
+        contents.mkdir()
+        say("the runtime")
+        wheels = user_cache() / "kit-wheels"
+        wheels.mkdir(parents=True, exist_ok=True)
+        try:
+            runtime_files.copy_runtime(contents / "python", python, wheels)
+        except RuntimeError as error:
+            raise MoecError(str(error)) from error
+        store, plan = KitStore(contents, _helpers(contents)), KitPlan()
+        kernels.pack_kernels(store, plan, work, say, only)
+        (contents / "plan.json").write_text(json.dumps(plan.as_data(), indent=1), encoding="utf-8")
+        about = {"python": python, "revision": _revision(), "architecture": ARCHITECTURE}
+        (contents / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        say("the folder")
+        return _write(folder, contents)
+
+
+def device_code(store: KitStore, source: str, calls: Iterable[DeviceCall], emulated: pathlib.Path | None = None) -> str:
+    """Compile device code, for the GPU and for the emulator, and return its digest. Raises MoecError without nvcc."""
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    target = store.folder / "code" / f"{digest}.fatbin"
+    if target.exists():
+        return digest
+    compiled = compile_source(source, ARCHITECTURE)
+    if compiled is None:
+        raise MoecError("nvcc was not found; the kit holds machine code: install it with: pip install 'moec[cuda]'")
+    target.write_bytes(compiled.binary)
+    launches = [EmulatedLaunch(call.name, call.launch) for call in calls]
+    library = emulated or emulated_library(source, launches, architecture=ARCHITECTURE, portable=True)
+    shutil.copy(library, target.with_suffix(".so"))
+    return digest
+
+
+def _helpers(contents: pathlib.Path) -> str:
+    """Compile the kit's own kernels."""
+    source = (_HERE / "carried" / "helpers.cu").read_text(encoding="utf-8")
+    calls = [DeviceCall(name, (), _TAGS) for name in ("kit_fill", "kit_hidden", "kit_outputs")]
+    return device_code(KitStore(contents, ""), source, calls)
+
+
+def _revision() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _write(folder: pathlib.Path, contents: pathlib.Path) -> int:
+    """Write the folder that is carried: contents are packed into one file. Raises MoecError where it is too large."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(_HERE / "carried", folder / "carried", ignore=shutil.ignore_patterns("__pycache__", "*.cu"))
+    with zipfile.ZipFile(folder / "contents.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(path for path in contents.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(contents))
+    run = folder / "run.sh"
+    run.write_text(_RUN, encoding="utf-8")
+    run.chmod(0o755)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > LARGEST:
+        shutil.rmtree(folder)
+        raise MoecError(f"the kit has {size / 2**20:.1f} MiB; expected at most {LARGEST >> 20}; pack fewer models")
+    return size

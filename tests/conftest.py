@@ -24,6 +24,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("MKL_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Expressions of TVMScript stand in no file; without an entry for their file, each of ``inspect.stack()``'s frames that
+# evaluates one searches all modules: a sixth of the time in which kernels for GPUs are parsed.
+inspect.modulesbyfile["<ast>"] = "builtins"
+
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "char_lm"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -63,13 +67,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def in_a_hurry() -> None:
     """Have this process compile emulated kernels in less time to slower code, time models in few runs without pauses,
     and measure memory by 8 MiB of it: tests compute little, and look at no figures. Do not wait until the disk has each
-    artifact. Expressions of TVMScript stand in no file; without an entry for their file, each of ``inspect.stack()``'s
-    frames that evaluates one searches all modules: a sixth of the time in which kernels for GPUs are parsed."""
+    artifact."""
     from moec.simulators.cuda import device
     from moec.targets.cpu import roofline
     from moec.tools import bench
 
-    inspect.modulesbyfile["<ast>"] = "builtins"
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
     vars(os)["fsync"] = lambda _file: None
     vars(roofline)["MEMORY_BYTES"] = 1 << 23

@@ -57,6 +57,7 @@ def test_experts_in_fewer_bits(model, tmp_path):
     assert "Compared with the rounded model" in moec("verify", model, art).stdout
 
 
+@pytest.mark.nightly
 def test_dense_products_in_fewer_bits(model, tmp_path):
     art = tmp_path / "model.moec"
     assert moec("compile", model, "-o", art, "--experts", "bf16", "--linears", "int8").returncode == 0

@@ -40,7 +40,7 @@ def lines(ranks, survivors: list[int], seconds: float) -> list[str]:
         pytest.param("defect", "rank 1 ended: a defect", marks=pytest.mark.nightly),
         ("kill", "rank 1 closed its connection"),
         ("stop", "rank 1 did not answer within 4 s"),
-        ("slow", "rank 1 computed for more than 4 s"),
+        pytest.param("slow", "rank 1 computed for more than 4 s", marks=pytest.mark.nightly),
         pytest.param("exit", "rank 1 closed its connection", marks=pytest.mark.nightly),
     ],
 )

@@ -28,6 +28,7 @@ from moec.runtime.load_options import LoadOptions
 from moec.tools.evaluate import evaluate
 from tests.distributed.gloo import group_of, start_ranks
 from tests.language_model import UNITS, VOCABULARY, WIDTH, language_model, some_tokens
+from tests.products import thinned
 
 SIZES = [0, 1, 3, 64, 420]
 """Numbers of sequences; the last one is worth halves on four ranks."""
@@ -152,7 +153,7 @@ def runs(rank: int, path: pathlib.Path, cases: list[dict[str, np.ndarray]]) -> l
         return [model.run(case) for case in cases]
 
 
-@pytest.mark.parametrize("text", [BLOCK, MASKED], ids=["block", "masked"])
+@thinned("text", [MASKED, BLOCK], 2, ids=["masked", "block"])
 def test_inputs_of_other_forms(tmp_path, text):
     model = with_random_weights(text)
     random, cases = np.random.default_rng(1), []

@@ -140,6 +140,7 @@ def check_numbers(graph: ir.Model, result: Export) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.nightly
 def test_dense_products_of_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = dense_model(tmp_path / "model")
     graph, result = exported(source, tmp_path, monkeypatch, passes=f"O2,{LINEARS}")

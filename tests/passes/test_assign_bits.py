@@ -292,6 +292,7 @@ def test_a_profile_without_what_stands_for_other_tokens_is_refused(spec, profile
         plan_bits([node], measured, [form_of("int8")], WeightBudget(8))
 
 
+@pytest.mark.nightly
 @compiled_spec
 def test_formats_without_groups_beside_others_run(spec, tmp_path):
     """Kernels sum up products in one size of groups: activations then have groups of the weights' size."""

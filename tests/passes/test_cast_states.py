@@ -112,7 +112,7 @@ def test_only_rows_of_a_matrix_become_int8(new: str, past: str, present: str, ax
     assert remark.subject == "present" and "expected rows of a fixed size" in remark.message
 
 
-@thinned("dtype", ["int8", "fp16", "bf16"], 2)
+@thinned("dtype", ["int8", "fp16", "bf16"], 3)
 def test_programs_store_fewer_bytes(dtype) -> None:
     text = """(float[B,2,S,16] q, float[B,2,S,16] k, float[B,2,P,16] pk, float[B,2,P,16] pv) =>
         (float[B,2,S,16] y, float[B,2,N,16] nk, float[B,2,N,16] nv, int64[1] length) {

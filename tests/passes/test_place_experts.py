@@ -17,6 +17,7 @@ from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.placing.metadata import layer_of, placement_of
 
+from ..products import thinned
 from .before_after import HEADER, check, model_of
 from .profiles import with_measures, write_routed
 
@@ -86,7 +87,7 @@ def test_experts_in_a_branch_are_on_every_rank_with_a_remark():
     assert placement_of(model) is None and any("loop or branch" in remark.message for remark in report.remarks)
 
 
-@pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16"])
+@thinned("dtype", ["bfloat16", "float16", "float"], 3)
 def test_programs_compute_the_same_bits(dtype):
     plain, exchanged = (moec.compile(routed_experts(dtype), passes=f"infer-shapes{more}") for more in ("", PLACED))
     assert plain.artifact.manifest.placement is None and exchanged.artifact.manifest.placement is not None

@@ -113,6 +113,7 @@ def test_what_can_be_negative_is_not_named_as_a_size(sizes):
     assert sizes.less(sizes.named_like(tokens - 5), 0) is None
 
 
+@pytest.mark.nightly
 def test_a_window_of_windows_runs():
     """Each broadcast of two sizes may be either, and each slice is cut to what there is."""
     nodes = " ".join(f"s{n} = Slice(a{n}, low, high) t{n} = Mul(s{n}, b) a{n + 1} = Add(t{n}, s{n})" for n in range(2))

@@ -159,6 +159,7 @@ def test_two_models_and_two_threads(mixtral: Any) -> None:
         close(actual, other, 1e-5)
 
 
+@pytest.mark.nightly
 def test_a_compiled_layer_goes_with_its_module(mixtral: Any) -> None:
     model = copy.deepcopy(mixtral)
     moec.torch.experts(model)
@@ -181,6 +182,7 @@ def test_layers_have_the_threads_of_pytorch(mixtral: Any) -> None:
     assert eager_experts._layers[layer_of(model)].model.threads == 1
 
 
+@pytest.mark.nightly
 def test_compiling_the_whole_model_leaves_the_choice_as_it_is(mixtral: Any) -> None:
     model = copy.deepcopy(mixtral)
     expected = logits(model)

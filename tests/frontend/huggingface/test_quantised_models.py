@@ -127,6 +127,7 @@ def test_blocks_of_float8_stay(tmp_path: pathlib.Path) -> None:
     agree(model, module)
 
 
+@pytest.mark.nightly
 def test_nvfp4_stays(tmp_path: pathlib.Path) -> None:
     folder = saved(mixtral(num_hidden_layers=1, hidden_size=64, intermediate_size=48), tmp_path)
     plain = torch_files.load_file(folder / "model.safetensors")

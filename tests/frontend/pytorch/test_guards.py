@@ -181,6 +181,7 @@ def test_conditions_on_values_are_refused() -> None:
         conditions(lambda x, n: x * 2 if n <= 16 else x * 3, (X, 7), {}, DYNAMIC)
 
 
+@pytest.mark.nightly
 def test_assertions_about_values_are_said() -> None:
     def first(x: torch.Tensor) -> torch.Tensor:
         count = (x > 0).sum().item()

@@ -115,7 +115,7 @@ def _with_a_switch(source: str) -> tuple[list[str], str]:
     return [name for *_, name in calls], declared + source
 
 
-QUICK = {"product for Ampere", "dispatch"}
+QUICK = {"product for Ampere"}
 """Cases in every run; the others copy and wait in similar ways."""
 
 

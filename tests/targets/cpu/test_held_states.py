@@ -379,6 +379,7 @@ APPENDED = """(float[b,2,s,16] q, float[b,2,s,16] k, float[b,t] mask, int64[b] a
 }"""
 
 
+@pytest.mark.nightly
 def test_room_that_is_appended_holds_zeros():
     """Also where a past is longer than it has to be; whoever is not told what is in use could read the room."""
     graph = onnx.parser.parse_model(HEAD + APPENDED.replace("READ", "present"))

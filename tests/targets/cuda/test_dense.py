@@ -67,6 +67,7 @@ def test_equals_the_interpreter(emulated, name):
             np.testing.assert_allclose(actual, expected[output], rtol=1e-4, atol=1e-4, err_msg=f"{output}, T = {T}")
 
 
+@pytest.mark.nightly
 def test_half_precision_is_summed_in_float32(emulated):
     run = emulated(_model("(float16[T,512] x, float16[512,4] w) => (float16[T,4] y) { y = MatMul (x, w) }"))
     x, w = np.full((3, 512), 8, np.float16), np.full((512, 4), 0.25, np.float16)

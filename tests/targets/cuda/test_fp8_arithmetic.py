@@ -19,6 +19,7 @@ TOLERANCES = {np.float32: 1e-3, np.float16: 1e-2}
 rounded before."""
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("architecture", "passes", "dtype", "sizes", "rows"),
     [

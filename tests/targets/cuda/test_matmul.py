@@ -123,6 +123,7 @@ def test_quantised_weights_stay_packed(form, dtype):
         assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < 0.15
 
 
+@pytest.mark.nightly
 def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
     """The ways for few and for many rows. The reference rounds the same numbers, so only the order of summation
     differs."""

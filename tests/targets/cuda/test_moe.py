@@ -70,6 +70,7 @@ def test_experts(emulated, name):
             np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
 @thinned(
     ("dtype", "target", "kernel"),
     [
@@ -146,6 +147,7 @@ def test_linear(emulated, transposed):
     np.testing.assert_allclose(run({"x": x})["y"], total / (1 + np.exp(-total)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_experts_that_choose_tokens(emulated):
     random, (inner, hidden) = np.random.default_rng(5), (20, 24)
     up = random.standard_normal((E, 2 * hidden, inner), dtype=np.float32) / 4

@@ -36,6 +36,7 @@ def _inputs(P: int, N: int, M: int, K: int) -> dict[str, np.ndarray]:
     return {name: random.standard_normal(shape, np.float32) for name, shape in floats.items()} | places
 
 
+@pytest.mark.nightly
 def test_updates_are_made_in_their_order(emulated):
     model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(TEXT)))
     run = emulated(model)

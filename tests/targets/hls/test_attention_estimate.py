@@ -62,6 +62,7 @@ def test_the_products_of_a_large_block_set_its_pace():
     assert cycles.products / cycles.total > 0.9
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("joint", "share", "latency", "stages", "most"),
     [

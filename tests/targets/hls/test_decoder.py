@@ -102,6 +102,7 @@ def test_calls_take_as_long_as_estimated(model):
         assert call["cycles"] == pytest.approx(call["simulated"], rel=0.04)
 
 
+@pytest.mark.nightly
 def test_a_block_is_a_project_where_that_is_asked_for(model):
     projects = compiled(model, IDS[:2, :20], max_tokens=20, by_block=True).projects
     assert sorted(project.name for project in projects) == ["attention_0", "attention_1", "moe_0", "moe_1"]

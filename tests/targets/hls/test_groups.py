@@ -26,7 +26,11 @@ VARIANTS = [
     pytest.param(
         SWIGLU, 4, 32, {"width": 100, "hidden": 70}, {"hidden_tile": 32}, id="sizes that are no groups", marks=nightly
     ),
-    pytest.param(GELU, 8, 32, {}, {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 32}, id="int8, a beat is four groups"),
+    pytest.param(
+        *(GELU, 8, 32, {}, {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 32}),
+        id="int8, a beat is four groups",
+        marks=nightly,
+    ),
     pytest.param(SWIGLU, 4, 32, {"shared": 2}, {"lanes_in": 32, "lanes_out": 32, "hidden_tile": 64}, id="two beats"),
     pytest.param(GELU, 4, 64, {"width": 130, "hidden": 130}, {"hidden_tile": 64}, id="groups of 64", marks=nightly),
     pytest.param(SWIGLU, 4, 128, {"width": 192}, {"hidden_tile": 128}, id="groups of 128", marks=nightly),

@@ -228,6 +228,7 @@ def test_every_process_of_the_estimate_is_one_of_the_block(form):
     assert lint(files) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("form", "cached", "counts"),
     [

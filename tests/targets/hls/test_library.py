@@ -96,6 +96,7 @@ def test_timed_simulation_equals_the_reference(case, layer):
     assert simulate_timed(files, fifo_depths=1).cycles >= result.cycles
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("routing", "count", "design"),
     [
@@ -181,6 +182,7 @@ def test_sums_are_as_wide_as_the_weights_demand_and_no_wider(layer):
         simulate_functionally(files)
 
 
+@pytest.mark.nightly
 def test_sums_wider_than_one_multiplier_takes():
     """The sums are of 8,320 inputs and weights at their largest values."""
     wide = quantized(float_block(RouteSpec(1), GELU, 2, 8320, 16), most_tokens=2)

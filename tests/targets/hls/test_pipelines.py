@@ -20,6 +20,7 @@ from moec.targets.hls.design.experts import Design
 from moec.targets.hls.design.normalization import FloatNorm
 from moec.targets.hls.design.numbers import MOST_STAGES
 
+from ...products import thinned
 from . import layers, small_design, test_attention
 
 pytestmark = [
@@ -186,7 +187,7 @@ def cached() -> Generated:
     return Generated(test_attention.files_of(integers, steps, lanes=8), channels)
 
 
-@pytest.mark.parametrize("kind", ["moe", "attention", pytest.param("cached", marks=pytest.mark.nightly)])
+@thinned("kind", ["attention", "moe", "cached"], 3)
 def test_declared_channels_hold_in_all_styles(kind, request):
     generated = request.getfixturevalue(kind)
     for style in STYLES:

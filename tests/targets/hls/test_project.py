@@ -28,6 +28,7 @@ def files() -> dict[str, bytes]:
     return project(integers, integers.quantized(tokens_for(block, 5)), **SMALL)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("g++") is None, reason="make or g++ is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("hls4ml") is None, reason="hls4ml is not installed")
 def test_the_testbench_finds_its_data_from_any_folder(files, tmp_path):

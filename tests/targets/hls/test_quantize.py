@@ -49,6 +49,7 @@ def test_scales_without_a_multiplier_are_refused(scale):
         Multipliers.of(np.array([scale]))
 
 
+@pytest.mark.nightly
 def test_a_shift_beyond_the_width_of_the_product_rounds_right():
     """Results of both signs far below one step of the output become zeros."""
     block = quantized(float_block(RouteSpec(2), RELU, width=8, hidden=8, seed=3))

@@ -81,6 +81,7 @@ def failure(run) -> SimulationError:
     return caught.value
 
 
+@pytest.mark.nightly
 def test_one_loader_for_both_products_deadlocks(files):
     """The second product's weights queue behind weights of the first product, which waits for the second one."""
     channels = "jobs_load_up[0], jobs_load_down[0], beats_up[0], beats_down[0]"

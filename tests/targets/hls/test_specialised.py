@@ -71,6 +71,7 @@ FEWER = [
 ]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("hls4ml") is None, reason="hls4ml is not installed")
 @thinned("passes, sizes", FEWER[::-1], 9)

@@ -26,6 +26,7 @@ GROUPED = in_groups(float_block(RouteSpec(2), ExpertsSpec(), 4, 128, 128, shared
 OLMOE = BlockShape(1, 2048, 1024, 64, 8, gated=True, normalized=False)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("block", "sizes", "faster"),
     [

@@ -238,6 +238,7 @@ def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(perio
     assert abs(np.mean(kept) - (period - 1) / 2) < 0.1 * period
 
 
+@pytest.mark.nightly
 def test_small_dense_products_are_measured_where_asked(model, ids, tmp_path):
     np.savez(tmp_path / "in.npz", ids=ids)
     actual = profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)

@@ -20,6 +20,7 @@ from .layers import Data, Layer, assert_matches
 RANDOM = np.random.default_rng(0)
 
 
+@pytest.mark.nightly
 @thinned("kernel, block_rows, inner", [(simt, 16, 20), (mma, 16, 384), (wgmma, 64, 512)], 3)
 def test_accesses_to_shared_memory_are_ordered(kernel, block_rows, inner):
     layer = Layer(experts=2, inner=inner, hidden=128, block_rows=block_rows, dtype="float16")
@@ -67,6 +68,7 @@ def test_experts_choose_in_order():
     np.testing.assert_array_equal(np.nonzero(taken.T >= 0)[1].reshape(3, 100), best)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "completion, first_thread",
     [

@@ -51,6 +51,8 @@ EXPERTS, K, TOKENS, COLUMNS = 32, 4, 48, 512
 ROW_SHARE = 0.5
 """Seconds that a row computes, as a share of its time on the link."""
 _PORT = 29_500
+_PAUSE = 0.1
+"""Seconds from the agreement on a begin to that begin; longer than any latency."""
 _WARM_UP, _WARM_UP_BYTES = 10, 200_000
 
 
@@ -114,7 +116,7 @@ def run_rank(rank: int, ranks: int, cases: list[Case], port: int) -> list[list[t
     for _ in range(1 + REPETITIONS):
         times = []
         for call in calls:
-            torch.distributed.barrier()
+            _begin_together()
             start = time.monotonic()
             call()
             times.append((start, time.monotonic()))
@@ -122,6 +124,13 @@ def run_rank(rank: int, ranks: int, cases: list[Case], port: int) -> list[list[t
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return results[1:]
+
+
+def _begin_together() -> None:
+    """Wait until a time that all ranks agree on: they leave a barrier up to a latency apart."""
+    start = torch.tensor([time.monotonic()], dtype=torch.float64)
+    torch.distributed.all_reduce(start, torch.distributed.ReduceOp.MAX)
+    time.sleep(max(0.0, start.item() + _PAUSE - time.monotonic()))
 
 
 def name_of_parent(rank: int) -> str:

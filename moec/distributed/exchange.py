@@ -99,19 +99,23 @@ class RowExchange:
         self.meanwhile: Callable[[], None] = lambda: None
         """Called when rows or results of this rank are under way, before it waits for those of others."""
         self.announces = False
-        """Whether each run is announced to ranks that may have no work left (:mod:`moec.distributed.lockstep`)."""
+        """Whether runs are announced to ranks that may have no work left (:mod:`moec.distributed.lockstep`)."""
 
-    def beside(self) -> RowExchange:
-        """Make an exchange of another run at the same time, with the same group, placement and counts of bytes."""
+    def twin(self) -> RowExchange:
+        """Make an exchange for runs in turn with those of this one: of the same group, placement and counts of
+        bytes."""
         other = copy.copy(self)
         other._sending = {}
         return other
 
+    def agreed(self, runs: int) -> int:
+        """Announce that this rank begins so many runs, at once and in turn. Returns how many all ranks begin: the most
+        that one announces, or 1 where runs are not announced."""
+        return self.group.most(runs) if self.announces and not self._idle else 1
+
     def begin_run(self) -> None:
         """Begin a run of the program, and forget one that an error ended."""
         self._sending.clear()
-        if self.announces and not self._idle:
-            self.group.any(True)
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:

@@ -53,15 +53,15 @@ class RankGroup:
         except (RuntimeError, TimeoutError) as error:  # torch's own errors are of the first kind
             raise LostRankError(f"{self._name()}: {self._blame(error)}") from error
 
-    def any(self, flag: bool) -> bool:
-        """Say on all ranks whether the flag of some rank is set."""
+    def most(self, number: int) -> int:
+        """Find the largest of the numbers, int32, that the ranks have."""
         import torch
         from torch import distributed
 
         with self.collective("flag of work"):
-            flags = torch.tensor([int(flag)], dtype=torch.int32)
-            distributed.all_reduce(flags, distributed.ReduceOp.MAX, self.processes)
-            return bool(flags.item())
+            numbers = torch.tensor([number], dtype=torch.int32)
+            distributed.all_reduce(numbers, distributed.ReduceOp.MAX, self.processes)
+            return int(numbers.item())
 
     def gathered(self, result: Any, name: str) -> list[Any]:
         """Collect the results of all ranks, in their order, on every rank. ``name``: of the collective."""
@@ -126,7 +126,7 @@ def joined(ranks: int, facts: Mapping[str, str], seconds: float | None = None) -
             with group.collective("start"):
                 within(seconds + 0.2, lambda: _start(group, facts, seconds))
             yield group
-            group.any(False)  # nobody leaves while another rank still needs it
+            group.most(0)  # nobody leaves while another rank still needs it
         is_lost = False
     except BaseException as error:
         raise _told(group, error) from error.__cause__

@@ -2,12 +2,14 @@
 
 ::
 
-    with Lockstep(exchange, lambda: model.run(dummy)):
+    with Lockstep(exchange, lambda runs: model.run(dummy)):
         for prompt in prompts_of_this_rank:
+            exchange.agreed(1)
             model.run(prompt)
 
 A rank whose work is done runs the program on a dummy input, of which nothing is sent, until all ranks are done. Ranks
-agree on that before each run.
+agree on that before each run. Where one of them has two runs that take turns, all have two: a rank with less work makes
+up for it with a dummy input, too.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from moec.distributed.exchange import RowExchange
 
 
 class Lockstep:
-    """Runs of this rank beside those of the others. ``idle_run`` runs the program once on a dummy input."""
+    """Runs of this rank beside those of the others. ``idle_run(runs)`` runs the program once on a dummy input, or twice
+    in turn."""
 
-    def __init__(self, exchange: RowExchange, idle_run: Callable[[], Any]) -> None:
+    def __init__(self, exchange: RowExchange, idle_run: Callable[[int], Any]) -> None:
         self._exchange = exchange
         self._idle_run = idle_run
 
@@ -37,6 +40,6 @@ class Lockstep:
 
     def finish(self) -> None:
         """Take part in the runs of the other ranks until none has work left."""
-        while self._exchange.group.any(False):
+        while runs := self._exchange.group.most(0):
             with self._exchange.idle():
-                self._idle_run()
+                self._idle_run(runs)

@@ -12,14 +12,14 @@ from moec.common.specs import TensorSpec
 from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup
 from moec.distributed.lockstep import Lockstep
+from moec.distributed.pair import LEAST_OF_HALF, ProgramPair
+from moec.distributed.session import RankedSession
 from moec.runtime.artifact import Artifact
-from moec.runtime.baton import Baton
+from moec.runtime.executor import Executor
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.roles import roles_of
-
-LEAST_OF_HALF = 256
-"""Tokens from which half of a rank's are worth a run of their own (benchmarks/results/ranks.md)."""
+from moec.runtime.session import Session
 
 
 class RankedModel(CompiledModel):
@@ -33,10 +33,7 @@ class RankedModel(CompiledModel):
         super().__init__(artifact, options)
         self.group, self.exchange = group, exchange
         self._roles = None if artifact.manifest.sequences is None else roles_of(self.interface)
-        self._executor.exchange_rows(exchange)
-        self._baton, self._twin = Baton(), self._executor.twin()
-        exchange.meanwhile = self._baton.pass_on
-        self._twin.exchange_rows(exchange.beside())
+        self._pair = ProgramPair(self._executor, exchange)
 
     def reloaded(self) -> CompiledModel:
         return RankedModel(self.artifact, self._options, self.group, self.exchange)
@@ -54,17 +51,29 @@ class RankedModel(CompiledModel):
             outputs = self._run_part(arrays, part, count, last)
         return self._joined(self.group.gathered(outputs, "gathering of results"))
 
+    def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
+        return RankedSession(self.interface, self._pair, self._second_idle_run, max_tokens, batch)
+
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """Context in which ranks run sessions of their own; at its end a rank computes for the others until all are
         done."""
-
-        def idle() -> None:
-            session = self.session()
-            session.run(np.zeros((1, session.fixed_length or 1), np.int64))
-
-        with Lockstep(self.exchange, idle):
+        with Lockstep(self.exchange, self._idle_run):
             yield
+
+    def _idle_run(self, runs: int) -> None:
+        if runs == 1:
+            self._run_dummy(self._pair.first)
+        else:
+            self._pair.in_turn(lambda: self._run_dummy(self._pair.first), self._second_idle_run)
+
+    def _second_idle_run(self) -> None:
+        with self._pair.second_exchange.idle():
+            self._run_dummy(self._pair.second)
+
+    def _run_dummy(self, executor: Executor) -> None:
+        session = Session(self.interface, executor)
+        session.run(np.zeros((1, session.fixed_length or 1), np.int64))
 
     def _run_part(
         self, arrays: Mapping[str, np.ndarray], part: slice, count: int, last: int | None
@@ -86,8 +95,10 @@ class RankedModel(CompiledModel):
 
     def _run_halves(self, arrays: Mapping[str, np.ndarray], part: slice, last: int | None) -> dict[str, np.ndarray]:
         middle = (part.start + part.stop) // 2
-        halves = [self._part(arrays, own) for own in (slice(part.start, middle), slice(middle, part.stop))]
-        outputs = self._executor.run_both(self._twin, self._baton, halves, last)
+        first, second = (self._part(arrays, own) for own in (slice(part.start, middle), slice(middle, part.stop)))
+        outputs = self._pair.in_turn(
+            lambda: self._pair.first.run(first, last), lambda: self._pair.second.run(second, last)
+        )
         return self._joined(outputs)
 
     def _sequences(self, arrays: Mapping[str, np.ndarray]) -> int:

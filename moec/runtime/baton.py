@@ -16,9 +16,11 @@ class _OtherFailedError(Exception):
 
 
 class Baton:
-    """A baton between two works. Outside of :meth:`in_turn`, passing it on does nothing."""
+    """A baton between two works. Outside of :meth:`in_turn`, passing it on does nothing. A thread that gets it from the
+    other one calls ``taken``."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Callable[[], None] = lambda: None) -> None:
+        self._taken = taken
         self._calls: tuple[threading.Semaphore, ...] = ()
         self._over = [False, False]
         self._errors: list[BaseException] = []
@@ -32,6 +34,7 @@ class Baton:
         if not self._over[other]:
             self._calls[other].release()
             self._calls[own].acquire()
+            self._taken()
         if self._errors:
             raise _OtherFailedError
 
@@ -47,6 +50,7 @@ class Baton:
             try:
                 if place == 1:
                     self._calls[1].acquire()
+                    self._taken()
                 if not self._errors:
                     results[place] = work()
             except BaseException as error:
@@ -58,6 +62,7 @@ class Baton:
         thread.start()
         do(0, first)
         thread.join()
+        self._taken()
         self._calls = ()
         if self._errors:
             raise self._errors[0]

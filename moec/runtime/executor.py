@@ -6,7 +6,7 @@ import contextlib
 import copy
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,20 +114,18 @@ class Executor:
         return self._launcher.run(lambda: self._call(arrays, last=last))
 
     def twin(self) -> Executor:
-        """Make an executor of the same program and weights that may run beside this one (:meth:`run_both`)."""
+        """Make an executor of the same program and weights that may run in turn with this one."""
         other = copy.copy(self)
         other._program = self._program.twin()
         return other
 
-    def run_both(
-        self, twin: Executor, baton: Baton, both: Sequence[Mapping[str, Any]], last: int | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Run two sets of inputs as :meth:`run`, the second one with the ``twin``. Both are one turn, in which they
-        pass the ``baton``."""
-        first, second = (self._check(values) for values in both)
-        return self._launcher.run_both(
-            baton, lambda: self._call(first, last=last), lambda: twin._call(second, last=last)
-        )
+    def baton(self) -> Baton:
+        """Make a baton for :meth:`in_turn`."""
+        return self._launcher.baton()
+
+    def in_turn(self, baton: Baton, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+        """Run two works that pass the ``baton`` and run this program and its :meth:`twin`, and return both results."""
+        return self._launcher.in_turn(baton, first, second)
 
     def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs of a run as arrays. Raises InputError as :meth:`run`."""
@@ -157,9 +155,8 @@ class Executor:
         growths = self._held.growths(reduced)
         with self._working(reduced, {}):
             pages = memory.pages(growths)
-        outputs = self._launcher.run(lambda: self._call(reduced, pages=pages, last=last))
-        memory.grow(growths)
-        return outputs
+        with memory.growing(growths):
+            return self._launcher.run(lambda: self._call(reduced, pages=pages, last=last))
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again after the caller has changed their arrays. Captured runs are dropped."""

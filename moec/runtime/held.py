@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,9 +196,23 @@ class StateMemory:
             self._placed = counts, pages
         return self._placed[1]
 
-    def grow(self, growths: Mapping[str, int]) -> None:
-        """Count new entries as part of the states."""
-        self.lengths = {name: length + growths.get(name, 0) for name, length in self.lengths.items()}
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens, so that runs on them do not move the pages. Raises as :meth:`pages`."""
+        self.pages({name: 0 if state.has_room else tokens for name, state in self._states.items()})
+
+    @contextlib.contextmanager
+    def growing(self, growths: Mapping[str, int]) -> Iterator[None]:
+        """Context of a run that appends entries. Unless it fails they count from its begin, so that a run in turn with
+        it continues behind them."""
+        self._grow(growths, 1)
+        try:
+            yield
+        except BaseException:
+            self._grow(growths, -1)
+            raise
+
+    def _grow(self, growths: Mapping[str, int], sign: int) -> None:
+        self.lengths = {name: length + sign * growths.get(name, 0) for name, length in self.lengths.items()}
 
     def truncate(self, length: int) -> None:
         """Forget entries from ``length`` on."""

@@ -127,16 +127,21 @@ class Launcher:
             return self._run_here(work)
         return self._run_by_the_pool(work)
 
-    def run_both(self, baton: Baton, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-        """Run two works that pass the ``baton``, in one turn and with all threads."""
+    def baton(self) -> Baton:
+        """Make a baton for :meth:`in_turn`."""
+        return Baton(self.turns.become_mine)
 
-        def beside() -> Any:
+    def in_turn(self, baton: Baton, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+        """Run two works that pass the ``baton``, in one turn and with all threads. What they run takes no turn of its
+        own."""
+
+        def join() -> Any:
             _state.count = self._count
             if self._count == 1:
                 _be_alone()
             return second()
 
-        return self.run(lambda: baton.in_turn(first, beside))
+        return self.run(lambda: baton.in_turn(first, join))
 
     def _run_here(self, work: Callable[[], Result]) -> Result:
         before = getattr(_state, "count", 1)

@@ -32,13 +32,13 @@ def sums_of(rank: int, size: int) -> tuple[list[float], int]:
         exchange = RowExchange(group, ExpertPlacement(size, (linear("a", 4, size),)), "alltoall")
 
         def run(value: float) -> float:
-            exchange.begin_run()
+            exchange.agreed(1)
             rows, experts = np.full((3, 2), value, np.float32), np.tile(np.arange(4, dtype=np.int32), (3, 1))
             exchange.send(0, rows, experts, None)
             received = exchange.receive(0)
             return float(exchange.give_back(0, received.rows * (received.experts[:, None] + 1)).sum())
 
-        def idle_run() -> None:
+        def idle_run(_runs: int) -> None:
             nonlocal idle_runs
             idle_runs += 1
             assert run(np.nan) == 0, "something of a dummy input was computed"
@@ -73,7 +73,7 @@ def one_fails(rank: int, size: int) -> float:
     with pytest.raises(MoecError, match=r"rank 1 of 3: no|rank 1 ended: no"), group_of(size, 30) as group:
         if rank == 1:
             raise MoecError("no")
-        group.any(True)
+        group.most(1)
     if rank == 1:
         time.sleep(3)
     return time.monotonic() - begin

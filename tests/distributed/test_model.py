@@ -19,11 +19,10 @@ from moec.common.errors import MoecError
 from moec.distributed.exchange import RowExchange
 from moec.distributed.generation import generate
 from moec.distributed.model import RankedModel
+from moec.distributed.pair import ProgramPair
 from moec.distributed.start import loaded
 from moec.placing.volume import TRANSPORTS
 from moec.runtime.artifact import open_artifact
-from moec.runtime.baton import Baton
-from moec.runtime.executor import Executor
 from moec.runtime.load_options import LoadOptions
 from moec.tools.evaluate import evaluate
 from tests.distributed.gloo import group_of, start_ranks
@@ -32,8 +31,6 @@ from tests.products import thinned
 
 SIZES = [0, 1, 3, 64, 420]
 """Numbers of sequences; the last one is worth halves on four ranks."""
-HALVES = {2: [525, 525], 4: [260, 265]}
-"""Tokens of these by number of ranks."""
 PROMPTS = [[1, 2, 3], [4], [5] * 9, [6, 7], [8]]
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "moec" : 1]> '
 EXPERT_BYTES = 3 * WIDTH * UNITS * 4
@@ -73,17 +70,11 @@ def everything(model: moec.CompiledModel, folder: pathlib.Path) -> dict[str, Any
     }
 
 
-def on_a_rank(rank: int, path: pathlib.Path, threads: int = 1) -> dict[str, Any]:
-    """Use the model on a rank, and list the tokens of both halves where it ran them in turn."""
-    halves = []
-    original = Executor.run_both
-
-    def run_both(executor: Executor, twin: Executor, baton: Baton, both: Any, last: int | None) -> Any:
-        halves.append([inputs["ids"].size for inputs in both])
-        return original(executor, twin, baton, both, last)
-
-    with loaded(path, threads=threads) as model, mock.patch.object(Executor, "run_both", run_both):
-        return everything(model, path.parent) | {"halves": halves}
+def on_a_rank(rank: int, path: pathlib.Path) -> dict[str, Any]:
+    """Use the model on a rank, and count how often it runs two halves in turn."""
+    pairs = mock.Mock(side_effect=ProgramPair.in_turn)
+    with loaded(path, threads=1) as model, mock.patch.object(ProgramPair, "in_turn", lambda *works: pairs(*works)):
+        return everything(model, path.parent) | {"pairs": pairs.call_count}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +89,7 @@ def test_ranks_compute_what_one_process_does(folder, alone, size):
         assert all(map(np.array_equal, found["outputs"], alone["outputs"]))
         assert found["texts"] == alone["texts"]
         assert found["evaluation"] == alone["evaluation"]
-        assert found["halves"] == [HALVES[size]], "of the last size alone"
+        assert found["pairs"] == 1, "the last size alone is worth it"
     slots = open_artifact(folder / str(size)).manifest.placement.layers
     held = [sum(len(layer.slots[rank]) for layer in slots) for rank in range(size)]
     assert [found["experts"] for found in everybody] == [count * EXPERT_BYTES for count in held]

@@ -191,7 +191,8 @@ def test_pages_are_handed_over_once_for_as_long_as_they_are_enough():
 
     def pages(growth: int) -> dict[str, Any]:
         result = memory.pages({"pk": growth, "pv": growth})
-        memory.grow({"pk": growth, "pv": growth})
+        with memory.growing({"pk": growth, "pv": growth}):
+            pass
         return result
 
     one = pages(PAGE - 1)

@@ -1,0 +1,75 @@
+"""Sessions in lockstep with those of other ranks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moec.distributed.pair import LEAST_OF_HALF, ProgramPair
+from moec.runtime.interface import Interface
+from moec.runtime.session import Session
+
+
+class RankedSession(Session):
+    """A session of a rank. Many tokens are two runs in turn, the second half continuing behind the first: when it comes
+    to a layer, the first half has written its states of that layer.
+
+    ``second_idle_run``: runs the second program of the ``pair`` on a dummy input, beside a run of this session."""
+
+    def __init__(
+        self,
+        interface: Interface,
+        pair: ProgramPair,
+        second_idle_run: Callable[[], Any],
+        max_tokens: int | None,
+        batch: int,
+    ) -> None:
+        super().__init__(interface, pair.first, max_tokens, batch)
+        self._pair, self._second_idle_run = pair, second_idle_run
+
+    def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+        own = 2 if self._is_worth_halves(ids, inputs, count) else 1
+        if self._pair.exchange.agreed(own) == 1:
+            return super()._outputs(ids, inputs, count)
+        if own == 1:
+            run = super()._outputs
+            return self._pair.in_turn(lambda: run(ids, inputs, count), self._second_idle_run)[0]
+        return self._run_halves(ids, count)
+
+    def _run_halves(self, ids: np.ndarray, count: int) -> Mapping[str, Any]:
+        first, second = np.split(ids, [ids.shape[1] // 2], axis=1)
+        memory = self._states.memory
+        assert memory is not None, "is worth halves"
+        memory.reserve(ids.shape[1])
+        lengths = memory.lengths
+        before, behind = copy.copy(self), copy.copy(self)
+        behind._mask = np.concatenate([self._mask, np.ones(first.shape, bool)], axis=1)
+        behind._states = dataclasses.replace(self._states, executor=self._pair.second)
+        try:
+            _, outputs = self._pair.in_turn(
+                lambda: Session._outputs(before, first, {}, 0), lambda: Session._outputs(behind, second, {}, count)
+            )
+        except BaseException:
+            memory.lengths = lengths
+            raise
+        self._mask = behind._mask
+        return outputs
+
+    def _is_worth_halves(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> bool:
+        """Whether two halves of the tokens may run in turn, and are so many that reading weights twice costs little.
+        Their states have to be in place, with an entry for each token."""
+        half = ids.shape[1] // 2
+        states = self._states
+        return (
+            half * self.batch >= LEAST_OF_HALF
+            and count <= half
+            and not inputs
+            and self.fixed_length is None
+            and states.memory is not None
+            and not states.arrays
+            and all(state.has_room or state.growth == self._roles.ids.shape[1] for state in self._pair.first.held)
+        )

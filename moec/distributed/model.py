@@ -12,12 +12,13 @@ from moec.common.specs import TensorSpec
 from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup
 from moec.distributed.lockstep import Lockstep
-from moec.distributed.pair import LEAST_OF_HALF, ProgramPair
+from moec.distributed.pair import ProgramPair
 from moec.distributed.session import RankedSession
 from moec.runtime.artifact import Artifact
 from moec.runtime.executor import Executor
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
+from moec.runtime.ranks import LEAST_OF_HALF
 from moec.runtime.roles import roles_of
 from moec.runtime.session import Session
 

@@ -8,9 +8,6 @@ from typing import Any
 from moec.distributed.exchange import RowExchange
 from moec.runtime.executor import Executor
 
-LEAST_OF_HALF = 256
-"""Tokens from which half of a run is worth a run of its own (benchmarks/results/ranks.md)."""
-
 
 class ProgramPair:
     """The program of a rank, ``first``, and its twin, ``second``, with the exchange of rows of each."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from moec.distributed.pair import LEAST_OF_HALF, ProgramPair
+from moec.distributed.pair import ProgramPair
 from moec.runtime.interface import Interface
+from moec.runtime.ranks import LEAST_OF_HALF
 from moec.runtime.session import Session
 
 

@@ -46,8 +46,9 @@ def _link(link: Link) -> str:
 
 def _run_table(predicted: Prediction) -> RenderableType:
     tokens = predicted.setup.tokens
+    halves = ", in two halves" if predicted.setup.halves else ""
     title = (
-        f"{tokens} token{'s'[: tokens != 1]} on each rank: {predicted.seconds * 1e6:.3g} µs, "
+        f"{tokens} token{'s'[: tokens != 1]} on each rank{halves}: {predicted.seconds * 1e6:.3g} µs, "
         f"{predicted.exposed:.0%} of it communication, {1 / predicted.seconds_per_token:.3g} tokens/s"
     )
     rows = [

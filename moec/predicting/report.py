@@ -17,6 +17,7 @@ from moec.predicting.artifact import ModelOnRanks, model_on_ranks
 from moec.predicting.layers import Schedule
 from moec.predicting.links import Link, Links
 from moec.predicting.workload import Prediction, Setup, Workload, predict
+from moec.runtime.ranks import LEAST_OF_HALF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ def predict_on_ranks(
         choice = TransportChoice(placed.transport, f"{words}; else {choice.transport}: {choice.reason}")
     predictions = []
     for count in tokens:
-        setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport))
+        halves = ranks > 1 and count // 2 >= LEAST_OF_HALF and not model.has_device  # as programs run
+        setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport), halves)
         predicted = predict(model.workload, setup)
         predictions.append((predicted, tuple(changes(model.workload, predicted))))
     return RanksReport(model, links, words, choice, tuple(predictions))
@@ -109,6 +111,7 @@ def report_data(report: RanksReport) -> dict[str, Any]:
 def _run_data(predicted: Prediction, ranked: Sequence[RunChange]) -> dict[str, Any]:
     return {
         "tokens_per_rank": predicted.setup.tokens,
+        "halves": predicted.setup.halves,
         "seconds": predicted.seconds,
         "seconds_per_token": predicted.seconds_per_token,
         "communication_share": predicted.exposed,

@@ -11,6 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
+LEAST_OF_HALF = 256
+"""Tokens from which half of a run is worth a run of its own (benchmarks/results/ranks.md): the halves take turns."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ReceivedRows:

@@ -124,9 +124,18 @@ def test_a_report_is_plain_data_and_says_that_it_is_predicted(subject):
     assert (data["ranks"], data["nodes"], data["links"]["engine"]) == (4, 2, "gloo")
     first, second = data["runs"]
     assert (first["tokens_per_rank"], second["tokens_per_rank"]) == (1, 64)
+    assert not second["halves"]
     assert second["seconds"] == pytest.approx(sum(layer["seconds"] for layer in second["layers"]))
     assert 0 < second["communication_share"] < 1
     assert {change["kind"] for change in second["changes"]} >= {"transport", "link", "halves", "batch"}
+
+
+def test_tokens_are_in_halves_where_programs_run_them_so(subject):
+    report = predict_on_ranks(subject, 2, 1, LINK, LINK, [511, 512])
+    assert [predicted.setup.halves for predicted, _ in report.predictions] == [False, True]
+    assert "halves" not in {change.kind for change in report.predictions[1][1]}
+    (alone,) = predict_on_ranks(subject, 1, 1, LINK, LINK, [512]).predictions
+    assert not alone[0].setup.halves
 
 
 def test_the_command_prints_layers_and_what_would_help(char_lm):

@@ -56,6 +56,7 @@ _CLASSES = {
     "prune-hidden-units": "moec.passes.prune_hidden_units:PruneHiddenUnits",
     "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",
+    "raise-masks": "moec.passes.raise_masks:RaiseMasks",
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
     "rescale-experts": "moec.passes.rescale_experts:RescaleExperts",

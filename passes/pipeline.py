@@ -32,7 +32,7 @@ _RAISE = (
 LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
-    "O2": f"{_START},{_RAISE},fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}",
+    "O2": f"{_START},{_RAISE},fuse-route-dispatch,fuse-normalization,fuse-attention,raise-masks,{CLEAN_UP}",
 }
 LEVELS["O3"] = f"{LEVELS['O2']},round-activations{{format=int8,optional=true}},cast-states{{dtype=fp16,optional=true}}"
 """The passes of each level.
@@ -45,7 +45,8 @@ stored, a check for faulty exports, and marks of outputs that are the next run's
 O1: MoE blocks become one operator each, too.
 
 O2: experts that no token needs and hidden units that contribute nothing are dropped, equal experts are stored once,
-routing is fused with dispatch, normalisation and attention become one operator each.
+routing is fused with dispatch, normalisation and attention become one operator each, and masks of attention its causal
+order where they say no more.
 
 O3, which is not exact: products round activations to 8 bits if weights have 8 or fewer, which do not change, and caches
 hold 16 bits.

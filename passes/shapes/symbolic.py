@@ -18,6 +18,9 @@ from sympy.printing.str import StrPrinter
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.facts import MOST_SIZES
+from moec.ir.sizes import expression as expression
+from moec.ir.sizes import shape_of as shape_of
+from moec.ir.sizes import size as size
 from moec.passes.graph.edits import constant
 
 Dims = list[Any]
@@ -28,23 +31,6 @@ LONGEST = MOST_SIZES[4]
 """The largest size for which integers of 4 bytes are checked for overflow."""
 
 _ATOM = PRECEDENCE["Atom"]
-
-
-def size(name: str) -> sympy.Symbol:
-    """The symbol of a named size: a whole number from 0 up."""
-    return sympy.Symbol(name, integer=True, nonnegative=True)
-
-
-def expression(dim: int | ir.SymbolicDim) -> sympy.Expr | None:
-    """A dimension as an expression; None when it is unknown."""
-    if isinstance(dim, int):
-        return sympy.Integer(dim)
-    if dim.value is None:
-        return None
-    parsed: Any = ir.SymbolicDim(dim.value)._expr
-    if parsed is None:
-        return None
-    return parsed.xreplace({symbol: size(symbol.name) for symbol in parsed.free_symbols})
 
 
 class _GuardPrinter(StrPrinter):
@@ -95,14 +81,6 @@ class Names:
         self.made.append(size(f"count_{self._count}"))
         self._count += 1
         return self.made[-1]
-
-
-def shape_of(value: ir.Value) -> list[sympy.Expr] | None:
-    """All dimensions of a value as expressions; None when one or the rank is unknown."""
-    if value.shape is None:
-        return None
-    dims = [expression(dim) for dim in value.shape]
-    return None if any(dim is None for dim in dims) else dims  # type: ignore[return-value]
 
 
 def is_named(value: ir.Value) -> bool:

@@ -18,6 +18,8 @@ import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import node_name
+from moec.ir.masks.rules import elements
+from moec.ir.masks.visibility import uses_all_keys
 from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
 from moec.targets.hls.attention.latent_rows import find_latent_rows
 from moec.targets.hls.attention.latents import FloatLatents
@@ -151,8 +153,8 @@ def _expect_plain(node: ir.Node) -> None:
     attribute = node.attributes.get("softcap")
     if attribute is not None and attribute.value:
         raise UnsupportedError(f"softcap is {attribute.value}; expected 0")
-    if len(node.inputs) > 6 and node.inputs[6] is not None:
-        raise UnsupportedError("it takes lengths of sequences; expected none")
+    if not uses_all_keys(node, elements()):
+        raise UnsupportedError("it takes lengths of sequences; expected none, or the number of keys")
     scores = node.outputs[3:]
     if any(output is not None and (output.uses() or output.is_graph_output()) for output in scores):
         raise UnsupportedError("its scores are used outside of the block; expected no use")
@@ -222,7 +224,7 @@ def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, h
         if has_sinks:
             raise UnsupportedError("zeros precede its keys; expected a mask with their scores")
         return CausalMask(0, None) if is_causal else None
-    return causal_mask(model, mask, tokens, positions, has_sinks)
+    return causal_mask(model, mask, tokens, positions, has_sinks, is_causal)
 
 
 def _same_turns(queries: HeadRows, keys: HeadRows) -> tuple[HeadRows, HeadRows, RotaryEmbedding | None]:

@@ -55,8 +55,11 @@ class CausalMask:
     sinks: Array | None
 
 
-def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: int, has_sinks: bool) -> CausalMask:
-    """The causal mask of a block that takes ``tokens``. ``has_sinks``: whether the key of sinks precedes all keys.
+def causal_mask(
+    model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: int, has_sinks: bool, is_causal: bool = False
+) -> CausalMask:
+    """The causal mask of a block that takes ``tokens``. ``has_sinks``: whether the key of sinks precedes all keys;
+    ``is_causal``: whether the block hides keys after a token itself.
 
     Raises UnsupportedError where the mask is not causal, or windowed, for sequences of up to ``positions`` tokens,
     naming a query and a key for which it is not."""
@@ -87,6 +90,9 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
             raise UnsupportedError(
                 f"its mask {mask.name!r} is {values.shape} for {count} tokens; expected {count} keys"
             )
+        if is_causal:
+            order = met_keys(count, count, 0)
+            seen, hidden = seen & order, hidden | ~order
         window = int(seen.reshape(-1, count)[-1].sum())  # of the last query
         window = window if 0 < window < count else 0
         expected = met_keys(count, count, window)

@@ -43,9 +43,9 @@ def normalized(graph: GraphBuilder) -> ir.Value:
     return graph.add("LayerNormalization", graph.x, graph.normal(D), graph.normal(D))
 
 
-def found_in(graph: GraphBuilder, heads: ir.Value):
+def found_in(graph: GraphBuilder, heads: ir.Value, passes: str = "infer-shapes"):
     model = graph.model(graph.add("Add", graph.dense(heads, D), graph.x))
-    pipeline.run(model, pipeline.parse("infer-shapes"))
+    pipeline.run(model, pipeline.parse(passes))
     return model, *find_attention(model)
 
 
@@ -206,6 +206,17 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
         parts.append(heads)
     attended = graph.add("Transpose", graph.add("Attention", *parts, is_causal=1), perm=[0, 2, 1, 3])
     return graph.add("Reshape", attended, graph.constant(np.array([0, -1, HEADS * CHANNELS])))
+
+
+@pytest.mark.parametrize("most", [99, 3])
+def test_masks_that_are_raised_are_the_same(most):
+    graph = GraphBuilder()
+    passes = "fold-shapes,raise-masks,fold-shapes"
+    model, actual, refused = found_in(graph, with_mask(graph, window(graph, most)), passes)
+    (attention,) = [node for node in model.graph if node.op_type == "Attention"]
+    assert refused == []
+    assert attention.attributes.get_int("is_causal", 0) == 1
+    assert (actual[0].numbers.causal, actual[0].numbers.window) == (True, most if most < 64 else 0)
 
 
 @pytest.mark.parametrize(

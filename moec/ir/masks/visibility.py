@@ -73,8 +73,8 @@ def axes_of(node: ir.Node, elements: Elements) -> Axes | None:
     if before is None:
         return None
     counts = (query[0], heads, query[-2], sympy.expand(key[-2] + before))
-    symbols = [elements.axis(label, size) for label, size in zip("bhqk", counts, strict=True)]
-    return Axes(*symbols, counts)
+    batch, head, row, column = (elements.axis(label, size) for label, size in zip("bhqk", counts, strict=True))
+    return Axes(batch, head, row, column, counts)
 
 
 def mask_of(node: ir.Node, elements: Elements) -> Mask | None:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import sympy
 
 from moec.common.names import node_name
-from moec.ir.masks.conditions import Condition
-from moec.ir.masks.elements import Elements
+from moec.ir.masks.conditions import IndexCondition
+from moec.ir.masks.elements import TensorElements
 from moec.ir.masks.rules import elements
 from moec.ir.masks.visibility import Mask, causal_offset, mask_of, own_offset, window_of
 from moec.passes.framework.base import Exactness, Report
@@ -103,10 +103,10 @@ class _Raised:
 
     is_causal: bool
     has_lengths: bool
-    rest: tuple[Condition, ...]
+    rest: tuple[IndexCondition, ...]
 
 
-def _raised(node: ir.Node, mask: Mask, known: Elements) -> _Raised | str | None:
+def _raised(node: ir.Node, mask: Mask, known: TensorElements) -> _Raised | str | None:
     """The replacement of a mask, or the reason why there is none; None for a mask without a causal order."""
     is_causal = node.attributes.get_int("is_causal", 0) != 0
     if not mask.conditions:
@@ -132,7 +132,7 @@ def _allowed_shifts(node: ir.Node, mask: Mask, own: sympy.Expr | None) -> list[s
     return [shift for shift in (own, None if is_fixed else end) if shift is not None]
 
 
-def _each_sees_its_own(rest: Sequence[Condition], shift: sympy.Expr, mask: Mask, known: Elements) -> bool:
+def _each_sees_its_own(rest: Sequence[IndexCondition], shift: sympy.Expr, mask: Mask, known: TensorElements) -> bool:
     """Whether each query sees the key ``query + shift``: there is one, and no condition but windows is left."""
     end = mask.axes.keys - mask.axes.queries
     is_there = known.never_negative(shift) and known.never_negative(end - shift)
@@ -157,7 +157,7 @@ def _replace(write: Writer, raised: _Raised) -> None:
         node.replace_input_with(_LENGTHS, write.add("Expand", keys, batch, label="lengths"))
 
 
-def _flags(write: Writer, condition: Condition) -> ir.Value:
+def _flags(write: Writer, condition: IndexCondition) -> ir.Value:
     """The truth values of a condition."""
     assert condition.origin is not None
     value = condition.origin.value

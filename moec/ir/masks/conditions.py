@@ -24,7 +24,7 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class IndexCondition:
     """A condition by its ``kind``.
 
     ``all`` and ``any`` of ``parts``; ``reach``: ``number`` >= 0; ``equal`` and ``unequal``: ``number`` is, or is not,
@@ -34,44 +34,44 @@ class Condition:
 
     kind: Literal["all", "any", "reach", "equal", "unequal", "read", "unread"]
     number: sympy.Expr = sympy.S.Zero
-    parts: tuple[Condition, ...] = ()
+    parts: tuple[IndexCondition, ...] = ()
     origin: Origin | None = dataclasses.field(default=None, compare=False)
 
     @property
-    def conjuncts(self) -> tuple[Condition, ...]:
+    def conjuncts(self) -> tuple[IndexCondition, ...]:
         """Conditions that all have to hold, and suffice."""
         return self.parts if self.kind == "all" else (self,)
 
 
-TRUE, FALSE = Condition("all"), Condition("any")
+TRUE, FALSE = IndexCondition("all"), IndexCondition("any")
 _OPPOSITES = {"all": "any", "any": "all", "equal": "unequal", "unequal": "equal", "read": "unread", "unread": "read"}
 
 
-def truth(holds: bool) -> Condition:
+def truth(holds: bool) -> IndexCondition:
     """The condition that always holds, or never."""
     return TRUE if holds else FALSE
 
 
-def all_of(conditions: Iterable[Condition]) -> Condition:
+def all_of(conditions: Iterable[IndexCondition]) -> IndexCondition:
     """The conjunction, without parts that are true or repeated."""
     parts = dict.fromkeys(part for condition in conditions for part in condition.conjuncts)
     if FALSE in parts:
         return FALSE
-    return next(iter(parts)) if len(parts) == 1 else Condition("all", parts=tuple(parts))
+    return next(iter(parts)) if len(parts) == 1 else IndexCondition("all", parts=tuple(parts))
 
 
-def any_of(conditions: Iterable[Condition]) -> Condition:
+def any_of(conditions: Iterable[IndexCondition]) -> IndexCondition:
     """The disjunction."""
     return negated(all_of([negated(condition) for condition in conditions]))
 
 
-def negated(condition: Condition) -> Condition:
+def negated(condition: IndexCondition) -> IndexCondition:
     """The opposite of a condition."""
     origin = condition.origin
     if origin is not None:
         origin = dataclasses.replace(origin, negated=not origin.negated)
     if condition.kind == "reach":
-        return Condition("reach", -condition.number - 1, origin=origin)
+        return IndexCondition("reach", -condition.number - 1, origin=origin)
     kind = _OPPOSITES[condition.kind]
     parts = tuple(negated(part) for part in condition.parts)
-    return Condition(kind, condition.number, parts, origin)  # type: ignore[arg-type]
+    return IndexCondition(kind, condition.number, parts, origin)  # type: ignore[arg-type]

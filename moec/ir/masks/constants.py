@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
-from moec.ir.masks.conditions import TRUE, Condition, Place, negated, truth
-from moec.ir.masks.elements import Choice, Element
+from moec.ir.masks.conditions import TRUE, IndexCondition, Place, negated, truth
+from moec.ir.masks.elements import EitherNumber, Element
 
 MOST_ENTRIES = 1 << 22
 """Larger constants are not looked at."""
@@ -40,7 +40,7 @@ def constant_element(value: ir.Value, place: Place) -> Element | None:
 def plain(number: Any) -> Element:
     if number.dtype.kind == "b":
         return truth(number)
-    return sympy.Integer(int(number)) if number.dtype.kind in "iu" else Choice(TRUE, float(number), float(number))
+    return sympy.Integer(int(number)) if number.dtype.kind in "iu" else EitherNumber(TRUE, float(number), float(number))
 
 
 def _spaced(data: np.ndarray, place: Place) -> sympy.Expr | None:
@@ -64,7 +64,7 @@ def _band(data: np.ndarray, place: Place) -> Element | None:
     behind = np.arange(data.shape[-1]) > np.arange(data.shape[-2])[:, None] + last
     if yes == no or not np.array_equal(rows, np.broadcast_to(np.where(behind, no, yes), rows.shape)):
         return None
-    condition = Condition("reach", place[-2] + last - place[-1])
+    condition = IndexCondition("reach", place[-2] + last - place[-1])
     if data.dtype.kind == "b":
         return condition if yes else negated(condition)
-    return Choice(condition, float(yes), float(no))
+    return EitherNumber(condition, float(yes), float(no))

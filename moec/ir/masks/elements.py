@@ -16,15 +16,15 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
-from moec.ir.masks.conditions import FALSE, TRUE, Condition, Origin, Place, all_of, any_of
+from moec.ir.masks.conditions import FALSE, TRUE, IndexCondition, Origin, Place, all_of, any_of
 from moec.ir.sizes import shape_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class EitherNumber:
     """A number of a floating-point type, or 0 or 1 for a truth value: ``yes`` under the condition, else ``no``."""
 
-    condition: Condition
+    condition: IndexCondition
     yes: float
     no: float
 
@@ -36,15 +36,15 @@ class Choice:
         return self.yes if self.yes == self.no else None
 
 
-Element = sympy.Expr | Condition | Choice
+Element = sympy.Expr | IndexCondition | EitherNumber
 """An integer, a truth value, or one of two numbers."""
-Rule = Callable[["Elements", ir.Node, Place], Element | None]
+Rule = Callable[["TensorElements", ir.Node, Place], Element | None]
 """Element of a node's first output from those of its operands; None where it is not known."""
 Constants = Callable[[ir.Value, Place], Element | None]
 """Element of a constant; None where it is not known."""
 
 
-class Elements:
+class TensorElements:
     """Elements of the tensors of a graph with inferred shapes. Valid until the graph changes."""
 
     def __init__(self, rules: Mapping[str, Rule], constant: Constants) -> None:
@@ -68,9 +68,9 @@ class Elements:
         if asked not in self._known:
             found = self._evaluate(value, place)
             found = self.read(value, place) if found is None else found
-            if isinstance(found, Condition):
+            if isinstance(found, IndexCondition):
                 found = dataclasses.replace(self._decided(found), origin=Origin(value, place))
-            elif isinstance(found, Choice):
+            elif isinstance(found, EitherNumber):
                 found = dataclasses.replace(found, condition=self._decided(found.condition))
             self._known[asked] = found
         return self._known[asked]
@@ -98,7 +98,7 @@ class Elements:
         if value.dtype is None or not (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL):
             return None
         symbol = self._read.setdefault((value, place), sympy.Dummy("read", integer=True))
-        return Condition("read", symbol) if value.dtype == ir.DataType.BOOL else symbol
+        return IndexCondition("read", symbol) if value.dtype == ir.DataType.BOOL else symbol
 
     def never_negative(self, number: sympy.Expr) -> bool:
         """Whether a number is 0 or more for all indices of all axes and all sizes. False where it is not known."""
@@ -124,7 +124,7 @@ class Elements:
         with np.errstate(all="ignore"):
             return rule(self, node, place)
 
-    def _decided(self, condition: Condition) -> Condition:
+    def _decided(self, condition: IndexCondition) -> IndexCondition:
         """The condition, or true or false where it always is."""
         number = condition.number
         if condition.kind in ("all", "any"):

@@ -11,21 +11,21 @@ import sympy
 
 from moec.ir.masks.conditions import Place
 from moec.ir.masks.constants import plain
-from moec.ir.masks.elements import Element, Elements, result_sizes, sizes_of
+from moec.ir.masks.elements import Element, TensorElements, result_sizes, sizes_of
 
 _MOST_JOINED = 8
 """The largest piece of a Concat whose elements are compared one by one with those of another piece."""
 
 
-def same(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def same(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     return elements.at(node.inputs[0], place)
 
 
-def expand(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def expand(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     return elements.operand(node.inputs[0], place, result_sizes(node))
 
 
-def reshape(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def reshape(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     """Of a Reshape, Squeeze or Unsqueeze that adds or removes only axes of size 1."""
     before, after = sizes_of(node), result_sizes(node)
     if before is None:
@@ -37,12 +37,12 @@ def reshape(elements: Elements, node: ir.Node, place: Place) -> Element | None:
     return elements.at(node.inputs[0], tuple(sympy.S.Zero if size == 1 else next(indices) for size in before))
 
 
-def transpose(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def transpose(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     order = list(node.attributes.get_ints("perm", [*reversed(range(len(place)))]))
     return elements.at(node.inputs[0], tuple(place[order.index(axis)] for axis in range(len(place))))
 
 
-def slice_(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def slice_(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     sizes, starts = sizes_of(node), sizes_of(node, 1)
     if sizes is None or starts is None or len(starts) != 1 or not starts[0].is_Integer:
         return None
@@ -64,7 +64,7 @@ def slice_(elements: Elements, node: ir.Node, place: Place) -> Element | None:
     return elements.at(node.inputs[0], tuple(moved))
 
 
-def gather(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def gather(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     sizes, indices = sizes_of(node), sizes_of(node, 1)
     if sizes is None or indices is None:
         return None
@@ -78,7 +78,7 @@ def gather(elements: Elements, node: ir.Node, place: Place) -> Element | None:
     return elements.at(node.inputs[0], (*place[:axis], index, *place[end:]))
 
 
-def gather_nd(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def gather_nd(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     sizes = sizes_of(node, 1)
     if sizes is None or not sizes[-1].is_Integer or node.attributes.get_int("batch_dims", 0):
         return None
@@ -89,7 +89,7 @@ def gather_nd(elements: Elements, node: ir.Node, place: Place) -> Element | None
     return elements.at(node.inputs[0], (*indices, *place[rank:]))  # type: ignore[arg-type]
 
 
-def concat(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def concat(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     """The piece that the index surely lies in; or an expression that gives the elements of all pieces."""
     axis = node.attributes.get_int("axis", 0) % len(place)
     start, pieces = sympy.S.Zero, []
@@ -106,7 +106,7 @@ def concat(elements: Elements, node: ir.Node, place: Place) -> Element | None:
     return _continued(elements, pieces, longest, place, axis)
 
 
-def _continued(elements: Elements, pieces: list[Any], longest: Any, place: Place, axis: int) -> sympy.Expr | None:
+def _continued(elements: TensorElements, pieces: list[Any], longest: Any, place: Place, axis: int) -> sympy.Expr | None:
     """An expression of the index for the elements of the longest piece, if it gives those of all short ones, too."""
 
     def number(piece: Any, index: sympy.Expr) -> sympy.Expr | None:
@@ -129,7 +129,7 @@ def _continued(elements: Elements, pieces: list[Any], longest: Any, place: Place
     return sympy.expand(general.subs(index, place[axis]))
 
 
-def shape(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def shape(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     sizes = sizes_of(node)
     if sizes is None or not place[0].is_Integer:
         return None
@@ -137,11 +137,11 @@ def shape(elements: Elements, node: ir.Node, place: Place) -> Element | None:
     return sizes[start:end][int(place[0])]
 
 
-def range_(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def range_(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     start, step = (elements.number(node.inputs[position], ()) for position in (0, 2))
     return None if start is None or step is None else start + step * place[0]
 
 
-def filled(elements: Elements, node: ir.Node, place: Place) -> Element | None:
+def filled(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
     fill = node.attributes.get("value")
     return plain(fill.as_tensor().numpy().ravel()[0] if fill is not None else np.zeros(1, np.float32)[0])

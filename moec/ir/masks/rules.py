@@ -7,7 +7,7 @@ import operator
 from moec.ir.masks import computing, moves
 from moec.ir.masks.conditions import all_of, any_of, negated
 from moec.ir.masks.constants import constant_element
-from moec.ir.masks.elements import Elements, Rule
+from moec.ir.masks.elements import TensorElements, Rule
 
 RULES: dict[str, Rule] = {
     "Add": computing.arithmetic(operator.add),
@@ -43,6 +43,6 @@ RULES: dict[str, Rule] = {
 """Rules by operator. Nothing is known of the elements of other operators' results."""
 
 
-def elements() -> Elements:
+def elements() -> TensorElements:
     """Elements of any graph."""
-    return Elements(RULES, constant_element)
+    return TensorElements(RULES, constant_element)

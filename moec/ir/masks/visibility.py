@@ -8,8 +8,8 @@ import onnx_ir as ir
 import sympy
 
 from moec.ir.masks.choices import hiding
-from moec.ir.masks.conditions import Condition, Origin
-from moec.ir.masks.elements import Choice, Elements
+from moec.ir.masks.conditions import IndexCondition, Origin
+from moec.ir.masks.elements import EitherNumber, TensorElements
 from moec.ir.sizes import shape_of
 
 _KEY, _MASK, _PAST, _LENGTHS = 1, 3, 4, 6
@@ -57,11 +57,11 @@ class Mask:
     """A mask that shows a key to a query where all ``conditions`` hold, and else adds ``hidden`` to the score."""
 
     axes: Axes
-    conditions: tuple[Condition, ...]
+    conditions: tuple[IndexCondition, ...]
     hidden: float
 
 
-def axes_of(node: ir.Node, elements: Elements) -> Axes | None:
+def axes_of(node: ir.Node, elements: TensorElements) -> Axes | None:
     """The axes of an Attention's scores; None where a size is not known."""
     sizes = [None if value is None else shape_of(value) for value in node.inputs[:2]]
     query, key = (*sizes, None, None)[:2]
@@ -77,19 +77,19 @@ def axes_of(node: ir.Node, elements: Elements) -> Axes | None:
     return Axes(batch, head, row, column, counts)
 
 
-def mask_of(node: ir.Node, elements: Elements) -> Mask | None:
+def mask_of(node: ir.Node, elements: TensorElements) -> Mask | None:
     """The mask of an Attention that has one; None where it is not known to show or hide each key."""
     axes = axes_of(node, elements)
     if axes is None:
         return None
     element = elements.operand(_operand(node, _MASK), axes.all, list(axes.sizes))
-    if isinstance(element, Condition):
+    if isinstance(element, IndexCondition):
         return Mask(axes, element.conjuncts, float("-inf"))
-    numbers = hiding(element) if isinstance(element, Choice) else None
+    numbers = hiding(element) if isinstance(element, EitherNumber) else None
     return None if numbers is None else Mask(axes, numbers.condition.conjuncts, numbers.no)
 
 
-def own_offset(node: ir.Node, elements: Elements, axes: Axes) -> sympy.Expr | None:
+def own_offset(node: ir.Node, elements: TensorElements, axes: Axes) -> sympy.Expr | None:
     """The difference between the place of the last key that a causal Attention shows to a query, and the query's; None
     where it is not known. The standard counts it from the first key, the past, or the keys in use."""
     lengths, past = _operand(node, _LENGTHS), _operand(node, _PAST)
@@ -102,7 +102,7 @@ def own_offset(node: ir.Node, elements: Elements, axes: Axes) -> sympy.Expr | No
     return sympy.S.Zero
 
 
-def uses_all_keys(node: ir.Node, elements: Elements) -> bool:
+def uses_all_keys(node: ir.Node, elements: TensorElements) -> bool:
     """Whether an Attention has no lengths, or its lengths are surely the number of its keys."""
     lengths, axes = _operand(node, _LENGTHS), axes_of(node, elements)
     if lengths is None:
@@ -111,7 +111,7 @@ def uses_all_keys(node: ir.Node, elements: Elements) -> bool:
     return axes is not None and used is not None and sympy.expand(used - axes.keys) == 0
 
 
-def causal_offset(condition: Condition, axes: Axes) -> sympy.Expr | None:
+def causal_offset(condition: IndexCondition, axes: Axes) -> sympy.Expr | None:
     """c of a condition ``key <= query + c``, which may differ between batch entries; None for any other condition."""
     if condition.kind != "reach":
         return None
@@ -119,7 +119,7 @@ def causal_offset(condition: Condition, axes: Axes) -> sympy.Expr | None:
     return None if rest.has(axes.query, axes.key, axes.head) else rest
 
 
-def window_of(condition: Condition, axes: Axes, offset: sympy.Expr) -> int | None:
+def window_of(condition: IndexCondition, axes: Axes, offset: sympy.Expr) -> int | None:
     """W of a condition ``key > query + offset - W``, the last W keys up to that of the query; None for any other."""
     if condition.kind != "reach":
         return None

@@ -12,8 +12,8 @@ import pytest
 import sympy
 
 from moec.ir import interpreter
-from moec.ir.masks.conditions import Condition
-from moec.ir.masks.elements import Choice, Element
+from moec.ir.masks.conditions import IndexCondition
+from moec.ir.masks.elements import EitherNumber, Element
 from moec.ir.masks.rules import elements
 from moec.ir.sizes import shape_of, size
 from moec.passes import pipeline
@@ -84,18 +84,18 @@ def element_of(model: ir.Model) -> tuple[Element | None, list[sympy.Symbol], boo
 
 
 def is_read(element: Element | None) -> bool:
-    if isinstance(element, Choice):
+    if isinstance(element, EitherNumber):
         return is_read(element.condition)
-    if isinstance(element, Condition):
+    if isinstance(element, IndexCondition):
         parts = any(is_read(part) for part in element.parts)
         return parts or element.kind in ("read", "unread") or is_read(element.number)
     return element is None or any(symbol.name == "read" for symbol in element.free_symbols)
 
 
 def value_of(element: Element, numbers: dict[sympy.Symbol, int]) -> float:
-    if isinstance(element, Choice):
+    if isinstance(element, EitherNumber):
         return element.yes if value_of(element.condition, numbers) else element.no
-    if not isinstance(element, Condition):
+    if not isinstance(element, IndexCondition):
         return int(element.subs(numbers))
     parts = [value_of(part, numbers) for part in element.parts]
     if element.kind in ("all", "any"):

@@ -11,7 +11,7 @@ import sympy
 
 from moec.ir.masks.choices import both_hide, by_truth, combined, hidden_otherwise, pair, typed
 from moec.ir.masks.conditions import FALSE, TRUE, IndexCondition, Place, all_of, any_of, negated
-from moec.ir.masks.elements import EitherNumber, Element, TensorElements, Rule, result_sizes, sizes_of
+from moec.ir.masks.elements import EitherNumber, Element, Rule, TensorElements, result_sizes, sizes_of
 
 
 def _operands(elements: TensorElements, node: ir.Node, place: Place) -> list[Element] | None:
@@ -121,7 +121,7 @@ def where(elements: TensorElements, node: ir.Node, place: Place) -> Element | No
 
 
 def cum_sum(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
-    """Of zeros alone."""
+    """Rule for sums of zeros alone."""
     sizes, axis = sizes_of(node), elements.number(node.inputs[1], (sympy.S.Zero,) * len(sizes_of(node, 1) or ()))
     if sizes is None or axis is None or not axis.is_Integer:
         return None
@@ -133,7 +133,7 @@ def cum_sum(elements: TensorElements, node: ir.Node, place: Place) -> Element | 
 
 
 def trilu(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
-    """Of one number or truth value in all places."""
+    """Rule for one number or truth value in all places."""
     kept, shift = elements.at(node.inputs[0], place), node.inputs[1] if len(node.inputs) > 1 else None
     diagonal = sympy.S.Zero if shift is None else elements.number(shift, (sympy.S.Zero,) * len(sizes_of(node, 1) or ()))
     if kept is None or diagonal is None:

@@ -26,7 +26,7 @@ def expand(elements: TensorElements, node: ir.Node, place: Place) -> Element | N
 
 
 def reshape(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
-    """Of a Reshape, Squeeze or Unsqueeze that adds or removes only axes of size 1."""
+    """Rule for a Reshape, Squeeze or Unsqueeze that adds or removes only axes of size 1."""
     before, after = sizes_of(node), result_sizes(node)
     if before is None:
         return None

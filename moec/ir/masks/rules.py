@@ -7,7 +7,7 @@ import operator
 from moec.ir.masks import computing, moves
 from moec.ir.masks.conditions import all_of, any_of, negated
 from moec.ir.masks.constants import constant_element
-from moec.ir.masks.elements import TensorElements, Rule
+from moec.ir.masks.elements import Rule, TensorElements
 
 RULES: dict[str, Rule] = {
     "Add": computing.arithmetic(operator.add),

@@ -54,12 +54,12 @@ def attention(text: str, report: Report | None = None) -> ir.Node:
 
 def operands(node: ir.Node) -> list[str]:
     """Operators that make the mask of an attention and the lengths; empty for none."""
-    found = []
+    kinds = []
     for position in (3, 6):
         value = node.inputs[position] if len(node.inputs) > position else None
         producer = None if value is None else value.producer()
-        found.append("" if value is None else "input" if producer is None else producer.op_type)
-    return found
+        kinds.append("" if value is None else "input" if producer is None else producer.op_type)
+    return kinds
 
 
 def is_causal(node: ir.Node) -> bool:

@@ -17,8 +17,8 @@ from moec.ir.masks.elements import EitherNumber, Element, Rule, TensorElements, 
 def _operands(elements: TensorElements, node: ir.Node, place: Place) -> list[Element] | None:
     """The elements of all operands of an operator that broadcasts them."""
     sizes = result_sizes(node)
-    found = [elements.operand(value, place, sizes) for value in node.inputs]
-    return None if any(element is None for element in found) else found  # type: ignore[return-value]
+    operands = [elements.operand(value, place, sizes) for value in node.inputs]
+    return None if any(element is None for element in operands) else operands  # type: ignore[return-value]
 
 
 def cast(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:

@@ -66,13 +66,13 @@ class TensorElements:
         place = tuple(map(sympy.expand, place))
         asked = value, place
         if asked not in self._known:
-            found = self._evaluate(value, place)
-            found = self.read(value, place) if found is None else found
-            if isinstance(found, IndexCondition):
-                found = dataclasses.replace(self._decided(found), origin=Origin(value, place))
-            elif isinstance(found, EitherNumber):
-                found = dataclasses.replace(found, condition=self._decided(found.condition))
-            self._known[asked] = found
+            element = self._evaluate(value, place)
+            element = self.read(value, place) if element is None else element
+            if isinstance(element, IndexCondition):
+                element = dataclasses.replace(self._decided(element), origin=Origin(value, place))
+            elif isinstance(element, EitherNumber):
+                element = dataclasses.replace(element, condition=self._decided(element.condition))
+            self._known[asked] = element
         return self._known[asked]
 
     def number(self, value: ir.Value | None, place: Place) -> sympy.Expr | None:

@@ -80,13 +80,13 @@ class RaiseMasks:
     exactness: ClassVar[Exactness] = "reassociating"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        changed, known, names, left = False, elements(), value_names(model.graph), set[ir.Value]()
+        changed, of_tensors, names, left = False, elements(), value_names(model.graph), set[ir.Value]()
         for node in list(model.graph):
             operand = node.inputs[_MASK] if is_op(node, "Attention") and len(node.inputs) > _MASK else None
             if operand is None:
                 continue
-            mask = mask_of(node, known)
-            raised = _UNKNOWN if mask is None else _raised(node, mask, known)
+            mask = mask_of(node, of_tensors)
+            raised = _UNKNOWN if mask is None else _raised(node, mask, of_tensors)
             if isinstance(raised, _Raised):
                 _replace(Writer(node, names), raised)
                 changed = True
@@ -106,7 +106,7 @@ class _Raised:
     rest: tuple[IndexCondition, ...]
 
 
-def _raised(node: ir.Node, mask: Mask, known: TensorElements) -> _Raised | str | None:
+def _raised(node: ir.Node, mask: Mask, of_tensors: TensorElements) -> _Raised | str | None:
     """The replacement of a mask, or the reason why there is none; None for a mask without a causal order."""
     is_causal = node.attributes.get_int("is_causal", 0) != 0
     if not mask.conditions:
@@ -117,7 +117,7 @@ def _raised(node: ir.Node, mask: Mask, known: TensorElements) -> _Raised | str |
     if shift is None:
         return None
     rest = tuple(condition for condition, own_shift in zip(mask.conditions, shifts, strict=True) if own_shift != shift)
-    if mask.hidden > float("-inf") and not _each_sees_its_own(rest, shift, mask, known):
+    if mask.hidden > float("-inf") and not _each_sees_its_own(rest, shift, mask, of_tensors):
         return _MEAN.format(mask.hidden)
     if any(condition.origin is None or not axes.are_of(condition.origin) for condition in rest):
         return "no tensor holds the conditions that are left without the causal order"
@@ -132,10 +132,12 @@ def _allowed_shifts(node: ir.Node, mask: Mask, own: sympy.Expr | None) -> list[s
     return [shift for shift in (own, None if is_fixed else end) if shift is not None]
 
 
-def _each_sees_its_own(rest: Sequence[IndexCondition], shift: sympy.Expr, mask: Mask, known: TensorElements) -> bool:
+def _each_sees_its_own(
+    rest: Sequence[IndexCondition], shift: sympy.Expr, mask: Mask, of_tensors: TensorElements
+) -> bool:
     """Whether each query sees the key ``query + shift``: there is one, and no condition but windows is left."""
     end = mask.axes.keys - mask.axes.queries
-    is_there = known.never_negative(shift) and known.never_negative(end - shift)
+    is_there = of_tensors.never_negative(shift) and of_tensors.never_negative(end - shift)
     return is_there and all(window_of(condition, mask.axes, shift) is not None for condition in rest)
 
 

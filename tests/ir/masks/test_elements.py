@@ -76,10 +76,10 @@ def model_of(body: str) -> ir.Model:
 def element_of(model: ir.Model) -> tuple[Element | None, list[sympy.Symbol], bool]:
     """The element of the result, the symbols of its indices, and whether it needs unknown ones."""
     (z,) = model.graph.outputs
-    known, sizes = elements(), shape_of(z)
+    of_tensors, sizes = elements(), shape_of(z)
     assert sizes is not None
-    axes = [known.axis(f"i{number}", size) for number, size in enumerate(sizes)]
-    element = known.at(z, tuple(axes))
+    axes = [of_tensors.axis(f"i{number}", size) for number, size in enumerate(sizes)]
+    element = of_tensors.at(z, tuple(axes))
     return element, axes, is_read(element)
 
 

@@ -111,7 +111,7 @@ def _raised(node: ir.Node, mask: Mask, of_tensors: TensorElements) -> _Raised | 
     is_causal = node.attributes.get_int("is_causal", 0) != 0
     if not mask.conditions:
         return _Raised(is_causal, False, ())
-    axes, own = mask.axes, own_offset(node, known, mask.axes)
+    axes, own = mask.axes, own_offset(node, of_tensors, mask.axes)
     shifts = [causal_offset(condition, axes) for condition in mask.conditions]
     shift = next((shift for shift in _allowed_shifts(node, mask, own) if shift in shifts), None)
     if shift is None:

@@ -111,8 +111,7 @@ def check_resident(resident: int, results: Sequence[Made], where: str) -> None:
     for program in (part for part in results if isinstance(part, Program)):
         if not program.streamed:
             raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
-        entries, end = placed_weights(program)
-        StreamPlan.of(program.streamed, entries, end).check(resident, where)
+        StreamPlan.of(program.streamed, placed_weights(program)[0]).check(resident, where)
 
 
 def placed_weights(program: Program) -> tuple[list[WeightEntry], int]:

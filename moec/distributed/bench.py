@@ -15,4 +15,4 @@ def bench_session(model: CompiledModel, **options: Any) -> dict[str, Any]:
     if not isinstance(model, RankedModel):
         return tool.bench_session(model, **options)
     with model.apart():
-        return {**tool.bench_session(model, **options), "ranks": model.group.size}
+        return {**tool.bench_session(model, **options), "ranks": model.ranks}

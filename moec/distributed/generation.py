@@ -23,7 +23,7 @@ def generate(
         own = generation.generate(model, prompts, places=places, **options)
     parts = model.group.gathered(own, "gathering of results")
     texts = [parts[place % model.group.size][place // model.group.size] for place in range(len(prompts))]
-    if on_text is not None and model.group.rank == 0:
+    if on_text is not None and model.is_first:
         for place, text in enumerate(texts):
             on_text(place, text.text)
     return texts

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.common.errors import LostRankError, MoecError, RoomError, one_line
@@ -27,11 +27,24 @@ _starts = itertools.count()
 
 
 class RankGroup:
-    """A rank's view of a process group of torch.distributed, ``processes``, None for the default one."""
+    """A rank's view of a process group of torch.distributed, ``processes``, None for the default one.
 
-    def __init__(self, rank: int, size: int, seconds: float = TIMEOUT_SECONDS, processes: Any = None) -> None:
+    ``whole``: the group of which this is a part (:meth:`part`); failures are about ranks of it. ``members``: the
+    numbers of this group's ranks there."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        seconds: float = TIMEOUT_SECONDS,
+        processes: Any = None,
+        whole: RankGroup | None = None,
+        members: Sequence[int] = (),
+    ) -> None:
         self.rank, self.size, self.processes = rank, size, processes
+        self.members = members or range(size)
         self.roll: RollCall | None = None
+        self._whole = whole
         self._seconds = seconds
         self._place = COMPUTING
 
@@ -40,10 +53,26 @@ class RankGroup:
         """The collective that this rank takes part in, or that it computes."""
         return self._place
 
+    def part(self, parts: Sequence[Sequence[int]]) -> RankGroup:
+        """Divide the group into ``parts``, ranks that have one another alone, and return that of this rank. All ranks
+        call this with the same parts."""
+        from torch import distributed
+
+        timeout = datetime.timedelta(seconds=self._seconds)
+        with self.collective("start"):
+            groups = [distributed.new_group(list(members), timeout=timeout) for members in parts]
+        number = next(number for number, members in enumerate(parts) if self.rank in members)
+        members = parts[number]
+        return RankGroup(members.index(self.rank), len(members), self._seconds, groups[number], self, members)
+
     @contextlib.contextmanager
     def collective(self, name: str, layer: int | None = None) -> Iterator[None]:
         """Context of calls to torch.distributed. Raises LostRankError where one fails because of another rank, and
         RoomError for lack of memory."""
+        if self._whole is not None:
+            with self._whole.collective(name, layer):
+                yield
+            return
         self._place = name if layer is None else f"layer {layer}, {name}"
         try:
             yield

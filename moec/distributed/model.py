@@ -1,8 +1,13 @@
-"""A placed artifact as one model on several ranks: each rank computes its sequences and holds its experts."""
+"""A placed artifact as one model on several ranks: each rank computes its sequences and holds its experts.
+
+Where the model has stages, too, each stage has as many ranks. Ranks of one stage exchange rows; ranks with the same
+number in their stages compute the same sequences, one after the other.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,36 +18,40 @@ from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup
 from moec.distributed.lockstep import Lockstep
 from moec.distributed.pair import ProgramPair
+from moec.distributed.pipeline import PipelinedModel
 from moec.distributed.session import RankedSession
 from moec.runtime.artifact import Artifact
-from moec.runtime.executor import Executor
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.ranks import LEAST_OF_HALF
 from moec.runtime.roles import roles_of
 from moec.runtime.session import Session
+from moec.runtime.session_states import Runner
 
 
-class RankedModel(CompiledModel):
+class RankedModel(PipelinedModel):
     """A model whose runs are one run on all ranks.
 
     :meth:`run` takes all inputs on every rank and returns all outputs on every rank; a rank computes a part of the
     sequences. Sessions are a rank's own: they run inside of :meth:`apart`.
     """
 
-    def __init__(self, artifact: Artifact, options: LoadOptions, group: RankGroup, exchange: RowExchange) -> None:
-        super().__init__(artifact, options)
-        self.group, self.exchange = group, exchange
+    def __init__(
+        self, artifact: Artifact, options: LoadOptions, exchange: RowExchange, through: RankGroup | None = None
+    ) -> None:
+        """``exchange``: that of the ranks of this stage. ``through``: as of :class:`PipelinedModel`."""
+        super().__init__(artifact, dataclasses.replace(options, rank=exchange.group.rank), through)
+        self.group, self.exchange = exchange.group, exchange
         self._roles = None if artifact.manifest.sequences is None else roles_of(self.interface)
         self._pair = ProgramPair(self._executor, exchange)
 
     def reloaded(self) -> CompiledModel:
-        return RankedModel(self.artifact, self._options, self.group, self.exchange)
+        return RankedModel(self.artifact, self._options, self.exchange, self.through)
 
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run as :meth:`moec.CompiledModel.run`, with the same inputs on all ranks. A model without a size that counts
         sequences runs on rank 0, and other ranks compute their experts alone."""
-        arrays = self._executor.checked(self._first_states.beside(inputs))
+        arrays = self.checked(inputs)
         count = self._sequences(arrays)
         rank, size = self.group.rank, self.group.size
         part = slice(-(-count * rank // size), -(-count * (rank + 1) // size))  # rank 0 has the only sequence
@@ -53,7 +62,17 @@ class RankedModel(CompiledModel):
         return self._joined(self.group.gathered(outputs, "gathering of results"))
 
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
-        return RankedSession(self.interface, self._pair, self._second_idle_run, max_tokens, batch)
+        return RankedSession(self.interface, self._runner, self._pair, self._second_idle_run, max_tokens, batch)
+
+    @property
+    def ranks(self) -> int:
+        """Number of all ranks."""
+        return self.group.size * (1 if self.through is None else self.through.size)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0 of all."""
+        return self.group.rank == 0 and (self.through is None or self.through.rank == 0)
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
@@ -64,7 +83,7 @@ class RankedModel(CompiledModel):
 
     def _idle_run(self, runs: int) -> None:
         if runs == 1:
-            self._run_dummy(self._pair.first)
+            self._run_dummy(self._runner)
         else:
             self._pair.in_turn(lambda: self._run_dummy(self._pair.first), self._second_idle_run)
 
@@ -72,8 +91,8 @@ class RankedModel(CompiledModel):
         with self._pair.second_exchange.idle():
             self._run_dummy(self._pair.second)
 
-    def _run_dummy(self, executor: Executor) -> None:
-        session = Session(self.interface, executor)
+    def _run_dummy(self, runner: Runner) -> None:
+        session = Session(self.interface, runner)
         session.run(np.zeros((1, session.fixed_length or 1), np.int64))
 
     def _run_part(
@@ -88,8 +107,8 @@ class RankedModel(CompiledModel):
 
     def _is_worth_halves(self, arrays: Mapping[str, np.ndarray], count: int) -> bool:
         """Whether all ranks run their sequences in two halves, one of which computes while rows of the other travel:
-        each has several, and so many tokens that reading weights twice costs little."""
-        if self._roles is None or count < 2 * self.group.size:
+        each has several, and so many tokens that reading weights twice costs little. A stage of several does not."""
+        if self._roles is None or self.through is not None or count < 2 * self.group.size:
             return False
         sequences = count // self.group.size // 2
         return sequences * arrays[self._roles.ids.name].shape[1] >= LEAST_OF_HALF

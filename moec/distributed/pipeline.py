@@ -1,9 +1,9 @@
-"""A pipeline by layers: each rank runs one stage of an artifact and hands values on to the next rank.
+"""A pipeline by layers: each rank of a group runs one stage of an artifact and hands values on to the next rank.
 
-All ranks make the same calls with the same inputs. Stage s receives what it and later stages read of earlier ones, from
-the rank before it: first the sizes, with a digest of the inputs, then the bytes of all values. Outputs go from the
-stage that computes them to all ranks, so that every rank selects the same next token. Without outputs
-(``last=0``: parts of a prompt) nobody waits, and the stages compute different parts at the same time.
+All ranks of the group make the same calls with the same inputs. Stage s receives what it and later stages read of
+earlier ones, from the rank before it: first the sizes, with a digest of the inputs, then the bytes of all values.
+Outputs go from the stage that computes them to all ranks, so that every rank selects the same next token. Without
+outputs (``last=0``: parts of a prompt) nobody waits, and the stages compute different parts at the same time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from moec.runtime.load_options import LoadOptions
 from moec.runtime.manifest import Manifest
 from moec.runtime.model import CompiledModel
 from moec.runtime.session import Session
+from moec.runtime.session_states import Runner
 
 Values = Mapping[str, Any]
 
@@ -92,7 +93,8 @@ class StageRunner:
         with self._group.collective("values of the stage before", self._layer):
             distributed.recv(torch.from_numpy(header), group=processes, group_src=before)
             if header[0] != digest:
-                raise MoecError(f"rank {before} runs on other inputs; expected the same inputs on all ranks")
+                other = self._group.members[before]
+                raise MoecError(f"rank {other} runs on other inputs; expected the same inputs on all ranks")
             message = np.empty(_bytes_in(self._received, header[1:]), np.uint8)
             if message.size:
                 distributed.recv(torch.from_numpy(message), group=processes, group_src=before)
@@ -137,27 +139,34 @@ class StageRunner:
 
 
 class PipelinedModel(CompiledModel):
-    """A model of which each rank runs one stage. All ranks make the same calls, with the same inputs, and get the same
-    results; a session has only the states of its rank's stage."""
+    """A model of which each rank of a group runs one stage. All of them make the same calls, with the same inputs, and
+    get the same results; a session has only the states of its rank's stage."""
 
-    def __init__(self, artifact: Artifact, options: LoadOptions, group: RankGroup) -> None:
-        super().__init__(artifact, dataclasses.replace(options, stage=group.rank))
-        self.group = group
-        self._stages = StageRunner(self._executor, group, artifact.manifest)
+    def __init__(self, artifact: Artifact, options: LoadOptions, through: RankGroup | None) -> None:
+        """``through``: the ranks of all stages, in order; None for a model of one stage, the whole."""
+        super().__init__(artifact, dataclasses.replace(options, stage=None if through is None else through.rank))
+        self.through = through
+        self._stages = None if through is None else StageRunner(self._executor, through, artifact.manifest)
+        self._runner: Runner = self._stages or self._executor
         self._check = InputCheck(self.inputs, guards=self.guards)
 
     def reloaded(self) -> CompiledModel:
-        return PipelinedModel(self.artifact, self._options, self.group)
+        return PipelinedModel(self.artifact, self._options, self.through)
+
+    def checked(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs of the whole model as arrays. Raises InputError as :meth:`run`."""
+        arrays = self._check(self._first_states.beside(inputs))
+        return {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
 
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run as :meth:`moec.CompiledModel.run`, with the same inputs on all ranks."""
-        arrays = self._check(self._first_states.beside(inputs))
-        values = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
-        results = self._stages.run_whole(values, last)
+        if self._stages is None:
+            return super().run(inputs, last=last)
+        results = self._stages.run_whole(self.checked(inputs), last)
         return {spec.name: results[spec.name] for spec in self.outputs}
 
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
-        return Session(self.interface, self._stages, max_tokens, batch)
+        return Session(self.interface, self._runner, max_tokens, batch)
 
 
 def crossing(manifest: Manifest, stage: int) -> list[TensorSpec]:

@@ -13,23 +13,27 @@ from moec.distributed.pair import ProgramPair
 from moec.runtime.interface import Interface
 from moec.runtime.ranks import LEAST_OF_HALF
 from moec.runtime.session import Session
+from moec.runtime.session_states import Runner
 
 
 class RankedSession(Session):
-    """A session of a rank. Many tokens are two runs in turn, the second half continuing behind the first: when it comes
-    to a layer, the first half has written its states of that layer.
+    """A session of a rank, on its program or on the stages of a pipeline (``runner``).
+
+    Many tokens of a program are two runs in turn, the second half continuing behind the first: when it comes to a
+    layer, the first half has written its states of that layer.
 
     ``second_idle_run``: runs the second program of the ``pair`` on a dummy input, beside a run of this session."""
 
     def __init__(
         self,
         interface: Interface,
+        runner: Runner,
         pair: ProgramPair,
         second_idle_run: Callable[[], Any],
         max_tokens: int | None,
         batch: int,
     ) -> None:
-        super().__init__(interface, pair.first, max_tokens, batch)
+        super().__init__(interface, runner, max_tokens, batch)
         self._pair, self._second_idle_run = pair, second_idle_run
 
     def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> Mapping[str, Any]:
@@ -66,7 +70,8 @@ class RankedSession(Session):
         half = ids.shape[1] // 2
         states = self._states
         return (
-            half * self.batch >= LEAST_OF_HALF
+            states.executor is self._pair.first
+            and half * self.batch >= LEAST_OF_HALF
             and count <= half
             and not inputs
             and self.fixed_length is None

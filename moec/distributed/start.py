@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from moec.common.cores import available_cores
 from moec.common.errors import MoecError
 from moec.common.version import VERSION
 from moec.distributed.exchange import RowExchange
-from moec.distributed.group import joined
+from moec.distributed.group import RankGroup, joined
 from moec.distributed.model import RankedModel
 from moec.distributed.pipeline import PipelinedModel
 from moec.runtime.artifact import open_artifact
@@ -52,20 +51,28 @@ def loaded(path: str | os.PathLike[str], **options: Any) -> Iterator[CompiledMod
 @contextlib.contextmanager
 def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Iterator[CompiledModel]:
     """Context of an artifact on the ranks that torchrun started: of one with stages each rank runs one, of one with
-    placed experts each holds some. Raises MoecError for any other artifact, and as
-    :func:`moec.distributed.group.joined`."""
+    placed experts each holds some, and of one with both each holds some of one stage. Raises MoecError for any
+    other artifact, and as :func:`moec.distributed.group.joined`."""
     artifact = open_artifact(path, check_weights=options.check_weights)
-    placement, stages = artifact.manifest.placement, artifact.manifest.pipeline
-    facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
-    if stages:
-        with joined(len(stages), facts) as group:
-            yield PipelinedModel(artifact, options, group)
-        return
-    if placement is None:
+    placement, stages = artifact.manifest.placement, len(artifact.manifest.pipeline)
+    if placement is None and not stages:
         raise MoecError(f"{path}: is for one process; compile it with --ranks (experts) or --stages (layers)")
-    with joined(placement.ranks, facts) as group:
-        exchange = RowExchange(group, placement)
-        yield RankedModel(artifact, dataclasses.replace(options, rank=group.rank), group, exchange)
+    facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
+    ranks = 1 if placement is None else placement.ranks
+    with joined(ranks * max(1, stages), facts) as world:
+        if placement is None:
+            yield PipelinedModel(artifact, options, world)
+            return
+        beside, through = (world, None) if not stages else _rows_and_columns(world, ranks, stages)
+        yield RankedModel(artifact, options, RowExchange(beside, placement), through)
+
+
+def _rows_and_columns(world: RankGroup, ranks: int, stages: int) -> tuple[RankGroup, RankGroup]:
+    """Divide all ranks into those of a stage, which are consecutive, and those with the same number in their stages, in
+    the order of stages."""
+    rows = [range(stage * ranks, (stage + 1) * ranks) for stage in range(stages)]
+    columns = [range(number, ranks * stages, ranks) for number in range(ranks)]
+    return world.part(rows), world.part(columns)
 
 
 def is_silent_rank() -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from moec.ir.dialect import has_experts, inputs_of, is_moec
+from moec.ir.dialect import RanksSpec, has_experts, inputs_of, is_moec, spec_of
 from moec.ir.graphs import carried_inputs, is_op, nested_graphs
 from moec.ir.wiring import MIXERS, STREAM, Wiring, bits_of, single, union
 
@@ -252,10 +252,13 @@ def _only_names_weights(node: ir.Node) -> bool:
 
 def _operators(wiring: Wiring) -> Iterator[tuple[str, list[int]]]:
     """Go through the operators that are parts by themselves: kinds, and numbers of nodes."""
+    inside: set[int] = set()
     for place, node in enumerate(wiring.nodes):
-        if is_moec(node, "Dispatch"):
-            yield "moe", _dispatched(wiring, place)
-        elif kind := _kind(node):
+        if is_moec(node, "Dispatch") or is_moec(node, "SendRows"):
+            block = _around_rows(wiring, place)
+            inside.update(block)
+            yield "moe", block
+        elif place not in inside and (kind := _kind(node)):
             yield kind, [place]
 
 
@@ -277,18 +280,25 @@ def _kind(node: ir.Node) -> str | None:
     return None
 
 
-def _dispatched(wiring: Wiring, place: int) -> list[int]:
-    """Find the nodes between a ``Dispatch`` and the ``Combine`` nodes of its rows, both included."""
+def _around_rows(wiring: Wiring, place: int) -> list[int]:
+    """Find the nodes between a ``Dispatch`` or ``SendRows`` and the ``Combine`` nodes of its rows, both included."""
     node = wiring.nodes[place]
+    makers = [node] if is_moec(node, "Dispatch") else [other for other in wiring.nodes if _returns(other, node)]
+    positions = [value for maker in makers for value in maker.outputs]
     ends = [
         other
-        for value in node.outputs
+        for value in positions
         for other in wiring.readers(value)
-        if is_moec(wiring.nodes[other], "Combine") and inputs_of(wiring.nodes[other])["positions"] in node.outputs
+        if is_moec(wiring.nodes[other], "Combine") and inputs_of(wiring.nodes[other])["positions"] in positions
     ]
     after = _closure([place], lambda at: () if at in ends else wiring.after(at))
     before = _closure(ends, lambda at: () if at == place else wiring.before(at))
     return sorted({place, *ends} | (after & before))
+
+
+def _returns(node: ir.Node, sent: ir.Node) -> bool:
+    """Whether a node returns the results of rows that another one sent to their experts."""
+    return is_moec(node, "ReturnRows") and spec_of(node, RanksSpec) == spec_of(sent, RanksSpec)
 
 
 def _closure(starts: Sequence[int], following: Callable[[int], Iterable[int]]) -> set[int]:

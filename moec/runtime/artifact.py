@@ -124,7 +124,7 @@ class Artifact:
             )
         if preferred:
             check_replaceable(program, pages, self.where)
-        is_larger = resident is not None and resident < path.stat().st_size
+        is_larger = resident is not None and resident < sum(entry.bytes for entry in entries)
         own = None if rank is None else self._experts_of(program, rank)
         try:
             if (is_larger or own is not None) and pages in ("auto", "streamed"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from moec.common.errors import MoecError
 from moec.common.specs import StreamedExpertsSpec
-from moec.runtime.direct_reads import DirectReads, PendingRead, Range, read_now
+from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement
 from moec.runtime.reserved_memory import ReservedMemory
@@ -26,8 +26,8 @@ _MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
-    """Partition of a program's weights into resident and streamed ones. ``layers``: places of the experts, by the
-    number of the layer; ``others``: ranges of the file, of ``size`` bytes, with all other weights, which stay."""
+    """Partition of a program's weights, of ``size`` bytes, into resident and streamed ones. ``layers``: places of the
+    experts, by the number of the layer; ``others``: ranges of the file with all other weights, which stay."""
 
     streamed: Sequence[StreamedExpertsSpec]
     layers: Sequence[StreamedLayer]
@@ -35,10 +35,11 @@ class StreamPlan:
     size: int
 
     @staticmethod
-    def of(streamed: Sequence[StreamedExpertsSpec], entries: Sequence[WeightEntry], size: int) -> StreamPlan:
-        """Make a plan. ``entries``: the program's weights; ``size``: bytes of their file."""
+    def of(streamed: Sequence[StreamedExpertsSpec], entries: Sequence[WeightEntry]) -> StreamPlan:
+        """Make a plan. ``entries``: the program's weights; their file may have others, of another stage."""
         layers = [_layer(spec, entries) for spec in streamed]
-        return StreamPlan(streamed, layers, list(_others(layers, size)), size)
+        whole = list(_joined(entries))
+        return StreamPlan(streamed, layers, list(_others(layers, whole)), sum(end - start for start, end in whole))
 
     @property
     def pinned(self) -> int:
@@ -102,13 +103,13 @@ def place_streamed(
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
-    size = path.stat().st_size
-    plan = StreamPlan.of(program.streamed, entries, size)
+    plan = StreamPlan.of(program.streamed, entries)
     order = [expert for expert in plan.order if own is None or expert in own]
     room = sum(plan.layers[layer].bytes_of(expert) for layer, expert in order)
     if resident is not None:
         plan.check(resident, where)
         room = min(room, resident - plan.pinned)
+    size = path.stat().st_size
     memory = ReservedMemory(size)
     memory.open([(0, size)] if own is None else plan.ranges_of(own))
     reads = DirectReads(path, memory.array)
@@ -142,12 +143,26 @@ def _layer(spec: StreamedExpertsSpec, entries: Sequence[WeightEntry]) -> Streame
     return StreamedLayer(spec.name, [tuple(places(expert)) for expert in range(spec.experts)])
 
 
-def _others(layers: Sequence[StreamedLayer], size: int) -> Iterator[Range]:
-    """Whole ranges of the file between those of experts."""
-    start = 0
-    for first, last in sorted(place for layer in layers for places in layer.places for place in places):
-        if first > start:
-            yield start, first
-        start = max(start, last)
-    if size > start:
-        yield start, size
+def _joined(entries: Sequence[WeightEntry]) -> Iterator[Range]:
+    """Ranges of weights that follow one another, with the bytes between them that align the next one."""
+    start = end = 0
+    for entry in sorted(entries, key=lambda entry: entry.offset):
+        if entry.offset - end >= PAGE:
+            if end > start:
+                yield start, end
+            start = entry.offset
+        end = max(end, entry.offset + entry.bytes)
+    if end > start:
+        yield start, end
+
+
+def _others(layers: Sequence[StreamedLayer], ranges: Sequence[Range]) -> Iterator[Range]:
+    """Parts of the ranges between those of experts, which are inside of them."""
+    places = sorted(place for layer in layers for places in layer.places for place in places)
+    for start, end in ranges:
+        for first, last in (place for place in places if start <= place[0] < end):
+            if first > start:
+                yield start, first
+            start = max(start, last)
+        if end > start:
+            yield start, end

@@ -15,8 +15,8 @@ from moec.passes.framework.base import Report
 from tests.pipelined_model import pipelined_model
 
 
-def cut(model: ir.Model, stages: str) -> list[StageModel]:
-    pipeline.run(model, pipeline.parse("infer-shapes,hold-cache"), Report())
+def cut(model: ir.Model, stages: str, chain: str = "infer-shapes,hold-cache") -> list[StageModel]:
+    pipeline.run(model, pipeline.parse(chain), Report())
     return stage_models(model, LayerRanges.parse(stages))
 
 
@@ -38,12 +38,17 @@ def test_a_hidden_state_crosses_and_states_stay() -> None:
 
 
 def test_a_value_goes_past_a_stage() -> None:
-    model = pipelined_model(3)
-    add = next(node for node in model.graph if node.outputs[0].name == "x3")
-    add.replace_input_with(1, next(node.outputs[0] for node in model.graph if node.outputs[0].name == "h0"))
-    _, second, third = cut(model, "3")
+    _, second, third = cut(pipelined_model(3, passes_stages=True), "3")
     assert "h0" not in names(second.model.graph.inputs)
     assert set(names(third.model.graph.inputs)) >= {"x2", "h0"}
+
+
+def test_layers_are_the_same_with_experts_on_several_ranks() -> None:
+    for chain in ("infer-shapes,hold-cache", "infer-shapes,hold-cache,place-experts{ranks=2}"):
+        first, second = cut(pipelined_model(3, dense=[0]), "0-0,1-2", chain)
+        assert [stage.layers for stage in (first, second)] == [range(1), range(1, 3)]
+        assert names(second.model.graph.inputs)[-1] == "x1"
+        assert not any(node.domain == "moec" for node in first.model.graph)
 
 
 def test_a_constant_is_computed_by_each_stage() -> None:
@@ -104,7 +109,6 @@ def test_a_model_with_fewer_layers_is_refused() -> None:
     [
         ({"target": "cuda:sm_80"}, "runs in one process; compile without stages"),
         ({"form": "c"}, "compile without stages, or without form"),
-        ({"ranks": 2}, "give either ranks or stages"),
         ({"resident": "1GiB"}, "compile without resident, or without stages"),
     ],
 )

@@ -178,7 +178,7 @@ def matrix(rank: int, paths: list[pathlib.Path], cases: list[np.ndarray]) -> lis
         for path, transport in itertools.product(paths, TRANSPORTS):
             artifact = open_artifact(path)
             exchange = RowExchange(group, artifact.manifest.placement, transport)
-            model = RankedModel(artifact, LoadOptions(threads=1, rank=rank), group, exchange)
+            model = RankedModel(artifact, LoadOptions(threads=1), exchange)
             results.append([model.run({"ids": ids})["y"] for ids in cases])
     return results
 

@@ -56,8 +56,7 @@ def run(model: CompiledModel, ids: np.ndarray) -> np.ndarray:
 def least(folder: pathlib.Path) -> int:
     artifact = open_artifact(folder)
     (program,) = artifact.manifest.programs
-    entries = artifact.weight_entries(program)
-    return StreamPlan.of(program.streamed, entries, (folder / WEIGHTS).stat().st_size).least
+    return StreamPlan.of(program.streamed, artifact.weight_entries(program)).least
 
 
 def check_tokens(model: CompiledModel, expected: list[np.ndarray]) -> None:

@@ -134,7 +134,7 @@ class Artifact:
             else:
                 ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries]
                 if own is not None:
-                    ranges = StreamPlan.of(program.streamed, entries, path.stat().st_size).ranges_of(own)
+                    ranges = StreamPlan.of(program.streamed, entries).ranges_of(own)
                 memory, placement = place_file(path, "auto" if pages == "streamed" else pages, ranges)
         except OSError as error:
             if error.errno == errno.ENOMEM:

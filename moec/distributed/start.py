@@ -63,8 +63,8 @@ def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Itera
         if placement is None:
             yield PipelinedModel(artifact, options, world)
             return
-        beside, through = (world, None) if not stages else _rows_and_columns(world, ranks, stages)
-        yield RankedModel(artifact, options, RowExchange(beside, placement), through)
+        row, column = (world, None) if not stages else _rows_and_columns(world, ranks, stages)
+        yield RankedModel(artifact, options, RowExchange(row, placement), column)
 
 
 def _rows_and_columns(world: RankGroup, ranks: int, stages: int) -> tuple[RankGroup, RankGroup]:

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, blocks_for
+from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, TAKES, blocks_for
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
@@ -79,7 +79,9 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
             start = T.match_buffer(start_handle, (1,), "int64")
             write(new_handle, pages_handle, lambda at: (start[0], lambda number: number >= 0))
 
-    return kernel
+    # An element that is computed in 16 bits is rounded once more where it is stored in another type of 16 bits.
+    is_rounded = problem.new != "float32" and problem.new != problem.stored
+    return kernel if is_rounded else kernel.with_attr(TAKES, 2 if problem.starts else 1)
 
 
 def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:

@@ -22,6 +22,13 @@ EARLY_ATTRIBUTES = {**ATTRIBUTES, BEGINS_EARLY: True}
 """Attributes of kernels that may begin early. For few tokens these kernels take about as long as a launch, so they
 gain. nvcc then has to assume that their tensors overlap, which makes products on tensor cores slower, but not these."""
 
+TAKES = "moec.takes"
+"""The attribute of a kernel with the index of an operand that others may compute. Each thread reads the elements that
+it needs by loads of their own; none reads an element that another thread of the launch writes."""
+STORING = "moec.storing"
+"""The attribute with another form of the kernel, for operands that are stored. It has the same parameters, and between
+inputs and outputs a tensor in the shape of the operand, to which it copies the operand before it reads it there."""
+
 
 def one_block_is_enough() -> Any:
     """An attribute around the code of a kernel: a multiprocessor need not hold more than one block.

@@ -7,9 +7,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.launch import ATTRIBUTES
+from moec.targets.gpu.kernels.launch import ATTRIBUTES, STORING, TAKES
 from moec.targets.gpu.kernels.row_share import (
     RowLayout,
+    copy_elements,
     reduce_row,
     replace_elements,
     row_kernel,
@@ -62,30 +63,45 @@ def normalize(
     RMS normalisation, in which the mean is taken to be 0.
 
     ``y = (x - mean) / sqrt(mean of (x - mean)**2 + epsilon) * scale + bias`` along N. Sums are float32; M may be 0.
+    The form that stores its operand has another tensor, kept[M, N], before y.
     """
+    dtypes = (scale_dtype, bias_dtype)
+    storing = _normalization(layout, epsilon, centred, *dtypes, stores=True)
+    kernel = _normalization(layout, epsilon, centred, *dtypes, stores=False)
+    return kernel.with_attrs({TAKES: 0, STORING: storing})
+
+
+def _normalization(
+    layout: RowLayout, epsilon: float, centred: bool, scale_dtype: str, bias_dtype: str | None, *, stores: bool
+) -> tirx.PrimFunc:
     N = layout.columns
 
     @T.prim_func
-    def kernel(x_handle: T.handle, scale_handle: T.handle, bias_handle: T.handle, y_handle: T.handle):
+    def kernel(
+        x_handle: T.handle, scale_handle: T.handle, bias_handle: T.handle, kept_handle: T.handle, y_handle: T.handle
+    ):
         T.func_attr(ATTRIBUTES)
         M = T.int32()
         x = T.match_buffer(x_handle, (M, N), layout.dtype)
         scale = T.match_buffer(scale_handle, (N,), scale_dtype)
         bias = T.match_buffer(bias_handle, (N,), bias_dtype or scale_dtype)
+        kept = T.match_buffer(kept_handle, (M, N), layout.dtype)
         y = T.match_buffer(y_handle, (M, N), layout.dtype)
         T.device_entry()
 
         @T.inline
         def compute(share):
             added = T.meta_var(None if bias_dtype is None else bias)
-            _normalize_row(share, x, scale, added, y, epsilon, centred)
+            rows = T.meta_var(kept if stores else x)
+            if stores:
+                copy_elements(share, x, kept)
+            _normalize_row(share, rows, scale, added, y, epsilon, centred)
 
         start_rows(layout, M, N, compute)
 
-    if bias_dtype is not None:
-        return kernel
-    kept = [*kernel.params[:2], kernel.params[3]]
-    return tirx.PrimFunc(kept, kernel.body, kernel.ret_type, kernel.attrs)
+    x, scale, bias, kept, y = kernel.params
+    used = [x, scale, *([] if bias_dtype is None else [bias]), *([kept] if stores else []), y]
+    return tirx.PrimFunc(used, kernel.body, kernel.ret_type, kernel.attrs)
 
 
 RMS_NORM = row_kernel(

@@ -106,6 +106,17 @@ def visit_elements(share, source, visit):
 
 
 @T.inline
+def copy_elements(share, source, target):
+    """Copy every element of this thread's share."""
+    together = T.meta_var(share.layout.together)
+    for step in T.serial(share.steps):
+        group: T.let = share.group(step)
+        if group * together < share.size:
+            for v in T.vectorized(together):
+                target[share.index, group * together + v] = source[share.index, group * together + v]
+
+
+@T.inline
 def replace_elements(share, source, target, result):
     """Store ``result(column, value)`` in ``target`` for every element of this thread's share of ``source``."""
     together = T.meta_var(share.layout.together)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -168,6 +168,15 @@ class Generated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Joined:
+    """A module in which kernels are joined. ``parts``: by the symbol of a new kernel those that it is made from, first
+    the target's own that describes it."""
+
+    module: tvm.IRModule
+    parts: Mapping[str, Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Backend:
     """The parts of compilation that differ between the kinds of machines that TVM makes code for."""
 
@@ -175,6 +184,8 @@ class Backend:
     """Pass that gives threads to generic kernels; those of a target come finished."""
     generate: Callable[[tvm.IRModule, tvm.target.Target], Generated]
     """Function that generates the code of kernels."""
+    join: Callable[[tvm.IRModule], Joined] | None = None
+    """Function that makes one kernel of several that the target's own kernels allow to be joined."""
 
 
 def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
@@ -208,6 +219,8 @@ class Optimized:
     """The nodes a kernel computes, by its name."""
     apart: dict[str, Budget]
     """Names of the nodes that a budget kept from being fused, with that budget."""
+    parts: Mapping[str, Sequence[str]]
+    """The kernels that a joined one was made from (:class:`Joined`), as they were lowered, by its first name."""
 
 
 def optimize(
@@ -223,14 +236,21 @@ def optimize(
     with target:
         called = sequence(operator_phases())(module)
         limited = fused_within(called, relax.transform.FuseOps(fuse_opt_level=2))
-        merged = merge_alike(sequence(fusion_phases())(limited.after))
+        whole = sequence(fusion_phases())(limited.after)
+        joined = Joined(whole, {}) if backend.join is None else backend.join(whole)
+        merged = merge_alike(joined.module)
         fused = backend.schedule(merged.module)
     computed: dict[str, list[ir.Node]] = {}
-    for symbol, of_symbol in nodes_by_kernel(limited.before, limited.after, nodes).items():
+    before = nodes_by_kernel(limited.before, limited.after, nodes)
+    before |= {
+        symbol: [node for part in parts for node in before.get(part, [])] for symbol, parts in joined.parts.items()
+    }
+    for symbol, of_symbol in before.items():
         computed.setdefault(merged.instead.get(symbol, symbol), []).extend(of_symbol)
     names = readable_names(fused, used)
     apart = {node_name(nodes[name]): budget for name, budget in limited.apart.items() if name in nodes}
-    return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, apart)
+    own = {names[old]: computed.get(old, []) for old in names}
+    return Optimized(rename_kernels(fused, names), names, own, apart, joined.parts)
 
 
 @dataclasses.dataclass(frozen=True)

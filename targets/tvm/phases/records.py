@@ -34,9 +34,12 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
     functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
     calls, records = calls_by_kernel(optimized.module), []
     for before, name in optimized.names.items():
-        own_record = own.get(before)
+        parts = optimized.parts.get(before, [before])
+        own_record = own.get(parts[0])
         nodes = optimized.nodes[name]
         record = dataclasses.replace(own_record, name=name) if own_record else _generic_record(name, nodes)
+        if len(parts) > 1:
+            record = _joined_record(record, nodes)
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])
@@ -50,6 +53,18 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         record.structure = structure_of(tir, {form: head.count("\n") for form, head in heads.items()}, origins)
         records.append(record)
     return records
+
+
+def _joined_record(record: KernelRecord, nodes: Sequence[ir.Node]) -> KernelRecord:
+    """The record of a kernel that also computes what other nodes do; ``nodes``: all of them."""
+    operators = [name for name in dict.fromkeys(map(operator_name, nodes)) if name != record.op]
+    others = ", ".join(operators)
+    return dataclasses.replace(
+        record,
+        op=" + ".join([*operators, record.op]),
+        nodes=list(dict.fromkeys([*map(node_name, nodes), *record.nodes])),
+        computes=f"{record.computes}, of elements that are computed by {others}" if others else record.computes,
+    )
 
 
 def _generic_record(name: str, nodes: Sequence[ir.Node]) -> KernelRecord:

@@ -44,6 +44,7 @@ _CLASSES = {
     "hold-cache": "moec.passes.hold_cache:HoldCache",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
+    "join-products": "moec.passes.join_products:JoinProducts",
     "keep-rows": "moec.passes.export.keep_rows:KeepRows",
     "last-logits": "moec.passes.last_logits:LastLogits",
     "loop-experts": "moec.passes.export.loop_experts:LoopExperts",

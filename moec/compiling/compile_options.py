@@ -124,7 +124,8 @@ class CompileOptions:
         """Make the pipeline for a model.
 
         Added to the selected one are passes that round weights and activations and, where experts are read on demand,
-        passes that expect them. Raises MoecError for a profile that cannot be read, and for one that no pass takes;
+        passes that expect them; to the default one, on targets where that pays, the pass that joins products.
+        Raises MoecError for a profile that cannot be read, and for one that no pass takes;
         UnsupportedError for passes that change nothing for the target.
         """
         from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
@@ -132,7 +133,8 @@ class CompileOptions:
         passes = default_passes(model, self.target) if self.passes is None else self.passes
         rounded = with_arithmetic(with_formats(passes, self.experts, self.linears), self.arithmetic)
         streamed = with_streaming(rounded, self.resident_bytes is not None)
-        chain = with_profile(streamed, self.profile, self._placing())
+        joined = f"{streamed},join-products" if self.passes is None and joins_products(self.target) else streamed
+        chain = with_profile(joined, self.profile, self._placing())
         _check_rounding(chain, self.target)
         return chain
 
@@ -184,6 +186,12 @@ def default_passes(model: Any, target: str) -> str:
     from moec.frontend import sources
 
     return "O3" if multiplies_bytes(target) and sources.rounds_activations(model) else "O2"
+
+
+def joins_products(target: str) -> bool:
+    """Whether one product is faster on a target than several of the same rows."""
+    kind = targets.kind_of(target)
+    return isinstance(kind, ProgramKind) and kind.joins_products
 
 
 def multiplies_bytes(target: str) -> bool:

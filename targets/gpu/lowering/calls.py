@@ -24,7 +24,7 @@ def places_of(value: relax.Call) -> list[int]:
     return [-1] * len(value.ty_args)
 
 
-class Memory:
+class MemoryOfCalls:
     """The memory of variables. ``bindings``: all of ``main``, by their variables."""
 
     def __init__(self, bindings: Mapping[Any, relax.VarBinding]) -> None:

@@ -34,8 +34,8 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.targets.gpu.kernels.launch import STORING, TAKES
-from moec.targets.gpu.lowering.calls import IN_PLACE, KERNEL, VIEW, Memory, is_kernel_call, places_of
-from moec.targets.gpu.lowering.elements import Elements, elements_of
+from moec.targets.gpu.lowering.calls import IN_PLACE, KERNEL, VIEW, MemoryOfCalls, is_kernel_call, places_of
+from moec.targets.gpu.lowering.element_formula import ElementFormula, formula_of
 from moec.targets.tvm.phases.pipeline import Joined
 from moec.targets.tvm.phases.provenance import bindings_of
 from moec.targets.tvm.phases.share_views import is_call_of, variables
@@ -70,7 +70,7 @@ class _Operand:
 
     maker: relax.VarBinding
     views: tuple[relax.VarBinding, ...]
-    elements: Elements
+    elements: ElementFormula
 
 
 class _Inlining:
@@ -84,8 +84,8 @@ class _Inlining:
         for binding in bindings:
             for variable in variables(binding.value):
                 self._readers.setdefault(variable, []).append(binding)
-        self._memory = Memory(self._binding_of)
-        self._elements: dict[str, Elements | None] = {}
+        self._memory = MemoryOfCalls(self._binding_of)
+        self._elements: dict[str, ElementFormula | None] = {}
         self._made: dict[tvm_ffi.StructuralKey, tvm.ir.GlobalVar] = {}
 
     def add(self, binding: relax.VarBinding) -> None:
@@ -107,7 +107,7 @@ class _Inlining:
             return None
         symbol = maker.value.args[0].name_hint
         if symbol not in self._elements:
-            self._elements[symbol] = elements_of(self._module[symbol])
+            self._elements[symbol] = formula_of(self._module[symbol])
         elements = self._elements[symbol]
         return None if elements is None else _Operand(maker, tuple(views), elements)
 
@@ -198,7 +198,9 @@ class _Inlining:
         self.kept.append(relax.VarBinding(variable, self.builder.normalize(value)))
 
 
-def inlined_kernel(kernel: tirx.PrimFunc, taken: int, elements: Elements, *, is_viewed: bool) -> tirx.PrimFunc | None:
+def inlined_kernel(
+    kernel: tirx.PrimFunc, taken: int, elements: ElementFormula, *, is_viewed: bool
+) -> tirx.PrimFunc | None:
     """The kernel with the parameters of the operand's maker, except its result, in the place of parameter ``taken``.
     ``is_viewed``: whether the operand has another shape than that result, and the same order of elements. None where
     the kernel needs a size of the operand that is not found elsewhere."""
@@ -238,7 +240,7 @@ def _loads(statement: tirx.Stmt, operand: Any) -> bool:
     return any(load.source.same_as(operand) for load in loads)
 
 
-def _sizes_of(operand: Any, others: Sequence[Any], elements: Elements, is_viewed: bool) -> dict[Any, Any] | None:
+def _sizes_of(operand: Any, others: Sequence[Any], elements: ElementFormula, is_viewed: bool) -> dict[Any, Any] | None:
     """Expressions for the sizes of the operand that no other parameter has."""
     found = {size for other in others for size in getattr(other.ty, "shape", ()) if isinstance(size, tirx.Var)}
     sizes: dict[Any, Any] = {}

@@ -15,7 +15,7 @@ _NAME = "kernel"
 
 
 @dataclasses.dataclass(frozen=True)
-class Elements:
+class ElementFormula:
     """The elements of a kernel's only result. ``inputs``: the kernel's other parameters; ``shape``: sizes of the
     result; ``value``: an element by its indices, ``axes``."""
 
@@ -53,7 +53,7 @@ class Elements:
         return tvm_ffi.structural_map(self.value, [(tvm.ir.Var, lambda variable: places.get(variable, variable))])
 
 
-def elements_of(kernel: tirx.PrimFunc) -> Elements | None:
+def formula_of(kernel: tirx.PrimFunc) -> ElementFormula | None:
     """The elements of a kernel without a schedule; None if its result has more to it, such as sums or checks."""
     attrs = kernel.attrs
     if not attrs.get("s_tir") or attrs.get("tirx.is_scheduled") or isinstance(kernel.body, tirx.SeqStmt):
@@ -78,7 +78,7 @@ def elements_of(kernel: tirx.PrimFunc) -> Elements | None:
         return None
     laid_out = {each: _with_layout(each) for each in inputs}
     value = tvm_ffi.structural_map(store.value, [(tvm.ir.Var, lambda variable: laid_out.get(variable, variable))])
-    return Elements(tuple(laid_out.values()), tuple(result.ty.shape), axes, value)
+    return ElementFormula(tuple(laid_out.values()), tuple(result.ty.shape), axes, value)
 
 
 def _with_layout(parameter: Any) -> Any:

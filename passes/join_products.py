@@ -140,7 +140,7 @@ def _form(node: ir.Node, axis: int) -> Any:
 
 
 def _operand_form(value: ir.Value | None, axis: int) -> Any:
-    """What has to be equal in matrices whose columns are joined; False for one that cannot be joined."""
+    """The properties that matrices have in common whose columns are joined; False for one that cannot be joined."""
     if value is None or len(value.uses()) != 1 or value.is_graph_output():
         return False
     tensor = constant(value)

@@ -229,15 +229,15 @@ def _joined(
         same = [None if producer is None else producer.inputs[i] for producer in producers]
         operands.append(None if operand is None else _joined(graph, same, axis, place, names))
     node = ir.Node(first.domain, first.op_type, operands, first.attributes.values())
-    made = node.outputs[0]
-    made.name, made.type = name, present[0].type
+    result = node.outputs[0]
+    result.name, result.type = name, present[0].type
     shapes = [value.shape for value in present]
     if all(shape is not None for shape in shapes):
         sizes = list(shapes[0])  # type: ignore[arg-type]
         sizes[axis] = sum(int(shape[axis]) for shape in shapes)  # type: ignore[index, arg-type]
-        made.shape = ir.Shape(sizes)
+        result.shape = ir.Shape(sizes)
     graph.insert_before(place, node)
-    return made
+    return result
 
 
 def _concatenated(tensors: Sequence[ir.TensorProtocol], axis: int, name: str) -> ir.TensorProtocol:

@@ -48,13 +48,13 @@ def inline_producers(module: tvm.IRModule) -> Joined:
     inlining = _Inlining(module, bindings, function.body.body)
     for binding in bindings:
         inlining.add(binding)
-    made = inlining.builder.get()
+    joined = inlining.builder.get()
     block = type(function.body.blocks[0])(inlining.kept)
     body = relax.SeqExpr([block], function.body.body)
-    made["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
-    made = relax.transform.DeadCodeElimination()(made)
-    plain = {symbol: _without_marks(each) for symbol, each in made.functions.items()}
-    return Joined(tvm.IRModule(plain, made.attrs), inlining.parts)
+    joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
+    joined = relax.transform.DeadCodeElimination()(joined)
+    plain = {symbol: _without_marks(each) for symbol, each in joined.functions.items()}
+    return Joined(tvm.IRModule(plain, joined.attrs), inlining.parts)
 
 
 def _without_marks(function: Any) -> Any:
@@ -242,13 +242,13 @@ def _loads(statement: tirx.Stmt, operand: Any) -> bool:
 
 def _sizes_of(operand: Any, others: Sequence[Any], elements: ElementFormula, is_viewed: bool) -> dict[Any, Any] | None:
     """Expressions for the sizes of the operand that no other parameter has."""
-    found = {size for other in others for size in getattr(other.ty, "shape", ()) if isinstance(size, tirx.Var)}
+    bound = {size for other in others for size in getattr(other.ty, "shape", ()) if isinstance(size, tirx.Var)}
     sizes: dict[Any, Any] = {}
-    for size, made in zip(operand.ty.shape, elements.shape, strict=False):
-        if isinstance(size, tirx.Var) and size not in found:
+    for size, own in zip(operand.ty.shape, elements.shape, strict=False):
+        if isinstance(size, tirx.Var) and size not in bound:
             if is_viewed:
                 return None
-            sizes[size] = made.astype(str(size.ty.dtype))
+            sizes[size] = own.astype(str(size.ty.dtype))
     return sizes
 
 

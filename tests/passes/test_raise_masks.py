@@ -221,6 +221,12 @@ def test_another_reader_keeps_the_mask():
     assert is_causal(node) and operands(node)[0] == ""
 
 
+def test_keys_that_are_an_output_with_a_size_of_its_own_name():
+    text = graph(CAUSAL[0]).replace("(float[B,2,S,4] y)", "(float[B,2,S,4] y, float[B,2,R,4] keys)")
+    node = attention(text)
+    assert (is_causal(node), operands(node)) == (True, ["", "Expand"])
+
+
 def test_tables_of_constants():
     triangle = ", ".join("1" if key <= query else "0" for query in range(3) for key in range(3))
     text = """(float[B,2,3,4] q) => (float[B,2,3,4] y) <bool[3,3] table = {%s}> {

@@ -82,6 +82,8 @@ def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: ty
         past = inputs["key"].shape[2] - inputs["query"].shape[2]
         for name in ("key", "value"):
             inputs[f"past_{name}"], inputs[name] = inputs[name][:, :, :past], inputs[name][:, :, past:]
+    if problem.window:
+        inputs["mask"] = inside_windows(problem, arrays)
     names = [name if name in inputs else "" for name in ("query", "key", "value", "mask", "past_key", "past_value")]
     names.append("lengths" if "lengths" in inputs else "")
     kinds = {"bool": "bool", "int64": "int64"}
@@ -96,6 +98,26 @@ def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: ty
     floats = {name: a if a.dtype.kind in "bi" else a.astype(np.float32) for name, a in inputs.items()}
     model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
     return interpreter.run(model, floats, dtype=dtype)["y"]
+
+
+def inside_windows(problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The mask of a problem with a window: its own one, without keys before the window of each query."""
+    batch, _, queries, _ = arrays["query"].shape
+    keys = arrays["key"].shape[2]
+    own = {"first": np.zeros(batch, int), "last": np.full(batch, keys - queries)}
+    first = arrays["lengths"] - queries if problem.causal == "lengths" else own[problem.causal]
+    place = first[:, None, None, None] + np.arange(queries)[:, None]
+    inside = np.arange(keys) > place - problem.window
+    mask = arrays.get("mask", np.ones((1, 1), bool))
+    return mask & inside if mask.dtype == bool else np.where(inside, mask, -np.inf).astype(mask.dtype)
+
+
+def windows() -> Iterator[AttentionProblem]:
+    for causal, window in (("first", 1), ("last", 5), ("lengths", 70), ("last", 300)):
+        yield dataclasses.replace(PROBLEM, causal=causal, window=window, has_lengths=causal == "lengths")
+    padded = dataclasses.replace(PROBLEM, mask="bool", mask_broadcast=(False, True, True))
+    yield dataclasses.replace(padded, causal="last", window=40)
+    yield dataclasses.replace(padded, causal="first", window=3, mask="float32", softcap=2.0)
 
 
 def variants() -> Iterator[AttentionProblem]:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
+from moec.ir.graphs import is_op
 from moec.ir.masks.conditions import FALSE, TRUE, IndexCondition, Origin, Place, all_of, any_of
 from moec.ir.sizes import shape_of
 
@@ -52,9 +53,16 @@ class TensorElements:
         self._known: dict[tuple[ir.Value, Place], Element | None] = {}
         self._read: dict[tuple[ir.Value, Place], sympy.Symbol] = {}
         self._limits: dict[sympy.Symbol, sympy.Expr] = {}
+        self._of_scores: dict[tuple[str, sympy.Expr], sympy.Symbol] = {}
+
+    def score_axis(self, label: str, size: sympy.Expr) -> sympy.Symbol:
+        """The symbol of an axis of scores: the same one for attentions with axes of that size."""
+        if (label, size) not in self._of_scores:
+            self._of_scores[label, size] = self.axis(label, size)
+        return self._of_scores[label, size]
 
     def axis(self, label: str, size: sympy.Expr) -> sympy.Symbol:
-        """A symbol for every index of an axis of that size."""
+        """A new symbol for every index of an axis of that size."""
         symbol = sympy.Dummy(label, integer=True, nonnegative=True)
         self._limits[symbol] = size
         return symbol
@@ -82,7 +90,7 @@ class TensorElements:
 
     def operand(self, value: ir.Value | None, place: Place, sizes: list[sympy.Expr]) -> Element | None:
         """The element of a tensor that broadcasts to ``sizes``; None where it is not known that it does."""
-        dims = None if value is None else shape_of(value)
+        dims = None if value is None else known_sizes(value)
         if value is None or dims is None or len(dims) > len(sizes):
             return None
         behind = len(sizes) - len(dims)
@@ -119,7 +127,7 @@ class TensorElements:
             return self._constant(value, place)
         node = value.producer()
         rule = None if node is None or node.domain != "" or value.index() != 0 else self._rules.get(node.op_type)
-        if node is None or rule is None or shape_of(value) is None:
+        if node is None or rule is None or known_sizes(value) is None:
             return None
         with np.errstate(all="ignore"):
             return rule(self, node, place)
@@ -142,14 +150,27 @@ class TensorElements:
         return condition
 
 
+def known_sizes(value: ir.Value) -> list[sympy.Expr] | None:
+    """The sizes of a value; None where one is not known. The size along which a Concat joins its operands is their sum,
+    since a model may declare an output with a new name for it."""
+    sizes, node = shape_of(value), value.producer()
+    if sizes is None or not is_op(node, "Concat"):
+        return sizes
+    pieces = [None if piece is None else shape_of(piece) for piece in node.inputs]
+    axis = node.attributes.get_int("axis", 0) % len(sizes)
+    if None not in pieces:
+        sizes[axis] = sympy.expand(sum(piece[axis] for piece in pieces if piece is not None))
+    return sizes
+
+
 def sizes_of(node: ir.Node, position: int = 0) -> list[sympy.Expr] | None:
     """The sizes of an operand; None where it is absent, or one is not known."""
     value = node.inputs[position] if position < len(node.inputs) else None
-    return None if value is None else shape_of(value)
+    return None if value is None else known_sizes(value)
 
 
 def result_sizes(node: ir.Node) -> list[sympy.Expr]:
     """The sizes of a result whose element is asked for, which are known."""
-    sizes = shape_of(node.outputs[0])
+    sizes = known_sizes(node.outputs[0])
     assert sizes is not None
     return sizes

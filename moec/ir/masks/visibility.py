@@ -9,10 +9,9 @@ import sympy
 
 from moec.ir.masks.choices import hiding
 from moec.ir.masks.conditions import IndexCondition, Origin
-from moec.ir.masks.elements import EitherNumber, TensorElements
-from moec.ir.sizes import shape_of
+from moec.ir.masks.elements import EitherNumber, TensorElements, known_sizes
 
-_KEY, _MASK, _PAST, _LENGTHS = 1, 3, 4, 6
+_MASK, _PAST, _LENGTHS = 3, 4, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Axes:
     def are_of(self, origin: Origin) -> bool:
         """Whether the tensor of an origin broadcasts to the scores, so that its element of each score is the one at
         the origin's place."""
-        sizes = shape_of(origin.value)
+        sizes = known_sizes(origin.value)
         if sizes is None or len(sizes) > len(self.all):
             return False
         behind = len(self.all) - len(sizes)
@@ -63,17 +62,17 @@ class Mask:
 
 def axes_of(node: ir.Node, elements: TensorElements) -> Axes | None:
     """The axes of an Attention's scores; None where a size is not known."""
-    sizes = [None if value is None else shape_of(value) for value in node.inputs[:2]]
+    sizes = [None if value is None else known_sizes(value) for value in node.inputs[:2]]
     query, key = (*sizes, None, None)[:2]
     if query is None or key is None or len(query) != len(key) or len(query) not in (3, 4):
         return None
     heads = query[1] if len(query) == 4 else sympy.Integer(node.attributes.get_int("q_num_heads", 0))
     past = _operand(node, _PAST)
-    before = sympy.S.Zero if past is None else (shape_of(past) or [None] * 4)[2]
+    before = sympy.S.Zero if past is None else (known_sizes(past) or [None] * 4)[2]
     if before is None:
         return None
     counts = (query[0], heads, query[-2], sympy.expand(key[-2] + before))
-    batch, head, row, column = (elements.axis(label, size) for label, size in zip("bhqk", counts, strict=True))
+    batch, head, row, column = (elements.score_axis(label, size) for label, size in zip("bhqk", counts, strict=True))
     return Axes(batch, head, row, column, counts)
 
 
@@ -96,7 +95,7 @@ def own_offset(node: ir.Node, elements: TensorElements, axes: Axes) -> sympy.Exp
     if lengths is not None:
         used = elements.number(lengths, (axes.batch,))
         return None if used is None else sympy.expand(used - axes.queries)
-    sizes = None if past is None else shape_of(past)
+    sizes = None if past is None else known_sizes(past)
     if past is not None:
         return None if sizes is None else sizes[2]
     return sympy.S.Zero
@@ -125,6 +124,29 @@ def window_of(condition: IndexCondition, axes: Axes, offset: sympy.Expr) -> int 
         return None
     size = sympy.expand(condition.number + axes.query - axes.key + offset + 1)
     return int(size) if size.is_Integer and size >= 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The window of a causal Attention: each query sees the last ``size`` of the keys up to its own, all if 0.
+    ``is_alone``: whether the mask says nothing else."""
+
+    size: int = 0
+    is_alone: bool = False
+
+
+def read_window(node: ir.Node, elements: TensorElements) -> Window:
+    """The window that an Attention's mask holds, if it hides keys by False or -inf: other numbers hide none where they
+    hide all."""
+    if not node.attributes.get_int("is_causal", 0) or _operand(node, _MASK) is None:
+        return Window()
+    mask = mask_of(node, elements)
+    offset = None if mask is None else own_offset(node, elements, mask.axes)
+    if mask is None or offset is None or mask.hidden > float("-inf"):
+        return Window()
+    sizes = [window_of(condition, mask.axes, offset) for condition in mask.conditions]
+    known = [size for size in sizes if size is not None]
+    return Window(min(known, default=0), bool(known) and None not in sizes)
 
 
 def _operand(node: ir.Node, position: int) -> ir.Value | None:

@@ -33,9 +33,12 @@ def attend_with_few_rows(operands: AttentionBuffers, machine: Machine) -> None:
     sums = named("sums", T.alloc_buffer((heads * most, FEW_ROWS, operands.problem.value_size), "float32"))
     statistics = named("statistics", T.alloc_buffer((heads * most, FEW_ROWS, 2), "float32"))
     used = T.ceildiv(operands.most_keys(), T.int64(KEYS_PER_TASK))
-    chunks = named("chunks", T.bind(T.max(used, T.int64(1))))
+    before = T.int64(0)
+    if operands.problem.window:
+        before = named("before", T.bind(operands.least_first_key() // KEYS_PER_TASK))
+    chunks = named("chunks", T.bind(T.max(used - before, T.int64(1))))
     with loop("task", T.parallel(heads * chunks)) as task:
-        _KeyBlock(operands, machine, task, chunks, sums, statistics).emit()
+        _KeyBlock(operands, machine, task, before, chunks, sums, statistics).emit()
     with T.If(heads * chunks * operands.rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):
         with T.Then(), loop("item", T.parallel(heads * operands.rows)) as item:
             _join(operands, item, chunks, sums, statistics)
@@ -47,7 +50,14 @@ class _KeyBlock:
     """The code of one task."""
 
     def __init__(
-        self, operands: AttentionBuffers, machine: Machine, task: Any, chunks: Any, sums: Any, statistics: Any
+        self,
+        operands: AttentionBuffers,
+        machine: Machine,
+        task: Any,
+        before: Any,
+        chunks: Any,
+        sums: Any,
+        statistics: Any,
     ) -> None:
         self._operands, self._lanes, self._width = operands, machine.lanes, 2 * machine.column_tile
         self._task, self._sums, self._statistics = task, sums, statistics
@@ -59,13 +69,24 @@ class _KeyBlock:
             named("group", T.bind(remainder(head, groups))),
             named("batch", T.bind(quotient(head, groups))),
         )
-        self._first_key = named("first_key", T.bind(remainder(task, chunks) * KEYS_PER_TASK))
+        self._first_key, most_keys = self._first_keys((before + remainder(task, chunks)) * KEYS_PER_TASK)
         *self._head, self._start = operands.place_of(self._batch, self._group, self._first_key)
-        remaining = operands.used_keys(self._batch) - self._first_key
-        self._count = named("count", T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0))))
+        remaining = operands.last_frontier(self._batch) - self._first_key
+        self._count = named("count", T.bind(T.max(T.min(most_keys, remaining), T.int64(0))))
         self._query = named("query", T.alloc_buffer((FEW_ROWS, operands.problem.head_size), "float32"))
         self._partial = named("partial", T.alloc_buffer((ROW_TILE, self._lanes, self._lanes), "float32"))
         self._scores = named("scores", T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32"))
+
+    def _first_keys(self, first: Any) -> tuple[Any, Any]:
+        """The first key that the block of keys from ``first`` on works on, and how many follow in it: without vectors
+        of keys that are before all windows."""
+        if not self._operands.problem.window:
+            return named("first_key", T.bind(first)), T.int64(KEYS_PER_TASK)
+        first = named("first", T.bind(first))
+        hidden = self._operands.first_key(self._batch, T.int64(0)) - first
+        hidden = T.max(T.min(hidden, T.int64(KEYS_PER_TASK)), T.int64(0)) // self._lanes * self._lanes
+        skipped = named("skipped", T.bind(hidden))
+        return named("first_key", T.bind(first + skipped)), KEYS_PER_TASK - skipped
 
     def emit(self) -> None:
         rows = named("rows", T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS))))
@@ -142,21 +163,22 @@ class _KeyBlock:
         head, query = operands.head_of(self._group, row), operands.query_of(row)
         whole = named("whole", T.bind(self._count // lanes))
         frontier = named("frontier", T.bind(operands.frontier(self._batch, query)))
+        first = named("first", T.bind(operands.first_key(self._batch, query))) if operands.problem.window else None
         with loop("vector", T.serial(whole)) as vector, loop("lane", T.vectorized(lanes)) as lane:
-            self._mask_score(row, head, query, frontier, vector * lanes + lane)
+            self._mask_score(row, head, query, frontier, first, vector * lanes + lane)
         with loop("rest", T.serial(self._count % lanes)) as rest:
-            self._mask_score(row, head, query, frontier, whole * lanes + rest)
+            self._mask_score(row, head, query, frontier, first, whole * lanes + rest)
         with loop("rest", T.serial(T.ceildiv(self._count, T.int64(lanes)) * lanes - self._count)) as rest:
             T.buffer_store(self._scores, T.float32(float("-inf")), [row, self._count + rest])
 
-    def _mask_score(self, row: Any, head: Any, query: Any, frontier: Any, key: Any) -> None:
+    def _mask_score(self, row: Any, head: Any, query: Any, frontier: Any, first: Any, key: Any) -> None:
         operands, score = self._operands, self._scores[row, key]
         if operands.caps:
             score = operands.capped(score)
         if operands.adds:
             score = score + operands.added_at(self._batch, head, query, self._first_key + key)
         if operands.problem.causal:
-            hidden = self._first_key + key >= frontier
+            hidden = operands.is_hidden(self._first_key + key, frontier, first)
             score = score + T.Select(hidden, T.float32(float("-inf")), T.float32(0))
         T.buffer_store(self._scores, score, [row, key])
 

@@ -5,9 +5,10 @@ copied once, transposed, into a panel [D, rows]. The scores of a block of keys a
 the register tile of the matrix products with the keys as its left operand. The weighted sum of the values takes the
 same matrix, read by columns, as its left operand.
 
-A block of keys is skipped if all of its weights are exactly zero, as after a causal frontier: the mask puts its scores
-so far below earlier ones that their exponentials vanish. The bound ``|q . k| <= |q| |k|`` (Cauchy and Schwarz) proves
-this, and also that the block has no infinity and no NaN.
+Blocks of keys that are after the causal frontier of all rows, or before all of their windows, are not read. A block is
+also skipped if all of its weights are exactly zero: the mask puts its scores so far below earlier ones that their
+exponentials vanish. The bound ``|q . k| <= |q| |k|`` (Cauchy and Schwarz) proves this, and also that the block has no
+infinity and no NaN.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class _RowBlock:
             named(name, T.alloc_buffer((self._block,), "float32")) for name in ("largest", "total", "rescale")
         )
         self._frontier = named("frontier", T.alloc_buffer((self._block,), "int64"))
+        if problem.window:
+            self._first_seen = named("first_seen", T.alloc_buffer((self._block,), "int64"))
         self._numbers = named("numbers", T.alloc_buffer((6,), "float32"))
         self._flags = named("flags", T.alloc_buffer((2,), "int32"))
 
@@ -72,8 +75,11 @@ class _RowBlock:
         used = named("used", T.bind(T.max(self._operands.used_keys(self._batch), T.int64(0))))
         begin_step("queries, scaled, and no sums yet")
         self._begin()
-        with loop("step", T.serial(T.ceildiv(used, T.int64(KEYS_PER_BLOCK)))) as step:
-            first_key = named("first_key", T.bind(step * KEYS_PER_BLOCK))
+        end = named("end", T.bind(T.max(self._frontier[self._rows - 1], T.int64(0))))
+        before = self._operands.first_key(self._batch, self._query(T.int64(0))) // KEYS_PER_BLOCK
+        before = named("before", T.bind(before)) if self._operands.problem.window else T.int64(0)
+        with loop("step", T.serial(T.ceildiv(end, T.int64(KEYS_PER_BLOCK)) - before)) as step:
+            first_key = named("first_key", T.bind((before + step) * KEYS_PER_BLOCK))
             count = named("count", T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key)))
             self._measure_mask(first_key, count)
             place = self._operands.place_of(self._batch, self._group, first_key)
@@ -108,6 +114,8 @@ class _RowBlock:
             T.buffer_store(self._largest, T.float32(LOWEST), [row])
             T.buffer_store(self._total, T.float32(0), [row])
             T.buffer_store(self._frontier, operands.frontier(self._batch, self._query(row)), [row])
+            if operands.problem.window:
+                T.buffer_store(self._first_seen, operands.first_key(self._batch, self._query(row)), [row])
             with loop("d", T.vectorized(operands.problem.value_size)) as d:
                 T.buffer_store(self._sums, T.float32(0), [row, d])
         with loop("d", T.serial(operands.problem.head_size)) as d:
@@ -136,14 +144,11 @@ class _RowBlock:
 
     def _measure_mask(self, first_key: Any, count: Any) -> None:
         """Emit the maximum, and the sum of absolute values, of the numbers that the mask adds to a block's scores."""
-        highest, size = T.float32(0), T.float32(0)
-        hidden = first_key >= self._frontier[self._rows - 1]
         if self._operands.adds:
             self._scan_mask(first_key, count)
-            highest, size = self._numbers[_HIGHEST_MASK], self._numbers[_MASK_SIZE]
-        lowest = T.float32(float("-inf"))
-        T.buffer_store(self._numbers, T.Select(hidden, lowest, highest), [_HIGHEST_MASK])
-        T.buffer_store(self._numbers, size, [_MASK_SIZE])
+        else:
+            T.buffer_store(self._numbers, T.float32(0), [_HIGHEST_MASK])
+            T.buffer_store(self._numbers, T.float32(0), [_MASK_SIZE])
         self._note(_MASK_IS_ZERO, self._numbers[_MASK_SIZE] == T.float32(0))
 
     def _scan_mask(self, first_key: Any, count: Any) -> None:
@@ -228,6 +233,8 @@ class _RowBlock:
                     place = [key, tile * columns + lane]
                     T.buffer_store(self._scores, self._scores[tuple(place)] + added, place)
         some_hidden = first_key + KEYS_PER_BLOCK > self._frontier[0]
+        if operands.problem.window:
+            some_hidden = T.Or(some_hidden, first_key < self._first_seen[self._rows - 1])
         with (
             T.If(some_hidden),
             T.Then(),
@@ -235,7 +242,9 @@ class _RowBlock:
             loop("lane", T.vectorized(columns)) as lane,
         ):
             place = [key, tile * columns + lane]
-            hidden = first_key + key >= self._frontier[tile * columns + lane]
+            row = tile * columns + lane
+            first = self._first_seen[row] if operands.problem.window else None
+            hidden = operands.is_hidden(first_key + key, self._frontier[row], first)
             added = T.Select(hidden, T.float32(float("-inf")), T.float32(0))
             T.buffer_store(self._scores, self._scores[tuple(place)] + added, place)
 

@@ -137,16 +137,45 @@ class AttentionBuffers:
             T.buffer_store(used, T.max(used[0], self.used_keys(batch)), [0])
         return used[0]
 
+    def _behind_own(self, batch: Any, query: Any) -> Any:
+        """The key after that which belongs to a query of a causal attention. May be negative, or not exist."""
+        if self.problem.causal == "first":
+            return query + 1
+        keys = self.keys if self.problem.causal == "last" else self.lengths[batch]
+        return query + 1 + keys - self.query.shape[2]
+
     def frontier(self, batch: Any, query: Any) -> Any:
         """First key that the query must not see, whatever the mask says. May be negative."""
-        queries = self.query.shape[2]
         if not self.problem.causal:
             return self.used_keys(batch)
-        if self.problem.causal == "first":
-            return T.min(query + 1, self.used_keys(batch))
-        if self.problem.causal == "last":
-            return T.min(query + 1 + self.keys - queries, self.used_keys(batch))
-        return T.min(query + 1 + self.lengths[batch] - queries, self.used_keys(batch))
+        return T.min(self._behind_own(batch, query), self.used_keys(batch))
+
+    def last_frontier(self, batch: Any) -> Any:
+        """First key that no query sees."""
+        return self.frontier(batch, self.query.shape[2] - 1)
+
+    def first_key(self, batch: Any, query: Any) -> Any:
+        """First key of the window of a query; 0 without a window. At most the number of keys, whatever the lengths."""
+        window = self.problem.window
+        if not window:
+            return T.int64(0)
+        behind = T.min(T.max(self._behind_own(batch, query), T.int64(0)), self.keys + window)
+        return T.max(behind - window, T.int64(0))
+
+    def least_first_key(self) -> Any:
+        """Emit the first key that the window of any query of any batch holds."""
+        if not self.problem.has_lengths:
+            return self.first_key(T.int64(0), T.int64(0))
+        least = named("least", T.alloc_buffer((1,), "int64"))
+        T.buffer_store(least, self.keys, [0])
+        with loop("batch", T.serial(self.batches)) as batch:
+            T.buffer_store(least, T.min(least[0], self.first_key(batch, T.int64(0))), [0])
+        return least[0]
+
+    def is_hidden(self, key: Any, frontier: Any, first: Any) -> Any:
+        """Whether a key is at the frontier of a query or behind, or before its first one."""
+        behind = key >= frontier
+        return T.Or(behind, key < first) if self.problem.window else behind
 
     @property
     def caps(self) -> bool:

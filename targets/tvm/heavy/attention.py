@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import relax
 
 from moec.common.errors import UnsupportedError
+from moec.ir.masks.visibility import Window, read_window
 from moec.targets.tvm.heavy.attention_sinks import split_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
@@ -33,6 +34,7 @@ class AttentionProblem:
     query] whether the mask has size 1 there. ``has_lengths``: whether an input gives the number of keys in use per
     batch. ``causal``: query i sees keys 0 to i + offset. The offset is 0 where the queries belong to the ``first``
     keys, P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last keys in use.
+    ``window`` > 0 hides from a query of a causal attention all keys except the last ``window`` ones that it sees.
     ``paged``: element type of keys and values in pages [pages, B, G, page, D]; "" where they are not in pages.
     ``has_sinks``: each head has one more logit, whose weight goes to no value.
     ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
@@ -49,6 +51,7 @@ class AttentionProblem:
     mask_broadcast: tuple[bool, bool, bool] = (True, True, True)
     has_lengths: bool = False
     has_sinks: bool = False
+    window: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,29 +80,33 @@ Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, 
 
 
 def lower_attention(
-    lowering: LoweringContext, node: ir.Node, attend: Attend, *, takes_sinks: bool = False
+    lowering: LoweringContext, node: ir.Node, attend: Attend, *, takes_sinks: bool = False, takes_windows: bool = False
 ) -> list[Keys]:
-    """Result, present keys and present values. ``takes_sinks``: whether ``attend`` supports sinks.
+    """Result, present keys and present values. ``takes_sinks`` and ``takes_windows``: whether ``attend`` supports
+    sinks and windows; without, both stay in the mask.
 
     Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
     sinks = split_sinks(lowering, node) if takes_sinks else None
+    window = read_window(node, lowering.elements) if takes_windows else Window()
     if sinks is None:
-        inputs, present = _attention_inputs(lowering, node)
+        inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone)
     else:
         with sinks.alone(node) as rest:
             inputs, present = _attention_inputs(lowering, rest)
         inputs, present = dataclasses.replace(inputs, sinks=sinks.logits(lowering)), []
-    problem = _attention_problem(node, inputs)
+    problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size)
     batch, heads, queries, _ = inputs.query.ty.shape
     output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
     result = attend(lowering, node, inputs, problem, output)
     return [_joined_heads(lowering, node, result), *present]
 
 
-def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[AttentionInputs, list[Keys]]:
+def _attention_inputs(
+    lowering: LoweringContext, node: ir.Node, *, has_mask: bool = True
+) -> tuple[AttentionInputs, list[Keys]]:
     """Inputs of the attention, and the present keys and values: the past ones with the new ones appended."""
     query = _heads(lowering, node, 0, "q_num_heads")
     past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
@@ -114,7 +121,8 @@ def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[Attenti
         lengths = None if used is None else lowering.tensor(used)
     added = lowering.shape(required_input(node, 1))
     new_keys = added[2] if len(added) == 4 else added[1]
-    return AttentionInputs(query, key, value, _mask(lowering, node, key), lengths, new_keys), present
+    mask = _mask(lowering, node, key) if has_mask else None
+    return AttentionInputs(query, key, value, mask, lengths, new_keys), present
 
 
 def _joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:

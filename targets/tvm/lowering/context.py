@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.masks.elements import TensorElements
 from moec.targets.base import KernelRecord, Loader
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class LoweringContext(Protocol):
     def sizes(self) -> Sizes:
         """Arithmetic on the function's sizes; comparisons use the facts known about them."""
         ...
+
+    elements: TensorElements
+    """Elements of the graph's tensors as expressions of their indices."""
 
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor; its dims are in ``.ty.shape``. Constants become inline or weight parameters."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from moec.common.errors import UnsupportedError
+from moec.ir.masks.rules import elements
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.function_builder import FunctionBuilder
 from moec.targets.tvm.lowering.paged_tensors import PagedTensor
@@ -31,6 +32,7 @@ class GraphValues(FunctionBuilder):
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._static: dict[ir.Value, StaticValue] = {}
         self._paged: dict[ir.Value, PagedTensor] = {}
+        self.elements = elements()
 
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor. Static values become code here; large constants become weights."""

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from moec.common.errors import UnsupportedError
+from moec.passes import pipeline
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.kernels.kernel import select
 
 from ...products import sampled, thinned
-from ..attention_cases import PROBLEM, expected, normal, operands, variants
+from ..attention_cases import PROBLEM, expected, inside_windows, normal, operands, variants, windows
 from .kernel_runner import Kernel, build, machines
 from .test_dense import _check, _compiled, _model
 
@@ -65,12 +67,68 @@ def test_masks(problem):
     check(problem, Machine.host())
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("problem", list(windows()), ids=str)
+def test_windows(problem):
+    check(problem, Machine.host())
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 900), (4, 600), (3, 40), (70, 300), (200, 200)])
+@pytest.mark.parametrize(
+    "window", [64, *(pytest.param(size, marks=pytest.mark.nightly) for size in (1, 37, 130, 1000))]
+)
+def test_keys_that_are_not_read_leave_the_bits(queries, keys, window):
+    """A window alone gives what the same window as a mask gives, and a causal order what a mask of it gives."""
+    arrays = operands(PROBLEM, queries, keys)
+    run = {
+        problem: functools.partial(built(problem, Machine.host()), *arrays.values())
+        for problem in (CAUSAL, dataclasses.replace(CAUSAL, window=window))
+    }
+    order = np.arange(keys) <= np.arange(queries)[:, None] + keys - queries
+    inside = inside_windows(dataclasses.replace(CAUSAL, window=window), arrays)
+    for problem, seen in zip(run, (order, order & inside), strict=True):
+        mask = np.where(seen, 0, -np.inf).astype(np.float32).reshape(-1, 1, queries, keys)[:1]
+        expected_result = built(MASKED, Machine.host())(*arrays.values(), mask, empty(queries))
+        np.testing.assert_array_equal(run[problem](empty(queries)), expected_result)
+
+
+def test_keys_outside_of_windows_are_not_read():
+    """They may hold anything, as pages that nobody wrote do; those inside may not."""
+    problem = dataclasses.replace(CAUSAL, window=64)
+    for queries in (1, 70):
+        arrays = operands(PROBLEM, queries, 900)
+        expected_result = built(problem, Machine.host())(*arrays.values(), empty(queries))
+        for place, is_equal in ((100, True), (899, False)):
+            spoiled = {name: array.copy() for name, array in arrays.items()}
+            spoiled["key"][:, :, place] = np.nan
+            actual = built(problem, Machine.host())(*spoiled.values(), empty(queries))
+            assert np.array_equal(actual, expected_result) == is_equal
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("length", [-(2**63), -(2**62), -5, 901, 964, 2**62, 2**63 - 1])
+def test_lengths_that_are_none_reach_no_other_memory(length):
+    """Of a window that lies behind all keys, or before them, nothing is read."""
+    problem = dataclasses.replace(PROBLEM, causal="lengths", has_lengths=True, window=64)
+    for queries in (1, 70):
+        arrays = operands(problem, queries, 900) | {"lengths": np.array([length, 900])}
+        actual = built(problem, Machine.host())(*arrays.values(), empty(queries))
+        assert np.isfinite(actual).all()
+        if length < 0 or length > 964 + queries:
+            assert not actual[0].any()
+
+
+def empty(queries: int) -> np.ndarray:
+    return np.empty((2, 4, queries, 24), np.float32)
+
+
 def causal_mask(queries: int, keys: int, hidden: float = -3.4028235e38) -> np.ndarray:
     """As exporters write it: a number to add to the scores."""
     visible = np.arange(keys) <= np.arange(queries)[:, None] + keys - queries
     return np.where(visible, 0, hidden).astype(np.float32)[None, None]
 
 
+CAUSAL = dataclasses.replace(PROBLEM, causal="last")
 MASKED = dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=(True, True, False))
 
 
@@ -148,6 +206,32 @@ def test_a_cache_inside_the_operator():
         inputs = {"q": normal(2, queries, 32), "k": normal(2, queries, 16), "v": normal(2, queries, 16)}
         runs.append(inputs | {"pk": normal(2, 2, past, 8), "pv": normal(2, 2, past, 8)})
     _check(_model(text), *runs)
+
+
+WINDOW = """g (float[B,4,S,8] q, float[B,2,P,8] k, float[B,2,P,8] v, int64[B] used, bool[B,1,1,P] pad)
+    => (float[B,4,S,8] y, float[B,4,S,8] padded)
+    <int64 zero = {0}, int64 one = {1}, int64[1] last = {1}, int64[2] middle = {1, 2}, int64 size = {3}> {
+    queries = Shape <start = 2, end = 3> (q) keys = Shape <start = 2, end = 3> (k) s = Squeeze (queries)
+    p = Squeeze (keys) count = Range (zero, s, one) columns = Range (zero, p, one) past = Sub (used, queries)
+    rows = Unsqueeze (past, last) position = Add (rows, count) far = Sub (position, size) first = Unsqueeze (far, last)
+    row = Transpose <perm = [0, 2, 1]> (first) start = Unsqueeze (row, last)
+    inside = Greater (columns, start) both = And (inside, pad)
+    y = Attention <is_causal = 1> (q, k, v, inside, , , used)
+    padded = Attention <is_causal = 1> (q, k, v, both, , , used) }"""
+
+
+def test_a_window_is_read_from_the_mask(monkeypatch):
+    """Alone it takes the place of the mask; beside padding, the mask stays."""
+    problems = []
+    monkeypatch.setattr(
+        "moec.targets.cpu.attention.select",
+        lambda kernels, launch, machine: problems.append(launch[0]) or select(kernels, launch, machine),
+    )
+    inputs = {"q": normal(2, 4, 3, 8), "k": normal(2, 2, 600, 8), "v": normal(2, 2, 600, 8), "used": np.array([600, 9])}
+    model = _model(WINDOW)
+    pipeline.run(model, pipeline.parse("fold-shapes"))
+    _check(model, inputs | {"pad": np.arange(1200).reshape(2, 1, 1, 600) % 3 > 0})
+    assert [(problem.window, problem.mask) for problem in problems] == [(3, ""), (3, "bool")]
 
 
 def test_a_cache_outside_the_operator():

@@ -108,7 +108,7 @@ def test_keys_outside_of_windows_are_not_read():
 @pytest.mark.nightly
 @pytest.mark.parametrize("length", [-(2**63), -(2**62), -5, 901, 964, 2**62, 2**63 - 1])
 def test_lengths_that_are_none_reach_no_other_memory(length):
-    """Of a window that lies behind all keys, or before them, nothing is read."""
+    """A window that lies behind all keys, or before them, reads nothing."""
     problem = dataclasses.replace(PROBLEM, causal="lengths", has_lengths=True, window=64)
     for queries in (1, 70):
         arrays = operands(problem, queries, 900) | {"lengths": np.array([length, 900])}

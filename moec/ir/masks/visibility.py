@@ -145,8 +145,8 @@ def read_window(node: ir.Node, elements: TensorElements) -> Window:
     if mask is None or offset is None or mask.hidden > float("-inf"):
         return Window()
     sizes = [window_of(condition, mask.axes, offset) for condition in mask.conditions]
-    known = [size for size in sizes if size is not None]
-    return Window(min(known, default=0), bool(known) and None not in sizes)
+    windows = [size for size in sizes if size is not None]
+    return Window(min(windows, default=0), bool(windows) and None not in sizes)
 
 
 def _operand(node: ir.Node, position: int) -> ir.Value | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from kit.code import keep_code
 from kit.models import FORMATS, make_layer
 from kit.plan import KitPlan, KitStep
 from kit.recording import KitCall, LaunchRecorder, changed
@@ -48,7 +48,7 @@ def pack_model(name: str, artifact: Artifact, store: KitStore, plan: KitPlan, se
         model = recorder.load(artifact)
         for kernel, call in _first_calls(model, recorder).items():
             calls.setdefault(kernel, {})[count] = call
-        _keep_code(artifact, recorder, store)
+        keep_code(artifact, recorder, store)
     for kernel, variants in calls.items():
         digest = _digest_of(artifact, kernel)
         if digest in seen:
@@ -67,7 +67,7 @@ def _first_calls(model: CompiledModel, recorder: LaunchRecorder) -> dict[str, Ki
     for tokens in TOKENS:
         (sizes,) = size_cases(model.inputs, (tokens,), (1,), model.interface.sizes, model.guards)
         inputs = random_inputs(model.inputs, sizes, model.interface.limits, 0)
-        with recorder.recording(model, contents=True) as calls:
+        with recorder.recording(model, largest=None) as calls:
             model.run(inputs)
         for call in calls:
             if call.launches and changed(call):
@@ -89,14 +89,3 @@ def _check_equal(kernel: str, variants: Mapping[int, KitCall]) -> None:
 def _digest_of(artifact: Artifact, kernel: str) -> str:
     text = find_kernel(artifact, kernel, None).source("cuda")
     return hashlib.sha256(text.partition("\n\n")[2].encode()).hexdigest()
-
-
-def _keep_code(artifact: Artifact, recorder: LaunchRecorder, store: KitStore) -> None:
-    """Copy the artifact's machine code and its emulated libraries, named after the code that they are made of."""
-    binary = artifact.program().binary
-    assert binary is not None, "nvcc is there"
-    for digest, library in recorder.libraries.items():
-        target = store.folder / "code" / f"{digest}.fatbin"
-        if not target.exists():
-            shutil.copy(artifact.path(binary), target)
-            shutil.copy(library, target.with_suffix(".so"))

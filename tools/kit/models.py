@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -38,8 +39,9 @@ def make_layer(name: str, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def zero_layer(experts: int, chosen: int, width: int, hidden: int) -> Any:
-    """Make a SwiGLU layer in bfloat16 as ONNX IR, with zeros for weights: the kit makes numbers on the device."""
+def any_layer(experts: int, chosen: int, width: int, hidden: int) -> Any:
+    """Make a SwiGLU layer in bfloat16 as ONNX IR. Its weights are any numbers, which the kit does not keep; with zeros,
+    hidden units would be removed."""
     import ml_dtypes
     import numpy as np
     import onnx_ir as ir
@@ -51,10 +53,13 @@ def zero_layer(experts: int, chosen: int, width: int, hidden: int) -> Any:
         name: ir.Value(name=name, shape=ir.Shape(["T", size]), type=kind)
         for name, size in (("x", width), ("logits", experts))
     }
-    weights = {}
+    weights, random = {}, np.random.default_rng(0)
     for name, shape in {"up": (experts, 2 * hidden, width), "down": (experts, width, hidden)}.items():
-        zeros = ir.tensor(np.zeros(shape, ml_dtypes.bfloat16), name=name)
-        weights[name] = ir.Value(name=name, shape=ir.Shape(shape), type=kind, const_value=zeros)
+        bits = np.frombuffer(bytearray(random.bytes(2 * math.prod(shape))), np.uint16).reshape(shape)
+        bits &= 0x83FF
+        bits |= 0x3C00
+        numbers = ir.tensor(bits.view(ml_dtypes.bfloat16), name=name)
+        weights[name] = ir.Value(name=name, shape=ir.Shape(shape), type=kind, const_value=numbers)
     spec = RouteSpec(k=chosen, normalize=True)
     node = make_node("MoE", {**values, **weights}, spec, ExpertsSpec(), name="layer")
     node.outputs[0].name = "y"

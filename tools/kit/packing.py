@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from kit import kernels, runtime_files
+from kit import kernels, layers, runtime_files
+from kit.code import ARCHITECTURE, device_code
 from kit.plan import KitPlan
 from kit.tapes import KitStore
 from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
 from moec.common.user_cache import user_cache
 from moec.runtime.device_module import DeviceCall
-from moec.simulators.cuda.launch import EmulatedLaunch
-from moec.simulators.cuda.library import emulated_library
-from moec.targets.cuda.nvcc import compile_source
 
 LARGEST = 60 << 20
 """Bytes of the folder."""
-ARCHITECTURE = "sm_90a"
 _HERE = pathlib.Path(__file__).resolve().parent
 _TAGS = ("blockIdx.x", "threadIdx.x")
 _RUN = """#!/bin/sh
@@ -49,8 +45,9 @@ def pack(folder: pathlib.Path, python: str, say: Callable[[str], None], only: st
             runtime_files.copy_runtime(contents / "python", python, wheels)
         except RuntimeError as error:
             raise MoecError(str(error)) from error
-        store, plan = KitStore(contents, _helpers(contents)), KitPlan()
+        store, plan = KitStore(contents, _helpers(contents), _measures(contents)), KitPlan()
         kernels.pack_kernels(store, plan, work, say, only)
+        layers.pack_layers(store, plan, work, say, only)
         (contents / "plan.json").write_text(json.dumps(plan.as_data(), indent=1), encoding="utf-8")
         about = {"python": python, "revision": _revision(), "architecture": ARCHITECTURE}
         (contents / "about.json").write_text(json.dumps(about), encoding="utf-8")
@@ -58,27 +55,17 @@ def pack(folder: pathlib.Path, python: str, say: Callable[[str], None], only: st
         return _write(folder, contents)
 
 
-def device_code(store: KitStore, source: str, calls: Iterable[DeviceCall], emulated: pathlib.Path | None = None) -> str:
-    """Compile device code, for the GPU and for the emulator, and return its digest. Raises MoecError without nvcc."""
-    digest = hashlib.sha256(source.encode()).hexdigest()
-    target = store.folder / "code" / f"{digest}.fatbin"
-    if target.exists():
-        return digest
-    compiled = compile_source(source, ARCHITECTURE)
-    if compiled is None:
-        raise MoecError("nvcc was not found; the kit holds machine code: install it with: pip install 'moec[cuda]'")
-    target.write_bytes(compiled.binary)
-    launches = [EmulatedLaunch(call.name, call.launch) for call in calls]
-    library = emulated or emulated_library(source, launches, architecture=ARCHITECTURE, portable=True)
-    shutil.copy(library, target.with_suffix(".so"))
-    return digest
-
-
 def _helpers(contents: pathlib.Path) -> str:
     """Compile the kit's own kernels."""
     source = (_HERE / "carried" / "helpers.cu").read_text(encoding="utf-8")
     calls = [DeviceCall(name, (), _TAGS) for name in ("kit_fill", "kit_hidden", "kit_outputs")]
-    return device_code(KitStore(contents, ""), source, calls)
+    return device_code(KitStore(contents, "", ""), source, calls)
+
+
+def _measures(contents: pathlib.Path) -> str:
+    """Compile the kernels that measure a GPU."""
+    source = (_HERE / "carried" / "measures.cu").read_text(encoding="utf-8")
+    return device_code(KitStore(contents, "", ""), source, [], emulated=False)
 
 
 def _revision() -> str:

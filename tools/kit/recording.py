@@ -21,7 +21,7 @@ import numpy as np
 
 from moec.common.once import once
 from moec.runtime.artifact import Artifact
-from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS, DeviceModule
+from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS, DeviceCall, DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
@@ -114,7 +114,9 @@ class LaunchRecorder:
         self.multiprocessors, self._execute = multiprocessors, execute
         self.libraries: dict[str, pathlib.Path] = {}
         """The emulated libraries of device code, by its SHA-256."""
-        self._modules: dict[str, tuple[str, DeviceModule, Any]] = {}
+        self.modules: dict[str, DeviceModule] = {}
+        """The device code that was loaded, likewise."""
+        self._kernels: dict[str, tuple[str, DeviceCall, Any]] = {}
         self._maps: dict[int, dict[str, Any]] = {}
         self._call: KitCall | None = None
 
@@ -132,8 +134,9 @@ class LaunchRecorder:
         return CompiledModel(artifact, LoadOptions(), CudaGpu(loader, architecture=architecture))
 
     @contextlib.contextmanager
-    def recording(self, model: CompiledModel, *, contents: bool) -> Iterator[list[KitCall]]:
-        """Context that collects the calls of kernels. ``contents``: also the bytes of their tensors."""
+    def recording(self, model: CompiledModel, *, largest: int | None) -> Iterator[list[KitCall]]:
+        """Context that collects the calls of kernels. ``largest``: of which size, in bytes, a tensor's
+        contents are kept, too; None for any."""
         names = {
             record["name"]: [parameter["name"] for parameter in record["parameters"]]
             for record in model.artifact.program().kernels
@@ -149,8 +152,9 @@ class LaunchRecorder:
                     tensor.name = name
                 self._call = KitCall(symbol, tensors, [])
             assert self._call is not None, "an instrument is called before and after"
-            for tensor in self._call.tensors if contents else ():
-                setattr(tensor, "before" if before else "after", tensor.read())
+            for tensor in self._call.tensors:
+                if largest is None or tensor.size <= largest:
+                    setattr(tensor, "before" if before else "after", tensor.read())
             if not before:
                 calls.append(self._call)
                 self._call = None
@@ -162,13 +166,14 @@ class LaunchRecorder:
     def _load_module(self, architecture: str, module: DeviceModule) -> Any:
         code = module.code.decode()
         digest, emulated = hashlib.sha256(module.code).hexdigest(), None
+        self.modules[digest] = module
         if self._execute:
             launches = [EmulatedLaunch(kernel.name, kernel.launch) for kernel in module.kernels]
             path = library.emulated_library(code, launches, architecture=architecture, portable=True)
             self.libraries[digest] = path
             emulated = load_ffi().load_module(str(path))
         for kernel in module.kernels:
-            self._modules[kernel.name] = (digest, module, emulated)
+            self._kernels[kernel.name] = (digest, kernel, emulated)
         return load_ffi().load_module(str(_forwarding_library([kernel.name for kernel in module.kernels])))
 
     def encode(self, target: Any, dtype: str, rank: int, address: Any, *numbers: int) -> None:
@@ -181,8 +186,7 @@ class LaunchRecorder:
         }
 
     def on_launch(self, name: str, *values: Any) -> None:
-        digest, module, emulated = self._modules[name]
-        kernel = next(kernel for kernel in module.kernels if kernel.name == name)
+        digest, kernel, emulated = self._kernels[name]
         count, tags = len(kernel.types), [tag for tag in kernel.launch if tag not in LAUNCH_FLAGS]
         arguments = [
             self._argument(*kernel.types[place], place in kernel.tensor_maps, values[place]) for place in range(count)

@@ -20,10 +20,12 @@ Variants = Mapping[int, Sequence[KitCall]]
 
 @dataclasses.dataclass
 class KitStore:
-    """Files of the kit that are named after their content. ``helpers``: digest of the kit's own device code."""
+    """Files of the kit that are named after their content. ``helpers``, ``measures``: digests of the kit's own device
+    code."""
 
     folder: pathlib.Path
     helpers: str
+    measures: str
 
     def __post_init__(self) -> None:
         for name in ("tapes", "blobs", "code"):
@@ -38,7 +40,7 @@ class KitStore:
 
     def tape(self, name: str, data: Mapping[str, Any]) -> None:
         path = self.folder / "tapes" / f"{name}.json"
-        text = json.dumps({"helpers": self.helpers, **data}, separators=(",", ":"))
+        text = json.dumps({"helpers": self.helpers, "measures": self.measures, **data}, separators=(",", ":"))
         path.write_text(text, encoding="utf-8")
 
 
@@ -124,10 +126,10 @@ def layer_tape(variants: Variants, store: KitStore, contents: Mapping[int, bytes
         if place[0] in seen:
             continue
         seen.add(place[0])
-        if tensor.address in contents:
-            buffers[place[0]]["blob"] = store.blob(contents[tensor.address])
-        elif fill := _fill(tensor):
+        if fill := _fill(tensor):
             buffers[place[0]]["fill"] = fill
+        elif tensor.address in contents:
+            buffers[place[0]]["blob"] = store.blob(contents[tensor.address])
     by_count = {count: [call for call in run if call.launches] for count, run in variants.items()}
     listed = []
     for index, call in enumerate(calls):

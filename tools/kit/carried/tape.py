@@ -32,7 +32,7 @@ class Tape:
 
     def __init__(self, folder: pathlib.Path, name: str, device: Any, code: Mapping[str, str] | None = None) -> None:
         """``code``: other device code to use, by the digest of the recorded one."""
-        self.folder, self.device, self._code = folder, device, dict(code or {})
+        self.folder, self.device, self.code = folder, device, dict(code or {})
         self.data: dict[str, Any] = json.loads((folder / "tapes" / f"{name}.json").read_text(encoding="utf-8"))
         self.addresses = [device.memory(buffer["bytes"]) for buffer in self.data["buffers"]]
 
@@ -67,7 +67,7 @@ class Tape:
                 self.launch(launch)
 
     def launch(self, launch: Mapping[str, Any]) -> None:
-        digest = self._code.get(launch["module"], launch["module"])
+        digest = self.code.get(launch["module"], launch["module"])
         arguments = [[kind, self._value(kind, value)] for kind, value in launch["arguments"]]
         self.device.launch(
             self.folder / "code" / f"{digest}.fatbin",

@@ -1,0 +1,85 @@
+"""Whole models of the kit: artifacts of two layers, with the results that the emulator computed."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kit.code import keep_code
+from kit.kernels import MULTIPROCESSORS
+from kit.plan import KitPlan, KitStep
+from kit.recording import LaunchRecorder
+from kit.tapes import KitStore
+from moec.compiling.compile_options import CompileOptions
+from moec.compiling.compiler import write
+from moec.runtime.artifact import open_artifact
+from moec.runtime.generation import generate
+
+FAMILIES = ("qwen3_moe", "granitemoe", "gpt_oss", "olmoe", "deepseek_v3")
+SIZES: Mapping[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "head_dim": 64,
+    "vocab_size": 256,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 64,
+}
+"""Fields that differ from those of :mod:`tiny_families`: wide enough for tensor cores."""
+PROMPT, NEW = 24, 8
+
+
+def pack_models(store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callable[[str], None], only: str = "") -> None:
+    """Pack the models whose names begin with ``only``, and the kernels that layers do not have."""
+    for place, name in enumerate(FAMILIES):
+        if name.startswith(only):
+            say(f"model {name}")
+            _save(name, work / name)
+            path = work / f"{name}.moec"
+            write(str(work / name), path, CompileOptions(target="cuda:sm_90a"))
+            _pack(name, path, store)
+            plan.add(KitStep(2, 10 + place, f"model {name}", "model_step", (name,), 60))
+
+
+def _save(family: str, folder: pathlib.Path) -> None:
+    """Write a random model of two layers in bfloat16, as Hugging Face stores models."""
+    import torch
+    from tiny_families import families, tiny_config
+
+    kind, model = families()[family]
+    config = tiny_config(kind).to_dict()
+    config = kind(**{**config, **{name: value for name, value in SIZES.items() if name in config}})
+    torch.manual_seed(0)
+    module = model(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    module.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _pack(name: str, path: pathlib.Path, store: KitStore) -> None:
+    """Copy the artifact, and store what it computes."""
+    artifact = open_artifact(path)
+    recorder = LaunchRecorder(MULTIPROCESSORS[0], execute=True)
+    model = recorder.load(artifact)
+    keep_code(artifact, recorder, store)
+    ids = np.random.default_rng(0).integers(3, 200, (1, PROMPT))
+    (made,) = generate(model, [ids[0].tolist()], max_new_tokens=NEW)
+    results = {"out_logits": model.run({"input_ids": ids})["logits"]}
+    keep_artifact(name, path, {"in_input_ids": ids, **results, "tokens": np.array(made.ids)}, store)
+
+
+def keep_artifact(name: str, path: pathlib.Path, arrays: Mapping[str, np.ndarray], store: KitStore) -> None:
+    """Copy an artifact, and store arrays; bfloat16 as its bits."""
+    target = store.folder / "artifacts" / f"{name}.moec"
+    shutil.copytree(path, target)
+    bits = {key: array.view(np.uint16) if array.dtype.name == "bfloat16" else array for key, array in arrays.items()}
+    np.savez(target.with_suffix(".npz"), **bits)

@@ -1,0 +1,88 @@
+"""The step of one model: logits and a greedy text compared with what the emulator computed, and tokens per second.
+
+python -m carried.model_step [--emulate] NAME
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .loaded import load_model
+from .places import options
+from .tape import numbers
+
+LARGEST_ERROR = 3e-2
+"""Norm of the difference of logits as a share of the norm: two layers in bfloat16."""
+REPEATS = 3
+
+
+def main() -> int:
+    asked = options(__doc__, "name")
+    model = load_model(asked.folder, asked.name, emulate=asked.emulate)
+    print(f"* {model!r}", flush=True)
+    right = True
+    for text, agrees in checks(asked, model):
+        print(f"* {text}{'' if agrees else ', DIFFERS'}", flush=True)
+        right &= agrees
+    return 0 if right else 1
+
+
+def checks(asked: Any, model: Any) -> Iterator[tuple[str, bool]]:
+    """Compare results: texts, and whether they agree."""
+    stored = np.load(asked.folder / "artifacts" / f"{asked.name}.npz")
+    inputs = {name.removeprefix("in_"): _typed(stored, name) for name in stored.files if name.startswith("in_")}
+    (output,) = (name for name in stored.files if name.startswith("out_"))
+    expected, actual = _floats(_typed(stored, output)), model.run(inputs)[output.removeprefix("out_")]
+    error = float(np.linalg.norm(_floats(actual) - expected) / np.linalg.norm(expected))
+    yield f"results of {expected.shape}: error {error:.2g} of the norm", error <= LARGEST_ERROR
+    runs = [model.run(inputs)[output.removeprefix("out_")].tobytes() for _ in range(1 if asked.emulate else REPEATS)]
+    yield "repeated: bits", set(runs) == {actual.tobytes()}
+    if not asked.emulate:
+        yield _captured(asked, inputs, output.removeprefix("out_"), actual.tobytes())
+    if "tokens" in stored.files:
+        yield _text(model, stored, asked.emulate)
+
+
+def _captured(asked: Any, inputs: dict[str, Any], output: str, expected: bytes) -> tuple[str, bool]:
+    """Run as a CUDA graph, which is captured in the second run."""
+    from moec.common.errors import UnsupportedError
+
+    try:
+        model = load_model(asked.folder, asked.name, emulate=False, cuda_graphs=True)
+    except UnsupportedError as error:
+        return f"as a CUDA graph: refused: {error}", True
+    return "as a CUDA graph: bits", {model.run(inputs)[output].tobytes() for _ in range(REPEATS)} == {expected}
+
+
+def _text(model: Any, stored: Any, emulate: bool) -> tuple[str, bool]:
+    """Continue a prompt. Other tokens than stored are no failure: numbers that nearly tie may change places."""
+    from moec.runtime.generation import generate
+
+    ids, expected = stored["in_input_ids"][0].tolist(), stored["tokens"].tolist()
+    if not emulate:
+        generate(model, [ids], max_new_tokens=4)  # loads code and allocates memory
+    (made,) = generate(model, [ids], max_new_tokens=len(expected))
+    same = sum(a == b for a, b in zip(made.ids, expected, strict=False))
+    rate = (len(made.ids) - 1) / max(made.decode_seconds, 1e-9)
+    return f"session: {same} of {len(expected)} tokens as stored, {rate:.1f} tokens/s", len(made.ids) == len(expected)
+
+
+def _typed(stored: Any, name: str) -> np.ndarray:
+    """The array; bfloat16 is stored as its bits."""
+    import ml_dtypes
+
+    array = stored[name]
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.uint16 else array
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    name = array.dtype.name
+    return numbers(array.tobytes(), name).reshape(array.shape) if name == "bfloat16" else array.astype(np.float32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

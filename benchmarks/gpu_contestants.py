@@ -6,12 +6,14 @@ A call takes tokens [T, d] and router logits [T, E] in bfloat16 on the device an
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from gpu_grouped import grouped_moe, grouped_product
 from gpu_layers import GpuWeights, route
 from peers import AbsentError, require_package
 
@@ -70,25 +72,11 @@ def layer_model(weights: GpuWeights) -> Any:
 
 
 def grouped_mm(weights: GpuWeights, _target: str) -> Contestant:
-    """Build PyTorch's grouped products: pairs are sorted by expert, without waiting for the device."""
-    layer = weights.layer
-    product = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+    """Build the layer of ``gpu_grouped.py``."""
+    product = grouped_product()
     if product is None:
         raise AbsentError(f"PyTorch {torch.__version__} has no grouped_mm")
-    up, down = weights.up.transpose(1, 2), weights.down.transpose(1, 2)
-    experts = torch.arange(layer.experts, device=weights.up.device)
-
-    def call(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        scores, ids = route(logits, layer.chosen)
-        by_expert, order = torch.sort(ids.flatten(), stable=True)
-        ends = torch.searchsorted(by_expert, experts, right=True).to(torch.int32)
-        gate, hidden = product(x[order // layer.chosen], up, offs=ends).chunk(2, dim=-1)
-        results = product(torch.nn.functional.silu(gate) * hidden, down, offs=ends)
-        results = results * scores.flatten()[order, None].to(x.dtype)
-        pairs = torch.empty_like(results).index_copy_(0, order, results)
-        return pairs.view(len(x), layer.chosen, -1).sum(1)
-
-    return Contestant(call)
+    return Contestant(functools.partial(grouped_moe, weights, product))
 
 
 def transformers_eager(weights: GpuWeights, _target: str) -> Contestant:

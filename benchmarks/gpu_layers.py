@@ -6,9 +6,12 @@ Every function takes a device, so that it can be checked on a processor.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
-from layers import Layer
+
+if TYPE_CHECKING:
+    from layers import Layer
 
 SCALE_OF_LOGITS = 2.0
 """Standard deviation of the logits, large enough for unequal numbers of tokens per expert, as in models."""

@@ -83,35 +83,68 @@ def test_a_kit_runs_in_the_emulator_and_goes_on_where_it_was(tmp_path, capsys):
     assert first_light.main(["--pack", str(kit)]) == 2  # a folder with files is left alone
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the driver's structures as they are on Linux")
-def test_structures_of_the_driver_are_those_of_its_header(tmp_path):
-    from kit.carried import gpu
+LAUNCHING = """
+import pathlib, sys
+from kit.carried.gpu import DriverError, Gpu
 
+code, gpu = pathlib.Path(sys.argv[1], "code.fatbin"), Gpu()
+code.write_bytes(b"code")
+print(gpu.name)
+address = gpu.memory(1000)
+gpu.write(address, b"abcd" * 250)
+gpu.clear(address + 4, 2, 0x2D)
+print(gpu.read(address, 8))
+numbers = [96, 200, 400, 64, 8, 1, 1, 0, 3, 2, 0]
+tensor_map = {"dtype": "bfloat16", "rank": 2, "address": 0x7000, "numbers": numbers}
+arguments = [["pointer", 0x7F00], ["int32", -5], ["int64", 1 << 40], ["float32", 0.5], ["map", tensor_map]]
+grid = {"clusterCtaIdx.x": 2, "blockIdx.x": 132, "blockIdx.y": 3, "threadIdx.x": 384}
+shared = {**grid, "tirx.use_dyn_shared_memory": 204896}
+gpu.launch(code, "product", arguments, shared, begins_early=True)
+print(gpu.seconds(lambda: gpu.launch(code, "product", arguments, {"blockIdx.x": 7, "threadIdx.x": 32})))
+gpu.captured(lambda: None)()
+print(gpu.registers(code, "product"))
+gpu.free(address)
+code.with_name("other").write_bytes(b"no code")
+try:
+    gpu.launch(code.with_name("other"), "product", arguments, grid)
+except DriverError as error:
+    print(error)
+"""
+LAUNCHES = """function product
+shared 204896
+map 9 rank 2 address 0x7000 aligned 1: 96/64/1 200/8/1 400 modes 0 3 2 0
+launch 132 3 1, 384 1 1, 204896 bytes: cluster 2 1 1 early 1 0x7f00 -5 1099511627776 0.5 0x5a
+map 9 rank 2 address 0x7000 aligned 1: 96/64/1 200/8/1 400 modes 0 3 2 0
+launch 7 1 1, 32 1 1, 0 bytes: 0x7f00 -5 1099511627776 0.5 0x5a
+graph
+"""
+
+
+def test_the_driver_is_called_as_its_header_says(tmp_path):
     from moec.targets.cuda.nvcc import find_tool
 
     nvcc = find_tool("nvcc")
-    header = None if nvcc is None else nvcc.resolve().parent.parent / "include" / "cuda.h"
-    if header is None or not header.exists():
+    homes = [pathlib.Path("/usr/local/cuda"), *([nvcc.resolve().parent.parent] if nvcc else [])]
+    include = next((home / "include" for home in homes if (home / "include" / "cuda.h").exists()), None)
+    if include is None or sys.platform != "linux":
         pytest.skip("no cuda.h")
-    sizes = {
-        "sizeof(CUlaunchConfig)": gpu.ctypes.sizeof(gpu.LaunchConfig),
-        "offsetof(CUlaunchConfig, hStream)": gpu.LaunchConfig.stream.offset,
-        "offsetof(CUlaunchConfig, attrs)": gpu.LaunchConfig.attributes.offset,
-        "offsetof(CUlaunchConfig, numAttrs)": gpu.LaunchConfig.count.offset,
-        "sizeof(CUlaunchAttribute)": gpu.ctypes.sizeof(gpu.LaunchAttribute),
-        "offsetof(CUlaunchAttribute, value.clusterDim.x)": gpu.LaunchAttribute.x.offset,
-        "offsetof(CUlaunchAttribute, value.programmaticStreamSerializationAllowed)": gpu.LaunchAttribute.x.offset,
-        "CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION": gpu._CLUSTER,
-        "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION": gpu._EARLY,
-        "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": gpu._SHARED_BYTES,
-        "CU_TENSOR_MAP_DATA_TYPE_BFLOAT16": gpu._MAP_TYPES["bfloat16"],
-        "CU_TENSOR_MAP_DATA_TYPE_FLOAT16": gpu._MAP_TYPES["float16"],
-        "CU_TENSOR_MAP_DATA_TYPE_FLOAT32": gpu._MAP_TYPES["float32"],
-        "CU_TENSOR_MAP_DATA_TYPE_UINT8": gpu._MAP_TYPES["uint8"],
+    stub = pathlib.Path(__file__).parent / "driver_stub.cpp"
+    library = ["-shared", "-fPIC", "-w", f"-I{include}", str(stub), "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(["g++", "-std=c++17", *library], check=True)
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "DRIVER_STUB_OUTPUT": str(tmp_path / "said"),
+        "PYTHONPATH": str(TOOLS),
     }
-    checks = "".join(f'static_assert({what} == {size}, "{what}");\n' for what, size in sizes.items())
-    program = tmp_path / "sizes.cpp"
-    program.write_text(f"#include <cstddef>\n#include <cuda.h>\n{checks}")
-    command = ["g++", "-std=c++17", "-fsyntax-only", "-w", f"-I{header.parent}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", LAUNCHING, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "stub 5, compute capability 9.0, 132 multiprocessors, driver for CUDA 13.0",
+        "b'abcd--cd'",
+        "0.0025",
+        "168",
+        "cuModuleLoadData: CUDA_ERROR_OF_STUB (200)",
+    ]
+    assert (tmp_path / "said").read_text() == LAUNCHES

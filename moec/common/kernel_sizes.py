@@ -12,9 +12,11 @@ from moec.common.guards import Expression, parse_size
 
 LARGEST = 2**40
 """The largest valid size or number; larger ones are rejected."""
+LARGEST_WORK = 2**60
+"""The largest valid number of operations."""
 
 
-def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
+def evaluate(text: str, sizes: Mapping[str, int], where: str, largest: int = LARGEST) -> int:
     """The value of a C expression of sizes. Raises ArtifactError for any other text, an unknown name, division by zero,
     and a result that is not a valid size."""
     size = parsed_size(text, where)
@@ -22,8 +24,8 @@ def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
         value = size(sizes)
     except (KeyError, ZeroDivisionError) as error:
         raise ArtifactError(f"{where}: size {text[:80]!r} cannot be computed: {error!r}") from error
-    if not 0 <= value <= LARGEST:
-        raise ArtifactError(f"{where}: size {text[:80]!r} is {value}; expected 0 to {LARGEST}")
+    if not 0 <= value <= largest:
+        raise ArtifactError(f"{where}: size {text[:80]!r} is {value}; expected 0 to {largest}")
     return value
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from moec.common.dtypes import DTYPES
 from moec.common.errors import MoecError
-from moec.common.kernel_sizes import evaluate, kernel_sizes, tensor_bytes
+from moec.common.kernel_sizes import LARGEST_WORK, evaluate, kernel_sizes, tensor_bytes
 from moec.common.weight_reads import WeightReads, counted_reads, sized_reads
 from moec.common.work import Argument, GroupedWork, SizedWork, Work, parse_work, work_of
 
@@ -45,7 +45,7 @@ def call_work(kernel: Mapping[str, Any], model: Mapping[str, int], where: str) -
 
 def _sized(kernel: Mapping[str, Any], sized: SizedWork, sizes: Mapping[str, int], where: str) -> CallWork:
     moved = tensor_bytes(kernel["parameters"], sized.moved, sizes, where)
-    work = Work(evaluate(sized.operations, sizes, where), moved, sized.arithmetic)
+    work = Work(evaluate(sized.operations, sizes, where, LARGEST_WORK), moved, sized.arithmetic)
     return CallWork(work, sized_reads(kernel, kernel["parameters"], sized.moved, sizes, where))
 
 

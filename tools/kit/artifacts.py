@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from kit.code import keep_code
-from kit.kernels import MULTIPROCESSORS
+from kit.code import keep_artifact, keep_code
+from kit.kernels import MULTIPROCESSORS, add_kernels
 from kit.plan import KitPlan, KitStep
-from kit.recording import LaunchRecorder
+from kit.recording import KitCall, LaunchRecorder, changed
 from kit.tapes import KitStore
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.compiler import write
@@ -38,13 +37,14 @@ PROMPT, NEW = 24, 8
 
 def pack_models(store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callable[[str], None], only: str = "") -> None:
     """Pack the models whose names begin with ``only``, and the kernels that layers do not have."""
+    seen: set[str] = set()
     for place, name in enumerate(FAMILIES):
         if name.startswith(only):
             say(f"model {name}")
             _save(name, work / name)
             path = work / f"{name}.moec"
             write(str(work / name), path, CompileOptions(target="cuda:sm_90a"))
-            _pack(name, path, store)
+            _pack(name, path, store, plan, seen)
             plan.add(KitStep(2, 10 + place, f"model {name}", "model_step", (name,), 60))
 
 
@@ -65,21 +65,19 @@ def _save(family: str, folder: pathlib.Path) -> None:
     module.to(torch.bfloat16).save_pretrained(folder)
 
 
-def _pack(name: str, path: pathlib.Path, store: KitStore) -> None:
-    """Copy the artifact, and store what it computes."""
+def _pack(name: str, path: pathlib.Path, store: KitStore, plan: KitPlan, seen: set[str]) -> None:
+    """Pack the artifact with what it computes, and each kernel that a session calls."""
     artifact = open_artifact(path)
     recorder = LaunchRecorder(MULTIPROCESSORS[0], execute=True)
     model = recorder.load(artifact)
     keep_code(artifact, recorder, store)
     ids = np.random.default_rng(0).integers(3, 200, (1, PROMPT))
-    (made,) = generate(model, [ids[0].tolist()], max_new_tokens=NEW)
+    with recorder.recording(model, largest=None) as calls:
+        (generation,) = generate(model, [ids[0].tolist()], max_new_tokens=NEW)
+    first: dict[str, dict[int, KitCall]] = {}
+    for call in calls:
+        if call.launches and changed(call):
+            first.setdefault(call.kernel, {MULTIPROCESSORS[0]: call})
+    add_kernels(name, artifact, first, store, plan, seen)
     results = {"out_logits": model.run({"input_ids": ids})["logits"]}
-    keep_artifact(name, path, {"in_input_ids": ids, **results, "tokens": np.array(made.ids)}, store)
-
-
-def keep_artifact(name: str, path: pathlib.Path, arrays: Mapping[str, np.ndarray], store: KitStore) -> None:
-    """Copy an artifact, and store arrays; bfloat16 as its bits."""
-    target = store.folder / "artifacts" / f"{name}.moec"
-    shutil.copytree(path, target)
-    bits = {key: array.view(np.uint16) if array.dtype.name == "bfloat16" else array for key, array in arrays.items()}
-    np.savez(target.with_suffix(".npz"), **bits)
+    keep_artifact(name, path, {"in_input_ids": ids, **results, "tokens": np.array(generation.ids)}, store)

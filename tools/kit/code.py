@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from kit.recording import LaunchRecorder
 from kit.tapes import KitStore
@@ -46,3 +49,11 @@ def keep_code(artifact: Artifact, recorder: LaunchRecorder, store: KitStore) -> 
             shutil.copy(artifact.path(binary), target)
         if digest in recorder.libraries:
             shutil.copy(recorder.libraries[digest], target.with_suffix(".so"))
+
+
+def keep_artifact(name: str, path: pathlib.Path, arrays: Mapping[str, np.ndarray], store: KitStore) -> None:
+    """Copy an artifact, and store arrays; bfloat16 as its bits."""
+    target = store.folder / "artifacts" / f"{name}.moec"
+    shutil.copytree(path, target)
+    bits = {key: array.view(np.uint16) if array.dtype.name == "bfloat16" else array for key, array in arrays.items()}
+    np.savez(target.with_suffix(".npz"), **bits)

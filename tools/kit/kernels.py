@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from kit.code import keep_code
+from kit.code import keep_artifact, keep_code
 from kit.models import FORMATS, make_layer
 from kit.plan import KitPlan, KitStep
 from kit.recording import KitCall, LaunchRecorder, changed
@@ -24,6 +24,8 @@ TOKENS = (1, 40, 300, 400)
 """Numbers of tokens, by which each height of blocks comes."""
 MULTIPROCESSORS = (132, 2, 4)
 """Those of an H100, and so few that a block of threads takes many tiles."""
+KEPT = "bfloat16"
+"""The layer that is also packed as an artifact."""
 
 
 def pack_kernels(
@@ -37,11 +39,15 @@ def pack_kernels(
         say(f"kernels of {name}")
         path = work / f"{name}.moec"
         write(make_layer(name, work), path, CompileOptions(target="cuda:sm_90a", passes=passes))
-        pack_model(name, open_artifact(path), store, plan, seen)
+        artifact = open_artifact(path)
+        calls = _recorded(artifact, store)
+        add_kernels(name, artifact, calls, store, plan, seen)
+        if name == KEPT:
+            _keep_layer(name, artifact, path, store, plan)
 
 
-def pack_model(name: str, artifact: Artifact, store: KitStore, plan: KitPlan, seen: set[str]) -> None:
-    """Pack the kernels of one artifact whose texts are not among ``seen``."""
+def _recorded(artifact: Artifact, store: KitStore) -> dict[str, dict[int, KitCall]]:
+    """The first call of each kernel, by number of multiprocessors."""
     calls: dict[str, dict[int, KitCall]] = {}
     for count in MULTIPROCESSORS:
         recorder = LaunchRecorder(count, execute=True)
@@ -49,6 +55,18 @@ def pack_model(name: str, artifact: Artifact, store: KitStore, plan: KitPlan, se
         for kernel, call in _first_calls(model, recorder).items():
             calls.setdefault(kernel, {})[count] = call
         keep_code(artifact, recorder, store)
+    return calls
+
+
+def add_kernels(
+    name: str,
+    artifact: Artifact,
+    calls: Mapping[str, Mapping[int, KitCall]],
+    store: KitStore,
+    plan: KitPlan,
+    seen: set[str],
+) -> None:
+    """Add a tape and a step for each kernel whose text is not among ``seen``."""
     for kernel, variants in calls.items():
         digest = _digest_of(artifact, kernel)
         if digest in seen:
@@ -59,6 +77,16 @@ def pack_model(name: str, artifact: Artifact, store: KitStore, plan: KitPlan, se
         store.tape(tape, kernel_tape(variants, store))
         step = KitStep(1, 30, f"kernel {name}/{kernel}", "kernel_step", (tape,), 40, together="kernels")
         plan.add(step)
+
+
+def _keep_layer(name: str, artifact: Artifact, path: pathlib.Path, store: KitStore, plan: KitPlan) -> None:
+    """Pack a layer as an artifact, with what it computes."""
+    model = LaunchRecorder(MULTIPROCESSORS[0], execute=True).load(artifact)
+    (sizes,) = size_cases(model.inputs, (TOKENS[1],), (1,), model.interface.sizes, model.guards)
+    inputs = random_inputs(model.inputs, sizes, model.interface.limits, 0)
+    results = {f"out_{key}": array for key, array in model.run(inputs).items()}
+    keep_artifact(name, path, {**{f"in_{key}": array for key, array in inputs.items()}, **results}, store)
+    plan.add(KitStep(2, 5, f"model {name}", "model_step", (name,), 60))
 
 
 def _first_calls(model: CompiledModel, recorder: LaunchRecorder) -> dict[str, KitCall]:

@@ -14,6 +14,7 @@ FORMATS = {
     "int8": ("bfloat16", "O2,quantize-experts{format=int8}"),
     "int4": ("bfloat16", "O2,quantize-experts{format=int4,group=32}"),
     "mxfp4": ("bfloat16", "O2,quantize-experts{format=mxfp4}"),
+    "fp8": ("bfloat16", "O2,quantize-experts{format=fp8,group=128},round-activations{format=fp8}"),
 }
 """Formats of a layer, by their names in steps: the type of its numbers, and the passes."""
 _LAYER = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>

@@ -9,7 +9,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable
 
-from kit import artifacts, kernels, layers, runtime_files
+from kit import artifacts, calls, kernels, layers, runtime_files
 from kit.code import ARCHITECTURE, device_code
 from kit.plan import KitPlan
 from kit.tapes import KitStore
@@ -49,6 +49,7 @@ def pack(folder: pathlib.Path, python: str, say: Callable[[str], None], only: st
         kernels.pack_kernels(store, plan, work, say, only)
         layers.pack_layers(store, plan, work, say, only)
         artifacts.pack_models(store, plan, work, say, only)
+        calls.add_steps(plan, store)
         (contents / "plan.json").write_text(json.dumps(plan.as_data(), indent=1), encoding="utf-8")
         about = {"python": python, "revision": _revision(), "architecture": ARCHITECTURE}
         (contents / "about.json").write_text(json.dumps(about), encoding="utf-8")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.common.errors import ArtifactError, MoecError
-from moec.common.kernel_sizes import evaluate, kernel_sizes, tensor_bytes
+from moec.common.kernel_sizes import LARGEST_WORK, evaluate, kernel_sizes, tensor_bytes
 from moec.common.roofline import Roofline
 from moec.common.weight_reads import WeightReads, sized_reads
 from moec.common.work import SizedWork, Work
@@ -267,7 +267,7 @@ def _work_of(
     sized = SizedWork() if kernel["sized_work"] is None else SizedWork(**kernel["sized_work"])
     own = [parameter for parameter in kernel["parameters"] if f"{parameter['name']}_ptr" in launch["arguments"]]
     moved = tensor_bytes(own, sized.moved, sizes, where)
-    work = Work(evaluate(sized.operations, sizes, where), moved, sized.arithmetic)
+    work = Work(evaluate(sized.operations, sizes, where, LARGEST_WORK), moved, sized.arithmetic)
     reads = sized_reads(kernel, own, sized.moved, sizes, where)
     experts, block_rows = (evaluate(str(size), {}, where) for size in (sized.experts, sized.block_rows))
     if reads is None or not experts:

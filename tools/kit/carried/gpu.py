@@ -90,8 +90,11 @@ class Gpu:
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def write(self, address: int, data: bytes) -> None:
+        """Copy bytes from the host, in the order of launches. The driver has them when this returns."""
         if data:
-            self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), data, ctypes.c_size_t(len(data)))
+            arguments = ctypes.c_uint64(address), data, ctypes.c_size_t(len(data)), self._stream
+            self._call("cuMemcpyHtoDAsync_v2", *arguments)
+            self.finish()
 
     def clear(self, address: int, size: int, byte: int = 0) -> None:
         """Set bytes, in the order of launches."""
@@ -159,7 +162,7 @@ class Gpu:
         work()
         self._call("cuEventRecord", end, self._stream)
         self._call("cuEventSynchronize", end)
-        milliseconds = self._out(ctypes.c_float, "cuEventElapsedTime", start, end)
+        milliseconds = self._out(ctypes.c_float, "cuEventElapsedTime_v2", start, end)
         for event in (start, end):
             self._call("cuEventDestroy_v2", event)
         return float(milliseconds) / 1e3

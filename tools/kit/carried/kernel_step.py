@@ -1,6 +1,6 @@
-"""The step of one kernel: launched as the host does, its results compared with the emulator's.
+"""The step of some kernels: each launched as the host does, its results compared with the emulator's.
 
-    python -m carried.kernel_step [--emulate] TAPE
+    python -m carried.kernel_step [--emulate] TAPE ...
 
 Repeated with 2 and 4 multiprocessors where launches depend on their number: blocks then take many tiles, and the bits
 have to be those of the first run.
@@ -15,21 +15,26 @@ from .tape import Tape
 
 
 def main() -> int:
-    asked = options(__doc__, "tape")
-    tape = Tape(asked.folder, asked.tape, open_device(emulate=asked.emulate))
+    asked = options(__doc__, "tapes*")
+    device = open_device(emulate=asked.emulate)
+    return 0 if all([agrees(Tape(asked.folder, name, device)) for name in asked.tapes]) else 1
+
+
+def agrees(tape: Tape) -> bool:
+    """Compare a kernel's results, with each number of multiprocessors, and print what was found."""
     right, first = True, None
     for count in tape.multiprocessors:
         tape.restore()
         tape.run(count)
-        for text, agrees in tape.compare():
-            print(f"{count} multiprocessors: {text}{'' if agrees else ', DIFFERS'}", flush=True)
-            right &= agrees
+        for text, same in tape.compare():
+            print(f"{count} multiprocessors: {text}{'' if same else ', DIFFERS'}", flush=True)
+            right &= same
         results = tape.results()
         if first is not None and results != first:
             print(f"{count} multiprocessors: other bits than with {tape.multiprocessors[0]}, DIFFERS", flush=True)
             right = False
         first = first or results
-    return 0 if right else 1
+    return right
 
 
 if __name__ == "__main__":

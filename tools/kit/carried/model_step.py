@@ -65,10 +65,12 @@ def _text(model: Any, stored: Any, emulate: bool) -> tuple[str, bool]:
     ids, expected = stored["in_input_ids"][0].tolist(), stored["tokens"].tolist()
     if not emulate:
         generate(model, [ids], max_new_tokens=4)  # loads code and allocates memory
-    (made,) = generate(model, [ids], max_new_tokens=len(expected))
-    same = sum(a == b for a, b in zip(made.ids, expected, strict=False))
-    rate = (len(made.ids) - 1) / max(made.decode_seconds, 1e-9)
-    return f"session: {same} of {len(expected)} tokens as stored, {rate:.1f} tokens/s", len(made.ids) == len(expected)
+    (generation,) = generate(model, [ids], max_new_tokens=len(expected))
+    same = sum(a == b for a, b in zip(generation.ids, expected, strict=False))
+    rate = (len(generation.ids) - 1) / max(generation.decode_seconds, 1e-9)
+    return f"session: {same} of {len(expected)} tokens as stored, {rate:.1f} tokens/s", len(generation.ids) == len(
+        expected
+    )
 
 
 def _typed(stored: Any, name: str) -> np.ndarray:

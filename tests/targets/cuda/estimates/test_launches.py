@@ -125,13 +125,13 @@ def test_one_program_of_several_is_estimated_on_its_own_gpu():
 def test_the_longer_time_limits():
     """A matrix that many tokens read takes less time than their products; that of few takes longer."""
     limits = {}
-    for count in (40, 8192):
+    for count in (40, 8192, 1 << 20):  # the last has more operations than a size may be
         (layer,) = estimate_launches(artifact(*KERNELS), "a100", [count]).layers
         launch = layer.launches[1]
         limits[count] = launch.limit
         times = launch.work.operations / 312e12, launch.work.bytes_moved / 2039e9
         assert launch.seconds == pytest.approx(max(times))
-    assert limits == {40: "memory", 8192: "arithmetic"}
+    assert limits == {40: "memory", 8192: "arithmetic", 1 << 20: "arithmetic"}
 
 
 def test_what_is_printed():

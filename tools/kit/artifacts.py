@@ -13,6 +13,7 @@ from kit.kernels import MULTIPROCESSORS, add_kernels
 from kit.plan import KitPlan, KitStep
 from kit.recording import KitCall, LaunchRecorder, changed
 from kit.tapes import KitStore
+from moec.common.errors import MoecError
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.compiler import write
 from moec.runtime.artifact import open_artifact
@@ -27,8 +28,8 @@ SIZES: Mapping[str, Any] = {
     "vocab_size": 256,
     "q_lora_rank": 32,
     "kv_lora_rank": 32,
-    "qk_rope_head_dim": 32,
-    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 64,
     "v_head_dim": 64,
 }
 """Fields that differ from those of :mod:`tiny_families`: wide enough for tensor cores."""
@@ -43,7 +44,12 @@ def pack_models(store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callabl
             say(f"model {name}")
             _save(name, work / name)
             path = work / f"{name}.moec"
-            write(str(work / name), path, CompileOptions(target="cuda:sm_90a"))
+            try:
+                write(str(work / name), path, CompileOptions(target="cuda:sm_90a"))
+            except MoecError as error:  # a model less is better than no kit
+                say(f"no model {name}: {error}")
+                plan.left_out[name] = str(error)
+                continue
             _pack(name, path, store, plan, seen)
             plan.add(KitStep(2, 10 + place, f"model {name}", "model_step", (name,), 60))
 

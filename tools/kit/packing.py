@@ -51,7 +51,12 @@ def pack(folder: pathlib.Path, python: str, say: Callable[[str], None], only: st
         artifacts.pack_models(store, plan, work, say, only)
         calls.add_steps(plan, store)
         (contents / "plan.json").write_text(json.dumps(plan.as_data(), indent=1), encoding="utf-8")
-        about = {"python": python, "revision": _revision(), "architecture": ARCHITECTURE}
+        about = {
+            "python": python,
+            "revision": _revision(),
+            "architecture": ARCHITECTURE,
+            "left_out": plan.left_out,
+        }
         (contents / "about.json").write_text(json.dumps(about), encoding="utf-8")
         say("the folder")
         return _write(folder, contents)

@@ -31,6 +31,8 @@ class KitPlan:
 
     def __init__(self) -> None:
         self._steps: list[KitStep] = []
+        self.left_out: dict[str, str] = {}
+        """Reasons why models are not in the kit, by name."""
 
     def add(self, step: KitStep) -> None:
         self._steps.append(step)

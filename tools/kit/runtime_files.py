@@ -19,8 +19,8 @@ _OWN = (
     *("targets/cuda/kind.py", "targets/cuda/device", "targets/cuda/hardware"),
 )
 """moec's modules, files and whole packages: nothing that compiles."""
-_BY_VERSION = ("apache-tvm-ffi", "ml_dtypes")
-"""Distributions with modules for one version of Python each."""
+_BY_VERSION = {"tvm_ffi": "apache-tvm-ffi", "ml_dtypes": "ml_dtypes"}
+"""Packages with modules for one version of Python each, and their distributions."""
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_cuda.so")
 _NOT_RUN = ("include", "src", "3rdparty", "cython", "share", "tests", "__pycache__", "*.pyi")
 """Parts of packages that no program needs."""
@@ -43,8 +43,11 @@ def copy_runtime(folder: pathlib.Path, python: str, wheels: pathlib.Path) -> Non
     (folder / "tvm" / "__init__.py").write_text('"""TVM\'s runtime; its compiler is not here."""\n', encoding="utf-8")
     for name in _LIBRARIES:
         shutil.copy(_package("tvm") / "lib" / name, libraries / name)
-    for name in _BY_VERSION:
-        _unpack(_wheel(name, python, wheels), folder)
+    for package, distribution in _BY_VERSION.items():
+        if python == f"{sys.version_info.major}.{sys.version_info.minor}":
+            _copy_installed(package, folder)
+        else:
+            _unpack(_wheel(distribution, python, wheels), folder)
 
 
 def _package(name: str) -> pathlib.Path:

@@ -42,13 +42,14 @@ class Call:
 
     def __init__(self, asked: argparse.Namespace, report: FirstLightReport, folder: pathlib.Path) -> None:
         self._asked, self._report, self._folder = asked, report, folder
+        self._plan: list[dict[str, Any]] = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         self._end = time.monotonic() + 60 * asked.minutes
         self._lock = threading.Lock()
         self.left = 0
 
-    def take_all(self, plan: list[dict[str, Any]]) -> None:
+    def take_all(self) -> None:
         """Take the steps in their order; those of a group side by side."""
-        steps_of_call = [step for step in plan if step["call"] == self._asked.call and self._is_wanted(step)]
+        steps_of_call = [step for step in self._plan if step["call"] == self._asked.call and self._is_wanted(step)]
         for together, steps in itertools.groupby(steps_of_call, key=lambda step: step["together"]):
             workers = _SIDE_BY_SIDE if together else 1
             with concurrent.futures.ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
@@ -63,7 +64,8 @@ class Call:
         own = step["seconds"] * (_SLOWER if self._asked.emulate else 1)
         seconds = min(own, self._end - time.monotonic())
         if seconds < min(_LEAST, own):
-            self.left += 1
+            with self._lock:
+                self.left += 1
             return
         result = take(self._process(step, seconds))
         with self._lock:
@@ -71,6 +73,7 @@ class Call:
                 self.left += 1  # the call ended, not the step's own time
                 return
             self._report.add(step["name"], result)
+            write_text(self._asked.report.with_suffix(".txt"), self._report.results, self._plan)
             outcome = result["outcome"] + (f": {result['output']}" if result["outcome"] == ABSENT else "")
             print(f"{outcome:14} {result['seconds']:7.1f} s  {step['name']}", flush=True)
 
@@ -101,11 +104,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     call = Call(asked, report, folder)
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    try:
-        call.take_all(plan)
-    finally:
-        write_text(asked.report.with_suffix(".txt"), report.results, plan)
+    call.take_all()
     outcomes = [result["outcome"] for result in report.results.values()]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in (PASSED, FAILED, TIMED_OUT, ABSENT))
     left = f"; {call.left} steps are left: repeat ./run.sh {asked.call}" if call.left else ""

@@ -224,6 +224,8 @@ class Program(Made):
     """States that the program updates in place."""
     lengths_in_memory: bool = False
     """Whether the program takes the lengths of these states in use as tensors int64[1], too, after their shape."""
+    fixed_lengths: list[str] = dataclasses.field(default_factory=list)
+    """Nodes because of which a captured run serves the lengths of its capture alone."""
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     """Experts that the program asks for before it uses them."""
     last: LastTokens | None = None

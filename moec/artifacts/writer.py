@@ -227,6 +227,7 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         binary=binary,
         held=list(program.held),
         lengths_in_memory=program.lengths_in_memory,
+        fixed_lengths=list(program.fixed_lengths),
         streamed=list(program.streamed),
         last=program.last,
         kernels=[

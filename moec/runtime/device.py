@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,9 +22,10 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class CapturedRuns(Protocol):
     """Captured runs of one program, which the device launches as a whole when sizes repeat."""
 
-    def replay(self, arguments: Sequence[Any]) -> list[Any] | None:
+    def replay(self, arguments: Sequence[Any], owner: Any) -> list[Any] | None:
         """Replay a run. The results are in memory that the next run of these sizes overwrites. Returns None for sizes
-        that occur for the first time. ``arguments``: arrays, and shapes that the program takes besides."""
+        that occur for the first time. ``arguments``: arrays, and what else the program takes: tensors on the device,
+        which later runs have to give again, and shapes. ``owner``: the object with which the graphs go."""
         ...
 
     def forget(self) -> None:
@@ -61,6 +62,20 @@ class Device(Protocol):
     def fetch(self, tensor: Any) -> np.ndarray:
         """Move a tensor on the device to the host as an array, after all earlier work is done, sharing memory where
         possible."""
+        ...
+
+    def placing(self) -> Callable[[Sequence[np.ndarray | OnDevice]], list[Any]]:
+        """Prepare the way of one program's inputs to the device: a function that moves all arrays of a run, like
+        :meth:`place`. The next run may overwrite what it returned."""
+        ...
+
+    def fetch_all(self, tensors: Sequence[Any]) -> list[np.ndarray]:
+        """Move several tensors to the host, like :meth:`fetch`."""
+        ...
+
+    @property
+    def is_capturing(self) -> bool:
+        """Whether the caller records the work of the thread's current stream for a graph of its own."""
         ...
 
     def copy(self, tensor: Any) -> Any:
@@ -106,6 +121,7 @@ class Host:
 
     number = CPU
     architecture = gpu = None
+    is_capturing = False
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
         return _NOTHING
@@ -115,6 +131,12 @@ class Host:
 
     def fetch(self, tensor: Any) -> np.ndarray:
         return from_runtime(tensor)
+
+    def placing(self) -> Callable[[Sequence[np.ndarray | OnDevice]], list[Any]]:
+        return lambda arrays: [*map(self.place, arrays)]
+
+    def fetch_all(self, tensors: Sequence[Any]) -> list[np.ndarray]:
+        return [*map(from_runtime, tensors)]
 
     def copy(self, tensor: Any) -> Any:
         return to_runtime(from_runtime(tensor).copy())

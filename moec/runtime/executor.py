@@ -49,7 +49,8 @@ class Executor:
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most the number of
     available cores, which is also the meaning of None. ``device``: where it runs; None is the host. ``cuda_graphs``:
     launch runs of repeated sizes as a whole. ``held_states``: states for which the program takes pages;
-    ``lengths_in_memory``: whether it takes their lengths as tensors, too. ``last``: output of which it computes only
+    ``lengths_in_memory``: whether it takes their lengths as tensors, too; ``fixed_lengths``: whether a captured run
+    serves the lengths of its capture alone. ``last``: output of which it computes only
     the requested last positions. ``experts``: source of experts that are not all in memory.
     """
 
@@ -65,6 +66,7 @@ class Executor:
         cuda_graphs: bool = False,
         held_states: Sequence[HeldState] = (),
         lengths_in_memory: bool = False,
+        fixed_lengths: bool = False,
         last: LastTokens | None = None,
         experts: StreamedExperts | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class Executor:
             else None
         )
         reduced = self._held.size_inputs if self._held is not None else self.inputs
+        self._captures_sessions = lengths_in_memory and not fixed_lengths
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
         self._check_told = InputCheck(reduced, self._device.number, interface.guards)
         self._weight_arrays = list(weights)
@@ -100,6 +103,9 @@ class Executor:
         self._captured = self._device.captured_runs(self._program, self._weights) if cuda_graphs else None
         if cuda_graphs and self._captured is None:
             raise UnsupportedError(f"{where}: CUDA graphs need a GPU; load it without cuda_graphs")
+        self._place = self._device.placing()
+        self._memory_of_callers: list[Any] = []
+        """Memory of runs that callers captured in graphs of their own, which write there whenever they are launched."""
         self._is_apart = device is not None
         self._waits = self._is_apart and bool(self._program.waits)
 
@@ -156,7 +162,7 @@ class Executor:
         with self._working(reduced, {}):
             pages = memory.pages(growths)
         with memory.growing(growths):
-            return self._launcher.run(lambda: self._call(reduced, pages=pages, last=last))
+            return self._launcher.run(lambda: self._call(reduced, memory=memory, pages=pages, last=last))
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again after the caller has changed their arrays. Captured runs are dropped."""
@@ -213,23 +219,46 @@ class Executor:
         self,
         arrays: Sequence[np.ndarray | OnDevice],
         *,
+        memory: StateMemory | None = None,
         pages: StatePages | None = None,
         last: int | None = None,
     ) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
-        with self._working(arrays, pages):
-            results, borrowed = self._compute(arrays, pages, last)
+        with self._working(arrays, pages), self._captured_by_caller(arrays):
+            results, borrowed = self._compute(arrays, memory, pages, last)
             if self._held is not None and pages is None:
                 results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
-            outputs: dict[int, Any] = {
-                at: result if there else self._device.fetch(result) for at, result in results.items()
-            }
-        for at, output in outputs.items():
             if there:
-                outputs[at] = handed_out(output, arrays, self._device.copy if at in borrowed else None)
-            elif at in borrowed:
-                outputs[at] = output.copy()
-        return {self.outputs[at].name: output for at, output in outputs.items()}
+                copy = self._device.copy
+                outputs = [
+                    handed_out(result, arrays, copy if at in borrowed else None) for at, result in results.items()
+                ]
+            else:
+                outputs = self._device.fetch_all([*results.values()])
+        if not self._is_apart:
+            outputs = [output.copy() if at in borrowed else output for at, output in zip(results, outputs, strict=True)]
+        return {self.outputs[at].name: output for at, output in zip(results, outputs, strict=True)}
+
+    @contextlib.contextmanager
+    def _captured_by_caller(self, arrays: Sequence[np.ndarray | OnDevice]) -> Iterator[None]:
+        """Context of a run that a caller may be capturing in a graph of its own. What the run allocates stays, and
+        graphs of the program itself are not used. Raises InputError for arrays that the graph could not read again."""
+        if not self._device.is_capturing:
+            yield
+            return
+        for spec, array in zip(self.inputs, arrays, strict=False):
+            if isinstance(array, np.ndarray) and array.size:
+                raise InputError(
+                    f"input {spec.name!r} is in host memory while the model is captured in a CUDA graph, which would "
+                    "keep its present numbers: move it with .cuda() before the capture"
+                )
+        captured, self._captured = self._captured, None
+        try:
+            with self._program.keeping_memory() as memory:
+                yield
+            self._memory_of_callers.append(memory)
+        finally:
+            self._captured = captured
 
     @contextlib.contextmanager
     def _working(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None = None) -> Iterator[None]:
@@ -251,11 +280,18 @@ class Executor:
         return [*self._held.with_pages(arrays, self._device, self._program.call_kernel), *counts]
 
     def _placed(self, arguments: Sequence[Any]) -> list[Any]:
-        """Move the arrays among the arguments to the device."""
-        return [
-            self._device.place(argument) if isinstance(argument, (np.ndarray, OnDevice)) else argument
-            for argument in arguments
-        ]
+        """Move the arrays among the arguments to the device. Pages of states become results, so each has memory of its
+        own."""
+        placed = list(arguments)
+        arrays = [at for at, argument in enumerate(arguments) if isinstance(argument, (np.ndarray, OnDevice))]
+        states = frozenset(() if self._held is None else self._held.inputs)
+        for at in arrays:
+            if at in states:
+                placed[at] = self._device.place(arguments[at])
+        others = [at for at in arrays if at not in states]
+        for at, tensor in zip(others, self._place([arguments[at] for at in others]), strict=True):
+            placed[at] = tensor
+        return placed
 
     def _wanted(
         self, arrays: Sequence[np.ndarray | OnDevice], last: int | None, *, in_place: bool = False
@@ -269,20 +305,43 @@ class Executor:
         return [load_ffi().Shape([count if last is None else last])]
 
     def _compute(
-        self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None, last: int | None
+        self,
+        arrays: Sequence[np.ndarray | OnDevice],
+        memory: StateMemory | None,
+        pages: StatePages | None,
+        last: int | None,
     ) -> tuple[dict[int, Any], set[int]]:
         """Compute the results, except states in ``pages``, by position. Also returns the positions of those that have
         to be copied for the caller."""
         if self._held is not None and pages is not None:
-            counts = self._wanted(arrays, last, in_place=True)
-            arguments = [*self._held.in_place(arrays, pages), *counts]
-            return self._found(self._placed(arguments), self._held.other_outputs)
+            return self._compute_in_place(self._held, arrays, memory, pages, last)
         arguments = self._arguments(arrays, last)
-        if self._captured is not None:  # in-place runs never repeat sizes
-            replayed = self._captured.replay(arguments)
-            if replayed is not None:
-                return dict(enumerate(replayed)), set(range(len(replayed)))
-        return self._found(self._placed(arguments), range(len(self.outputs)))
+        return self._replayed(arguments, self, range(len(self.outputs))) or self._found(
+            self._placed(arguments), range(len(self.outputs))
+        )
+
+    def _compute_in_place(
+        self,
+        states: HeldStates,
+        arrays: Sequence[np.ndarray | OnDevice],
+        memory: StateMemory | None,
+        pages: StatePages,
+        last: int | None,
+    ) -> tuple[dict[int, Any], set[int]]:
+        counts = self._wanted(arrays, last, in_place=True)
+        if self._captures_sessions and self._captured is not None:
+            # Where the longest states are refused, such as positions beyond a table, runs go kernel by kernel.
+            with contextlib.suppress(ValueError):
+                replayed = self._replayed([*states.longest(arrays, pages), *counts], memory, states.other_outputs)
+                if replayed is not None:
+                    return replayed
+        return self._found(self._placed([*states.in_place(arrays, pages), *counts]), states.other_outputs)
+
+    def _replayed(
+        self, arguments: Sequence[Any], owner: Any, indices: Sequence[int]
+    ) -> tuple[dict[int, Any], set[int]] | None:
+        replayed = None if self._captured is None else self._captured.replay(arguments, owner)
+        return None if replayed is None else ({at: replayed[at] for at in indices}, set(indices))
 
     def _found(self, arguments: Sequence[Any], indices: Sequence[int]) -> tuple[dict[int, Any], set[int]]:
         results = self._program(arguments, self._weights)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from moec.common.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError, UnsupportedError
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice, has_torch
@@ -54,6 +54,22 @@ class GpuDevice(abc.ABC):
     @abc.abstractmethod
     def torch_stream(self) -> int:
         """Address of PyTorch's current stream on the device."""
+
+    @abc.abstractmethod
+    def placing(self) -> Callable[[Sequence[np.ndarray | OnDevice]], list[Any]]:
+        """See :meth:`moec.runtime.device.Device.placing`."""
+
+    @abc.abstractmethod
+    def fetch_all(self, tensors: Sequence[Any]) -> list[np.ndarray]:
+        """See :meth:`moec.runtime.device.Device.fetch_all`."""
+
+    @abc.abstractmethod
+    def is_captured(self, stream: int) -> bool:
+        """Whether work that is put on the stream is recorded instead of executed."""
+
+    @abc.abstractmethod
+    def copying_on_device(self, tensor: Any, result: Any) -> None:
+        """Copy a tensor on the device to another in the order of the current stream."""
 
     @abc.abstractmethod
     def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
@@ -124,13 +140,20 @@ class GpuDevice(abc.ABC):
     @contextlib.contextmanager
     def working(self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False) -> Iterator[None]:
         stream = self.torch_stream() if has_torch(arrays) else self.streams.current()
-        with self.streams.working_on(stream):
+        is_captured = self.is_captured(stream)
+        if is_captured and waits:
+            raise UnsupportedError("the model cannot be captured: its host part reads what the GPU computes")
+        with self.streams.working_on(stream, is_captured=is_captured):
             if not waits or stream == DEFAULT:
                 yield
                 return
             with self.streams.working_on(DEFAULT):
                 yield
             self.streams.let_wait(stream, DEFAULT)
+
+    @property
+    def is_capturing(self) -> bool:
+        return self.is_captured(self.streams.current())
 
     def finish(self) -> None:
         self.streams.finish(self.streams.current())
@@ -143,11 +166,14 @@ class GpuDevice(abc.ABC):
         return result
 
     def _copy_into(self, tensor: Any, result: Any) -> None:
-        """Copy a tensor. Copies run on the default stream, for which other streams do not wait."""
+        """Copy a tensor. Copies from and to the host run on the default stream, for which other streams do not wait."""
         if not math.prod(tensor.shape):
             return
+        if self.number == tensor.device.dlpack_device_type() == result.device.dlpack_device_type():
+            self.copying_on_device(tensor, result)
+            return
         stream = self.streams.current()
-        if stream != DEFAULT:
+        if stream != DEFAULT and not self.is_captured(stream):
             self.streams.finish(stream)
         load_ffi().get_global_func("runtime.TVMTensorCopyFromTo")(tensor, result)
         if stream != DEFAULT:

@@ -11,7 +11,7 @@ import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError, MoecError
-from moec.common.guards import Expression, computed_sizes, parse_size, solve
+from moec.common.guards import Expression, computed_sizes, parse_size, size_names, solve
 from moec.common.specs import HeldState, TensorSpec
 from moec.runtime.device import Device, Host
 from moec.runtime.library import load_ffi
@@ -87,6 +87,26 @@ class HeldStates:
         by_name = {spec.name: array for spec, array in zip(self.size_inputs, arrays, strict=True)}
         return [*(pages.get(name, by_name.get(name)) for name in self._names), *self._lengths_of(arrays)]
 
+    def longest(self, arrays: Sequence[Any], pages: Mapping[str, Any]) -> list[Any]:
+        """Do the same as :meth:`in_place`, with the shapes of the longest states for which the pages have room.
+
+        Inputs whose shape follows from a length end in zeros; the lengths in memory are the actual ones. So all runs on
+        the same pages have equal shapes."""
+        lengths, growths = self._lengths_of(arrays), self.growths(arrays)
+        longest = {}
+        for at, axis in self._lengths:
+            spec, array = self.size_inputs[at], arrays[at]
+            growth = growths[spec.name]
+            room = pages[spec.name].shape[0] * PAGE - growth if growth else array.shape[axis]
+            longest[spec.shape[axis]] = room
+        sizes = self._sizes(arrays) | longest
+        padded = [
+            array if spec.name in pages else _padded(array, spec, longest, sizes)
+            for spec, array in zip(self.size_inputs, arrays, strict=True)
+        ]
+        inputs = self.in_place(padded, pages)[: len(self._names)]
+        return [*inputs, load_ffi().Shape([*longest.values()]), *lengths[1:]]
+
     def _lengths_of(self, arrays: Sequence[Any]) -> list[Any]:
         lengths = [arrays[at].shape[axis] for at, axis in self._lengths]
         tensors = [np.array([length], np.int64) for length in lengths] if self._lengths_in_memory else []
@@ -94,12 +114,17 @@ class HeldStates:
 
     def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
         """Compute by how much a run grows each state. ``arrays``: the arrays of :attr:`size_inputs`."""
+        sizes = self._sizes(arrays)
+        growth = {text: expression(sizes) for text, expression in self._growth.items()}
+        return {state.input: growth[state.growth] for state in self.states}
+
+    def _sizes(self, arrays: Sequence[Any]) -> dict[Any, int]:
+        """Collect the named sizes of the arrays of :attr:`size_inputs`."""
         shapes = [(spec.shape, array.shape) for spec, array in zip(self.size_inputs, arrays, strict=True)]
         sizes: dict[Any, int] = {size: value for spec, shape in shapes for size, value in zip(spec, shape, strict=True)}
         for size in self._computed:
             solve(size, sizes)
-        growth = {text: expression(sizes) for text, expression in self._growth.items()}
-        return {state.input: growth[state.growth] for state in self.states}
+        return sizes
 
     def results(
         self, results: Mapping[int, Any], specs: Sequence[TensorSpec], device: Device, convert: Convert
@@ -107,6 +132,20 @@ class HeldStates:
         """Copy the states among a program's results, by position, out of the pages that :meth:`with_pages` made."""
         places = zip(self.states, self.outputs, strict=True)
         return {at: _without_page(results[at], state, specs[at], device, convert) for state, at in places}
+
+
+def _padded(array: Any, spec: TensorSpec, longest: Mapping[Any, int], sizes: Mapping[Any, int]) -> Any:
+    """Append zeros along the axes whose sizes follow from one of the ``longest`` lengths."""
+    after = [
+        size if isinstance(size, int) or not longest.keys() & set(size_names(size)) else parse_size(size)(sizes)
+        for size in spec.shape
+    ]
+    shape = [actual if isinstance(size, str) else size for size, actual in zip(after, array.shape, strict=True)]
+    if tuple(shape) == tuple(array.shape):
+        return array
+    padded = np.zeros(shape, array.dtype)
+    padded[tuple(slice(actual) for actual in array.shape)] = array
+    return padded
 
 
 def _one_page(past: Any, state: HeldState, growth: int, device: Device, convert: Convert) -> Pages:

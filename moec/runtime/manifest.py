@@ -54,8 +54,9 @@ class ProgramEntry:
     list, in the order in which the entry function takes them after the inputs. ``requirements``: features of the
     processor. ``binary``: file of code for the device, None where there was no compiler for it. ``held``: states for
     which it takes pages. ``lengths_in_memory``: whether it takes their lengths in use as tensors int64[1], too, after
-    the shape of all. ``streamed``: experts that it requests before it uses them. ``last``: output of which it
-    computes only the requested last positions. ``kernels`` are plain data for people.
+    the shape of all; ``fixed_lengths``: nodes because of which a captured run serves no other lengths. ``streamed``:
+    experts that it requests before it uses them. ``last``: output of which it computes only the requested last
+    positions. ``kernels`` are plain data for people.
     """
 
     architecture: str
@@ -65,6 +66,7 @@ class ProgramEntry:
     binary: str | None = None
     held: list[HeldState] = dataclasses.field(default_factory=list)
     lengths_in_memory: bool = False
+    fixed_lengths: list[str] = dataclasses.field(default_factory=list)
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     last: LastTokens | None = None
     kernels: list[KernelEntry] = dataclasses.field(default_factory=list)

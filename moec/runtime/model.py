@@ -49,6 +49,7 @@ class CompiledModel:
             cuda_graphs=options.cuda_graphs,
             held_states=program.held,
             lengths_in_memory=program.lengths_in_memory,
+            fixed_lengths=bool(program.fixed_lengths),
             last=program.last,
             experts=self._experts,
         )

@@ -23,6 +23,7 @@ from moec.runtime.workers import team_here
 
 BUILTIN = "vm.builtin."
 NO_INSTRUMENT_ACTION = 0
+_TAKES_MEMORY = f"{BUILTIN}alloc_storage"
 _FIRST_DEVICE, _POOLED_ALLOCATOR = 0, 2
 _GLOBALS = re.compile(r"^\s*Globals \(#\d+\): \[(.*)\]$", re.MULTILINE)
 _HOSTS_OWN = frozenset(
@@ -109,6 +110,19 @@ class LoadedProgram:
             except AttributeError as error:
                 raise ArtifactError(f"{self.where}: its program has no kernel {name[:80]!r}; it was altered") from error
         self._kernels[name](*arguments)
+
+    @contextlib.contextmanager
+    def keeping_memory(self) -> Iterator[list[Any]]:
+        """Context with a list that gets references to all memory that the program allocates inside."""
+        memory: list[Any] = []
+
+        def keep(_function: Any, symbol: str, before: bool, result: Any, *_arguments: Any) -> int:
+            if not before and symbol == _TAKES_MEMORY:
+                memory.append(result)
+            return NO_INSTRUMENT_ACTION
+
+        with self.instrumented(keep):
+            yield memory
 
     def _join_team(self) -> None:
         if self._join is not None and self._team_code is not None:

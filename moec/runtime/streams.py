@@ -30,13 +30,15 @@ class Streams:
         return int(load_ffi().get_raw_stream(self._device))
 
     @contextlib.contextmanager
-    def working_on(self, stream: int) -> Iterator[None]:
-        """Context in which the calling thread's work goes to ``stream``, after all work that any model has
-        submitted."""
+    def working_on(self, stream: int, *, is_captured: bool = False) -> Iterator[None]:
+        """Context in which the calling thread's work goes to ``stream``, after all work that any model has submitted.
+        Work of a stream that ``is_captured`` runs later, in an order that is the caller's, and cannot wait for other
+        streams."""
         with self._turn:
-            for other in self._used - {stream}:
-                self.let_wait(stream, other)
-            self._used.add(stream)
+            if not is_captured:
+                for other in self._used - {stream}:
+                    self.let_wait(stream, other)
+                self._used.add(stream)
             with self.switched_to(stream):
                 yield
 

@@ -18,6 +18,10 @@ from moec.runtime.on_device import OnDevice, on_device
 ALIGNMENT = 16
 """Bytes: kernels take data that begins at a multiple of it, as all memory from malloc does."""
 _CACHE_LINE = 64  # where copies begin: loads of whole lines are fastest there
+_KIND_OF_DEVICE = ctypes.sizeof(ctypes.c_void_p)
+"""Offset of the kind of device in DLPack's tensor: after the address of the data."""
+_tensor_in = ctypes.pythonapi.PyCapsule_GetPointer
+_tensor_in.restype, _tensor_in.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 CPU = 1
 """DLPack's number for the memory of the host."""
 
@@ -90,6 +94,15 @@ def view(tensor: Any, shape: Sequence[int], dtype: np.dtype, first: int = 0) -> 
     return ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, ffi.Shape(shape), ffi.dtype(dtype.name), first)
 
 
+def tensor_at(address: int, shape: Sequence[int], dtype: np.dtype, kind: int, owner: Any) -> Any:
+    """Make a tensor over memory at an address of a kind of device, by DLPack's numbers, which ``owner`` keeps.
+
+    Unlike a :func:`view` from a later byte on it has no offset, which kernels do not take."""
+    capsule = _over_memory(address, max(1, math.prod(shape) * dtype.itemsize), owner).__dlpack__()
+    ctypes.c_int32.from_address(_tensor_in(capsule, b"dltensor") + _KIND_OF_DEVICE).value = kind
+    return view(load_ffi().from_dlpack(capsule, require_alignment=1), shape, dtype)
+
+
 def _aligned(array: np.ndarray) -> np.ndarray:
     if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
         return array
@@ -98,6 +111,11 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def from_address(address: int, size: int) -> np.ndarray:
+    """View ``size`` bytes of memory that the caller keeps."""
+    return _over_memory(address, size, None)
 
 
 def _over_memory(address: int, size: int, owner: Any) -> np.ndarray:

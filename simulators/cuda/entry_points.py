@@ -38,6 +38,8 @@ static void run_{name}(const void* packed) {{
 extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_{name}(
     void*, const TVMFFIAny* values, int32_t count, TVMFFIAny* result) {{
   *result = TVMFFIAny{{}};
+  const auto entry = reinterpret_cast<void*>(__tvm_ffi_{name});
+  if (emulator::recorder && emulator::recorder(entry, values, count)) return 0;
   return emulator::call("{name}", [=] {{
     emulator::expect_count(count, {count + len(tags)});
     static const emulator::Kernel kernel = {{"{name}", run_{name}, {kernel.most_threads}, {kernel.shared_bytes},

@@ -218,6 +218,20 @@ def _link(objects: Sequence[pathlib.Path], settings: str, compiler: str, library
         run_compiler([compiler, "-shared", "-pthread", "-Wl,-z,defs", *inputs, "-o", str(library)])
 
 
+def build_library(name: str, source: pathlib.Path, options: Sequence[str], libraries: Sequence[str]) -> pathlib.Path:
+    """Build a shared library of one source, which is linked with TVM FFI and ``libraries``; kept in the user's cache.
+    Raises MoecError where there is no g++."""
+    from tvm_ffi import libinfo
+
+    command = [find_compiler(), "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w", *options]
+    inputs = [*libraries, str(libinfo.find_libtvm_ffi())]
+
+    def link(path: pathlib.Path) -> None:
+        run_compiler([*command, "-shared", "-pthread", str(source), *inputs, "-o", str(path)])
+
+    return cached("emulator", f"{_key(name, command, inputs)}.so", link)
+
+
 def run_compiler(command: Sequence[str]) -> None:
     environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

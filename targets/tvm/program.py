@@ -83,13 +83,28 @@ def compile_program(
         sources={**code.relax, **generated.files},
         requirements=list(dict.fromkeys(needed)),
         binary=generated.binary,
-        warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
+        warnings=[
+            *(budget.remark(nodes) for budget, nodes in beyond.items() if nodes),
+            *_without_graphs(lowered.fixed_lengths),
+            *generated.warnings,
+        ],
         held=[renamed(state, code.names) for state in lowered.held],
         lengths_in_memory=lowered.lengths_in_memory,
+        fixed_lengths=lowered.fixed_lengths,
         streamed=lowered.streamed,
         last=lowered.last,
         host=lambda: code.host,
     )
+
+
+def _without_graphs(nodes: Sequence[str]) -> list[str]:
+    """The remark about nodes whose results follow from the lengths of states in a way that no captured run repeats."""
+    if not nodes:
+        return []
+    named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+    return [
+        f"sessions run without CUDA graphs: {named} computes with all of the past, in an order that follows from it"
+    ]
 
 
 def _code(

@@ -1,4 +1,4 @@
-"""A GPU for tests of the runtime: the emulator, and a driver whose memory is the host's."""
+"""A GPU for tests of the runtime: the emulator with its driver, whose memory is the host's."""
 
 from __future__ import annotations
 
@@ -9,49 +9,22 @@ import numpy as np
 
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
-from moec.targets.cuda.device.captured_runs import CapturedGraphs
+from moec.simulators.cuda.driver import driver_calls
 from moec.targets.cuda.device.driver import CUDA
 
 
-class EmulatedDriver:
-    """Driver that records its calls. A launch runs the kernels of the captured run on the memory that they had then, as
-    a GPU would."""
+class Calls:
+    """The calls of the emulated driver in a context, by name; those of no call are 0."""
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.runs: CapturedGraphs | None = None
-        self._graphs = 0
+    def __enter__(self) -> Calls:
+        self._before, self._after = driver_calls(), {}
+        return self
 
-    def use_first_gpu(self) -> None:
-        pass
+    def __exit__(self, *_: object) -> None:
+        self._after = driver_calls()
 
-    def new_stream(self) -> int:
-        return 7
-
-    def copy_from_host(self, target: int, source: int, size: int, stream: int) -> None:
-        self.calls.append(f"copy to stream {stream}")
-        ctypes.memmove(target, source, size)
-
-    copy_on_device = copy_from_host
-
-    def begin_capture(self, stream: int) -> None:
-        self.calls.append(f"capture stream {stream}")
-
-    def end_capture(self, _stream: int) -> int:
-        self._graphs += 1
-        return self._graphs
-
-    def launch(self, graph: int, stream: int) -> None:
-        self.calls.append(f"launch {graph} on stream {stream}")
-        assert self.runs is not None
-        captured = next(capture for capture in self.runs._captured.values() if capture.graph == graph)
-        results = self.runs._program(captured.arguments, self.runs._weights)
-        for target, result in zip(captured.outputs, results, strict=True):
-            size = result.numel() * result.dtype.itemsize
-            ctypes.memmove(target.data_ptr(), result.data_ptr(), size)
-
-    def forget(self, graph: int) -> None:
-        self.calls.append(f"forget {graph}")
+    def __getitem__(self, name: str) -> int:
+        return self._after.get(name, 0) - self._before.get(name, 0)
 
 
 class Foreign:

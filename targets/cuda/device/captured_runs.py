@@ -2,7 +2,8 @@
 
 With few tokens a kernel takes a few microseconds, and so does launching it; a graph needs one launch for all kernels. A
 captured run reads and writes at the addresses that it had at capture. Inputs are therefore copied to memory of the
-graph, and results are read from it.
+graph, and results are read from it. Memory that the program keeps from run to run, such as the pages of a session, is
+read where it lies, so its addresses are part of what has to repeat.
 
 A set of sizes is captured when it comes the second time, so sizes that never come again cost nothing. Just before the
 capture the run is executed once more, which loads its code and allocates its memory. The graph keeps all memory that
@@ -13,37 +14,87 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from moec.common.errors import UnsupportedError
+from moec.common.once import once
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
-from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, LoadedProgram
+from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
 from moec.runtime.tensors import new_tensor
 from moec.targets.cuda.device.driver import CUDA, Driver
+from moec.targets.cuda.device.pinned import InputBlock
 
 _MOST = 32
-"""The largest number of graphs of a model, since each keeps memory. Beyond it, the least recently used one is freed."""
-_TAKES_MEMORY = f"{BUILTIN}alloc_storage"
+"""The largest number of graphs of an owner, since each keeps memory. Beyond it, the least recently used one is
+freed."""
 
-Sizes = tuple[tuple[int, ...], ...]
+_MOST_SEEN = 1024
+"""The largest number of sizes that are remembered for an owner."""
+
+Key = tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@once
+def _capturing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "moec-capture")
+
+
 class _Captured:
-    """A captured run. ``graph``: its address; ``arguments`` and ``outputs``: tensors at the addresses that it uses,
-    and shapes among the arguments; ``memory``: references that keep the graph's memory from being reused by other
-    runs."""
+    """A captured run. ``arguments`` and ``outputs``: what the program took and returned, at the addresses that the
+    graph uses; ``memory``: references that keep the graph's memory from being reused by other runs."""
 
-    graph: int
-    arguments: list[Any]
-    outputs: list[Any]
-    memory: list[Any]
+    def __init__(self, driver: Driver, streams: Streams, arguments: Sequence[Any]) -> None:
+        self._driver, self._streams, self._block = driver, streams, InputBlock(driver, streams)
+        self.graph = 0
+        self.outputs: list[Any] = []
+        self.memory: list[Any] = []
+        self._own: list[Any] = [
+            new_tensor(value.shape, load_ffi().dtype(value.dtype.name), CUDA) if isinstance(value, OnDevice) else None
+            for value in arguments
+        ]
+        self.arguments = self.fill(arguments)
+
+    def fill(self, arguments: Sequence[Any]) -> list[Any]:
+        """Copy the arrays among the arguments of a run to the graph's memory. Returns the arguments there."""
+        placed = iter(self._block.place([value for value in arguments if isinstance(value, np.ndarray)]))
+        filled = []
+        for value, own in zip(arguments, self._own, strict=True):
+            if isinstance(value, OnDevice) and value.nbytes:
+                address, stream = value.tensor.data_ptr(), self._streams.current()
+                self._driver.copy_on_device(own.data_ptr(), address, value.nbytes, stream)
+            filled.append(next(placed) if isinstance(value, np.ndarray) else value if own is None else own)
+        return filled
+
+
+class _Graphs:
+    """The captured runs of one owner by their keys, and the keys of runs that came once."""
+
+    def __init__(self) -> None:
+        self.captured: collections.OrderedDict[Key, _Captured] = collections.OrderedDict()
+        self._seen: dict[Key, None] = {}
+
+    def is_first(self, key: Key) -> bool:
+        """Whether the key was not there before; from now on it is."""
+        if key in self._seen:
+            return False
+        if len(self._seen) == _MOST_SEEN:
+            self._seen = dict.fromkeys(self.captured)
+        self._seen[key] = None
+        return True
+
+    def add(self, key: Key, captured: _Captured) -> None:
+        """Keep a captured run, and free the one that was not used for the longest if there are too many."""
+        self.captured[key] = captured
+        if len(self.captured) > _MOST:
+            oldest, _ = self.captured.popitem(last=False)
+            del self._seen[oldest]
 
 
 class CapturedGraphs:
@@ -59,86 +110,71 @@ class CapturedGraphs:
         self._program, self._weights = program, weights
         self._driver, self._streams = driver, streams
         self._stream: int | None = None
-        self._seen: set[Sizes] = set()
-        self._captured: collections.OrderedDict[Sizes, _Captured] = collections.OrderedDict()
+        self._graphs: weakref.WeakKeyDictionary[Any, _Graphs] = weakref.WeakKeyDictionary()
 
-    def replay(self, arguments: Sequence[Any]) -> list[Any] | None:
+    def replay(self, arguments: Sequence[Any], owner: Any) -> list[Any] | None:
         """The results, in memory that the next run of these sizes overwrites; None the first time that sizes come.
-        ``arguments``: arrays, and shapes that the program takes besides.
+        ``arguments``: arrays, tensors on the device that are part of what repeats, and shapes. ``owner``: the object
+        with which the graphs go.
 
-        Raises MoecError if a call of the driver fails.
+        Raises MoecError if a call of the driver fails, and what the program raises during a capture.
         """
-        sizes = tuple(tuple(value.shape if _is_array(value) else value) for value in arguments)
-        if sizes not in self._seen:
-            self._seen.add(sizes)
+        own, key = self._graphs.setdefault(owner, _Graphs()), _key(arguments)
+        if own.is_first(key):
             return None
-        self._driver.use_first_gpu()
-        captured = self._captured.get(sizes)
+        captured = own.captured.get(key)
         if captured is None:
-            captured = self._captured[sizes] = self._capture(arguments)
-            self._forget_oldest()
+            captured = self._capture(arguments)
+            own.add(key, captured)
         else:
-            self._captured.move_to_end(sizes)
-            self._fill(captured.arguments, arguments)
+            own.captured.move_to_end(key)
+            captured.fill(arguments)
         self._driver.launch(captured.graph, self._streams.current())
         return captured.outputs
 
     def forget(self) -> None:
         """Free all graphs; runs are then captured again."""
-        for captured in self._captured.values():
-            self._driver.forget(captured.graph)
-        self._captured.clear()
+        for graphs in self._graphs.values():
+            graphs.captured.clear()
 
     def _capture(self, arguments: Sequence[Any]) -> _Captured:
-        own = [
-            new_tensor(value.shape, load_ffi().dtype(value.dtype.name), CUDA) if _is_array(value) else value
-            for value in arguments
-        ]
-        self._fill(own, arguments)
-        with self._keeping_memory():
-            self._program(own, self._weights)
+        """Capture a run on a thread that stays: TVM frees the workspaces of kernels with the thread that ran them."""
+        stream = self._streams.current()
+
+        def capture() -> _Captured:
+            self._driver.use_first_gpu()
+            with self._driver.relaxed(), self._streams.switched_to(stream):
+                return self._captured_here(arguments)
+
+        return _capturing().submit(capture).result()
+
+    def _captured_here(self, arguments: Sequence[Any]) -> _Captured:
+        captured = _Captured(self._driver, self._streams, arguments)
+        with self._program.keeping_memory():
+            self._program(captured.arguments, self._weights)
         if self._stream is None:
             self._stream = self._driver.new_stream()
         self._driver.begin_capture(self._stream)
         try:
-            with self._streams.switched_to(self._stream), self._keeping_memory() as memory:
-                outputs = list(self._program(own, self._weights))
+            with self._streams.switched_to(self._stream), self._program.keeping_memory() as captured.memory:
+                captured.outputs = list(self._program(captured.arguments, self._weights))
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._driver.forget(self._driver.end_capture(self._stream))
             raise
-        return _Captured(self._driver.end_capture(self._stream), own, outputs, memory)
-
-    @contextlib.contextmanager
-    def _keeping_memory(self) -> Iterator[list[Any]]:
-        """A context with a list, which collects references to all memory that the program allocates inside."""
-        memory: list[Any] = []
-
-        def keep(_function: Any, symbol: str, before: bool, result: Any, *_arguments: Any) -> int:
-            if not before and symbol == _TAKES_MEMORY:
-                memory.append(result)
-            return NO_INSTRUMENT_ACTION
-
-        with self._program.instrumented(keep):
-            yield memory
-
-    def _fill(self, targets: Sequence[Any], arguments: Sequence[Any]) -> None:
-        for target, array in zip(targets, arguments, strict=True):
-            size = array.nbytes if _is_array(array) else 0
-            if not size:
-                continue
-            if isinstance(array, OnDevice):
-                self._driver.copy_on_device(target.data_ptr(), array.tensor.data_ptr(), size, self._streams.current())
-            else:
-                source = np.ascontiguousarray(array)
-                self._driver.copy_from_host(target.data_ptr(), source.ctypes.data, size, self._streams.current())
-
-    def _forget_oldest(self) -> None:
-        while len(self._captured) > _MOST:
-            sizes, captured = self._captured.popitem(last=False)
-            self._seen.discard(sizes)
-            self._driver.forget(captured.graph)
+        captured.graph = self._driver.end_capture(self._stream)
+        weakref.finalize(captured, self._driver.forget, captured.graph).atexit = False
+        return captured
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, OnDevice))
+def _key(arguments: Sequence[Any]) -> Key:
+    """Facts that have to be the same in a run that a graph serves: sizes of arrays, and whether they are on the host;
+    addresses and sizes of other tensors; shapes."""
+    return tuple(
+        (type(value), *value.shape)
+        if isinstance(value, (np.ndarray, OnDevice))
+        else (value.data_ptr(), *value.shape)
+        if hasattr(value, "data_ptr")
+        else tuple(value)
+        for value in arguments
+    )

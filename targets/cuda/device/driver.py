@@ -6,10 +6,12 @@ versions. So moec calls the few that it needs through ctypes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from moec.common.errors import DefectError, MoecError
@@ -29,6 +31,10 @@ _RELAXED = 2
 """Mode of a capture during which this or another thread may allocate memory; such allocations are not part of the
 graph."""
 
+_NO_CAPTURE = 0
+_NO_TIMING = 2
+"""Flag of an event that only orders work, which costs less."""
+
 _int_out, _handle_out = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_void_p)
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cuInit": (ctypes.c_uint,),
@@ -40,6 +46,16 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRetain": (_handle_out, ctypes.c_int),
     "cuCtxSetCurrent": (ctypes.c_void_p,),
     "cuStreamCreate": (_handle_out, ctypes.c_uint),
+    "cuStreamIsCapturing": (ctypes.c_void_p, _int_out),
+    "cuThreadExchangeStreamCaptureMode": (_int_out,),
+    "cuEventCreate": (_handle_out, ctypes.c_uint),
+    "cuEventRecord": (ctypes.c_void_p, ctypes.c_void_p),
+    "cuEventSynchronize": (ctypes.c_void_p,),
+    "cuEventDestroy_v2": (ctypes.c_void_p,),
+    "cuMemHostAlloc": (_handle_out, ctypes.c_size_t, ctypes.c_uint),
+    "cuMemFreeHost": (ctypes.c_void_p,),
+    "cuMemGetInfo_v2": (ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)),
+    "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p),
     "cuMemcpyHtoDAsync_v2": (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p),
     "cuMemcpyDtoDAsync_v2": (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p),
     "cuStreamBeginCapture_v2": (ctypes.c_void_p, ctypes.c_int),
@@ -101,6 +117,54 @@ class Driver:
     def copy_on_device(self, target: int, source: int, size: int, stream: int) -> None:
         """Copy ``size`` bytes between addresses of the device."""
         self._call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
+
+    def copy_to_host(self, target: int, source: int, size: int, stream: int) -> None:
+        """Copy ``size`` bytes from an address of the device to one of pinned memory."""
+        self._call("cuMemcpyDtoHAsync_v2", target, source, size, stream)
+
+    def new_pinned(self, size: int) -> int:
+        """Allocate pinned memory of the host, which the device reads and writes without another copy."""
+        return self._handle("cuMemHostAlloc", size, 0)
+
+    def free_pinned(self, address: int) -> None:
+        self._call("cuMemFreeHost", address)
+
+    def new_event(self) -> int:
+        return self._handle("cuEventCreate", _NO_TIMING)
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Let the event happen after the present work on the stream."""
+        self._call("cuEventRecord", event, stream)
+
+    def finish_event(self, event: int) -> None:
+        """Wait until the event has happened."""
+        self._call("cuEventSynchronize", event)
+
+    def free_event(self, event: int) -> None:
+        self._call("cuEventDestroy_v2", event)
+
+    def free_memory(self) -> int:
+        """Bytes of the first GPU that no program uses."""
+        self.use_first_gpu()
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether work put on the stream is recorded instead of executed."""
+        status = ctypes.c_int()
+        self._call("cuStreamIsCapturing", stream, ctypes.byref(status))
+        return status.value != _NO_CAPTURE
+
+    @contextlib.contextmanager
+    def relaxed(self) -> Iterator[None]:
+        """Context in which the calling thread may allocate memory although a stream is being captured."""
+        mode = ctypes.c_int(_RELAXED)
+        self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        try:
+            yield
+        finally:
+            self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
     def begin_capture(self, stream: int) -> None:
         """Begin to record the work put on the stream instead of executing it."""

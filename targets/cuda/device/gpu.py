@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from moec.common.dtypes import DTYPES
 from moec.common.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.gpu import GpuDevice, ModuleLoader
 from moec.runtime.library import load_ffi
+from moec.runtime.on_device import OnDevice
 from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
 from moec.targets.cuda.device.captured_runs import CapturedGraphs
 from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
 from moec.targets.cuda.device.errors import explain_gpu_error
+from moec.targets.cuda.device.pinned import MOST_PINNED, InputBlock, OutputBlock
 from moec.targets.cuda.hardware.architectures import LIMITS, newest_that_runs
 
 CUDA_MAJOR = 13
@@ -30,27 +36,57 @@ _HINT = "run it without one by: moec run --emulate, or moec.load(..., emulate=Tr
 
 
 class CudaGpu(GpuDevice):
-    """A GPU that runs programs of artifacts. ``driver``: None for an emulated GPU."""
+    """A GPU that runs programs of artifacts. ``is_emulated``: whether its ``driver`` is the emulator's."""
 
     number = CUDA
     blob_loader = _LOADER
     streams = Streams(CUDA)
 
     def __init__(
-        self, module_loader: ModuleLoader, driver: Driver | None = None, architecture: str | None = None
+        self, module_loader: ModuleLoader, driver: Driver, architecture: str | None, *, is_emulated: bool = False
     ) -> None:
         super().__init__(module_loader, architecture)
-        self.driver = driver
+        self.driver, self._is_emulated = driver, is_emulated
+        self._outputs = OutputBlock(driver, self.streams)
 
     @property
     def gpu(self) -> str | None:
-        return None if self.driver is None else self.driver.gpus()[0].name
+        return None if self._is_emulated else self.driver.gpus()[0].name
 
     def torch_stream(self) -> int:
         return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
 
-    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedGraphs | None:
-        return None if self.driver is None else CapturedGraphs(program, weights, self.driver, self.streams)
+    def placing(self) -> Callable[[Sequence[np.ndarray | OnDevice]], list[Any]]:
+        block = InputBlock(self.driver, self.streams)
+
+        def place(arrays: Sequence[np.ndarray | OnDevice]) -> list[Any]:
+            if self.is_capturing:  # what a graph reads has to stay
+                return [*map(self.place, arrays)]
+            placed = iter(block.place([array for array in arrays if isinstance(array, np.ndarray)]))
+            return [next(placed) if isinstance(array, np.ndarray) else self.place(array) for array in arrays]
+
+        return place
+
+    def fetch_all(self, tensors: Sequence[Any]) -> list[np.ndarray]:
+        types = [DTYPES[str(tensor.dtype)] for tensor in tensors]
+        size = sum(tensor.numel() * dtype.itemsize for tensor, dtype in zip(tensors, types, strict=True))
+        return [*map(self.fetch, tensors)] if size > MOST_PINNED else self._outputs.fetch(tensors, types)
+
+    @contextlib.contextmanager
+    def working(self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False) -> Iterator[None]:
+        self.driver.use_first_gpu()
+        with self.driver.relaxed(), super().working(arrays, waits=waits):
+            yield
+
+    def is_captured(self, stream: int) -> bool:
+        return self.driver.is_capturing(stream)
+
+    def copying_on_device(self, tensor: Any, result: Any) -> None:
+        size = tensor.numel() * DTYPES[str(tensor.dtype)].itemsize
+        self.driver.copy_on_device(result.data_ptr(), tensor.data_ptr(), size, self.streams.current())
+
+    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedGraphs:
+        return CapturedGraphs(program, weights, self.driver, self.streams)
 
     def explain(self, error: Exception) -> MoecError | None:
         return explain_gpu_error(str(error))

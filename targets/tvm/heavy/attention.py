@@ -122,6 +122,8 @@ def _attention_inputs(
     added = lowering.shape(required_input(node, 1))
     new_keys = added[2] if len(added) == 4 else added[1]
     mask = _mask(lowering, node, key) if has_mask else None
+    if mask is not None and isinstance(key, PagedTensor):  # a kernel reads the mask of keys in use alone
+        mask = lowering.ignoring_padding(mask)
     return AttentionInputs(query, key, value, mask, lengths, new_keys), present
 
 

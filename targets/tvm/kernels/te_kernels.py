@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tvm
 import tvm_ffi
@@ -25,10 +25,14 @@ class Requirement:
 
 
 def prim_func(
-    inputs: list[te.Tensor], outputs: list[te.Tensor], requirements: Sequence[Requirement] = ()
+    inputs: list[te.Tensor],
+    outputs: list[te.Tensor],
+    requirements: Sequence[Requirement] = (),
+    rewritten: Callable[[tirx.PrimFunc], tirx.PrimFunc] = lambda kernel: kernel,
 ) -> tuple[tirx.PrimFunc, list[tirx.Var]]:
-    """The kernel of a TE computation, and the sizes it needs that are not a dim of any of its tensors."""
-    kernel = te.create_prim_func([*inputs, *outputs], "int64").without_attr("global_symbol")
+    """The kernel of a TE computation, ``rewritten`` by a function that keeps its parameters, and the sizes it needs
+    that are not a dim of any of its tensors."""
+    kernel = rewritten(te.create_prim_func([*inputs, *outputs], "int64").without_attr("global_symbol"))
     bound = {size for tensor in (*inputs, *outputs) for size in tensor.shape if isinstance(size, tirx.Var)}
     bound |= _loop_variables(kernel.body)
     used = set(tirx.analysis.undefined_vars(kernel.body, []))

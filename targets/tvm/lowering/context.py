@@ -212,6 +212,10 @@ class LoweringContext(Protocol):
         """The state after ``new`` was written after the part in use, which stays as it is, or at ``places``."""
         ...
 
+    def ignoring_padding(self, tensor: relax.Expr) -> relax.Var:
+        """The same tensor, for kernels that know from elsewhere which of its elements there are."""
+        ...
+
     def in_memory(self, size: Any) -> relax.Var:
         """The value of a size as a tensor int64[1]: the parameter of ``main`` for the length of a state in use, if
         kernels read lengths in memory."""

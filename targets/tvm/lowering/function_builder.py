@@ -20,6 +20,7 @@ from moec.common.names import node_name, operator_name
 from moec.common.specs import StreamedExpertsSpec, StreamedWeight
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.kernels.te_kernels import OPAQUE, Requirement, prim_func
+from moec.targets.tvm.lowering.lengths_in_memory import LengthsInMemory
 from moec.targets.tvm.phases.bound_storage import as_float
 from moec.targets.tvm.phases.rename_kernels import EXPORTED
 from moec.targets.tvm.sizes.c_expressions import in_c
@@ -84,8 +85,13 @@ class FunctionBuilder:
         self._replaceable: set[str] = set()
         self.beyond: dict[Budget, list[str]] = {}
         """The names of nodes that needed more than a budget allows."""
+        self.lengths = LengthsInMemory()
         self._of_one_page: dict[tirx.Var, Any] = {}
         """Values of the sizes of pages, which no input tells, in a plain run: there is one page then."""
+
+    @property
+    def _node_name(self) -> str:
+        return "" if self._node is None else f"{node_name(self._node)} ({operator_name(self._node)})"
 
     def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
         if isinstance(expression, relax.Var):
@@ -117,8 +123,7 @@ class FunctionBuilder:
         copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
         kernel, extra = prim_func([source], [copy])
         symbol = self._builder.add_func(kernel.with_attr("op_pattern", OPAQUE), "checked_shape")
-        types = [relax.TensorType(sizes, dtype)]
-        return self._call(symbol, [self.emit(tensor), *extra], types, "checked_shape")[0]
+        return self._call(symbol, [self.emit(tensor), *extra], [relax.TensorType(sizes, dtype)], "checked_shape")[0]
 
     def materialise(self, static: StaticValue, name: str = "known") -> relax.Var:
         """A static value as a tensor: a constant, or a kernel that writes the symbolic elements."""
@@ -220,7 +225,7 @@ class FunctionBuilder:
         result = function(*placeholders)
         outputs = list(result) if isinstance(result, (list, tuple)) else [result]
         needed = self._conditions.unchecked(requirements, arguments)
-        kernel, extra = prim_func(placeholders, outputs, needed)
+        kernel, extra = self.lengths.kernel(placeholders, outputs, needed, self._node_name)
         symbol = self._builder.add_func(kernel.with_attr("tirx.noalias", True), identifier(name))
         types = [relax.TensorType(output.shape, str(output.dtype)) for output in outputs]
         results = self._call(symbol, [*arguments, *extra], types, name)
@@ -296,6 +301,7 @@ class FunctionBuilder:
     ) -> list[relax.Var]:
         emitted = [self.emit(argument) for argument in arguments]
         record.sizes = sizes_of(kernel, [*(argument.ty for argument in emitted), *output_types], self._of_one_page)
+        self.lengths.note(emitted, output_types, self._node_name)
         symbol = self._add_recorded_kernel(kernel, record)
         return self._call(symbol, emitted, output_types, record.name)
 
@@ -310,6 +316,7 @@ class FunctionBuilder:
         emitted = [*map(self.emit, arguments)]
         types = [*(None for _ in numbers), *(argument.ty for argument in [*emitted, *outputs])]
         record.sizes = sizes_of(kernel, types, self._of_one_page)
+        self.lengths.note([*emitted, *outputs], [], self._node_name)
         symbol = self._add_recorded_kernel(kernel, record)
         return self._call_on(symbol, [*numbers, *emitted], outputs, record.name)
 
@@ -333,6 +340,7 @@ class FunctionBuilder:
         operands = [
             relax.prim_value(argument) if isinstance(argument, int) else self.emit(argument) for argument in arguments
         ]
+        self.lengths.note(operands, [output], self._node_name)
         result = self.emit(relax.op.call_dps_packed(function, operands, out_ty=output), name)
         self._computed.add(result)
         return result
@@ -345,15 +353,17 @@ class FunctionBuilder:
         name: str,
     ) -> list[relax.Var]:
         """Like :meth:`call_kernel`, for a generic kernel that is not to be scheduled or reported as the target's."""
-        symbol = self._add_finished_kernel(kernel, name)
-        return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, name)
+        symbol, emitted = self._add_finished_kernel(kernel, name), [*map(self.emit, arguments)]
+        self.lengths.note(emitted, output_types, self._node_name)
+        return self._call(symbol, emitted, output_types, name)
 
     def call_serial_on(
         self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], outputs: Sequence[relax.Var], name: str
     ) -> list[relax.Var]:
         """Like :meth:`call_serial`, for a kernel that updates ``outputs`` in place, as :meth:`call_kernel_on` does."""
-        symbol = self._add_finished_kernel(kernel, name)
-        return self._call_on(symbol, [self.emit(argument) for argument in arguments], outputs, name)
+        symbol, emitted = self._add_finished_kernel(kernel, name), [*map(self.emit, arguments)]
+        self.lengths.note([*emitted, *outputs], [], self._node_name)
+        return self._call_on(symbol, emitted, outputs, name)
 
     def _add_finished_kernel(self, kernel: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         kernel = kernel.without_attr("global_symbol").with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})

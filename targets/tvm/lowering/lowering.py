@@ -51,6 +51,8 @@ class Lowered:
     use follow the inputs, as one shape."""
     lengths_in_memory: bool
     """Whether each of these lengths follows once more, as a tensor int64[1]."""
+    fixed_lengths: list[str]
+    """The names of nodes for which these tensors are not enough: their results follow from the shape of lengths."""
     beyond: Mapping[Budget, Sequence[str]]
     """The names of nodes that needed more than a budget allows."""
     streamed: list[StreamedExpertsSpec]
@@ -121,6 +123,8 @@ class Lowering(GraphValues):
                     elif node not in decoding:  # kernels read weights as they are stored, so decoding makes no code
                         self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
+                for value, result in zip(graph.outputs, results, strict=True):
+                    self.lengths.note([result], [], f"the output {value.name!r}")
                 output = self._builder.emit_output(relax.Tuple(results))
             self._builder.end_scope()
             parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
@@ -146,6 +150,7 @@ class Lowering(GraphValues):
             self._nodes,
             states,
             bool(states) and self._holding is not None and self._holding.lengths_in_memory,
+            [*self.lengths.fixed],
             self.beyond,
             self.streamed_experts(),
             None if self._last is None else self._last.spec,
@@ -235,6 +240,8 @@ class Lowering(GraphValues):
         if self._holding is not None and self._holding.lengths_in_memory:
             of_one = relax.TensorType([1], "int64")
             self._in_memory = {str(length): relax.Var(f"in_use_{length}", of_one) for length in lengths}
+            pairs = zip(lengths, self._in_memory.values(), strict=True)
+            self.lengths.parameters = {length: tensor for length, tensor in pairs if isinstance(length, tirx.Var)}
         return [relax.Var("lengths", relax.ShapeType(lengths)), *self._in_memory.values()]
 
     def _declare_wanted(self) -> list[relax.Var]:
@@ -289,6 +296,9 @@ class Lowering(GraphValues):
         problem = append_problem(past, str(new.ty.dtype), "" if places is None else str(places.starts.ty.dtype))
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
+
+    def ignoring_padding(self, tensor: relax.Expr) -> relax.Var:
+        return self.lengths.ignored(self.reshape(tensor, list(tensor.ty.shape)))
 
     def in_memory(self, size: Any) -> relax.Var:
         key = str(self.sizes.expression(size))

@@ -21,6 +21,7 @@ from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.device.gpu import CudaGpu
 from moec.targets.cuda.estimates import crossovers
 from moec.tools import tune_gpu
 from moec.tools.tune import measure, tune
@@ -73,7 +74,7 @@ def load(path):
     def load(gpu: str = "a GPU") -> CompiledModel:
         artifact = open_artifact(path)
         device = device_of(artifact, LoadOptions(emulate=True))
-        device.driver = types.SimpleNamespace(gpus=lambda: [types.SimpleNamespace(name=gpu)])
+        device.__class__ = type("NamedGpu", (CudaGpu,), {"gpu": gpu})
         return CompiledModel(artifact, device=device)
 
     return load

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+from collections.abc import Sequence
 
 import numpy as np
 import onnx.parser
@@ -10,16 +12,19 @@ import onnx_ir as ir
 import pytest
 
 import moec
+from moec.artifacts.loading import device_of
 from moec.common.errors import InputError, MoecError
 from moec.common.kernel_sizes import evaluate, kernel_sizes
 from moec.runtime import held
 from moec.runtime.artifact import open_artifact
 from moec.runtime.held import PAGE
+from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.device.captured_runs import _Captured
 
-from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
+from ...runtime.emulated_gpu import Calls, numbers_of, on_gpu
 from ..cpu.test_held_states import pages_of
 
 TABLE = ",".join(str(round(np.sin(3 * n), 3)) for n in range(40))
@@ -32,6 +37,7 @@ g (int64[B,S] ids, float[B,1,P,8] k, float[B,1,P,8] v) => (float[B,S,8] logits, 
     y, pk, pv = Attention <is_causal = 1> (q, x, x, "", k, v)
     logits = ReduceSum <keepdims = 0> (y, one)
 }}"""
+CAPTURING = LoadOptions(emulate=True, cuda_graphs=True)
 NARROW = "O2,cast-states{dtype=fp16}"
 RANDOM = np.random.default_rng(0)
 IDS = RANDOM.integers(0, 5, (2, 3 * PAGE))
@@ -129,32 +135,150 @@ def test_more_tokens_than_a_gpu_has_memory_for(on_cuda):
         on_cuda.session(max_tokens=1 << 50)
 
 
-def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
-    """Runs that take and return states are captured. Runs in place are not, since no two are alike: pages grow, and
-    each session has its own memory."""
-    from moec.artifacts.loading import device_of
-    from moec.runtime.artifact import open_artifact
-    from moec.runtime.load_options import LoadOptions
+@pytest.fixture(scope="module")
+def capturing(artifact) -> CompiledModel:
+    return moec.load(artifact, emulate=True, cuda_graphs=True)
 
-    opened = open_artifact(artifact)
-    device, driver = device_of(opened, LoadOptions(emulate=True)), EmulatedDriver()
-    device.driver = driver
-    model = CompiledModel(opened, LoadOptions(cuda_graphs=True), device)
-    driver.runs = model._executor._captured
-    for turn in range(3):
-        pasts = {name: np.full((2, 1, 4, 8), turn, np.float32) for name in ("k", "v")}
-        actual, expected = (program.run({"ids": IDS[:, turn : turn + 2], **pasts}) for program in (model, on_cuda))
-        for name, array in expected.items():
-            np.testing.assert_array_equal(actual[name], array)
-    assert driver.calls.count("launch 1 on stream 0") == 2
-    sessions = [model.session(batch=2) for _ in range(3)]
-    for start, session in enumerate(sessions):
-        session.run(IDS[:, start : start + 4])
-    for start, session in enumerate(sessions):
-        actual, plain = session.run(IDS[:, :1]), on_cuda.session(batch=2)
-        plain.run(IDS[:, start : start + 4])
-        np.testing.assert_array_equal(actual, plain.run(IDS[:, :1]))
-    assert sum("launch" in call for call in driver.calls) == 2
+
+def test_runs_that_take_and_give_states_are_captured(capturing, on_cuda):
+    with Calls() as calls:
+        for turn in range(3):
+            pasts = {name: np.full((2, 1, 4, 8), turn, np.float32) for name in ("k", "v")}
+            actual, expected = (
+                program.run({"ids": IDS[:, turn : turn + 2], **pasts}) for program in (capturing, on_cuda)
+            )
+            for name, array in expected.items():
+                np.testing.assert_array_equal(actual[name], array)
+    assert calls["cuGraphLaunch"] == 2
+
+
+def decoded(model: CompiledModel, news: Sequence[int]) -> list[np.ndarray]:
+    """The logits of a session's runs on so many new tokens each."""
+    session, ends = model.session(batch=2), np.cumsum(news)
+    return [session.run(IDS[:, end - new : end]) for new, end in zip(news, ends, strict=True)]
+
+
+def test_a_session_is_captured_once_for_each_number_of_pages(capturing, on_cuda):
+    """Steps of one number of pages have different lengths, which the graph reads in memory."""
+    news = [PAGE - 5, 1, 1, 1, 1, 1, 1, 1, 1]
+    expected = decoded(on_cuda, news)
+    with Calls() as calls:
+        actual = decoded(capturing, news)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert calls["cuStreamBeginCapture"] == 2, "one for one page, one for two"
+    assert calls["cuGraphLaunch"] == 6, "all steps except the first of each number of pages"
+
+
+def test_lengths_that_a_graph_kept_would_show(capturing, on_cuda, monkeypatch):
+    news = [3, 1, 1, 1, 1]
+    expected = decoded(on_cuda, news)
+    monkeypatch.setattr(_Captured, "fill", fill_once(_Captured.fill))
+    actual = decoded(capturing, news)
+    equal = [np.array_equal(one, other) for one, other in zip(actual, expected, strict=True)]
+    assert equal == [True, True, True, False, False]
+
+
+def fill_once(fill):
+    """A method that fills the arguments of a graph at its capture, and never again."""
+    filled = {}
+
+    def instead(captured, arguments):
+        if captured not in filled:
+            filled[captured] = fill(captured, arguments)
+        return filled[captured]
+
+    return instead
+
+
+@pytest.mark.parametrize("has_graphs", [True, False])
+def test_a_steady_session_allocates_nothing_and_copies_once_each_way(has_graphs, capturing, on_cuda):
+    session = (capturing if has_graphs else on_cuda).session(batch=2)
+    for start in range(4):
+        session.run(IDS[:, start : start + 1])
+    with Calls() as calls:
+        for start in range(3):
+            session.run(IDS[:, start : start + 1])
+    for name in ("cudaMalloc", "cudaFree", "cuMemHostAlloc", "cuMemFreeHost"):
+        assert calls[name] == 0, name
+    assert calls["pageable copy from host"] == calls["pageable copy to host"] == 0
+    assert calls["copy from host"] == calls["copy to host"] == calls["cudaStreamSynchronize"] == 3
+    assert (calls["cuGraphLaunch"], calls["launch"] > 0) == ((3, False) if has_graphs else (0, True))
+
+
+def test_graphs_go_with_their_session(capturing):
+    decoded(capturing, [1, 1, 1])
+    gc.collect()
+    owners = capturing._executor._captured._graphs
+    assert all(owner is capturing._executor for owner in owners)
+
+
+MASKED = (
+    TEXT.replace("int64[B,S] ids,", "int64[B,S] ids, int64[B,A] attention_mask,")
+    .replace(
+        """int64[1] one = {1}>""", "int64[1] one = {1}, int64 zero = {0}, int64 step = {1}, int64[2] axes = {1, 2}>"
+    )
+    .replace(
+        """y, pk, pv = Attention <is_causal = 1> (q, x, x, "", k, v)""",
+        """of_past = Shape <start = 2, end = 3> (k)
+    past = Squeeze (of_past)
+    of_new = Shape <start = 1, end = 2> (ids)
+    new = Squeeze (of_new)
+    total = Add (past, new)
+    rows = Range (past, total, step)
+    columns = Range (zero, total, step)
+    below = Unsqueeze (rows, one)
+    seen = LessOrEqual (columns, below)
+    counts = Cast <to = 9> (attention_mask)
+    across = Unsqueeze (counts, axes)
+    mask = And (across, seen)
+    y, pk, pv = Attention (q, x, x, mask, k, v)""",
+    )
+)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("passes", [NARROW, "O2"])
+def test_masks_and_positions_of_a_captured_session(without_nvcc, passes):
+    """The graph has masks for all the pages hold. The causal mask inside it and the positions follow from the length
+    in memory; the attention mask is the session's, padded."""
+    graph = onnx.parser.parse_model(MASKED)
+    graph.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "P + S"
+    plain = moec.compile(graph, target="cuda", passes=passes, emulate=True)
+    assert plain.artifact.manifest.programs[0].fixed_lengths == []
+    captured = CompiledModel(plain.artifact, CAPTURING, device_of(plain.artifact, CAPTURING))
+    for hidden in (0, 2):
+        mask = np.ones((2, 4), np.int64)
+        mask[0, :hidden] = 0
+        sessions = [model.session(batch=2) for model in (captured, plain)]
+        first, other = (session.run(IDS[:, :4], attention_mask=mask) for session in sessions)
+        np.testing.assert_array_equal(first, other)
+        with Calls() as calls:
+            for start in range(4, 10):
+                actual, expected = (session.run(IDS[:, start : start + 1]) for session in sessions)
+                np.testing.assert_array_equal(actual, expected)
+        assert calls["cuGraphLaunch"] == 5
+
+
+@pytest.mark.nightly
+def test_a_session_whose_kernels_sum_over_the_past_runs_without_graphs(without_nvcc):
+    text = (
+        TEXT.replace("int64[1] one = {1}>", "int64[1] one = {1}, int64[1] two = {2}>")
+        .replace(
+            "logits = ReduceSum",
+            "all = ReduceSum <keepdims = 1> (pk, two)\n    z = Add (y, all)\n    logits = ReduceSum",
+        )
+        .replace("(y, one)", "(z, one)")
+    )
+    plain = moec.compile(onnx.parser.parse_model(text), target="cuda", emulate=True)
+    (program,) = plain.artifact.manifest.programs
+    assert any("ReduceSum" in name for name in program.fixed_lengths)
+    assert any("without CUDA graphs" in remark["message"] for remark in plain.remarks)
+    captured = CompiledModel(plain.artifact, CAPTURING, device_of(plain.artifact, CAPTURING))
+    with Calls() as calls:
+        for one, other in zip(decoded(captured, [3, 1, 1, 1]), decoded(plain, [3, 1, 1, 1]), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert calls["cuGraphLaunch"] == 0
 
 
 ROOM = """<ir_version: 10, opset_import: ["" : 24]>

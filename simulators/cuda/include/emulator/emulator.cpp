@@ -15,6 +15,7 @@
 #include "mbarrier.cpp"
 #include "order.cpp"
 #include "races.cpp"
+#include "recorder.cpp"
 #include "registers.cpp"
 #include "scheduler.cpp"
 #include "shared_window.cpp"

@@ -9,6 +9,7 @@
 #include "mathematics.h"
 #include "matrix.h"
 #include "memory.h"
+#include "recorder.h"
 #include "registers.h"
 #include "shared_window.h"
 #include "vectors.h"

@@ -50,6 +50,30 @@ int cuMemcpyDtoDAsync_v2(uint64_t target, uint64_t source, size_t size, Handle) 
   memcpy((void *)target, (void *)source, size);
   return note("on device");
 }
+int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, Handle) {
+  memcpy(target, (void *)source, size);
+  return note("to host");
+}
+int cuMemHostAlloc(Handle *memory, size_t size, unsigned flags) {
+  *memory = (Handle)0x5000000000;
+  return size == 64 && flags == 0 ? note("pin") : 1;
+}
+int cuMemFreeHost(Handle memory) { return memory == (Handle)0x5000000000 ? note("unpin") : 1; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = (size_t)3 << 33; *total = (size_t)1 << 36; return 0; }
+int cuEventCreate(Handle *event, unsigned flags) { *event = (Handle)0x6000000000; return flags == 2 ? 0 : 1; }
+int cuEventRecord(Handle event, Handle stream) {
+  return event == (Handle)0x6000000000 && stream == (Handle)0x7000000000 ? note("record") : 1;
+}
+int cuEventSynchronize(Handle event) { return event == (Handle)0x6000000000 ? note("wait") : 1; }
+int cuEventDestroy_v2(Handle event) { return event == (Handle)0x6000000000 ? note("drop") : 1; }
+int cuStreamIsCapturing(Handle stream, int *status) { *status = stream ? 1 : 0; return 0; }
+static int mode = 0;
+int cuThreadExchangeStreamCaptureMode(int *value) {
+  int before = mode;
+  mode = *value;
+  *value = before;
+  return note(mode == 2 ? "relaxed" : "as before");
+}
 int cuStreamBeginCapture_v2(Handle stream, int mode) {
   return stream == (Handle)0x7000000000 && mode == 2 ? note("capture") : 1;
 }
@@ -114,6 +138,25 @@ def test_copies_between_addresses(library):
     driver.copy_from_host(ctypes.addressof(near), ctypes.addressof(host), 8, 0)
     driver.copy_on_device(ctypes.addressof(far), ctypes.addressof(near), 8, 5)
     assert far.value == b"numbers"
+
+
+def test_pinned_memory_and_events(library):
+    driver = Driver(library)
+    stream, event, memory = driver.new_stream(), driver.new_event(), driver.new_pinned(64)
+    driver.record_event(event, stream)
+    driver.finish_event(event)
+    driver.free_event(event)
+    driver.free_pinned(memory)
+    assert library.noted() == b"pin;record;wait;drop;unpin;"
+    assert driver.free_memory() == 3 << 33
+
+
+def test_tells_captures_and_allows_what_they_forbid(library):
+    driver = Driver(library)
+    assert driver.is_capturing(driver.new_stream()) and not driver.is_capturing(0)
+    with pytest.raises(KeyError), driver.relaxed():
+        raise KeyError
+    assert library.noted() == b"relaxed;as before;"
 
 
 @pytest.mark.parametrize(

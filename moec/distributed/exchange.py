@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -96,6 +97,8 @@ class RowExchange:
         self._transport = transport or placement.transport or "alltoall"
         self._idle = False
         self._sending: dict[int, _Sending] = {}
+        self.waited = 0.0
+        """Seconds that it has waited for rows and results on their way, for whoever sets it to 0 before."""
         self.meanwhile: Callable[[], None] = lambda: None
         """Called when rows or results of this rank are under way, before it waits for those of others."""
         self.announces = False
@@ -145,7 +148,7 @@ class RowExchange:
         """Wait for the rows that this rank computes, one for each pair: by source rank, then token, then slot."""
         sending, rank = self._sending[layer], self.group.rank
         with self.group.collective("dispatch of rows", layer):
-            parcels = sending.arrival.wait()
+            parcels = self._arrived(sending.arrival)
         sources = [self._addressed(layer, sending.form.rows_in(parcel)) for parcel in parcels]
         sources[rank] = sending.own
         places = [
@@ -167,12 +170,18 @@ class RowExchange:
             arrival = swap(self.group, cut(_as_bytes(results).ravel(), sent), counts * size)
         self.meanwhile()
         with self.group.collective("return of rows", layer):
-            parcels = arrival.wait()
+            parcels = self._arrived(arrival)
         self.traffic[layer].back += int(sent.sum() - sent[self.group.rank])
         own = np.zeros((sending.pairs, size), np.uint8)
         for places, parcel in zip(cut(pairs, counts), parcels, strict=True):
             own[places] = parcel.reshape(-1, size)
         return own.view(results.dtype)
+
+    def _arrived(self, arrival: Arrival) -> tuple[np.ndarray, ...]:
+        start = time.perf_counter()
+        parcels = arrival.wait()
+        self.waited += time.perf_counter() - start
+        return parcels
 
     def _begin_alltoall(self, layer: int, form: _RowForm, own: _Parcel, destinations: np.ndarray) -> Arrival:
         ranks = self.group.size

@@ -55,10 +55,11 @@ class RankedModel(PipelinedModel):
         count = self._sequences(arrays)
         rank, size = self.group.rank, self.group.size
         part = slice(-(-count * rank // size), -(-count * (rank + 1) // size))  # rank 0 has the only sequence
-        if self._is_worth_halves(arrays, count):
+        tokens = self._least_of_half(arrays, count)
+        if tokens >= LEAST_OF_HALF and self.group.most(self._pair.pays):
             outputs = self._run_halves(arrays, part, last)
         else:
-            outputs = self._run_part(arrays, part, count, last)
+            outputs = self._pair.whole(lambda: self._run_part(arrays, part, count, last), 2 * tokens)
         return self._joined(self.group.gathered(outputs, "gathering of results"))
 
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
@@ -105,13 +106,12 @@ class RankedModel(PipelinedModel):
             outputs = super().run(self._part(arrays, slice(0, 1)), last=last)
         return self._part(outputs, slice(0, 0))
 
-    def _is_worth_halves(self, arrays: Mapping[str, np.ndarray], count: int) -> bool:
-        """Whether all ranks run their sequences in two halves, one of which computes while rows of the other travel:
-        each has several, and so many tokens that reading weights twice costs little. A stage of several does not."""
-        if self._roles is None or self.through is not None or count < 2 * self.group.size:
-            return False
-        sequences = count // self.group.size // 2
-        return sequences * arrays[self._roles.ids.name].shape[1] >= LEAST_OF_HALF
+    def _least_of_half(self, arrays: Mapping[str, np.ndarray], count: int) -> int:
+        """Count the tokens of the smallest half of a rank's sequences; 0 where they have no halves, as those of a stage
+        of several. All ranks say the same."""
+        if self._roles is None or self.through is not None:
+            return 0
+        return count // self.group.size // 2 * arrays[self._roles.ids.name].shape[1]
 
     def _run_halves(self, arrays: Mapping[str, np.ndarray], part: slice, last: int | None) -> dict[str, np.ndarray]:
         middle = (part.start + part.stop) // 2

@@ -38,10 +38,10 @@ class RankedSession(Session):
 
     def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> Mapping[str, Any]:
         own = 2 if self._is_worth_halves(ids, inputs, count) else 1
+        run = super()._outputs
         if self._pair.exchange.agreed(own) == 1:
-            return super()._outputs(ids, inputs, count)
+            return self._pair.whole(lambda: run(ids, inputs, count), ids.size)
         if own == 1:
-            run = super()._outputs
             return self._pair.in_turn(lambda: run(ids, inputs, count), self._second_idle_run)[0]
         return self._run_halves(ids, count)
 
@@ -65,12 +65,13 @@ class RankedSession(Session):
         return outputs
 
     def _is_worth_halves(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> bool:
-        """Whether two halves of the tokens may run in turn, and are so many that reading weights twice costs little.
-        Their states have to be in place, with an entry for each token."""
+        """Whether two halves of the tokens may run in turn, and it pays. States have to be in place, with an entry for
+        each token."""
         half = ids.shape[1] // 2
         states = self._states
         return (
-            states.executor is self._pair.first
+            self._pair.pays
+            and states.executor is self._pair.first
             and half * self.batch >= LEAST_OF_HALF
             and count <= half
             and not inputs

@@ -17,7 +17,7 @@ from moec.predicting.artifact import ModelOnRanks, model_on_ranks
 from moec.predicting.layers import Schedule
 from moec.predicting.links import Link, Links
 from moec.predicting.workload import Prediction, Setup, Workload, predict
-from moec.runtime.ranks import LEAST_OF_HALF
+from moec.runtime.ranks import LEAST_OF_HALF, LEAST_WAIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,11 @@ def predict_on_ranks(
         choice = TransportChoice(placed.transport, f"{words}; else {choice.transport}: {choice.reason}")
     predictions = []
     for count in tokens:
-        halves = ranks > 1 and count // 2 >= LEAST_OF_HALF and not model.has_device  # as programs run
-        setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport), halves)
+        setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport))
         predicted = predict(model.workload, setup)
+        may_halve = ranks > 1 and count // 2 >= LEAST_OF_HALF and not model.has_device
+        if may_halve and predicted.exposed >= LEAST_WAIT:  # as programs run
+            predicted = predict(model.workload, dataclasses.replace(setup, halves=True))
         predictions.append((predicted, tuple(changes(model.workload, predicted))))
     return RanksReport(model, links, words, choice, tuple(predictions))
 

@@ -12,7 +12,9 @@ from typing import Protocol
 import numpy as np
 
 LEAST_OF_HALF = 256
-"""Tokens from which half of a run is worth a run of its own (benchmarks/results/ranks.md): the halves take turns."""
+"""Tokens from which half of a run is worth a run of its own, in turn with the other half."""
+LEAST_WAIT = 0.25
+"""Share of a run that a rank waits for rows from which halves pay. Both: benchmarks/results/ranks.md."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,11 @@ def everything(model: moec.CompiledModel, folder: pathlib.Path) -> dict[str, Any
 def on_a_rank(rank: int, path: pathlib.Path) -> dict[str, Any]:
     """Use the model on a rank, and count how often it runs two halves in turn."""
     pairs = mock.Mock(side_effect=ProgramPair.in_turn)
-    with loaded(path, threads=1) as model, mock.patch.object(ProgramPair, "in_turn", lambda *works: pairs(*works)):
+    with (
+        loaded(path, threads=1) as model,
+        mock.patch.object(ProgramPair, "in_turn", lambda *works: pairs(*works)),
+        mock.patch.object(ProgramPair, "pays", rank == 1),  # one rank says it for all
+    ):
         return everything(model, path.parent) | {"pairs": pairs.call_count}
 
 

@@ -50,6 +50,7 @@ def on_a_rank(rank: int, path: pathlib.Path, threads: int) -> tuple[list[np.ndar
     with (
         loaded(path, threads=threads) as model,
         mock.patch.object(ProgramPair, "in_turn", lambda *works: pairs(*works)),
+        mock.patch.object(ProgramPair, "pays", True),
     ):
         assert isinstance(model, RankedModel)
         with model.apart():
@@ -67,9 +68,32 @@ def test_long_prompts_run_in_halves_with_the_same_results(placed, threads):
         assert pairs == 3, "two prompts of rank 0 and one of rank 1 are long; 511 tokens are not"
 
 
+@pytest.mark.parametrize(
+    ("runs", "pays"),
+    [
+        ([], False),
+        ([(512, True)], False),
+        ([(512, True), (512, True)], True),
+        ([(511, True), (511, True)], False),
+        ([(512, True), (512, False)], False),
+        ([(512, False), (512, True), (512, True)], True),
+        ([(512, True), (512, True), (2, False)], True),
+    ],
+)
+def test_halves_pay_where_the_last_long_runs_waited(runs, pays):
+    pair = ProgramPair(mock.Mock(), mock.Mock())
+
+    def run(waits: bool) -> int:
+        pair.exchange.waited += 1.0 if waits else 0.0
+        return 7
+
+    assert [pair.whole(lambda waits=waits: run(waits), tokens) for tokens, waits in runs] == [7] * len(runs)
+    assert pair.pays is pays
+
+
 def lost_in_a_half(rank: int, path: pathlib.Path, place: int) -> None:
     """Let rank 1 die in the second run of a pair, when it has sent rows: of its own, or none for ``place`` 0."""
-    with loaded(path, threads=1) as model:
+    with loaded(path, threads=1) as model, mock.patch.object(ProgramPair, "pays", True):
         assert isinstance(model, RankedModel)
         if rank == 1:
             model._pair.second_exchange.meanwhile = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -100,7 +124,7 @@ def failing_in_a_half(rank: int, path: pathlib.Path) -> None:
     def fail() -> None:
         raise MoecError("no more")
 
-    with loaded(path, threads=1) as model:
+    with loaded(path, threads=1) as model, mock.patch.object(ProgramPair, "pays", True):
         assert isinstance(model, RankedModel)
         if rank == 1:
             model._pair.second_exchange.meanwhile = fail

@@ -131,10 +131,13 @@ def test_a_report_is_plain_data_and_says_that_it_is_predicted(subject):
 
 
 def test_tokens_are_in_halves_where_programs_run_them_so(subject):
-    report = predict_on_ranks(subject, 2, 1, LINK, LINK, [511, 512])
+    slow, fast = Link(1e6, 1e-4), Link(1e15, 0.0)
+    report = predict_on_ranks(subject, 2, 1, slow, slow, [511, 512])
     assert [predicted.setup.halves for predicted, _ in report.predictions] == [False, True]
+    (quick,) = predict_on_ranks(subject, 2, 1, fast, fast, [512]).predictions
+    assert not quick[0].setup.halves
     assert "halves" not in {change.kind for change in report.predictions[1][1]}
-    (alone,) = predict_on_ranks(subject, 1, 1, LINK, LINK, [512]).predictions
+    (alone,) = predict_on_ranks(subject, 1, 1, slow, slow, [512]).predictions
     assert not alone[0].setup.halves
 
 

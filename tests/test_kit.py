@@ -72,9 +72,12 @@ def test_a_kit_runs_in_the_emulator_and_goes_on_where_it_was(tmp_path, capsys):
     steps = json.loads((kit / "emulated.json").read_text())["steps"]
     assert all("the same bits" in step["output"] for step in steps.values())
     assert "absent: no GPU" in run(kit, "1", "--only", "kernel bfloat16/moe_combine").stdout
-    (blob,) = {
-        each["blob"] for each in json.loads((kit / "contents/tapes/bfloat16-moe_combine.json").read_text())["expected"]
-    }
+    second = run(kit, "2", "--emulate", "--only", "model", "--report", str(kit / "two.json"))
+    assert second.returncode == 0 and "1 passed, 0 failed" in second.stdout
+    last = run(kit, "3", "--emulate", "--report", str(kit / "three.json"))
+    assert last.returncode == 0 and "absent: no GPU" in last.stdout and "0 passed, 0 failed" in last.stdout
+    tape = json.loads((kit / "contents" / "tapes" / "bfloat16-moe_combine.json").read_text())
+    (blob,) = {expected["blob"] for expected in tape["expected"]}
     content = np.fromfile(kit / "contents/blobs" / blob, np.uint8)
     (~content).tofile(kit / "contents/blobs" / blob)
     (kit / "emulated.json").unlink()

@@ -60,7 +60,7 @@ def pack_layers(store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callabl
 def _pack_layer(layer: KitLayer, artifact: Artifact, store: KitStore, plan: KitPlan) -> None:
     runs: dict[int, dict[int, list]] = {tokens: {} for tokens in layer.tokens}
     for count in MULTIPROCESSORS:
-        recorder = LaunchRecorder(count, execute=layer.emulated)
+        recorder = LaunchRecorder(count, execute=layer.emulated and count == MULTIPROCESSORS[-1])
         model = recorder.load(artifact)
         for tokens in layer.tokens:
             shapes = {"x": (tokens, layer.width), "logits": (tokens, layer.experts)}

@@ -20,6 +20,8 @@ from moec.runtime.device_module import DeviceCall
 
 LARGEST = 60 << 20
 """Bytes of the folder."""
+_LARGE = 1 << 20
+"""Bytes of a file from which LZMA, which is slower, earns its time."""
 _HERE = pathlib.Path(__file__).resolve().parent
 _TAGS = ("blockIdx.x", "threadIdx.x")
 _RUN = """#!/bin/sh
@@ -86,7 +88,8 @@ def _write(folder: pathlib.Path, contents: pathlib.Path) -> int:
     shutil.copytree(_HERE / "carried", folder / "carried", ignore=shutil.ignore_patterns("__pycache__", "*.cu"))
     with zipfile.ZipFile(folder / "contents.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(path for path in contents.rglob("*") if path.is_file()):
-            archive.write(path, path.relative_to(contents))
+            method = zipfile.ZIP_LZMA if path.stat().st_size > _LARGE else zipfile.ZIP_DEFLATED
+            archive.write(path, path.relative_to(contents), method)
     run = folder / "run.sh"
     run.write_text(_RUN, encoding="utf-8")
     run.chmod(0o755)

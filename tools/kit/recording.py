@@ -111,7 +111,7 @@ class LaunchRecorder:
     """Calls of the kernels of one model at a time. ``execute``: whether launches also run, emulated."""
 
     def __init__(self, multiprocessors: int, *, execute: bool) -> None:
-        self.multiprocessors, self._execute = multiprocessors, execute
+        self.multiprocessors, self.executes = multiprocessors, execute
         self.libraries: dict[str, pathlib.Path] = {}
         """The emulated libraries of device code, by its SHA-256."""
         self.modules: dict[str, DeviceModule] = {}
@@ -167,7 +167,7 @@ class LaunchRecorder:
         code = module.code.decode()
         digest, emulated = hashlib.sha256(module.code).hexdigest(), None
         self.modules[digest] = module
-        if self._execute:
+        if self.executes:
             launches = [EmulatedLaunch(kernel.name, kernel.launch) for kernel in module.kernels]
             path = library.emulated_library(code, launches, architecture=architecture, portable=True)
             self.libraries[digest] = path

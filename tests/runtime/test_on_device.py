@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import shutil
 import sys
 import types
@@ -21,10 +23,11 @@ from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.streams import DEFAULT
 from moec.runtime.tensors import new_tensor
+from moec.simulators.cuda.driver import emulated_driver
 from moec.targets.cuda.device.driver import CUDA, Driver
 from moec.targets.cuda.device.gpu import CudaGpu
 
-from .emulated_gpu import Foreign, numbers_of, on_gpu
+from .emulated_gpu import Calls, Foreign, numbers_of, on_gpu
 
 EMULATED = LoadOptions(emulate=True)
 CAPTURING = LoadOptions(emulate=True, cuda_graphs=True)
@@ -282,6 +285,89 @@ def test_a_run_that_fails_while_captured_leaves_nothing_behind(captured, monkeyp
     assert calls[-1] == "forget"
     monkeypatch.undo()
     np.testing.assert_allclose(compiled.run(inputs())["y"], expected(inputs()["x"]), rtol=1e-5)
+
+
+GLOBAL, OF_THREAD, RELAXED = range(3)
+
+
+class CallersGraph:
+    """A graph that a caller of moec captures on stream 99, as ``torch.cuda.graph`` does."""
+
+    def __init__(self, mode: int) -> None:
+        self.driver, self._mode = emulated_driver(), mode
+
+    def __enter__(self):
+        self.driver._call("cuStreamBeginCapture_v2", 99, self._mode)
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.graph = self.driver.end_capture(99)
+        else:
+            with contextlib.suppress(moec.MoecError):
+                self.driver.end_capture(99)
+
+    def launch(self):
+        self.driver.launch(self.graph, 99)
+
+
+def overwrite(tensor, array):
+    ctypes.memmove(tensor.data_ptr(), array.ctypes.data, array.nbytes)
+
+
+@pytest.mark.parametrize("mode", [GLOBAL, OF_THREAD, RELAXED])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_caller_captures_a_run_in_a_graph_of_its_own(artifact, torch_on_gpu, mode, cuda_graphs):
+    """The run waits for nothing outside of the graph and may allocate. Its memory stays its own: runs in between, of
+    which some results are kept, neither change the graph's results nor are changed by it."""
+    model, values = moec.load(artifact, emulate=True, cuda_graphs=cuda_graphs), inputs(5)
+    tensors = {name: TorchTensor(on_gpu(array)) for name, array in values.items()}
+    other = model.run({name: on_gpu(array) for name, array in inputs(5).items()})["y"]  # on the default stream
+    kept = numbers_of(other)
+    with CallersGraph(mode) as graph, Calls() as calls:
+        outputs = model.run(tensors)
+    assert calls["launch"] == calls["cudaStreamWaitEvent"] == calls["cudaStreamSynchronize"] == 0
+    for turn in range(1, 3):
+        later = {name: np.ascontiguousarray(array / turn) for name, array in values.items()}
+        for name, array in later.items():
+            overwrite(tensors[name].tensor, array)
+        graph.launch()
+        np.testing.assert_allclose(numbers_of(outputs["y"].tensor), expected(later["x"]), rtol=1e-5, atol=1e-30)
+        np.testing.assert_array_equal(numbers_of(outputs["same"].tensor), later["more"])
+        between = model.run({name: on_gpu(array) for name, array in inputs(5).items()})["y"]
+        graph.launch()
+        np.testing.assert_array_equal(numbers_of(between), kept)
+    np.testing.assert_array_equal(numbers_of(other), kept)
+
+
+def test_a_capture_that_would_keep_numbers_of_the_host_is_refused(model, torch_on_gpu):
+    values = inputs(4)
+    mixed = {"x": TorchTensor(on_gpu(values["x"])), "more": values["more"]}
+    with (
+        CallersGraph(GLOBAL),
+        pytest.raises(InputError, match="input 'more' is in host memory while the model is captur"),
+    ):
+        model.run(mixed)
+    np.testing.assert_allclose(numbers_of(model.run(mixed)["y"].tensor), expected(values["x"]), rtol=1e-5)
+
+
+def test_the_emulated_driver_refuses_what_a_capture_forbids():
+    driver, streams = emulated_driver(), CudaGpu.streams
+    for forbidden, mode in (
+        (lambda: new_tensor((3, 4), load_ffi().dtype("float32"), CUDA), GLOBAL),
+        (lambda: driver.new_pinned(64), GLOBAL),
+        (lambda: streams.finish(99), RELAXED),
+        (lambda: streams.let_wait(99, DEFAULT), RELAXED),
+        (lambda: driver.copy_from_host(on_gpu(np.ones(4)).data_ptr(), np.ones(4).ctypes.data, 32, 99), RELAXED),
+    ):
+        graph = CallersGraph(mode)
+        graph.__enter__()
+        with pytest.raises(Exception, match=r"CUDA|cu\w+"):
+            forbidden()
+        with pytest.raises(moec.MoecError, match="cuStreamEndCapture"):
+            driver.end_capture(99)
+    with CallersGraph(RELAXED):
+        new_tensor((3, 4), load_ffi().dtype("float32"), CUDA)
 
 
 def test_a_processor_captures_nothing(tmp_path):

@@ -283,6 +283,7 @@ def evaluate(
                 threads=threads,
                 emulate=emulate,
                 workers=workers,
+                names=[str(path) for path in models],
                 progress=progress,
             )
         if page is not None and not is_silent_rank():

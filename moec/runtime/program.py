@@ -97,7 +97,7 @@ class LoadedProgram:
         """Run the program and return its results; each access to one takes time. The caller's threads share the loops:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
-        with streaming(self.experts), exchanging(self.ranks), stepping(self._machine):
+        with exchanging(self.ranks), streaming(self.experts), stepping(self._machine):
             result = self._main(*inputs, *weights)
         return result if isinstance(result, self._several) else [result]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.errors import MoecError, RoomError
 from moec.common.once import once
 from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
@@ -53,13 +54,17 @@ _running = _Running()
 @contextlib.contextmanager
 def exchanging(ranks: Ranks) -> Iterator[None]:
     """Context of a run of a program in the calling thread, which exchanges rows with these ranks. An error of the
-    exchange is raised as it was."""
+    exchange is raised as it was. On several ranks RoomError becomes MoecError: a rank alone cannot run fewer tokens."""
     before, turn = _running.turn, _ProgramRun(ranks)
     _running.turn = turn
     try:
         ranks.begin_run()
         with raised_as(lambda: turn.error):
             yield
+    except RoomError as error:
+        if isinstance(ranks, OneRank):
+            raise
+        raise MoecError(str(error)) from error
     finally:
         _running.turn = before
 

@@ -97,6 +97,7 @@ def evaluate(
     emulate: bool = False,
     workers: int = 0,
     executor: JobExecutor | None = None,
+    names: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Run every model on the same data and compare the outputs.
@@ -114,7 +115,8 @@ def evaluate(
 
     ``workers``, ``executor``: where models are compiled and batches are run, each in one job: in so many processes of
     this machine, or on an executor of PEP 3148 whose machines see the same files, temporary ones included
-    (:mod:`moec.common.jobs`). Results are the same.
+    (:mod:`moec.common.jobs`). Results are the same. ``names``: of the models in the result; by default their paths, or
+    ``model 1`` for the first one that is loaded.
 
     Raises MoecError for models that take different inputs, data and labels that do not fit them, metrics whose labels
     or models are missing, and an artifact that cannot be loaded.
@@ -126,7 +128,8 @@ def evaluate(
     if with_first and len(models) == 1:
         raise MoecError(f"{with_first[0]} compares with the first model; give at least two")
     with job_runner(workers, executor) as runner:
-        contestants = _loaded(models, threads, emulate, runner, progress)
+        loaded = _loaded(models, threads, emulate, runner, progress)
+        contestants = list(zip(_names(models) if names is None else names, loaded, strict=True))
         _check_alike(contestants)
         first = contestants[0][1]
         judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
@@ -147,29 +150,36 @@ def evaluate(
         return _result(contestants, judged.name, sums)
 
 
+def _names(models: Sequence[ModelOrPath]) -> list[str]:
+    """Name models by their paths, and loaded ones by their number."""
+    return [
+        f"model {at}" if isinstance(model, CompiledModel) else os.fspath(model) for at, model in enumerate(models, 1)
+    ]
+
+
 def _loaded(
     models: Sequence[ModelOrPath],
     threads: int | None,
     emulate: bool,
     runner: JobRunner,
     progress: Callable[[str], None],
-) -> list[tuple[str, CompiledModel]]:
-    """Load artifacts and compile other models. Returns names and models. Artifacts come first, so that one that cannot
-    run here is refused before anything is compiled."""
-    loaded: dict[int, tuple[str, CompiledModel]] = {}
+) -> list[CompiledModel]:
+    """Load artifacts and compile other models. Artifacts come first, so that one that cannot run here is refused before
+    anything is compiled."""
+    loaded: dict[int, CompiledModel] = {}
     sources: dict[int, pathlib.Path] = {}
     for at, model in enumerate(models):
         if isinstance(model, CompiledModel):
             if not runner.is_here:
                 raise MoecError(f"model {at + 1} is loaded in this process alone; give the path of its artifact")
-            loaded[at] = f"model {at + 1}", model
+            loaded[at] = model
         elif _is_artifact(path := pathlib.Path(model)):
             progress(f"{path}")
-            loaded[at] = str(model), _artifact(path, threads, emulate)
+            loaded[at] = _artifact(path, threads, emulate)
         else:
             sources[at] = path
     for at, compiled in zip(sources, _compiled(list(sources.values()), threads, runner, progress), strict=True):
-        loaded[at] = str(models[at]), compiled
+        loaded[at] = compiled
     return [loaded[at] for at in range(len(models))]
 
 

@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.common.errors import MoecError
+from moec.common.errors import MoecError, RoomError
 from moec.distributed.exchange import RowExchange
 from moec.distributed.generation import generate
 from moec.distributed.model import RankedModel
@@ -119,6 +119,28 @@ def test_ranks_refuse(folder, monkeypatch, artifact, ranks, options, message):
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     with pytest.raises(MoecError, match=message), loaded(folder / artifact, **options):
         pass
+
+
+def streamed(rank: int, path: pathlib.Path, ids: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Outputs of single tokens on ranks that have room for two experts, and the bytes read meanwhile. All at once need
+    more."""
+    with pytest.raises(MoecError, match="experts of .* are chosen in one run") as error:
+        with loaded(path, threads=1, resident=(path / "weights.bin").stat().st_size - 14 * EXPERT_BYTES) as model:
+            outputs = [model.run({"ids": token[None, None]})["y"] for token in ids]
+            assert model.streamed is not None
+            read = model.streamed.bytes_read
+            model.run({"ids": ids[None]})
+    assert not isinstance(error.value, RoomError)
+    return outputs, read
+
+
+@pytest.mark.nightly
+def test_ranks_read_experts_when_chosen(folder):
+    moec.compile(folder / "m.onnx", ranks=2, resident="1MiB").save(folder / "resident")
+    ids, plain = ids_of(4).ravel(), moec.load(folder / "plain", threads=1)
+    for outputs, read in start_ranks(2, streamed, folder / "resident", ids).results():
+        assert all(np.array_equal(y, plain.run({"ids": id[None, None]})["y"]) for y, id in zip(outputs, ids, strict=True))
+        assert read > 8 * EXPERT_BYTES
 
 
 BLOCK = """(float[T,8] x) => (float[T,8] y, float total) <float[8,4] router, float[4,6,8] up, float[4,8,6] down> {

@@ -1,0 +1,18 @@
+"""Errors of runs on several ranks."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+from moec.common.errors import MoecError, RoomError
+from moec.runtime.rank_calls import exchanging
+from moec.runtime.ranks import OneRank
+
+
+@pytest.mark.parametrize(("ranks", "kind"), [(OneRank(), RoomError), (mock.Mock(), MoecError)])
+def test_a_rank_alone_does_not_try_fewer_tokens(ranks, kind):
+    with pytest.raises(MoecError, match="no room") as raised, exchanging(ranks):
+        raise RoomError("no room")
+    assert type(raised.value) is kind

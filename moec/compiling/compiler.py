@@ -272,16 +272,14 @@ def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report
     """Collect the facts of a compilation that its artifact keeps. ``others``: fields that do not follow from the
     arguments."""
     from moec.artifacts.writer import Context
-    from moec.compiling.sequences import sequences_of
+    from moec.compiling.sequences import split_sequences
     from moec.ir.states import states_of
     from moec.placing.metadata import placement_of
     from moec.runtime.interface import Interface
 
     states, placement = states_of(graph), placement_of(graph)
-    sequences = sequences_of(graph, Interface(program.inputs, program.outputs, states, inputs.limits, inputs.sizes))
-    if placement is not None and sequences is None:
-        why = "the model may combine them: rank 0 computes all of them, and the others their experts alone"
-        report.warn("place-experts", "", f"sequences are not split among the ranks, because {why}")
+    interface = Interface(program.inputs, program.outputs, states, inputs.limits, inputs.sizes)
+    sequences = None if placement is None else split_sequences(graph, interface, report)
     return Context(
         moec_version=VERSION,
         input_limits=inputs.limits,

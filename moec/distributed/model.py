@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from moec.common.specs import TensorSpec
 from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup
 from moec.distributed.lockstep import Lockstep
 from moec.distributed.pair import ProgramPair
 from moec.distributed.pipeline import PipelinedModel
+from moec.distributed.sequence_axes import SequenceAxes
 from moec.distributed.session import RankedSession
 from moec.runtime.artifact import Artifact
 from moec.runtime.load_options import LoadOptions
@@ -50,17 +50,19 @@ class RankedModel(PipelinedModel):
 
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run as :meth:`moec.CompiledModel.run`, with the same inputs on all ranks. A model without a size that counts
-        sequences runs on rank 0, and other ranks compute their experts alone."""
+        sequences, or inputs of different numbers of them, run on rank 0, and other ranks compute their experts
+        alone."""
         arrays = self.checked(inputs)
-        count = self._sequences(arrays)
+        axes = SequenceAxes.of(arrays, self._roles, (*self.inputs, *self.outputs))
+        count = axes.count
         rank, size = self.group.rank, self.group.size
         part = slice(-(-count * rank // size), -(-count * (rank + 1) // size))  # rank 0 has the only sequence
-        tokens = self._least_of_half(arrays, count)
+        tokens = self._least_of_half(axes)
         if tokens >= LEAST_OF_HALF and self.group.most(self._pair.pays):
-            outputs = self._run_halves(arrays, part, last)
+            outputs = self._run_halves(arrays, part, axes, last)
         else:
-            outputs = self._pair.whole(lambda: self._run_part(arrays, part, count, last), 2 * tokens)
-        return self._joined(self.group.gathered(outputs, "gathering of results"))
+            outputs = self._pair.whole(lambda: self._run_part(arrays, part, axes, last), 2 * tokens)
+        return axes.joined(self.group.gathered(outputs, "gathering of results"))
 
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
         return RankedSession(self.interface, self._runner, self._pair, self._second_idle_run, max_tokens, batch)
@@ -97,55 +99,26 @@ class RankedModel(PipelinedModel):
         session.run(np.zeros((1, session.fixed_length or 1), np.int64))
 
     def _run_part(
-        self, arrays: Mapping[str, np.ndarray], part: slice, count: int, last: int | None
+        self, arrays: Mapping[str, np.ndarray], part: slice, axes: SequenceAxes, last: int | None
     ) -> dict[str, np.ndarray]:
-        """Run a part of ``count`` sequences; an empty one is a run on the first sequence, of which nothing is sent."""
-        if count == 0 or part.start < part.stop:
-            return super().run(self._part(arrays, part), last=last)
+        """Run a part of the sequences; an empty one is a run on the first sequence, of which nothing is sent."""
+        if axes.count == 0 or part.start < part.stop:
+            return super().run(axes.part(arrays, part), last=last)
         with self.exchange.idle():
-            outputs = super().run(self._part(arrays, slice(0, 1)), last=last)
-        return self._part(outputs, slice(0, 0))
+            outputs = super().run(axes.part(arrays, slice(0, 1)), last=last)
+        return axes.part(outputs, slice(0, 0))
 
-    def _least_of_half(self, arrays: Mapping[str, np.ndarray], count: int) -> int:
+    def _least_of_half(self, axes: SequenceAxes) -> int:
         """Count the tokens of the smallest half of a rank's sequences; 0 where they have no halves, as those of a stage
         of several. All ranks say the same."""
-        if self._roles is None or self.through is not None:
-            return 0
-        return count // self.group.size // 2 * arrays[self._roles.ids.name].shape[1]
+        return 0 if self.through is not None else axes.count // self.group.size // 2 * axes.tokens
 
-    def _run_halves(self, arrays: Mapping[str, np.ndarray], part: slice, last: int | None) -> dict[str, np.ndarray]:
+    def _run_halves(
+        self, arrays: Mapping[str, np.ndarray], part: slice, axes: SequenceAxes, last: int | None
+    ) -> dict[str, np.ndarray]:
         middle = (part.start + part.stop) // 2
-        first, second = (self._part(arrays, own) for own in (slice(part.start, middle), slice(middle, part.stop)))
+        first, second = (axes.part(arrays, own) for own in (slice(part.start, middle), slice(middle, part.stop)))
         outputs = self._pair.in_turn(
             lambda: self._pair.first.run(first, last), lambda: self._pair.second.run(second, last)
         )
-        return self._joined(outputs)
-
-    def _sequences(self, arrays: Mapping[str, np.ndarray]) -> int:
-        """Count the sequences of the inputs; 1 where they are not known."""
-        return 1 if self._roles is None else len(arrays[self._roles.ids.name])
-
-    def _axes(self, spec: TensorSpec) -> list[int]:
-        """Find the axis of an input or output that counts sequences; a mask's may have a name of its own."""
-        if self._roles is None:
-            return []
-        if spec.name in self._roles.filled and (len(spec.shape) > 1 or self._roles.filled[spec.name][0] != "positions"):
-            return [0]
-        return [axis for axis, own in enumerate(spec.shape) if own == self._roles.ids.shape[0]]
-
-    def _part(self, arrays: Mapping[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
-        """Take some of the sequences of inputs, or outputs. What has one part for all sequences is not split."""
-        specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
-        result = dict(arrays)
-        for name, array in arrays.items():
-            for axis in self._axes(specs[name]):
-                result[name] = np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
-        return result
-
-    def _joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Join the outputs of all ranks; those without sequences are rank 0's."""
-        axes = {spec.name: self._axes(spec) for spec in self.outputs}
-        return {
-            name: np.concatenate([part[name] for part in parts], axes[name][0]) if axes[name] else value
-            for name, value in parts[0].items()
-        }
+        return axes.joined(outputs)

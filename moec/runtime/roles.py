@@ -50,6 +50,14 @@ class Roles:
         """Name of the attention mask."""
         return next((name for name, (role, _) in self.filled.items() if role == "mask"), None)
 
+    def sequence_axes(self, spec: TensorSpec) -> list[int]:
+        """List the axes of an input or output that count sequences; a mask's may have a name of its own."""
+        role = self.filled[spec.name][0] if spec.name in self.filled else None
+        if role is None:
+            return [axis for axis, size in enumerate(spec.shape) if size == self.ids.shape[0]]
+        is_one_for_all = (role == "positions" and len(spec.shape) == 1) or isinstance(spec.shape[0], int)
+        return [] if is_one_for_all else [0]
+
     def values(self, mask: np.ndarray, new: int) -> dict[str, np.ndarray]:
         """Compute the inputs that follow from a ``mask`` bool [batch, past + new] of the tokens that count."""
         values = {}

@@ -124,12 +124,13 @@ def test_ranks_refuse(folder, monkeypatch, artifact, ranks, options, message):
 def streamed(rank: int, path: pathlib.Path, ids: np.ndarray) -> tuple[list[np.ndarray], int]:
     """Outputs of single tokens on ranks that have room for two experts, and the bytes read meanwhile. All at once need
     more."""
-    with pytest.raises(MoecError, match="experts of .* are chosen in one run") as error:
-        with loaded(path, threads=1, resident=(path / "weights.bin").stat().st_size - 14 * EXPERT_BYTES) as model:
-            outputs = [model.run({"ids": token[None, None]})["y"] for token in ids]
-            assert model.streamed is not None
-            read = model.streamed.bytes_read
-            model.run({"ids": ids[None]})
+    resident = (path / "weights.bin").stat().st_size - 14 * EXPERT_BYTES
+    refused = pytest.raises(MoecError, match=r"experts of .* are chosen in one run")
+    with refused as error, loaded(path, threads=1, resident=resident) as model:
+        outputs = [model.run({"ids": token[None, None]})["y"] for token in ids]
+        assert model.streamed is not None
+        read = model.streamed.bytes_read
+        model.run({"ids": ids[None]})
     assert not isinstance(error.value, RoomError)
     return outputs, read
 
@@ -139,7 +140,9 @@ def test_ranks_read_experts_when_chosen(folder):
     moec.compile(folder / "m.onnx", ranks=2, resident="1MiB").save(folder / "resident")
     ids, plain = ids_of(4).ravel(), moec.load(folder / "plain", threads=1)
     for outputs, read in start_ranks(2, streamed, folder / "resident", ids).results():
-        assert all(np.array_equal(y, plain.run({"ids": id[None, None]})["y"]) for y, id in zip(outputs, ids, strict=True))
+        assert all(
+            np.array_equal(y, plain.run({"ids": id[None, None]})["y"]) for y, id in zip(outputs, ids, strict=True)
+        )
         assert read > 8 * EXPERT_BYTES
 
 
@@ -148,12 +151,15 @@ BLOCK = """(float[T,8] x) => (float[T,8] y, float total) <float[8,4] router, flo
     y = moec.MoE <k = 2, gate_layout = "none"> (x, logits, , up, down)
     total = ReduceSum <keepdims = 0> (y)
 }"""
-MASKED = """(int64[batch,seq] ids, float[rows,seq] attention_mask) => (float[batch,seq,8] y)
+MASKED = """(int64[batch,seq] ids, float[rows,seq] attention_mask, int64[1,seq] position_ids) => (float[batch,seq,8] y)
     <float[9,8] table, float[8,4] router, float[4,6,8] up, float[4,8,6] down> {
     embedded = Gather (table, ids)
     last = Constant <value_ints = [-1]> ()
     mask = Unsqueeze (attention_mask, last)
-    masked = Mul (embedded, mask)
+    count = Cast <to = 1> (position_ids)
+    places = Unsqueeze (count, last)
+    placed = Add (embedded, places)
+    masked = Mul (placed, mask)
     shape = Shape (masked)
     width = Constant <value_ints = [-1, 8]> ()
     x = Reshape (masked, width)
@@ -161,7 +167,8 @@ MASKED = """(int64[batch,seq] ids, float[rows,seq] attention_mask) => (float[bat
     z = moec.MoE <k = 2, gate_layout = "none"> (x, logits, , up, down)
     y = Reshape (z, shape)
 }"""
-"""Models that are not split by one size of their inputs: a block of tokens, and a mask whose rows have another name."""
+"""Models that are not split by one size of their inputs: a block of tokens, and a mask whose rows have another name,
+beside positions of all sequences."""
 
 
 def runs(rank: int, path: pathlib.Path, cases: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
@@ -174,12 +181,14 @@ def runs(rank: int, path: pathlib.Path, cases: list[dict[str, np.ndarray]]) -> l
 def test_inputs_of_other_forms(tmp_path, text):
     model = with_random_weights(text)
     random, cases = np.random.default_rng(1), []
-    for count in (0, 1, 5):
-        x = random.standard_normal((count, 8)).astype(np.float32)
-        ids = random.integers(0, 9, (count, 3))
-        cases.append({"x": x} if text is BLOCK else {"ids": ids, "attention_mask": (x[:, :3] > 0).astype(np.float32)})
+    for count, rows in ((0, 0), (1, 1), (5, 5), (3, 1), (4, 1)):  # one row of a mask is for all sequences
+        x = random.standard_normal((max(count, rows), 8)).astype(np.float32)
+        ids, mask = random.integers(0, 9, (count, 3)), (x[:rows, :3] > 0).astype(np.float32)
+        whole = {"ids": ids, "attention_mask": mask, "position_ids": np.arange(3)[None]}
+        cases.append({"x": x} if text is BLOCK else whole)
     plain = moec.compile(model)
     moec.compile(model, ranks=2).save(tmp_path / "2")
+    assert open_artifact(tmp_path / "2").manifest.sequences == (None if text is BLOCK else "batch")
     for found in start_ranks(2, runs, tmp_path / "2", cases).results():
         for actual, case in zip(found, cases, strict=True):
             expected = plain.run(case)

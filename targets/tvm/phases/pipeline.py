@@ -58,6 +58,8 @@ def operator_phases() -> list[tvm.transform.Pass]:
         # Find out which kernels are elementwise, broadcasting, injective or reductions, so that FuseOps can group them.
         transform.AnnotateTIROpPattern(),
         ShareCalls(),
+        # Masks whose window a kernel knows, and keys behind sinks, have no reader. FuseOps warns of such code.
+        transform.DeadCodeElimination(),
     ]
 
 

@@ -21,7 +21,7 @@ from moec.targets.cuda.text import finished
 from moec.targets.cuda.text.line_marks import with_marks, without_marks
 from moec.targets.cuda.text.syntax import HELPER, KERNEL
 from moec.targets.gpu.kernels.lower_by_form import LowerByForm
-from moec.targets.gpu.lowering.inline_producers import inline_producers
+from moec.targets.gpu.lowering.join_kernels import join_kernels
 from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions
 from moec.targets.gpu.lowering.schedule import ScheduleForGpu, scheduled_kernel_phases
 from moec.targets.tvm.phases import host_code
@@ -244,4 +244,4 @@ def _called_by(code: str, helpers: dict[str, str]) -> set[str]:
 
 def backend_for(architecture: str, recorder: LaunchRecorder) -> Backend:
     """The backend for GPUs of an architecture (``sm_80``). ``recorder``: the pass instrument of the compilation."""
-    return Backend(ScheduleForGpu(), functools.partial(_cuda_code, architecture, recorder), inline_producers)
+    return Backend(ScheduleForGpu(), functools.partial(_cuda_code, architecture, recorder), join_kernels)

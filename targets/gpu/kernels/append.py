@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, TAKES, blocks_for
+from moec.targets.gpu.kernels.launch import BESIDE, EARLY_ATTRIBUTES, TAKES, blocks_for, indices_of
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
@@ -50,7 +50,7 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
         thread = T.thread_id([THREADS])
         index: T.let = T.cast(block, "int64") * THREADS + thread
         if index < count:
-            at = T.meta_var(_places(index, [*before, S, *after], together))
+            at = T.meta_var(indices_of(index, [*before, S, *after], together))
             first, is_there = T.meta_var(place_of(at))
             number: T.let = first + at[rank]
             to = T.meta_var([number // page, *at[:rank], number % page, *at[rank + 1 :]])
@@ -81,6 +81,7 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
 
     # An element that is computed in 16 bits is rounded once more where it is stored in another type of 16 bits.
     is_rounded = problem.new != "float32" and problem.new != problem.stored
+    kernel = kernel.with_attr(BESIDE, True)
     return kernel if is_rounded else kernel.with_attr(TAKES, 2 if problem.starts else 1)
 
 
@@ -90,18 +91,6 @@ def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:
 
 def _last(after: Sequence[Any]) -> Any:
     return after[-1] if after else 1
-
-
-def _places(index: Any, sizes: Sequence[Any], together: int) -> list[Any]:
-    """The index in each axis for a flat index of groups of ``together`` numbers; in the last axis, that of the group's
-    first number."""
-    indices: list[Any] = []
-    for axis, size in reversed(list(enumerate(sizes))):
-        count = size // together if axis == len(sizes) - 1 else size
-        indices.append(index % count if axis else index)
-        index = index // count
-    indices[0] = indices[0] * together
-    return indices[::-1]
 
 
 def _beside(at: Sequence[Any], v: Any, after: Sequence[Any]) -> tuple[Any, ...]:

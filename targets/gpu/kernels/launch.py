@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script import tirx as T
@@ -29,6 +30,9 @@ STORING = "moec.storing"
 """The attribute with another form of the kernel, for operands that are stored. It has the same parameters, and between
 inputs and outputs a tensor in the shape of the operand, to which it copies the operand before it reads it there."""
 
+BESIDE = "moec.beside"
+"""The attribute of kernels that may share a launch with others. Their grids have one axis."""
+
 
 def one_block_is_enough() -> Any:
     """An attribute around the code of a kernel: a multiprocessor need not hold more than one block.
@@ -54,3 +58,15 @@ def read_at_once(size: int, *dtypes: str) -> int:
 def neighbours(count: int) -> Any:
     """A loop over ``count`` neighbouring bytes: vectorised if ``count`` is a power of two, otherwise unrolled."""
     return T.vectorized(count) if count & (count - 1) == 0 else T.unroll(count)
+
+
+def indices_of(index: Any, sizes: Sequence[Any], together: int = 1) -> list[Any]:
+    """The index in each axis for a flat index of groups of ``together`` numbers; in the last axis, that of the group's
+    first number."""
+    indices: list[Any] = []
+    for axis, size in reversed(list(enumerate(sizes))):
+        count = size // together if axis == len(sizes) - 1 else size
+        indices.append(index % count if axis else index)
+        index = index // count
+    indices[0] = indices[0] * together
+    return indices[::-1]

@@ -7,7 +7,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.launch import ATTRIBUTES, STORING, TAKES
+from moec.targets.gpu.kernels.launch import ATTRIBUTES, BESIDE, STORING, TAKES
 from moec.targets.gpu.kernels.row_share import (
     RowLayout,
     copy_elements,
@@ -68,7 +68,7 @@ def normalize(
     dtypes = (scale_dtype, bias_dtype)
     storing = _normalization(layout, epsilon, centred, *dtypes, stores=True)
     kernel = _normalization(layout, epsilon, centred, *dtypes, stores=False)
-    return kernel.with_attrs({TAKES: 0, STORING: storing})
+    return kernel.with_attrs({TAKES: 0, STORING: storing, BESIDE: True})
 
 
 def _normalization(

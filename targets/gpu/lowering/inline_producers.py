@@ -53,15 +53,7 @@ def inline_producers(module: tvm.IRModule) -> Joined:
     body = relax.SeqExpr([block], function.body.body)
     joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
     joined = relax.transform.DeadCodeElimination()(joined)
-    plain = {symbol: _without_marks(each) for symbol, each in joined.functions.items()}
-    return Joined(tvm.IRModule(plain, joined.attrs), inlining.parts)
-
-
-def _without_marks(function: Any) -> Any:
-    for mark in (TAKES, STORING):
-        if isinstance(function, tirx.PrimFunc) and function.attrs and mark in function.attrs:
-            function = function.without_attr(mark)
-    return function
+    return Joined(joined, inlining.parts)
 
 
 @dataclasses.dataclass(frozen=True)

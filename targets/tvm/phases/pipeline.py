@@ -172,10 +172,12 @@ class Generated:
 @dataclasses.dataclass(frozen=True)
 class Joined:
     """A module in which kernels are joined. ``parts``: by the symbol of a new kernel those that it is made from, first
-    the target's own that describes it."""
+    the target's own that describes it. ``launched``: of a launch of several the target's own kernel of each, or another
+    name; the sizes of the second are those with ``_2`` behind their names, and so on."""
 
     module: tvm.IRModule
     parts: Mapping[str, Sequence[str]]
+    launched: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +223,8 @@ class Optimized:
     """The nodes a kernel computes, by its name."""
     apart: dict[str, Budget]
     """Names of the nodes that a budget kept from being fused, with that budget."""
-    parts: Mapping[str, Sequence[str]]
-    """The kernels that a joined one was made from (:class:`Joined`), as they were lowered, by its first name."""
+    joined: Joined
+    """The kernels that joined ones were made from, by their first names."""
 
 
 def optimize(
@@ -252,7 +254,7 @@ def optimize(
     names = readable_names(fused, used)
     apart = {node_name(nodes[name]): budget for name, budget in limited.apart.items() if name in nodes}
     own = {names[old]: computed.get(old, []) for old in names}
-    return Optimized(rename_kernels(fused, names), names, own, apart, joined.parts)
+    return Optimized(rename_kernels(fused, names), names, own, apart, joined)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,12 +34,15 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
     functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
     calls, records = calls_by_kernel(optimized.module), []
     for before, name in optimized.names.items():
-        parts = optimized.parts.get(before, [before])
+        parts = optimized.joined.parts.get(before, [before])
         own_record = own.get(parts[0])
         nodes = optimized.nodes[name]
         record = dataclasses.replace(own_record, name=name) if own_record else _generic_record(name, nodes)
         if len(parts) > 1:
             record = _joined_record(record, nodes)
+            for position, part in enumerate(optimized.joined.launched.get(before, ())):
+                sizes = own[part].sizes if position and part in own else {}
+                record.sizes = {**record.sizes, **{f"{size}_{position + 1}": text for size, text in sizes.items()}}
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])

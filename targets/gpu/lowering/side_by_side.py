@@ -1,0 +1,278 @@
+"""One launch for small kernels that do not need each other's results: some blocks of threads run one, others another.
+
+A kernel allows it by :data:`~moec.targets.gpu.kernels.launch.BESIDE`. For few tokens such kernels take about as long as
+their launch, and queries, keys and values are ready at the same time. Kernels of elements, which are not yet scheduled,
+join them.
+
+::
+
+    q = call_tir(rotate, (x,))
+    k = call_tir_inplace(rotate_append, (start, x, keys), inplace_indices=[2])
+    v = call_tir_inplace(append, (start, x, values), inplace_indices=[2])
+        ->
+    b = call_tir_inplace(rotate_beside_rotate_append_beside_append, (x, start, x, keys, start, x, values),
+                         inplace_indices=[-1, 3, 6])
+    q, k, v = b[0], b[1], b[2]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, s_tir, tirx
+from tvm.script import tirx as T
+from tvm.tirx.exec_scope import ScopeIdDef
+
+from moec.targets.gpu.kernels.launch import ATTRIBUTES, BEGINS_EARLY, BESIDE, EARLY_ATTRIBUTES, blocks_for, indices_of
+from moec.targets.gpu.lowering.calls import IN_PLACE, MemoryOfCalls, is_kernel_call, places_of
+from moec.targets.gpu.lowering.element_formula import ElementFormula, formula_of
+from moec.targets.gpu.lowering.inline_producers import inlined_kernel
+from moec.targets.tvm.kernels.te_kernels import OPAQUE
+from moec.targets.tvm.phases.provenance import bindings_of
+from moec.targets.tvm.phases.share_views import is_call_of, variables
+
+ELEMENT_THREADS = 256
+"""Threads of a block that computes elements."""
+_MOST = 4
+"""Kernels in a launch."""
+
+
+def side_by_side(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, list[str]]]:
+    """The module with launches of several kernels, and by the symbol of each new kernel those in it. Kernels of rows
+    come first, since elements are computed from their results."""
+    parts: dict[str, list[str]] = {}
+    for of_elements in (False, True):
+        function = module["main"]
+        grouping = _LaunchGroups(module, list(bindings_of(function)), of_elements)
+        kept = grouping.grouped()
+        joined = grouping.builder.get()
+        block = type(function.body.blocks[0])(kept)
+        body = relax.SeqExpr([block], function.body.body)
+        joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
+        module = relax.transform.DeadCodeElimination()(joined)
+        parts |= grouping.parts
+    return module, parts
+
+
+class _LaunchGroups:
+    """The calls of ``main``: of each group all are where the last one was. ``of_elements``: whether blocks have as many
+    threads as those that compute elements."""
+
+    def __init__(self, module: tvm.IRModule, bindings: Sequence[relax.VarBinding], of_elements: bool) -> None:
+        self.builder, self.parts = relax.BlockBuilder(module), dict[str, list[str]]()
+        self._module, self._bindings, self._of_elements = module, bindings, of_elements
+        self._memory = MemoryOfCalls({binding.var: binding for binding in bindings})
+        self._formulas: dict[str, ElementFormula | None] = {}
+        self._made: dict[tvm_ffi.StructuralKey, tvm.ir.GlobalVar] = {}
+
+    def grouped(self) -> list[relax.VarBinding]:
+        """The bindings, in which each group is one call, followed by those between that need its results."""
+        last: dict[int, tuple[list[int], list[int]]] = {}
+        taken: set[int] = set()
+        for start in range(len(self._bindings)):
+            if start in taken or not self._fits(self._bindings[start]):
+                continue
+            group, waiting = self._group(start, taken)
+            if len(group) > 1 and any(self._may_share(self._bindings[at]) for at in group):
+                last[group[-1]] = (group, waiting)
+                taken.update(group, waiting)
+        kept: list[relax.VarBinding] = []
+        for at, binding in enumerate(self._bindings):
+            if at in last:
+                group, waiting = last[at]
+                kept += self._call([self._bindings[each] for each in group])
+                kept += [self._bindings[each] for each in waiting]
+            elif at not in taken:
+                kept.append(binding)
+        return kept
+
+    def _group(self, start: int, taken: set[int]) -> tuple[list[int], list[int]]:
+        """The calls from ``start`` on that can wait for the last of them, and the bindings that wait for their
+        results."""
+        group, waiting = [start], list[int]()
+        threads = self._threads(self._bindings[start])
+        for at in range(start + 1, len(self._bindings)):
+            binding = self._bindings[at]
+            before = [self._bindings[each] for each in (*group, *waiting)]
+            if len(group) == _MOST or at in taken or self._collides(before, binding):
+                break
+            if not {each.var for each in before}.isdisjoint(variables(binding.value)):
+                if self._of_elements:  # an early kernel would keep all that follows from it waiting
+                    break
+                waiting.append(at)
+            elif self._fits(binding) and self._threads(binding) == threads:
+                group.append(at)
+        return group, [at for at in waiting if at < group[-1]]
+
+    def _collides(self, group: Sequence[relax.VarBinding], other: relax.VarBinding) -> bool:
+        """Whether one writes to memory that another reads or writes, so that they have to stay in order."""
+        written = {memory for binding in group for memory in self._memory.written(binding.value)}
+        read = {memory for binding in group for memory in self._memory.read(binding.value)}
+        theirs = self._memory.written(other.value)
+        return not (theirs.isdisjoint(read | written) and written.isdisjoint(self._memory.read(other.value)))
+
+    def _fits(self, binding: relax.VarBinding) -> bool:
+        threads = self._threads(binding)
+        return threads is not None and (threads == ELEMENT_THREADS) == self._of_elements
+
+    def _may_share(self, binding: relax.VarBinding) -> bool:
+        return BESIDE in self._module[binding.value.args[0]].attrs
+
+    def _threads(self, binding: relax.VarBinding) -> int | None:
+        """Threads of a block of the called kernel; None where it has a launch of its own."""
+        value = binding.value
+        if not is_kernel_call(value) or len(value.ty_args) != 1:
+            return None
+        symbol = value.args[0].name_hint
+        kernel = self._module[value.args[0]]
+        if BESIDE in kernel.attrs:
+            return _ThreadBlocks.of(kernel).threads
+        if symbol not in self._formulas:
+            self._formulas[symbol] = formula_of(kernel)
+        return None if self._formulas[symbol] is None else ELEMENT_THREADS
+
+    def _kernel(self, binding: relax.VarBinding) -> tirx.PrimFunc:
+        formula = self._formulas.get(binding.value.args[0].name_hint)
+        return self._module[binding.value.args[0]] if formula is None else element_kernel(formula)
+
+    def _call(self, group: Sequence[relax.VarBinding]) -> list[relax.VarBinding]:
+        """The call of all kernels of the group, those that allow it first, and their results."""
+        group = sorted(group, key=lambda binding: not self._may_share(binding))
+        inputs = [len(binding.value.args[1]) for binding in group]
+        kernel = kernels_beside([self._kernel(binding) for binding in group], inputs)
+        names = [binding.value.args[0].name_hint for binding in group]
+        key = tvm_ffi.StructuralKey(kernel)
+        if key not in self._made:
+            self._made[key] = self.builder.add_func(kernel, "_".join(name.rpartition("_")[2] for name in names))
+            self.parts[self._made[key].name_hint] = names
+        arguments: list[Any] = []
+        places: list[int] = []
+        for binding in group:
+            places += [place + len(arguments) if place >= 0 else -1 for place in places_of(binding.value)]
+            arguments += list(binding.value.args[1])
+        types = [kind for binding in group for kind in binding.value.ty_args]
+        called = (
+            relax.op.call_tir_inplace(self._made[key], arguments, places, types)
+            if any(is_call_of(binding.value, IN_PLACE) for binding in group)
+            else relax.call_tir(self._made[key], arguments, types)
+        )
+        called = self.builder.normalize(called)
+        results = relax.DataflowVar("beside", called.ty)
+        items = [relax.VarBinding(each.var, relax.TupleGetItem(results, at)) for at, each in enumerate(group)]
+        return [relax.VarBinding(results, called), *items]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ThreadBlocks:
+    """The blocks of a kernel that is written for threads: ``block`` of ``count``, ``thread`` of ``threads``, and the
+    statements of a thread."""
+
+    block: Any
+    count: Any
+    thread: Any
+    threads: int
+    steps: tuple[tirx.Stmt, ...]
+
+    @staticmethod
+    def of(kernel: tirx.PrimFunc) -> _ThreadBlocks:
+        block, thread, *steps = kernel.body.body.seq
+        of_block, of_thread = getattr(block, "def"), getattr(thread, "def")
+        return _ThreadBlocks(
+            of_block.def_ids[0],
+            of_block.extents[0],
+            of_thread.def_ids[0],
+            int(of_thread.extents[0]),
+            tuple(steps),
+        )
+
+
+def element_kernel(formula: ElementFormula) -> tirx.PrimFunc:
+    """A kernel that computes an element in each thread."""
+    shape, dtype = formula.shape, str(formula.value.ty.dtype)
+
+    @T.prim_func
+    def copy(source_handle: T.handle, result_handle: T.handle):
+        T.func_attr(EARLY_ATTRIBUTES)
+        source = T.match_buffer(source_handle, shape, dtype)
+        result = T.match_buffer(result_handle, shape, dtype)
+        T.device_entry()
+        count = T.meta_var(_product(shape))
+        block = T.cta_id([blocks_for(T.cast(count, "int32"), ELEMENT_THREADS)])
+        thread = T.thread_id([ELEMENT_THREADS])
+        index: T.let = T.cast(block, "int64") * ELEMENT_THREADS + thread
+        if index < count:
+            at = T.meta_var(tuple(indices_of(index, [T.cast(size, "int64") for size in shape])))
+            result[at] = source[at]
+
+    kernel = inlined_kernel(copy, 0, formula, is_viewed=False)
+    assert kernel is not None, "the result has all sizes"
+    return kernel
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    count: Any = tirx.IntImm("int64", 1)
+    for size in sizes:
+        count = count * size
+    return count
+
+
+def kernels_beside(kernels: Sequence[tirx.PrimFunc], inputs: Sequence[int]) -> tirx.PrimFunc:
+    """One kernel of several with blocks of the same number of threads. ``inputs``: how many parameters of each come
+    before new results; those of all kernels come first."""
+    own = [_renamed(kernel, position) for position, kernel in enumerate(kernels)]
+    parts = [_ThreadBlocks.of(kernel) for kernel in own]
+    block, thread = (tirx.Var(name, "int32") for name in ("block", "thread"))
+    ends: list[Any] = []
+    for part in parts:
+        ends.append(part.count if not ends else ends[-1] + part.count)
+    body: tirx.Stmt | None = None
+    for position in reversed(range(len(parts))):
+        steps = _steps(parts[position], block - ends[position - 1] if position else block, thread)
+        body = steps if body is None else tirx.IfThenElse(block < ends[position], steps, body)
+    ids = [
+        tirx.ScopeIdDefStmt(ScopeIdDef([block], [ends[-1]], "kernel", "cta")),
+        tirx.ScopeIdDefStmt(ScopeIdDef([thread], [tirx.IntImm("int32", parts[0].threads)], "cta", "thread")),
+    ]
+    entry = own[0].body
+    whole = tirx.AttrStmt(entry.node, entry.attr_key, entry.value, tirx.SeqStmt([*ids, body]))
+    parameters = [each for kernel, count in zip(own, inputs, strict=True) for each in kernel.params[:count]]
+    parameters += [each for kernel, count in zip(own, inputs, strict=True) for each in kernel.params[count:]]
+    attributes = dict(EARLY_ATTRIBUTES if all(BEGINS_EARLY in kernel.attrs for kernel in kernels) else ATTRIBUTES)
+    return tirx.PrimFunc(parameters, whole, None).with_attrs({**attributes, "op_pattern": OPAQUE})
+
+
+def _steps(part: _ThreadBlocks, block: Any, thread: Any) -> tirx.Stmt:
+    """The statements of a kernel's thread, in which its block and thread have other numbers."""
+    instead = {part.block: block, part.thread: thread}
+    steps = tirx.SeqStmt(part.steps) if len(part.steps) > 1 else part.steps[0]
+    return tvm_ffi.structural_map(steps, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])
+
+
+def _renamed(kernel: tirx.PrimFunc, position: int) -> tirx.PrimFunc:
+    """The kernel with names of its own for parameters, and for the sizes that only its tensors have, which are int32;
+    others are sizes of the model."""
+    if position == 0:
+        return kernel
+    kernel = s_tir.renew_defs(kernel)  # the same kernel may be in a launch twice
+    suffix, instead = f"_{position + 1}", dict[Any, Any]()
+    for parameter in kernel.params:
+        for size in getattr(parameter.ty, "shape", ()):
+            if isinstance(size, tirx.Var) and str(size.ty.dtype) == "int32" and size not in instead:
+                instead[size] = tirx.Var(f"{size.name}{suffix}", "int32")
+    sizes = dict(instead)
+
+    def mapped(value: Any) -> Any:
+        return tvm_ffi.structural_map(value, [(tvm.ir.Var, lambda variable: sizes.get(variable, variable))])
+
+    for parameter in kernel.params:
+        kind = parameter.ty
+        if isinstance(kind, tirx.BufferType):
+            shape = [mapped(size) for size in kind.shape]
+            instead[parameter] = tirx.decl_buffer(shape, str(kind.dtype), f"{parameter.name}{suffix}")
+    body = tvm_ffi.structural_map(kernel.body, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])
+    parameters = [instead.get(parameter, parameter) for parameter in kernel.params]
+    return tirx.PrimFunc(parameters, body, kernel.ret_type, kernel.attrs)

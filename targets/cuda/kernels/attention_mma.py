@@ -25,11 +25,12 @@ from moec.targets.cuda.kernels.attention_copies import (
 )
 from moec.targets.cuda.kernels.attention_softmax import (
     LaneRows,
-    hide,
+    find_scores,
     pack_weights,
     rescale,
     start_rows,
     store_rows,
+    tiles_seen,
     weigh,
 )
 from moec.targets.cuda.kernels.mma_tile import CHUNK, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
@@ -215,7 +216,7 @@ def _attend(tile):
             copy_keys(tile, (step + 1) * KEYS)
         # Commit a group even if it is empty, so that the number of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
-        hide(own, step * KEYS)
+        find_scores(own, step, tiles_seen(own, own.first))
         weigh(own)
         rescale(own)
         pack_weights(own)

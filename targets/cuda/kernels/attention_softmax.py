@@ -1,21 +1,51 @@
 """Online softmax: turn scores in the registers of a warp into weights, one tile of keys after another.
 
-Weights are rounded to 16 bits, so the fast exponential is precise enough (``gpu.kernels.activation``).
+A weight is 2 ** ((score * unit - largest) * factor), see :class:`Exponent`: one multiply-add and the instruction
+``ex2``. ``ex2.approx.ftz`` is within 2**-22 of the result (PTX ISA), and makes zero of results below 2**-126. The
+exponent itself is rounded once, as the product of the score and the scale would be. Weights are then rounded to 16
+bits, at best to 2**-12, so neither matters.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH
-from moec.targets.gpu.kernels.attention_operands import AttentionOperands, quotient, start_row
+from moec.targets.gpu.kernels.attention_operands import LOWEST, AttentionOperands, quotient, start_row
 from moec.targets.gpu.kernels.attention_rows import RowTile
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 PACK = {"float16": "cvt.rn.f16x2.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
 """The instruction that rounds two floats to 16 bits and packs them into one register."""
+_EX2, _INVERSE = "ex2.approx.ftz.f32", "rcp.approx.ftz.f32"
+_LOG2_E = math.log2(math.e)
+
+
+class Exponent(NamedTuple):
+    """The exponent of 2 for a score: (score * unit - largest) * factor. ``is_scaled``: whether scores are products
+    times the scale, with the cap. Otherwise they are the products themselves, and ``unit`` contains the scale."""
+
+    unit: float
+    factor: float
+    is_scaled: bool
+
+
+def exponent_of(problem: AttentionProblem) -> Exponent:
+    """The exponent of a problem.
+
+    A mask of floats may hold the lowest number instead of minus infinity, so its scores are subtracted from one another
+    before they are multiplied: multiplied first, they would overflow, and a row that is masked all over would have no
+    weights. Products stand for scores only if the largest product has the largest score.
+    """
+    if problem.mask not in ("", "bool"):
+        return Exponent(1.0, _LOG2_E, True)
+    if problem.softcap > 0 or problem.scale <= 0:
+        return Exponent(_LOG2_E, 1.0, True)
+    return Exponent(problem.scale * _LOG2_E, 1.0, False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +55,8 @@ class LaneRows:
     - ``scores`` [keys / 8, 4]: scores, replaced by weights in float32.
     - ``weights`` [keys / 16, 4]: weights in 16 bits, two per register.
     - ``sums`` [columns / 8, 4]: of weighted values.
-    - ``largest`` [2]: the largest score of each row so far. ``kept`` [2]: the factor that rescales sums to it.
+    - ``largest`` [2]: the largest score of each row so far, times the unit of :class:`Exponent`. ``kept`` [2]: the
+      factor that rescales sums to it.
     - ``totals`` [2]: this lane's part of the sum of each row's weights.
     """
 
@@ -43,6 +74,10 @@ class LaneRows:
     @property
     def operands(self) -> AttentionOperands:
         return self.rows.operands
+
+    @property
+    def exponent(self) -> Exponent:
+        return exponent_of(self.operands.problem)
 
     @property
     def keys(self) -> int:
@@ -73,68 +108,90 @@ def start_rows(own):
         row: T.let = own.row(lower)
         is_counted = T.meta_var(T.And(own.rows.has(row), own.lane % 4 == 0))
         start_row(own.operands, own.rows.head(row), is_counted, own.largest, own.totals, lower)
+        if own.operands.problem.has_sinks:
+            in_exponent = T.meta_var(T.float32(_LOG2_E / own.exponent.factor))
+            own.largest[lower] = T.max(own.largest[lower] * in_exponent, T.float32(LOWEST))
 
 
-def _exponential(x: Any) -> Any:
-    return T.call_pure_extern("float32", "__expf", x)
+def _times(x: Any, factor: float) -> Any:
+    return x if factor == 1.0 else x * T.float32(factor)
+
+
+def _times_and_less(x: Any, factor: float, less: Any) -> Any:
+    """``x * factor - less``, rounded once."""
+    return x - less if factor == 1.0 else T.call_pure_extern("float32", "__fmaf_rn", x, T.float32(factor), -less)
 
 
 @T.inline
-def _score(own, first_key, lower, hides):
-    """Turn the products of one row into scores. If ``hides``, scores of keys that the row does not see are minus
-    infinity."""
-    rows = T.meta_var(own.rows)
-    row: T.let = own.row(lower)
-    frontier: T.let = rows.frontier(row)
+def _scale(own):
+    """Turn products into scores without a mask. The cap ``c * tanh(x)`` is computed as ``c - 2 c / (1 + e ** 2x)``: its
+    error is some 2**-22 of ``c``. With caps in use, up to 50, that changes a weight by less than 2**-14."""
+    problem = T.meta_var(own.operands.problem)
+    inverse = T.alloc_local((1,), "float32")
     for j in T.unroll(own.keys // MMA_COLUMNS):
-        for v in T.unroll(2):
-            key: T.let = first_key + own.column(j) + v
-            if hides:
-                if T.And(rows.has(row), key < frontier):
-                    own.scores[j, lower * 2 + v] = own.operands.score(
-                        own.scores[j, lower * 2 + v], rows.batch, rows.head(row), rows.query(row), key
-                    )
-                else:
-                    own.scores[j, lower * 2 + v] = T.float32(float("-inf"))
+        for v in T.unroll(4):
+            if problem.softcap > 0:
+                T.ptx[_EX2](inverse[0], own.scores[j, v] * T.float32(2 * _LOG2_E * problem.scale / problem.softcap))
+                T.ptx[_INVERSE](inverse[0], T.float32(1) + inverse[0])
+                own.scores[j, v] = T.float32(problem.softcap) - T.float32(2 * problem.softcap) * inverse[0]
             else:
-                own.scores[j, lower * 2 + v] = own.operands.score(
-                    own.scores[j, lower * 2 + v], rows.batch, rows.head(row), rows.query(row), key
-                )
+                own.scores[j, v] = own.scores[j, v] * T.float32(problem.scale)
 
 
 @T.inline
-def hide(own, first_key):
-    """Turn the products with the keys from ``first_key`` on into scores. The test for hidden keys is skipped if all
-    rows see the whole tile, but not with a mask, since a mask has no entries for missing rows."""
+def _hide(own, first_key):
+    """Apply the mask to the scores of the keys from ``first_key`` on. Scores of keys that a row does not see become
+    minus infinity."""
+    rows = T.meta_var(own.rows)
     for lower in T.unroll(2):
-        if own.operands.problem.mask != "":
-            _score(own, first_key, lower, True)
-        else:
-            if first_key + own.keys <= own.rows.frontier(own.first):
-                _score(own, first_key, lower, False)
-            else:
-                _score(own, first_key, lower, True)
+        row: T.let = own.row(lower)
+        frontier: T.let = rows.frontier(row)
+        for j in T.unroll(own.keys // MMA_COLUMNS):
+            for v in T.unroll(2):
+                at = T.meta_var((j, lower * 2 + v))
+                key: T.let = first_key + own.column(j) + v
+                sees = T.meta_var(T.And(rows.has(row), key < frontier))
+                found = T.meta_var(
+                    own.operands.masked(own.scores[at], rows.batch, rows.head(row), rows.query(row), key)
+                )
+                own.scores[at] = T.if_then_else(sees, found, T.float32(float("-inf")))
+
+
+def tiles_seen(own: LaneRows, row: Any) -> Any:
+    """The number of tiles of keys, from the first on, in which no key is hidden from any row from ``row`` on. With a
+    mask it is 0, since a mask has no entries for missing rows."""
+    return T.int32(0) if own.operands.problem.mask else T.truncdiv(T.max(own.rows.frontier(row), 0), own.keys)
+
+
+@T.inline
+def find_scores(own, step, seen):
+    """Turn the products with a tile of keys into scores. ``seen``: :func:`tiles_seen` of the rows."""
+    if own.exponent.is_scaled:
+        _scale(own)
+    if step >= seen:
+        _hide(own, step * own.keys)
 
 
 @T.inline
 def weigh(own):
     """Turn scores into weights, and set ``kept`` to the factor that rescales earlier sums to the new largest score.
     Four lanes share a row."""
+    unit, factor, _ = T.meta_var(own.exponent)
     largest = T.alloc_local((1,), "float32")
     for lower in T.unroll(2):
-        largest[0] = own.largest[lower]
+        largest[0] = own.scores[0, lower * 2]
         for j in T.unroll(own.keys // MMA_COLUMNS):
             for v in T.unroll(2):
                 largest[0] = T.max(largest[0], own.scores[j, lower * 2 + v])
-        largest[0] = T.cuda.warp_reduce(largest[0], "max", 4)
-        own.kept[lower] = _exponential(own.largest[lower] - largest[0])
+        largest[0] = T.max(own.largest[lower], _times(T.cuda.warp_reduce(largest[0], "max", 4), unit))
+        T.ptx[_EX2](own.kept[lower], _times(own.largest[lower] - largest[0], factor))
         own.largest[lower] = largest[0]
         own.totals[lower] = own.totals[lower] * own.kept[lower]
         for j in T.unroll(own.keys // MMA_COLUMNS):
             for v in T.unroll(2):
-                weight: T.let = _exponential(own.scores[j, lower * 2 + v] - largest[0])
-                own.totals[lower] = own.totals[lower] + weight
-                own.scores[j, lower * 2 + v] = weight
+                difference: T.let = _times_and_less(own.scores[j, lower * 2 + v], unit, largest[0])
+                T.ptx[_EX2](own.scores[j, lower * 2 + v], _times(difference, factor))
+                own.totals[lower] = own.totals[lower] + own.scores[j, lower * 2 + v]
 
 
 @T.inline

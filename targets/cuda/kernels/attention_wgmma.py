@@ -24,11 +24,12 @@ from moec.targets.cuda.kernels.attention_copies import DEPTH, column_tiles, copy
 from moec.targets.cuda.kernels.attention_mma import why_not
 from moec.targets.cuda.kernels.attention_softmax import (
     LaneRows,
-    hide,
+    find_scores,
     pack_weights,
     rescale,
     start_rows,
     store_rows,
+    tiles_seen,
     weigh,
 )
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
@@ -211,34 +212,47 @@ def _release(ring, thread, item):
 
 
 @T.inline
+def _attend_tile(own, ring, group, thread, step, seen):
+    """Attend to a tile after the first.
+
+    The wait for this tile's values, which are multiplied next, stands between the weights and the wait for the sums,
+    because ptxas moves no instruction over its loop. Without it the wait for the sums would come first, and nothing
+    would be computed meanwhile.
+    """
+    keys: T.let = 2 * step
+    _wait(ring, keys)
+    _start_scores(own, ring, group, keys % _STAGES)
+    _start_sums(own, ring, (keys - 1) % _STAGES)
+    T.ptx.wgmma.wait_group.sync.aligned(1)
+    _release(ring, thread, keys)
+    find_scores(own, step, seen)
+    weigh(own)
+    _wait(ring, keys + 1)
+    T.ptx.wgmma.wait_group.sync.aligned(0)
+    _release(ring, thread, keys - 1)
+    rescale(own)
+    pack_weights(own)
+
+
+@T.inline
 def _consume(own, ring, group, thread):
+    """Compute a consumer's rows."""
     steps = T.meta_var(T.ceildiv(own.rows.end, own.keys))
     start_rows(own)
     ring.queries_full.wait(0, 0)
     if steps > 0:
+        seen: T.let = tiles_seen(own, group * GROUP_ROWS)
         _wait(ring, 0)
         _start_scores(own, ring, group, 0)
         T.ptx.wgmma.wait_group.sync.aligned(0)
         _release(ring, thread, 0)
-        hide(own, 0)
+        find_scores(own, 0, seen)
         weigh(own)
         rescale(own)
         pack_weights(own)
+        _wait(ring, 1)
         for step in T.serial(1, steps):
-            keys: T.let = 2 * step
-            _wait(ring, keys)
-            _start_scores(own, ring, group, keys % _STAGES)
-            _wait(ring, keys - 1)
-            _start_sums(own, ring, (keys - 1) % _STAGES)
-            T.ptx.wgmma.wait_group.sync.aligned(1)
-            _release(ring, thread, keys)
-            hide(own, step * own.keys)
-            weigh(own)
-            T.ptx.wgmma.wait_group.sync.aligned(0)
-            _release(ring, thread, keys - 1)
-            rescale(own)
-            pack_weights(own)
-        _wait(ring, 2 * steps - 1)
+            _attend_tile(own, ring, group, thread, step, seen)
         _start_sums(own, ring, (2 * steps - 1) % _STAGES)
         T.ptx.wgmma.wait_group.sync.aligned(0)
     store_rows(own)

@@ -148,6 +148,10 @@ class AttentionOperands:
         value = total * T.float32(self.problem.scale)
         if self.problem.softcap > 0:
             value = T.float32(self.problem.softcap) * T.tanh(value * T.float32(1 / self.problem.softcap))
+        return self.masked(value, batch, head, query, key)
+
+    def masked(self, value: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        """A score of an existing key, float32, as the mask changes it."""
         if not self.problem.mask:
             return value
         places = zip(self.problem.mask_broadcast, (batch, head, query), strict=True)

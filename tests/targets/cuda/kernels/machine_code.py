@@ -37,10 +37,24 @@ def main_loop(sass: str, operation: str) -> list[str]:
     """The instructions of the innermost loop with the most ``operation`` s. A loop is the code between a backward
     branch and its target."""
     code = instructions_of(sass)
-    loops = [(each.target, at) for at, each in code.items() if each.target is not None and each.target < at]
+    loops = _loops(code)
     inner = [loop for loop in loops if not any(_is_within(other, loop) for other in loops)]
-    bodies = [[each.what for at, each in code.items() if begin <= at <= end] for begin, end in inner]
-    return max(bodies, key=lambda body: sum(what.startswith(operation) for what in body))
+    return max(_bodies(code, inner), key=lambda body: sum(what.startswith(operation) for what in body))
+
+
+def loops_with(sass: str, operation: str) -> list[list[str]]:
+    """The instructions of all loops that have ``operation`` once, in the order of their branches. Code with an EXIT is
+    no loop, but what lies between a part behind the end of the kernel and the place to which it returns."""
+    code = instructions_of(sass)
+    return [body for body in _bodies(code, _loops(code)) if body.count(operation) == 1 and "EXIT" not in body]
+
+
+def _loops(code: dict[int, Instruction]) -> list[tuple[int, int]]:
+    return [(each.target, at) for at, each in code.items() if each.target is not None and each.target < at]
+
+
+def _bodies(code: dict[int, Instruction], loops: list[tuple[int, int]]) -> list[list[str]]:
+    return [[each.what for at, each in code.items() if begin <= at <= end] for begin, end in loops]
 
 
 def _is_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

@@ -238,6 +238,52 @@ def test_sinks_take_weight_and_give_nothing(generate, dtype):
         np.testing.assert_allclose(actual, expected_result, rtol=tolerance, atol=tolerance)
 
 
+def _on_tensor_cores(problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    kernel = built(attention_mma.attention_mma, problem, "float16")
+    return attend(kernel, problem, arrays).astype(np.float64)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("mask", ["float32", "bfloat16"])
+def test_a_row_of_lowest_numbers_in_the_mask_has_equal_weights(mask):
+    """The lowest number is in use for minus infinity. Scores are that number then, and their differences zero."""
+    problem = dataclasses.replace(HALF, mask=mask, mask_broadcast=(True, True, False))
+    arrays = operands(problem, 5, 70)
+    arrays |= {name: arrays[name].astype(np.float16) for name in ("query", "key", "value")}
+    arrays["mask"][:, :, 1, :] = ml_dtypes.finfo(arrays["mask"].dtype).min
+    actual, mean = _on_tensor_cores(problem, arrays), arrays["value"].astype(np.float64).mean(2)
+    np.testing.assert_allclose(actual[:, :, 1], mean.repeat(2, 1), rtol=4e-3, atol=4e-3)
+    np.testing.assert_allclose(actual, expected(problem, arrays), rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale": -0.3}, {"scale": 1.5}, {"scale": 1.0, "mask": "bool", "mask_broadcast": (True, False, True)}],
+    ids=["the lowest product has the highest score", "a scale above one", "hidden keys"],
+)
+def test_any_scale(changes):
+    problem = dataclasses.replace(HALF, causal="last", **changes)
+    arrays = operands(problem, 5, 70)
+    arrays |= {name: (3 * arrays[name]).astype(np.float16) for name in ("query", "key", "value")}
+    np.testing.assert_allclose(_on_tensor_cores(problem, arrays), expected(problem, arrays), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.nightly
+def test_sinks_beside_products_that_are_not_scaled():
+    """The same sinks as those of a mask of zeros, with which scores are scaled."""
+    sinks = {"sinks": np.array([2.5, -np.inf, np.finfo(np.float32).min, -1], np.float32)}
+    masked = dataclasses.replace(HALF, has_sinks=True, mask="float32", mask_broadcast=(True, True, True))
+    arrays = operands(HALF, 3, 70)
+    arrays = {name: array.astype(np.float16) for name, array in arrays.items()}
+    actual = _on_tensor_cores(dataclasses.replace(HALF, has_sinks=True), arrays | sinks)
+    other = _on_tensor_cores(masked, arrays | sinks | {"mask": np.zeros((1, 1, 1, 70), np.float32)})
+    np.testing.assert_allclose(actual, other, rtol=2e-3, atol=2e-3)
+    without = _on_tensor_cores(HALF, arrays)
+    np.testing.assert_allclose(actual[:, 1:3], without[:, 1:3], rtol=2e-3, atol=2e-3)
+    assert np.abs(actual[:, [0, 3]] - without[:, [0, 3]]).max() > 0.01
+
+
 def test_parts_follow_from_sizes():
     """There are enough parts for about 256 blocks of threads, but each part has at least 256 keys."""
     for tiles, keys, parts in ((8, 32768, 32), (8, 256, 1), (8, 257, 2), (1, 100_000, 64), (300, 5000, 1), (0, 0, 1)):

@@ -17,17 +17,26 @@ from moec.simulators.cuda.library import build_library, includes
 from moec.targets.cuda.device.driver import Driver
 
 _SOURCE = pathlib.Path(__file__).parent / "include" / "driver" / "driver.cpp"
+BUILT = pathlib.Path(__file__).parent / "driver.so"
+"""The library where moec was copied without its sources, and without TVM's headers."""
 _DEVICE_API = "device_api.cuda"
 
 
-@once
-def _library() -> ctypes.CDLL:
+def driver_library() -> pathlib.Path:
+    """The library: :data:`BUILT` where it is there, else built by g++ and kept in the user's cache. Raises MoecError
+    where there is no g++."""
+    if BUILT.is_file():
+        return BUILT
     tvm = importlib.util.find_spec("tvm")
     assert tvm is not None and tvm.origin is not None, "the runtime is loaded from it"
     package = pathlib.Path(tvm.origin).parent
     libraries = [str(package / "lib" / "libtvm_runtime.so")]
-    path = build_library("driver", _SOURCE, [*includes(), f"-I{package / 'include'}"], libraries)
-    library = ctypes.CDLL(str(path))
+    return build_library("driver", _SOURCE, [*includes(), f"-I{package / 'include'}"], libraries)
+
+
+@once
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(driver_library()))
     library.emulated_device_api.restype = ctypes.c_void_p
     library.emulated_counts.restype = ctypes.c_char_p
     return library

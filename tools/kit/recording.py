@@ -29,6 +29,7 @@ from moec.runtime.probe import tensors_of
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION
 from moec.simulators.cuda import library
 from moec.simulators.cuda.device import emulated_device
+from moec.simulators.cuda.driver import emulated_driver
 from moec.simulators.cuda.launch import EmulatedLaunch
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.build_cache import cached
@@ -131,7 +132,9 @@ class LaunchRecorder:
         ffi.register_global_func(_ON_LAUNCH, lambda *values: _active[0].on_launch(*values), override=True)
         _count_multiprocessors()
         loader = functools.partial(self._load_module, architecture)
-        return CompiledModel(artifact, LoadOptions(), CudaGpu(loader, architecture=architecture))
+        return CompiledModel(
+            artifact, LoadOptions(), CudaGpu(loader, emulated_driver(), architecture, is_emulated=True)
+        )
 
     @contextlib.contextmanager
     def recording(self, model: CompiledModel, *, largest: int | None) -> Iterator[list[KitCall]]:

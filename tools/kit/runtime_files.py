@@ -10,6 +10,8 @@ import subprocess
 import sys
 import zipfile
 
+from moec.simulators.cuda.driver import BUILT, driver_library
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _OWN = (
     *("moec/__init__.py", "moec/common", "moec/runtime", "moec/artifacts/__init__.py", "moec/artifacts/loading.py"),
@@ -36,6 +38,7 @@ def copy_runtime(folder: pathlib.Path, python: str, wheels: pathlib.Path) -> Non
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "include"))
         else:
             shutil.copy(source, target)
+    shutil.copy(driver_library(), folder / "moec" / "simulators" / "cuda" / BUILT.name)
     for package in ("tvm_ffi_orcjit", "typing_extensions", "filelock"):
         _copy_installed(package, folder)
     libraries = folder / "tvm" / "lib"

@@ -22,13 +22,14 @@ def _emulated(folder: pathlib.Path, path: pathlib.Path) -> Any:
     from moec.runtime.load_options import LoadOptions
     from moec.runtime.model import CompiledModel
     from moec.simulators.cuda.device import emulated_device
+    from moec.simulators.cuda.driver import emulated_driver
     from moec.targets.cuda.device.gpu import CudaGpu
 
     artifact = open_artifact(path)
     architecture = artifact.program().architecture
     emulated_device(architecture)
     loader = functools.partial(_library, folder)
-    return CompiledModel(artifact, LoadOptions(), CudaGpu(loader, architecture=architecture))
+    return CompiledModel(artifact, LoadOptions(), CudaGpu(loader, emulated_driver(), architecture, is_emulated=True))
 
 
 def _library(folder: pathlib.Path, module: Any) -> Any:

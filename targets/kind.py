@@ -206,6 +206,8 @@ class ProgramKind(Kind):
     """Whether experts can be read from their file when they are chosen, for weights larger than memory."""
     joins_products: ClassVar[bool] = False
     """Whether one product takes less time than several of the same rows (:mod:`moec.passes.join_products`)."""
+    exchanges_rows: ClassVar[bool] = False
+    """Whether programs can exchange rows of experts with those of other processes."""
     multiplies_bytes: ClassVar[bool] = False
     """Whether products of int8 arithmetic are computed in integers, which is faster. Otherwise rows are rounded to 8
     bits and multiplied as floats."""

@@ -149,7 +149,7 @@ class CompileOptions:
                 raise MoecError("nodes and replicas are about ranks: give their number (ranks)")
             return ()
         kind = targets.kind_of(self.target)
-        if not (isinstance(kind, ProgramKind) and kind.streams_experts):
+        if not (isinstance(kind, ProgramKind) and kind.exchanges_rows):
             raise UnsupportedError(f"target '{self.target}' holds all experts in one process; compile without ranks")
         if self.form is not None:
             raise UnsupportedError("a C library runs in one process; compile without ranks, or without form")

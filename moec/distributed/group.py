@@ -19,6 +19,7 @@ from moec.common.last_words import last_words
 from moec.distributed.handshake import ranks_in_words, shake_hands
 from moec.distributed.patience import within
 from moec.distributed.roll_call import COMPUTING, RollCall, RollVerdict
+from moec.runtime.device import GLOO
 
 TIMEOUT_SECONDS = 60.0
 TIMEOUT_VARIABLE = "MOEC_RANKS_TIMEOUT"
@@ -134,8 +135,11 @@ class RankGroup:
 
 
 @contextlib.contextmanager
-def joined(ranks: int, facts: Mapping[str, str], seconds: float | None = None) -> Iterator[RankGroup]:
-    """Context of a run on ``ranks`` ranks that torchrun started: a process group over gloo, ended with the block.
+def joined(
+    ranks: int, facts: Mapping[str, str], seconds: float | None = None, *, backend: str = GLOO
+) -> Iterator[RankGroup]:
+    """Context of a run on ``ranks`` ranks that torchrun started: a process group over ``backend``, ended with the
+    block.
 
     ``facts``: what all ranks must have in common (artifact, version, placement, transport). ``seconds``: timeout of
     the start and of every collective, by default MOEC_RANKS_TIMEOUT or 60. Raises MoecError where the environment is
@@ -153,7 +157,7 @@ def joined(ranks: int, facts: Mapping[str, str], seconds: float | None = None) -
     try:
         with last_words(group.last_words):
             with group.collective("start"):
-                within(seconds + 0.2, lambda: _start(group, facts, seconds))
+                within(seconds + 0.2, lambda: _start(group, facts, seconds, backend))
             yield group
             group.most(0)  # nobody leaves while another rank still needs it
         is_lost = False
@@ -174,7 +178,7 @@ def _load_torch() -> None:
         raise MoecError("torch.distributed has a process group already; expected none: moec starts its own")
 
 
-def _start(group: RankGroup, facts: Mapping[str, str], seconds: float) -> None:
+def _start(group: RankGroup, facts: Mapping[str, str], seconds: float, backend: str) -> None:
     from torch import distributed
 
     timeout = datetime.timedelta(seconds=seconds)
@@ -187,7 +191,9 @@ def _start(group: RankGroup, facts: Mapping[str, str], seconds: float) -> None:
     holds_store = group.rank == 0 and not _launcher_holds_store()
     group.roll = RollCall(store.clone(), group.rank, group.size, holds_store, lambda: group.place)
     shake_hands(store, group.rank, group.size, facts, seconds)
-    distributed.init_process_group("gloo", store=store, rank=group.rank, world_size=group.size, timeout=timeout)
+    if backend != GLOO:
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a wait fails by itself, and the roll call says why
+    distributed.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=timeout)
 
 
 def _told(group: RankGroup, error: BaseException) -> BaseException:

@@ -21,6 +21,7 @@ from moec.distributed.pipeline import PipelinedModel
 from moec.distributed.sequence_axes import SequenceAxes
 from moec.distributed.session import RankedSession
 from moec.runtime.artifact import Artifact
+from moec.runtime.device import Device
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.model import CompiledModel
 from moec.runtime.ranks import LEAST_OF_HALF
@@ -37,16 +38,22 @@ class RankedModel(PipelinedModel):
     """
 
     def __init__(
-        self, artifact: Artifact, options: LoadOptions, exchange: RowExchange, through: RankGroup | None = None
+        self,
+        artifact: Artifact,
+        options: LoadOptions,
+        exchange: RowExchange,
+        through: RankGroup | None = None,
+        device: Device | None = None,
     ) -> None:
-        """``exchange``: that of the ranks of this stage. ``through``: as of :class:`PipelinedModel`."""
-        super().__init__(artifact, dataclasses.replace(options, rank=exchange.group.rank), through)
+        """``exchange``: that of the ranks of this stage. ``through``: as of :class:`PipelinedModel`. ``device``: where
+        it runs, with an exchange of its own; None for the processor."""
+        super().__init__(artifact, dataclasses.replace(options, rank=exchange.group.rank), through, device)
         self.group, self.exchange = exchange.group, exchange
         self._roles = None if artifact.manifest.sequences is None else roles_of(self.interface)
         self._pair = ProgramPair(self._executor, exchange)
 
     def reloaded(self) -> CompiledModel:
-        return RankedModel(self.artifact, self._options, self.exchange, self.through)
+        return RankedModel(self.artifact, self._options, self.exchange, self.through, self._device)
 
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run as :meth:`moec.CompiledModel.run`, with the same inputs on all ranks. A model without a size that counts

@@ -20,6 +20,7 @@ from moec.common.errors import MoecError
 from moec.common.specs import HeldState, TensorSpec
 from moec.distributed.group import RankGroup
 from moec.runtime.artifact import Artifact
+from moec.runtime.device import Device
 from moec.runtime.executor import Executor
 from moec.runtime.held import StateMemory
 from moec.runtime.inputs import InputCheck
@@ -142,16 +143,19 @@ class PipelinedModel(CompiledModel):
     """A model of which each rank of a group runs one stage. All of them make the same calls, with the same inputs, and
     get the same results; a session has only the states of its rank's stage."""
 
-    def __init__(self, artifact: Artifact, options: LoadOptions, through: RankGroup | None) -> None:
+    def __init__(
+        self, artifact: Artifact, options: LoadOptions, through: RankGroup | None, device: Device | None = None
+    ) -> None:
         """``through``: the ranks of all stages, in order; None for a model of one stage, the whole."""
-        super().__init__(artifact, dataclasses.replace(options, stage=None if through is None else through.rank))
+        stage = None if through is None else through.rank
+        super().__init__(artifact, dataclasses.replace(options, stage=stage), device)
         self.through = through
         self._stages = None if through is None else StageRunner(self._executor, through, artifact.manifest)
         self._runner: Runner = self._stages or self._executor
         self._check = InputCheck(self.inputs, guards=self.guards)
 
     def reloaded(self) -> CompiledModel:
-        return PipelinedModel(self.artifact, self._options, self.through)
+        return PipelinedModel(self.artifact, self._options, self.through, self._device)
 
     def checked(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs of the whole model as arrays. Raises InputError as :meth:`run`."""

@@ -7,15 +7,18 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from moec.artifacts.loading import load
+from moec import targets
+from moec.artifacts.loading import device_of, load
 from moec.common.cores import available_cores
 from moec.common.errors import MoecError
 from moec.common.version import VERSION
+from moec.distributed.device_exchange import DeviceExchange
 from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup, joined
 from moec.distributed.model import RankedModel
 from moec.distributed.pipeline import PipelinedModel
-from moec.runtime.artifact import open_artifact
+from moec.runtime.artifact import Artifact, open_artifact
+from moec.runtime.device import GLOO, Device
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.manifest import digest_of
 from moec.runtime.model import CompiledModel
@@ -34,9 +37,8 @@ def loaded(path: str | os.PathLike[str], **options: Any) -> Iterator[CompiledMod
     if not is_started_on_ranks():
         yield load(path, **options)
         return
-    for name in ("emulate", "architecture", "cuda_graphs"):
-        if options.get(name):
-            raise MoecError(f"{name} is about a GPU; several ranks run on processors")
+    if options.get("cuda_graphs"):
+        raise MoecError("cuda_graphs repeats runs of fixed sizes; ranks exchange other numbers of rows in each run")
     if options.get("prefer_resident"):
         raise MoecError("prefer_resident is about the experts of one process; leave it out on several ranks")
     threads = options.pop("threads", None) or max(1, len(available_cores()) // _ranks_here())
@@ -59,12 +61,34 @@ def loaded_on_ranks(path: str | os.PathLike[str], options: LoadOptions) -> Itera
         raise MoecError(f"{path}: is for one process; compile it with --ranks (experts) or --stages (layers)")
     facts = {"artifact": digest_of(artifact.manifest), "version": VERSION}
     ranks = 1 if placement is None else placement.ranks
-    with joined(ranks * max(1, stages), facts) as world:
+    device = _device_here(artifact, options)
+    with joined(ranks * max(1, stages), facts, backend=GLOO if device is None else device.backend) as world:
         if placement is None:
             yield PipelinedModel(artifact, options, world)
             return
         row, column = (world, None) if not stages else _rows_and_columns(world, ranks, stages)
-        yield RankedModel(artifact, options, RowExchange(row, placement), column)
+        exchange = RowExchange(row, placement) if device is None else DeviceExchange(row, placement)
+        yield RankedModel(artifact, options, exchange, column, device)
+
+
+def _device_here(artifact: Artifact, options: LoadOptions) -> Device | None:
+    """Select the device of this rank; None for the processor."""
+    has_device = targets.program_kind_of(artifact.manifest.target).has_device
+    if has_device and not options.emulate:
+        os.environ["CUDA_VISIBLE_DEVICES"] = see_own_gpu()
+    return device_of(artifact, options) if has_device or options.emulate else None
+
+
+def see_own_gpu() -> str:
+    """Find the GPU of this rank among those that its machine's processes may use: programs run on the first that they
+    see, so each rank is to see one. Raises MoecError where there are fewer than ranks."""
+    local, listed = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return str(local)
+    gpus = [name for name in listed.split(",") if name]
+    if local >= len(gpus):
+        raise MoecError(f"rank {local} of this machine has no GPU: CUDA_VISIBLE_DEVICES lists {len(gpus)}")
+    return gpus[local]
 
 
 def _rows_and_columns(world: RankGroup, ranks: int, stages: int) -> tuple[RankGroup, RankGroup]:

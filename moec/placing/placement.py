@@ -68,7 +68,7 @@ class LayerPlacement:
         changes no result, because replicas hold the same weights.
         """
         tokens = np.arange(len(experts))[:, None]
-        counts, table = _candidates(self, rank, nodes)
+        counts, table = candidates(self, rank, nodes)
         valid = (experts >= 0) & (experts < self.experts)
         indices = np.where(valid, experts, 0)
         chosen = table[indices, (rank + tokens) % counts[indices]]
@@ -76,13 +76,13 @@ class LayerPlacement:
 
     def shares_from(self, rank: int, nodes: int = 1) -> np.ndarray:
         """Compute the share [R] of a rank's pairs that each rank computes, for experts that are chosen evenly."""
-        counts, table = _candidates(self, rank, nodes)
+        counts, table = candidates(self, rank, nodes)
         weights = (np.arange(table.shape[1]) < counts[:, None]) / (counts[:, None] * self.experts)
         return np.bincount(table.ravel(), weights.ravel(), len(self.slots))
 
 
 @functools.lru_cache(4096)
-def _candidates(layer: LayerPlacement, rank: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def candidates(layer: LayerPlacement, rank: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """The ranks that may compute each expert for a rank: their number [E], and the ranks [E, most]."""
     size = max(1, len(layer.slots) // nodes)
     rows = []

@@ -16,6 +16,8 @@ from moec.runtime.tensors import CPU, from_runtime, to_runtime
 if TYPE_CHECKING:
     from moec.runtime.program import LoadedProgram
 
+GLOO = "gloo"
+"""Engine of torch.distributed for the memory of processors."""
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -106,6 +108,20 @@ class Device(Protocol):
         """Wait for all work that the calling thread has submitted."""
         ...
 
+    @property
+    def backend(self) -> str:
+        """Engine of torch.distributed that carries its memory between processes."""
+        ...
+
+    def view_of(self, tensor: Any) -> Any:
+        """View a tensor of a program that is running, for the exchange of its rows: as an array on the host, and as
+        PyTorch's tensor on a GPU. Raises MoecError where PyTorch is missing."""
+        ...
+
+    def exchanging(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which such views are used, in the order of the program's work."""
+        ...
+
     def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
         """Prepare to capture runs of a program. Weights are captured with their current values. Returns None where the
         device cannot capture. Raises UnsupportedError for a program that cannot be captured."""
@@ -121,6 +137,7 @@ class Host:
 
     number = CPU
     architecture = gpu = None
+    backend = GLOO
     is_capturing = False
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
@@ -140,6 +157,12 @@ class Host:
 
     def copy(self, tensor: Any) -> Any:
         return to_runtime(from_runtime(tensor).copy())
+
+    def view_of(self, tensor: Any) -> Any:
+        return from_runtime(tensor)
+
+    def exchanging(self) -> contextlib.AbstractContextManager[None]:
+        return _NOTHING
 
     def new(self, shape: Sequence[int], dtype: np.dtype, *, zeros: bool = False) -> np.ndarray | OnDevice:
         return np.zeros(shape, dtype) if zeros else np.empty(shape, dtype)

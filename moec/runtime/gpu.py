@@ -16,7 +16,7 @@ from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice, has_torch
 from moec.runtime.streams import DEFAULT, Streams
-from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime, view
+from moec.runtime.tensors import CPU, from_runtime, new_tensor, over_runtime, to_runtime, view
 
 if TYPE_CHECKING:
     from moec.runtime.device import CapturedRuns
@@ -155,6 +155,28 @@ class GpuDevice(abc.ABC):
     def is_capturing(self) -> bool:
         return self.is_captured(self.streams.current())
 
+    @property
+    @abc.abstractmethod
+    def backend(self) -> str:
+        """See :meth:`moec.runtime.device.Device.backend`."""
+
+    def view_of(self, tensor: Any) -> Any:
+        torch = _torch()
+        if self.gpu is not None:
+            return torch.from_dlpack(tensor)
+        dtype, array = getattr(torch, str(tensor.dtype)), over_runtime(tensor)
+        return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
+
+    @contextlib.contextmanager
+    def exchanging(self) -> Iterator[None]:
+        if self.gpu is None:
+            yield
+            return
+        cuda = _torch().cuda
+        stream = self.streams.current()
+        with cuda.stream(cuda.default_stream() if stream == DEFAULT else cuda.ExternalStream(stream)):
+            yield
+
     def finish(self) -> None:
         self.streams.finish(self.streams.current())
 
@@ -178,3 +200,11 @@ class GpuDevice(abc.ABC):
         load_ffi().get_global_func("runtime.TVMTensorCopyFromTo")(tensor, result)
         if stream != DEFAULT:
             self.streams.finish(DEFAULT)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MoecError('experts on several ranks need PyTorch on a GPU: pip install "moec[torch]"') from error
+    return torch

@@ -14,7 +14,7 @@ from moec.common.errors import ArtifactError
 from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
 from moec.runtime.loops import register_loops, stepping
-from moec.runtime.rank_calls import exchanging, register_rank_calls
+from moec.runtime.rank_calls import RowsDevice, exchanging, register_rank_calls
 from moec.runtime.ranks import OneRank, Ranks
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.team import TEAM_OBJECT, Team
@@ -42,7 +42,7 @@ Instrument = Callable[..., int]
 arguments."""
 
 
-class ProgramDevice(Protocol):
+class ProgramDevice(RowsDevice, Protocol):
     """The part of :class:`moec.runtime.device.Device` that loading a program needs."""
 
     @property
@@ -63,7 +63,7 @@ class LoadedProgram:
     ) -> None:
         """``experts``: source of the experts that it streams. Raises ArtifactError where the objects do not link, and
         the device's errors for code it cannot run."""
-        self.where = where
+        self.where, self._device = where, device
         self.experts = experts
         self.ranks: Ranks = OneRank()
         register_calls()
@@ -97,7 +97,7 @@ class LoadedProgram:
         """Run the program and return its results; each access to one takes time. The caller's threads share the loops:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
-        with exchanging(self.ranks), streaming(self.experts), stepping(self._machine):
+        with exchanging(self.ranks, self._device), streaming(self.experts), stepping(self._machine):
             result = self._main(*inputs, *weights)
         return result if isinstance(result, self._several) else [result]
 

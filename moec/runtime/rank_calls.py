@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from moec.common.once import once
 from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
 from moec.runtime.ranks import OneRank, Ranks, ReceivedRows
-from moec.runtime.tensors import from_runtime
 
 SEND_ROWS = "moec.send_rows"
 """``(layer, x [T,d], experts int32 [T,k], weights? [T,k], sent int32 [1])``: begin to send rows."""
@@ -35,27 +34,46 @@ RETURN_ROWS = "moec.return_rows"
 """``(layer, results [P,n], rows [T*k,n])``: return results, and wait for those of this rank's pairs."""
 
 
+class RowsDevice(Protocol):
+    """The part of :class:`moec.runtime.device.Device` that these functions need."""
+
+    def view_of(self, tensor: Any) -> Any:
+        """View a tensor of the program, for the exchange of its rows."""
+        ...
+
+    def exchanging(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which such views are used."""
+        ...
+
+
 @dataclasses.dataclass
 class _ProgramRun:
     """One run of a program: its ranks, the rows that it received by layer, and the error that ended it."""
 
     ranks: Ranks
+    device: RowsDevice
     received: dict[int, ReceivedRows] = dataclasses.field(default_factory=dict)
     error: BaseException | None = None
 
 
 class _Running(threading.local):
-    turn = _ProgramRun(OneRank())
+    turn: _ProgramRun | None = None
 
 
 _running = _Running()
 
 
+def _turn() -> _ProgramRun:
+    assert _running.turn is not None, "a program runs"
+    return _running.turn
+
+
 @contextlib.contextmanager
-def exchanging(ranks: Ranks) -> Iterator[None]:
-    """Context of a run of a program in the calling thread, which exchanges rows with these ranks. An error of the
-    exchange is raised as it was. On several ranks RoomError becomes MoecError: a rank alone cannot run fewer tokens."""
-    before, turn = _running.turn, _ProgramRun(ranks)
+def exchanging(ranks: Ranks, device: RowsDevice) -> Iterator[None]:
+    """Context of a run of a program on a device in the calling thread, which exchanges rows with these ranks. An error
+    of the exchange is raised as it was. On several ranks RoomError becomes MoecError: a rank alone cannot run fewer
+    tokens."""
+    before, turn = _running.turn, _ProgramRun(ranks, device)
     _running.turn = turn
     try:
         ranks.begin_run()
@@ -86,10 +104,12 @@ def register_rank_calls() -> None:
 
 def _keeping_errors(function: Callable[..., None]) -> Callable[..., None]:
     def call(layer: int, *tensors: Any) -> None:
+        turn = _turn()
         try:
-            function(layer, *map(from_runtime, tensors))
+            with turn.device.exchanging():
+                function(layer, *map(turn.device.view_of, tensors))
         except BaseException as error:  # interruptions, too
-            _running.turn.error = error
+            turn.error = error
             raise
 
     return call
@@ -98,28 +118,28 @@ def _keeping_errors(function: Callable[..., None]) -> Callable[..., None]:
 def _send(layer: int, x: np.ndarray, experts: np.ndarray, *weights_and_sent: np.ndarray) -> None:
     *weights, sent = weights_and_sent
     sent[...] = 0
-    _running.turn.ranks.send(layer, x, experts, weights[0] if weights else None)
+    _turn().ranks.send(layer, x, experts, weights[0] if weights else None)
 
 
 def _count(layer: int, *tensors: np.ndarray) -> None:
-    received = _running.turn.received[layer] = _running.turn.ranks.receive(layer)
+    received = _turn().received[layer] = _turn().ranks.receive(layer)
     tensors[-1][0] = len(received.rows)
 
 
 def _copy_rows(layer: int, _count: np.ndarray, rows: np.ndarray) -> None:
-    rows[...] = _running.turn.received[layer].rows
+    rows[...] = _turn().received[layer].rows
 
 
 def _copy_experts(layer: int, _count: np.ndarray, experts: np.ndarray) -> None:
-    experts[:, 0] = _running.turn.received[layer].experts
+    experts[:, 0] = _turn().received[layer].experts
 
 
 def _copy_weights(layer: int, _count: np.ndarray, own: np.ndarray) -> None:
-    weights = _running.turn.received[layer].weights
+    weights = _turn().received[layer].weights
     assert weights is not None, "weights that were sent are received"
     own[:, 0] = weights
 
 
 def _return(layer: int, results: np.ndarray, rows: np.ndarray) -> None:
-    _running.turn.received.pop(layer)
-    rows[...] = _running.turn.ranks.give_back(layer, results)
+    _turn().received.pop(layer)
+    rows[...] = _turn().ranks.give_back(layer, results)

@@ -53,7 +53,8 @@ class Ranks(Protocol):
 
 
 class OneRank:
-    """The exchange of a run with a single rank: it computes all pairs, in their order."""
+    """The exchange of a run with a single rank: it computes all pairs, in their order. Its arrays may be PyTorch's
+    tensors on a GPU."""
 
     def __init__(self) -> None:
         self._sent: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
@@ -66,11 +67,14 @@ class OneRank:
 
     def receive(self, layer: int) -> ReceivedRows:
         rows, experts, weights = self._sent[layer]
-        tokens, slots = np.nonzero(experts >= 0)
+        chosen = experts >= 0
+        tokens, slots = np.nonzero(chosen) if isinstance(chosen, np.ndarray) else chosen.nonzero(as_tuple=True)
         return ReceivedRows(rows[tokens], experts[tokens, slots], None if weights is None else weights[tokens, slots])
 
     def give_back(self, layer: int, results: np.ndarray) -> np.ndarray:
         _, experts, _ = self._sent.pop(layer)
-        pairs = np.zeros((experts.size, results.shape[1]), results.dtype)
-        pairs[experts.ravel() >= 0] = results
+        shape = (len(experts) * experts.shape[1], results.shape[1])
+        on_host = isinstance(results, np.ndarray)
+        pairs = np.zeros(shape, results.dtype) if on_host else results.new_zeros(shape)
+        pairs[experts.reshape(-1) >= 0] = results
         return pairs

@@ -79,6 +79,12 @@ def from_runtime(tensor: Any) -> np.ndarray:
     """View a contiguous tensor's memory as a numpy array, which keeps it alive."""
     with contextlib.suppress(RuntimeError):  # types that only ml_dtypes has
         return np.from_dlpack(tensor)
+    return over_runtime(tensor)
+
+
+def over_runtime(tensor: Any) -> np.ndarray:
+    """View a contiguous tensor's memory as :func:`from_runtime`, whatever the device that the tensor claims to be on:
+    that of an emulated GPU is the host's."""
     dtype = DTYPES[str(tensor.dtype)]
     shape = tuple(tensor.shape)
     size = math.prod(shape) * dtype.itemsize

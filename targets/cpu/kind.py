@@ -20,6 +20,7 @@ class CpuKind(ProgramKind):
     name = "cpu"
     examples = ("cpu", "cpu:avx2")
     streams_experts = True
+    exchanges_rows = True
     multiplies_bytes = True
     forms = (Form("llvm", ".ll", ";"), Form("asm", ".s", "#"))
 

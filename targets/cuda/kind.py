@@ -25,7 +25,7 @@ class CudaKind(ProgramKind):
 
     name = "cuda"
     examples = ("cuda", "cuda:sm_80+sm_90a")
-    takes_several = has_device = joins_products = True
+    takes_several = has_device = joins_products = exchanges_rows = True
     forms = (
         Form("cuda", ".cu", "//"),
         Form("ptx", ".ptx", "//", made_by="nvcc"),

@@ -22,11 +22,12 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
     from moec.targets.cuda import dense
     from moec.targets.cuda.moe import CudaExpertOps
     from moec.targets.gpu.lowering import scatter
-    from moec.targets.tvm.heavy import experts
+    from moec.targets.tvm.heavy import experts, ranks
 
     return {
         **dense.converters(architecture),
         **experts.converters(CudaExpertOps(), architecture),
+        **ranks.converters(architecture),
         **scatter.CONVERTERS,
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 from moec.common.dtypes import DTYPES
 from moec.common.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
+from moec.runtime.device import GLOO
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.gpu import GpuDevice, ModuleLoader
 from moec.runtime.library import load_ffi
@@ -52,6 +53,10 @@ class CudaGpu(GpuDevice):
     @property
     def gpu(self) -> str | None:
         return None if self._is_emulated else self.driver.gpus()[0].name
+
+    @property
+    def backend(self) -> str:
+        return GLOO if self._is_emulated else "cpu:gloo,cuda:nccl"
 
     def torch_stream(self) -> int:
         return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)

@@ -77,7 +77,7 @@ def new_tensor(shape: Any, dtype: Any, kind: int) -> Any:
 
 def from_runtime(tensor: Any) -> np.ndarray:
     """View a contiguous tensor's memory as a numpy array, which keeps it alive."""
-    with contextlib.suppress(RuntimeError):  # types that only ml_dtypes has
+    with contextlib.suppress(RuntimeError, BufferError):  # types that only ml_dtypes has; numpy 2.5 raises the latter
         return np.from_dlpack(tensor)
     return over_runtime(tensor)
 

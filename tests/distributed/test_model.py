@@ -111,7 +111,7 @@ def test_a_placed_artifact_in_one_process_computes_the_same(folder, alone):
         ("2", 4, {}, "is for 2 ranks, and 4 were started"),
         ("2", 1, {}, "is for 2 ranks, and 1 were started"),
         ("2", 2, {"prefer_resident": 0.1}, "prefer_resident"),
-        ("2", 2, {"emulate": True}, "emulate is about a GPU"),
+        ("2", 2, {"emulate": True}, "is compiled for cpu, which needs no emulation"),
     ],
 )
 def test_ranks_refuse(folder, monkeypatch, artifact, ranks, options, message):

@@ -13,6 +13,6 @@ from moec.runtime.ranks import OneRank
 
 @pytest.mark.parametrize(("ranks", "kind"), [(OneRank(), RoomError), (mock.Mock(), MoecError)])
 def test_a_rank_alone_does_not_try_fewer_tokens(ranks, kind):
-    with pytest.raises(MoecError, match="no room") as raised, exchanging(ranks):
+    with pytest.raises(MoecError, match="no room") as raised, exchanging(ranks, mock.Mock()):
         raise RoomError("no room")
     assert type(raised.value) is kind

@@ -10,8 +10,9 @@ from moec.common.kernel_sizes import kernel_sizes, tensor_bytes
 from moec.ir.text import parse_model
 
 GRAPH = """<ir_version: 11, opset_import: ["" : 24]>
-g (int64[T] ids, float16[50,24] table, float16[24] scale)
-    => (float16[T,24] normed, float16[24,T] turned, float16[T] largest) {
+g (int64[T] ids, int64[T] others, float16[50,24] table, float16[24] scale)
+    => (float16[T,24] looked, float16[T,24] normed, float16[24,T] turned, float16[T] largest) {
+   looked = Gather (table, others)
    rows = Gather (table, ids)
    normed = RMSNormalization (rows, scale)
    turned = Transpose (rows)
@@ -21,7 +22,8 @@ g (int64[T] ids, float16[50,24] table, float16[24] scale)
 MOVED = {
     # One id for each row, and as many rows of the table as there are ids; rows of the result.
     "gather": lambda T: T * 8 + min(T, 50) * 48 + T * 48,
-    "rms_norm": lambda T: 2 * T * 48 + 48,
+    # The same rows, which are stored for the kernels that follow and normalised, with one scale for all.
+    "gather_rms_norm": lambda T: T * 8 + min(T, 50) * 48 + 2 * T * 48 + 48,
     "transpose": lambda T: 2 * T * 48,
     "reducemax": lambda T: T * 48 + T * 2,
 }

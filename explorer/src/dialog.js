@@ -1,10 +1,10 @@
 // A modal dialog: the browser keeps the focus in it and closes it by Esc.
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { html } from "./html.js";
 
 export function Dialog({ title, close, children }) {
   const element = useRef();
-  useEffect(() => element.current.showModal(), []);
+  useLayoutEffect(() => element.current.showModal(), []); // an effect would come after the next key
   const onClick = (event) => event.target === element.current && close();
   return html`<dialog ref=${element} aria-label=${title} onClose=${close} onClick=${onClick}>
     <h2>${title}</h2>

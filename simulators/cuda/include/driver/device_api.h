@@ -8,11 +8,15 @@
 
 #include "state.h"
 
+// How many multiprocessors the GPU has: few, so that blocks of threads that share tiles have several each. Tests set it.
+extern "C" {
+__attribute__((visibility("default"))) inline int emulated_multiprocessors = 2;
+}
+
 namespace driver {
 
 constexpr size_t alignment = 256;       // of cudaMalloc
 constexpr size_t most_poisoned = 1 << 20;  // bytes of an allocation that are set, for the sake of time
-constexpr int multiprocessors = 2;      // few, so that blocks of threads that share tiles have several each
 
 inline void check(Result result, const char* function) {
   if (result == success) return;
@@ -36,7 +40,7 @@ class EmulatedDevice final : public tvm::runtime::DeviceAPI {
 
   void GetAttr(tvm::Device, tvm::runtime::DeviceAttrKind kind, tvm::ffi::Any* value) final {
     if (kind == tvm::runtime::kExist) *value = 1;
-    else if (kind == tvm::runtime::kMultiProcessorCount) *value = multiprocessors;
+    else if (kind == tvm::runtime::kMultiProcessorCount) *value = emulated_multiprocessors;
   }
 
   void* AllocDataSpace(tvm::Device, size_t bytes, size_t, DLDataType) final {

@@ -29,8 +29,9 @@ LAST = E - 1
 TOKEN = 131075
 """A token whose row of the input, and whose pairs' rows of the output, begin after 2**31 elements. So does the matrix
 of the last expert."""
-_FRESH_BYTES = 64 << 20
-"""The size from which the allocator takes memory from the operating system each time, so that it is zero."""
+_STALE_BYTES = 64 << 20
+"""The most bytes of an allocation that are not zero: the emulated driver poisons the first of each, and the allocator
+takes memory from the operating system each time only for large ones."""
 RANDOM = np.random.default_rng(0)
 
 
@@ -40,8 +41,7 @@ def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
     kind = np.dtype(DTYPES.get(dtype, dtype))
     memory = (ctypes.c_char * (math.prod(shape) * kind.itemsize)).from_address(tensor.data_ptr())
     view = np.frombuffer(memory, kind).reshape(shape)
-    if view.nbytes < _FRESH_BYTES:
-        view[...] = 0
+    view.reshape(-1)[: _STALE_BYTES // kind.itemsize] = 0
     return tensor, view
 
 

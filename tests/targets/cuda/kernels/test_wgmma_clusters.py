@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import tvm
 
-from moec.simulators.cuda import device, emulated_library
+from moec.simulators.cuda import emulated_library
+from moec.simulators.cuda.driver import driver_library
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.cuda.kernels.wgmma_tile import wgmma_tile
 
@@ -71,7 +73,9 @@ def in_turn() -> np.ndarray:
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 6])
 def test_results_do_not_depend_on_the_gpu(monkeypatch, in_turn, multiprocessors):
-    monkeypatch.setattr(device, "_MULTIPROCESSORS", multiprocessors)
+    number = ctypes.c_int.in_dll(ctypes.CDLL(str(driver_library())), "emulated_multiprocessors")
+    monkeypatch.setattr(number, "value", multiprocessors)
+    assert tvm.cuda(0).multi_processor_count == multiprocessors
     np.testing.assert_array_equal(compute(BOTH_KINDS, wgmma), in_turn)
 
 

@@ -119,12 +119,14 @@ class _Inlining:
         others = [each for variable in own for each in self._readers[variable] if each not in (*moved, reader)]
         is_shared = bool(others) or not own.isdisjoint(self._result)
         stores = STORING in kernel.attrs and (is_shared or not operand.elements.moves)
-        if (is_shared and not stores) or self._memory.is_written(self._memory.read(operand.maker.value), between):
+        taken = int(kernel.attrs[TAKES])
+        if (is_shared and not stores) or _reads_besides(value, taken, own):
+            return False
+        if self._memory.is_written(self._memory.read(operand.maker.value), [*between, reader]):
             return False
         if any(own & set(variables(each.value)) for each in between if each not in waiting):
             return False
         form = kernel.attrs[STORING] if stores else kernel
-        taken = int(kernel.attrs[TAKES])
         inlined = inlined_kernel(form, taken, operand.elements, is_viewed=bool(operand.views))
         if inlined is None:
             return False
@@ -183,11 +185,20 @@ class _Inlining:
 
     def _new(self, name: str, value: relax.Expr) -> relax.Var:
         value = self.builder.normalize(value)
-        self.kept.append(relax.VarBinding(relax.DataflowVar(name, value.ty), value))
-        return self.kept[-1].var
+        variable = relax.DataflowVar(name, value.ty)
+        self._bind(variable, value)
+        return variable
 
     def _bind(self, variable: relax.Var, value: relax.Expr) -> None:
+        """Bind the variable in the result, where a later reader finds the stored operand instead of its maker."""
         self.kept.append(relax.VarBinding(variable, self.builder.normalize(value)))
+        self._binding_of[variable] = self.kept[-1]
+
+
+def _reads_besides(call: relax.Call, taken: int, variables_of_operand: set[Any]) -> bool:
+    """Whether the call has its operand ``taken`` as another operand too, such as a row that is its own scale."""
+    others = [argument for index, argument in enumerate(call.args[1]) if index != taken]
+    return any(variables_of_operand & set(variables(other)) for other in others)
 
 
 def inlined_kernel(

@@ -36,6 +36,10 @@ _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 _UNKNOWN = "Unsupported gpu architecture"
 """Text of nvcc's error for an architecture that is too new or too old for it."""
 _BINARY, _TEXTS = "binary", "texts"
+_NEWER_PTX = re.compile(r"^\.version (?:9\.[1-9]|[1-9]\d)\S*$", re.MULTILINE)
+_OLDEST_PTX = "9.0"
+"""The version of PTX that the oldest driver for CUDA 13 (R580) reads. It refuses newer versions, which a newer nvcc
+writes whatever the text uses."""
 _PTX_FILE = re.compile(r'^(?P<number>\t\.file\t\d+ )"(?P<path>[^"\n]*)"[^\n]*$', re.MULTILINE)
 """The declaration of a source file, with its path, time and size."""
 _PTX_MODULE = re.compile(f"({','.join(map(str, b'_INTERNAL_'))},)(?:[0-9]+,){{8}}")
@@ -117,11 +121,9 @@ def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: 
         path.write_text(source)
         binary, ptx = path.with_suffix(".fatbin"), path.with_suffix(".ptx")
         output = _run([str(nvcc), "-ptx", *to_ptx, path.name, "-o", ptx.name], folder)
-        text = without_paths(ptx.read_text())
-        ptx.write_text(text)
         path.unlink()  # otherwise ptxas would record its modification time
-        output += _run([str(nvcc), "-fatbin", "-lineinfo", *to_binary, ptx.name, "-o", binary.name], folder)
-        report = read_report(output, source)
+        text, said = _assembled(nvcc, without_paths(ptx.read_text()), to_binary, binary)
+        report = read_report(output + said, source)
         kernels, sass = kernels_of_ptx(text), _disassembled(binary)
         return Compiled(
             binary.read_bytes(),
@@ -134,6 +136,23 @@ def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: 
                 "sass": {name: lines for name, (_, lines) in sass.items()},
             },
         )
+
+
+def _assembled(nvcc: pathlib.Path, ptx: str, options: Sequence[str], binary: pathlib.Path) -> tuple[str, str]:
+    """Assemble PTX into ``binary``. Return the PTX, in the oldest version that has all that it uses, and nvcc's
+    output. ptxas refuses a text that uses more than its version has."""
+    path = binary.with_suffix(".ptx")
+    command = [str(nvcc), "-fatbin", "-lineinfo", *options, path.name, "-o", binary.name]
+    oldest = _NEWER_PTX.sub(f".version {_OLDEST_PTX}", ptx)
+    path.write_text(oldest)
+    try:
+        return oldest, _run(command, str(path.parent))
+    except DefectError:
+        if oldest == ptx:
+            raise
+    path.write_text(ptx)
+    note = "ptxas warning : this PTX needs a driver of the CUDA that nvcc is from, on GPUs newer than its own\n"
+    return ptx, note + _run(command, str(path.parent))
 
 
 def without_paths(ptx: str) -> str:

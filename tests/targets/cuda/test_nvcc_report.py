@@ -3,8 +3,11 @@ code."""
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 
+from moec.common.errors import DefectError
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.code_lines import kernels_of_ptx
 from moec.targets.cuda.nvcc import (
@@ -153,3 +156,33 @@ def test_code_is_the_same_wherever_and_whenever_it_is_made(monkeypatch):
     assert lines["ptx"][store] == 2
     assert [place for line, place in lines.get("sass", {}).items() if "STG" in line] in ([], [2])
     assert ".loc" not in first.ptx["kernel"] and first.ptx["kernel"].endswith("ret;\n\n}\n\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "refused", "version"),
+    [("9.5", set(), "9.0"), ("10.0", set(), "9.0"), ("8.8", set(), "8.8"), ("9.5", {"9.0"}, "9.5")],
+)
+def test_ptx_is_of_the_oldest_version_that_has_what_it_uses(tmp_path, monkeypatch, written, refused, version):
+    run_nvcc(monkeypatch, tmp_path, refused)
+    ptx = f".version {written}\n.target sm_80\n"
+    text, said = nvcc._assembled(pathlib.Path("nvcc"), ptx, [], tmp_path / "k.fatbin")
+    assert text == f".version {version}\n.target sm_80\n"
+    assert (read_report(said, "").advisories != {}) == bool(refused)
+
+
+def test_ptx_that_is_refused_in_every_version_is_a_defect(tmp_path, monkeypatch):
+    run_nvcc(monkeypatch, tmp_path, {"9.0", "9.5"})
+    with pytest.raises(DefectError):
+        nvcc._assembled(pathlib.Path("nvcc"), ".version 9.5\n", [], tmp_path / "k.fatbin")
+
+
+def run_nvcc(monkeypatch, folder, refused):
+    """Have nvcc refuse PTX of some versions."""
+
+    def run(_command, _folder):
+        version = (folder / "k.ptx").read_text().split()[1]
+        if version in refused:
+            raise DefectError(f"nvcc refuses PTX {version}")
+        return ""
+
+    monkeypatch.setattr(nvcc, "_run", run)

@@ -52,8 +52,8 @@ def load(
         is emulated.
     cuda_graphs
         Whether to launch all kernels of a run at once, from the second run with the same input sizes on. This is faster
-        for few tokens; inputs and outputs are copied, and each set of sizes keeps its memory. Sessions that keep states
-        in place gain nothing, because no two of their runs have the same sizes.
+        for few tokens; inputs and outputs are copied, and each set of sizes keeps its memory. Steps of a session that
+        keeps states in place share a graph while its number of pages stays the same.
     resident
         The most memory that weights take, in bytes or as ``8GiB``. None: as compiled.
     prefer_resident

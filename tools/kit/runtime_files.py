@@ -24,7 +24,7 @@ _OWN = (
 _BY_VERSION = {"tvm_ffi": "apache-tvm-ffi", "ml_dtypes": "ml_dtypes"}
 """Packages with modules for one version of Python each, and their distributions."""
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_cuda.so")
-_NOT_RUN = ("include", "src", "3rdparty", "cython", "share", "tests", "__pycache__", "*.pyi")
+_NOT_RUN = ("include", "src", "3rdparty", "cython", "share", "tests", "__pycache__", "*.pyi", "*_testing.so")
 """Parts of packages that no program needs."""
 
 

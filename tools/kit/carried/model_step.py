@@ -1,11 +1,14 @@
-"""The step of one model: logits and a greedy text compared with what the emulator computed, and tokens per second.
+"""The step of one model: logits and a greedy text compared with what the emulator computed, the same bits from runs and
+sessions as CUDA graphs, and tokens per second.
 
 python -m carried.model_step [--emulate] NAME
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +21,8 @@ from .tape import numbers
 LARGEST_ERROR = 3e-2
 """Norm of the difference of logits as a share of the norm: two layers in bfloat16."""
 REPEATS = 3
+ROUNDS = 8
+"""Times that a session runs the stored tokens on a GPU; in the emulator it runs them once."""
 
 
 def main() -> int:
@@ -41,21 +46,44 @@ def checks(asked: Any, model: Any) -> Iterator[tuple[str, bool]]:
     yield f"results of {expected.shape}: error {error:.2g} of the norm", error <= LARGEST_ERROR
     runs = [model.run(inputs)[output.removeprefix("out_")].tobytes() for _ in range(1 if asked.emulate else REPEATS)]
     yield "repeated: bits", set(runs) == {actual.tobytes()}
-    if not asked.emulate:
-        yield _captured(asked, inputs, output.removeprefix("out_"), actual.tobytes())
     if "tokens" in stored.files:
         yield _text(model, stored, asked.emulate)
+    yield from _captured(asked, model, stored, inputs, output.removeprefix("out_"))
 
 
-def _captured(asked: Any, inputs: dict[str, Any], output: str, expected: bytes) -> tuple[str, bool]:
-    """Run as a CUDA graph, which is captured in the second run."""
+def _captured(asked: Any, model: Any, stored: Any, inputs: dict[str, Any], output: str) -> Iterator[tuple[str, bool]]:
+    """Run as a CUDA graph, which is captured in the second run, and compare with ``model``, which has no graphs."""
     from moec.common.errors import UnsupportedError
 
     try:
-        model = load_model(asked.folder, asked.name, emulate=False, cuda_graphs=True)
+        graphs = load_model(asked.folder, asked.name, emulate=asked.emulate, cuda_graphs=True)
     except UnsupportedError as error:
-        return f"as a CUDA graph: refused: {error}", True
-    return "as a CUDA graph: bits", {model.run(inputs)[output].tobytes() for _ in range(REPEATS)} == {expected}
+        yield f"as a CUDA graph: refused: {error}", True
+        return
+    expected = model.run(inputs)[output].tobytes()
+    yield "as a CUDA graph: bits", {graphs.run(inputs)[output].tobytes() for _ in range(REPEATS)} == {expected}
+    if "tokens" in stored.files:
+        tokens = np.tile(stored["tokens"], 1 if asked.emulate else ROUNDS)
+        (plain, slow), (captured, fast) = (_decoded(each, stored["in_input_ids"], tokens) for each in (model, graphs))
+        times = f"{fast * 1e6:.0f} us a token, without {slow * 1e6:.0f}"
+        yield f"session as CUDA graphs: bits of {len(tokens)} steps, {times}", captured == plain
+        if asked.emulate:
+            from moec.simulators.cuda.driver import driver_calls
+
+            count = driver_calls().get("cuGraphLaunch", 0)
+            yield f"launches of graphs: {count} of runs and steps", count >= len(tokens)
+
+
+def _decoded(model: Any, prompt: np.ndarray, tokens: np.ndarray) -> tuple[list[bytes], float]:
+    """Run a session on a prompt and then token by token. Returns the bits of each step's logits and the median seconds
+    of the steps after the first two, of which the second captures."""
+    session, logits, seconds = model.session(), [], []
+    session.run(prompt)
+    for token in tokens:
+        start = time.perf_counter()
+        logits.append(session.run(np.full((1, 1), token, np.int64)).tobytes())
+        seconds.append(time.perf_counter() - start)
+    return logits, statistics.median(seconds[2:])
 
 
 def _text(model: Any, stored: Any, emulate: bool) -> tuple[str, bool]:

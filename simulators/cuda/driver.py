@@ -17,8 +17,9 @@ from moec.simulators.cuda.library import build_library, includes
 from moec.targets.cuda.device.driver import Driver
 
 _SOURCE = pathlib.Path(__file__).parent / "include" / "driver" / "driver.cpp"
-BUILT = pathlib.Path(__file__).parent / "driver.so"
-"""The library where moec was copied without its sources, and without TVM's headers."""
+BUILT = pathlib.Path(__file__).parent / "libdriver.so"
+"""The library where moec was copied without its sources, and without TVM's headers. Python would import a ``driver.so``
+in place of this module."""
 _DEVICE_API = "device_api.cuda"
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from tvm import relax
 
 import moec
 from moec import targets
 from moec.common.kernel_sizes import evaluate
 from moec.runtime.artifact import open_artifact
 from moec.targets.cuda import nvcc
+from moec.targets.gpu.lowering.side_by_side import side_by_side
 
 from ....frontend.gguf.tiny_models import write_model
+from .written_calls import Calls, kernels_after
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +51,35 @@ def test_normalisations_of_different_rows_share_a_launch():
 def test_what_needs_a_result_or_has_other_threads_does_not_share_it():
     body = "a = RMSNormalization (x, scale) v = RMSNormalization (a, scale) w = Softmax (y)"
     assert sorted(names(body)) == ["rms_norm", "softmax"]
+
+
+@pytest.mark.parametrize(
+    ("write", "kernels"),
+    [
+        (lambda calls: [calls.append(calls.x, calls.state), calls.append(calls.x, calls.other)], ["append_append"]),
+        (lambda calls: [calls.append(calls.x, calls.state), calls.append(calls.y, calls.state)], ["append"] * 2),
+        (lambda calls: [calls.append(calls.x, calls.state), calls.first(calls.other)], ["append_first"]),
+        (lambda calls: [calls.append(calls.x, calls.state), calls.first(calls.state)], ["append", "first"]),
+        (lambda calls: [calls.first(calls.state), calls.append(calls.x, calls.state)], ["first", "append"]),
+    ],
+    ids=["two states", "one state", "reads another state", "reads what was written", "reads before it is written"],
+)
+def test_memory_is_read_and_written_in_order(write: Callable[[Calls], list[Any]], kernels: list[str]):
+    assert kernels_after(lambda module: side_by_side(module)[0], write) == kernels
+
+
+@pytest.mark.parametrize("is_read_between", [False, True])
+def test_calls_that_need_an_early_result_wait(is_read_between: bool):
+    """An append of a normalised row waits for two normalisations, except where its state is read first."""
+
+    def write(calls: Calls) -> list[Any]:
+        row = calls.builder.emit(relax.op.reshape(calls.norm(calls.x, calls.scale), [4, 2, 64]))
+        appended = calls.append(row, calls.state)
+        other = calls.first(calls.state) if is_read_between else calls.y
+        return [appended, calls.norm(other, calls.scale)]
+
+    expected = ["norm", "append", "first", "norm"] if is_read_between else ["norm_norm", "append"]
+    assert kernels_after(lambda module: side_by_side(module)[0], write) == expected
 
 
 def _is_made(launch: Mapping[str, Any]) -> bool:

@@ -24,8 +24,8 @@ _OWN = (
 _BY_VERSION = {"tvm_ffi": "apache-tvm-ffi", "ml_dtypes": "ml_dtypes"}
 """Packages with modules for one version of Python each, and their distributions."""
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_cuda.so")
-_NOT_RUN = ("include", "src", "3rdparty", "cython", "share", "tests", "__pycache__", "*.pyi", "*_testing.so")
-"""Parts of packages that no program needs."""
+_NOT_RUN = ("include", "src", "3rdparty", "cython", "share", "tests", "__pycache__", "*.pyi")
+"""Parts of packages that no program needs. TVM FFI's library for tests is none: its module is linked with it."""
 
 
 def copy_runtime(folder: pathlib.Path, python: str, wheels: pathlib.Path) -> None:

@@ -60,6 +60,7 @@ def test_a_sum_with_another_reader_is_stored_by_the_normalisation():
     assert len(first.launches) == 1
 
 
+@pytest.mark.nightly
 def test_a_sum_that_is_a_result_is_stored():
     body = "z = Add (x, y) n = LayerNormalization (z, scale, scale) "
     (kernel,) = kernels_of(body, outputs="float[T,64] z, float[T,64] n")
@@ -74,6 +75,7 @@ def test_moved_elements_are_read_where_they_are():
     assert [len(parameter.shape) for parameter in kernel.parameters] == [4, 1, 2]
 
 
+@pytest.mark.nightly
 def test_what_stays_apart():
     """A sum that is needed before its normalisation, a softmax, which does not store its operand, and sums along rows,
     which are no elements of their own. The two normalisations share a launch, in which each reads its operand."""
@@ -98,6 +100,16 @@ def test_an_operand_of_two_normalisations_is_stored_by_the_first():
         return [calls.norm(s, calls.scale), calls.norm(s, calls.scale)]
 
     assert inlined(write) == ["add_norm", "norm"]
+
+
+def test_a_sum_that_is_needed_before_its_normalisation_stays_apart():
+    def write(calls: Calls, *, is_needed: bool) -> list[relax.Var]:
+        s = calls.add(calls.x, calls.y)
+        needed = [calls.first(calls.state), calls.add(s, calls.y)] if is_needed else [calls.first(calls.state)]
+        return [*needed, calls.norm(s, calls.scale)]
+
+    assert inlined(lambda calls: write(calls, is_needed=True)) == ["add", "first", "add", "norm"]
+    assert inlined(lambda calls: write(calls, is_needed=False)) == ["first", "add_norm"]
 
 
 def test_a_row_that_is_its_own_scale_stays_apart():

@@ -48,6 +48,7 @@ def test_normalisations_of_different_rows_share_a_launch():
     assert name == "norm_norm"
 
 
+@pytest.mark.nightly
 def test_what_needs_a_result_or_has_other_threads_does_not_share_it():
     body = "a = RMSNormalization (x, scale) v = RMSNormalization (a, scale) w = Softmax (y)"
     assert sorted(names(body)) == ["rms_norm", "softmax"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import relax, te
+from tvm import relax, te, tirx
 
 from moec.targets.gpu.kernels.append import append
 from moec.targets.gpu.kernels.normalization import normalize
 from moec.targets.gpu.kernels.row_share import RowLayout
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
+
+
+@functools.cache
+def _norm() -> tirx.PrimFunc:
+    return normalize(RowLayout(512, "float32"), 1e-5, False, "float32")
 
 
 class Calls:
@@ -23,7 +29,7 @@ class Calls:
         for name, shape in shapes.items():
             self.given[name] = relax.Var(name, relax.TensorType(shape, "float32"))
         self.given["start"] = relax.Var("start", relax.TensorType([1], "int64"))
-        self._norm = self.builder.add_func(normalize(RowLayout(512, "float32"), 1e-5, False, "float32"), "norm")
+        self._norm = self.builder.add_func(_norm(), "norm")
         self._append = self.builder.add_func(append(AppendProblem((4,), (64,), "float32", "float32")), "append")
 
     def __getattr__(self, name: str) -> relax.Var:

@@ -9,14 +9,20 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+import tvm
 
 from moec.common.errors import UnsupportedError
 from moec.passes import pipeline
+from moec.targets.cpu.dense import converters
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import select
+from moec.targets.tvm.lowering.lowering import lower
+from moec.targets.tvm.onnx.converters import all_converters
+from moec.targets.tvm.phases.pipeline import operator_phases
+from moec.targets.tvm.phases.provenance import bindings_of
 
 from ...products import sampled, thinned
 from ..attention_cases import PROBLEM, expected, inside_windows, normal, operands, variants, windows
@@ -232,6 +238,19 @@ def test_a_window_is_read_from_the_mask(monkeypatch):
     pipeline.run(model, pipeline.parse("fold-shapes"))
     _check(model, inputs | {"pad": np.arange(1200).reshape(2, 1, 1, 600) % 3 > 0})
     assert [(problem.window, problem.mask) for problem in problems] == [(3, ""), (3, "bool")]
+
+
+@pytest.mark.parametrize(("result", "masks"), [("y", []), ("padded", ["greater1", "and1"])])
+def test_a_mask_that_no_kernel_reads_is_gone_before_kernels_are_fused(result, masks):
+    """A kernel reads the mask where it has padding, too."""
+    model = _model(WINDOW)
+    model.graph.outputs[:] = [output for output in model.graph.outputs if output.name == result]
+    pipeline.run(model, pipeline.parse("fold-shapes,remove-dead-nodes"))
+    lowered = lower(model, all_converters(converters(Machine.host())))
+    called = tvm.ir.transform.Sequential(operator_phases())(lowered.module)
+    names = [binding.var.name for binding in bindings_of(called["main"])]
+    assert [name for name in names if name in ("greater1", "and1")] == masks
+    assert "attention1" in names
 
 
 def test_a_cache_outside_the_operator():

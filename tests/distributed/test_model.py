@@ -86,7 +86,7 @@ def alone(folder) -> dict[str, Any]:
     return everything(moec.load(folder / "plain", threads=1), folder)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@thinned("size", [4, 2], 2)
 def test_ranks_compute_what_one_process_does(folder, alone, size):
     everybody = start_ranks(size, on_a_rank, folder / str(size)).results()
     for found in everybody:

@@ -185,7 +185,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(queries, in_pool):
     np.testing.assert_array_equal(actual[0], actual[2])
 
 
-@pytest.mark.parametrize("mask", [None, "float[S,P]", "bool[B,1,S,P]", "float[B,4,S,1]"])
+@thinned("mask", ["float[B,4,S,1]", None, "bool[B,1,S,P]", "float[S,P]"], 2)
 def test_grouped_heads(mask):
     declared = f", {mask} m" if mask else ""
     text = f"""g (float[B,4,S,16] q, float[B,2,P,16] k, float[B,2,P,20] v{declared}) => (float[B,4,S,20] y) {{
@@ -197,6 +197,7 @@ def test_grouped_heads(mask):
     _check(_model(text), inputs)
 
 
+@pytest.mark.nightly  # every run has joined heads with a cache
 def test_joined_heads():
     text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v) => (float[B,S,32] y) {
         y = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v) }"""

@@ -248,17 +248,6 @@ def test_linear_layers_need_room_for_the_tokens_in_a_pipeline(plan, files):
         simulate_timed(files, pipeline_depth=MOST_STAGES, fifo_depths={"items_down": depth - 3})
 
 
-@needs_compiler
-def test_a_wrong_number_of_a_layer_is_noticed(files):
-    """The message names the layer."""
-    outputs = bytearray(files["data/outputs.bin"])
-    outputs[0] ^= 1
-    with pytest.raises(SimulationError) as error:
-        simulate_timed({**files, "data/outputs.bin": bytes(outputs)})
-    assert error.value.kind == "mismatch"
-    assert "layer 0, row 0, channel 0" in error.value.details
-
-
 @pytest.mark.nightly
 @needs_compiler
 def test_c_simulation_equals_the_reference():
@@ -266,19 +255,36 @@ def test_c_simulation_equals_the_reference():
     assert "PASS: 6 layers" in simulate_functionally(files_of(model_layers.plan(pixels=16), lanes=16))
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """The artifact of a trained model."""
+    options = HlsOptions({"images": np.load(EXAMPLE / "inputs.npz")["images"][:64]})
+    return moec.compile(EXAMPLE / "model.onnx", target="hls:zcu102", target_options=options).artifact
+
+
 @needs_compiler
-def test_from_onnx_to_a_label():
+def test_from_onnx_to_a_label(trained):
     """The testbench of a trained model labels the first image correctly."""
-    images, labels = np.load(EXAMPLE / "inputs.npz")["images"], np.load(EXAMPLE / "labels.npz")["labels"]
-    options = HlsOptions({"images": images[:64]})
-    artifact = moec.compile(EXAMPLE / "model.onnx", target="hls:zcu102", target_options=options).artifact
-    (project,) = artifact.manifest.projects
+    labels = np.load(EXAMPLE / "labels.npz")["labels"]
+    (project,) = trained.manifest.projects
     assert project.report["model_outputs"]["logits"]["same_largest"] > 0.98
-    (result,) = simulate(artifact, pipeline_depth=USUAL_STAGES)
+    (result,) = simulate(trained, pipeline_depth=USUAL_STAGES)
     assert f"PASS: 10 layers, label {labels[0]}, 0 differences" in result["output"]
     assert result["cycles"] == pytest.approx(result["estimated"], rel=0.1)
     tables = "".join(str(table) for table in simulation_tables([result]))
     assert "experts_layer.dispatch: busy" in tables
+
+
+@needs_compiler
+def test_a_wrong_number_of_a_layer_is_noticed(trained):
+    """The message names the layer."""
+    files = trained.project_files(trained.manifest.projects[0])
+    outputs = bytearray(files["data/outputs.bin"])
+    outputs[0] ^= 1
+    with pytest.raises(SimulationError) as error:
+        simulate_timed({**files, "data/outputs.bin": bytes(outputs)}, pipeline_depth=USUAL_STAGES)
+    assert error.value.kind == "mismatch"
+    assert "layer 0, row 0, channel 0" in error.value.details
 
 
 @pytest.mark.nightly

@@ -289,6 +289,7 @@ g (float[B,2,S,8] q, float[B,2,S,8] k, float[B,2,C,8] pk, int64[B] at, int64[B] 
 }"""
 
 
+@pytest.mark.nightly  # every run has the kernel (kernels/test_append.py), and the graph on a processor
 def test_caches_with_room_are_written_where_they_lie(without_nvcc):
     """Each sequence is written from its own place on, and some of these places are outside. Entries outside are not
     written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
@@ -73,12 +74,23 @@ class PlaceExperts:
     name: ClassVar[str] = "place-experts"
     exactness: ClassVar[Exactness] = "exact"
 
-    ranks: int = 2
+    ranks: int | None = None  # those of the file ``placement``, else 2
     nodes: int = 1
     replicas: int = 0
     method: Method = "joint"
     profile: str | None = None
     placement: str | None = None
+
+    @functools.cached_property
+    def given(self) -> ExpertPlacement | None:
+        """The placement in the file, which is read once; None without a file. Raises MoecError for a file that is no
+        placement, or one on another number of ranks than asked for."""
+        if self.placement is None:
+            return None
+        given = read_placement_file(self.placement)
+        if self.ranks not in (None, given.ranks):
+            raise MoecError(f"{self.placement}: is for {given.ranks} ranks, not for {self.ranks}")
+        return given
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         layers = [node for node in model.graph if dialect.has_experts(node)]
@@ -109,12 +121,13 @@ class PlaceExperts:
 
     def _placement(self, layers: Sequence[ir.Node], measures: Sequence[ExpertsMeasures] | None) -> ExpertPlacement:
         names = [node_name(node) for node in layers]
-        if self.placement is not None:
-            return self._checked(read_placement_file(self.placement), layers)
+        ranks = 2 if self.ranks is None else self.ranks
+        if self.given is not None:
+            return self._checked(self.given, layers)
         if measures is None:
             sizes = [ExpertWeights(node).experts for node in layers]
-            return place_in_order(zip(names, sizes, strict=True), self.ranks, self.nodes, self.replicas)
-        return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
+            return place_in_order(zip(names, sizes, strict=True), ranks, self.nodes, self.replicas)
+        return place_measured(measures, ranks, self.nodes, self.replicas, self.method, names=names)
 
     def _transport(
         self, layers: Sequence[ir.Node], placement: ExpertPlacement, measures: Sequence[ExpertsMeasures] | None
@@ -127,14 +140,11 @@ class PlaceExperts:
         return choose_transport(placement.layers[place], k, width, placement.nodes, recorded)
 
     def _checked(self, placement: ExpertPlacement, layers: Sequence[ir.Node]) -> ExpertPlacement:
-        """Raise MoecError for a placement of other layers, or on another number of ranks."""
+        """Raise MoecError for a placement of other layers."""
         expected = [ExpertWeights(node).experts for node in layers]
         actual = [layer.experts for layer in placement.layers]
-        if placement.ranks != self.ranks or actual != expected:
-            raise MoecError(
-                f"{self.placement}: places layers of {actual} experts on {placement.ranks} ranks; the model has "
-                f"{expected} and is compiled for {self.ranks}"
-            )
+        if actual != expected:
+            raise MoecError(f"{self.placement}: places layers of {actual} experts; the model has layers of {expected}")
         return placement
 
     def _report_others(self, model: ir.Model, report: Report) -> None:

@@ -142,7 +142,7 @@ class CompileOptions:
         """Make the pass that places experts on ranks, if there are any. Raises MoecError for numbers and files that are
         no placement, UnsupportedError for targets whose programs run alone."""
         from moec.passes.place_experts import PlaceExperts
-        from moec.placing.placement import ExpertPlacement, read_placement_file
+        from moec.placing.placement import ExpertPlacement
 
         if self.ranks is None and self.placement is None:
             if self.nodes != 1 or self.replicas:
@@ -158,10 +158,9 @@ class CompileOptions:
             assert self.ranks is not None, "one of both was given"
             ExpertPlacement(self.ranks, (), self.nodes)  # checks the numbers
             return (PlaceExperts(self.ranks, self.nodes, self.replicas, profile=profile),)
-        ranks = read_placement_file(self.placement).ranks
-        if self.ranks not in (None, ranks):
-            raise MoecError(f"{self.placement}: is for {ranks} ranks, not for {self.ranks}")
-        return (PlaceExperts(ranks, placement=os.fspath(self.placement)),)
+        step = PlaceExperts(self.ranks, placement=os.fspath(self.placement))
+        _ = step.given  # a file that does not fit is refused before the model is read
+        return (step,)
 
 
 DEFAULTS = CompileOptions()

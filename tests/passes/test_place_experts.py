@@ -11,6 +11,7 @@ import pytest
 import moec
 from moec.common.dtypes import DTYPES
 from moec.common.errors import MoecError
+from moec.compiling.compile_options import CompileOptions
 from moec.ir.dialect import is_moec
 from moec.ir.streaming import is_streamed
 from moec.passes import pipeline
@@ -134,7 +135,8 @@ def test_replicas_need_a_profile():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"ranks": 3, "layers": []}, "places layers of"),
+        ({"ranks": 3, "layers": []}, "is for 3 ranks, not for 2"),
+        ({"ranks": 2, "layers": []}, "places layers of"),
         ({"ranks": 2, "layers": [{"name": "y", "experts": 2, "slots": [[0], [1]]}]}, "places layers of"),
         ({"ranks": 2}, "layers"),
     ],
@@ -149,3 +151,17 @@ def test_placements_of_other_models_are_refused(tmp_path, data, message):
             f"place-experts{{ranks=2,placement={file}}}",
         )
     assert str(file) in str(refusal.value)
+
+
+def test_a_file_with_a_placement_is_read_once(tmp_path):
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({"ranks": 3, "layers": [{"name": "y", "experts": 3, "slots": [[2], [0], [1]]}]}))
+    chain = CompileOptions(passes="infer-shapes", placement=file).pipeline(None)
+    file.unlink()
+    model = model_of(
+        f"(float[T,4] x) => (float[T,4] y) <float[4,3] r, {WEIGHTS}> "
+        f"{{ a = MatMul (x, r) y = {ROUTED}> (x, a, , up, down) }}"
+    )
+    pipeline.run(model, chain, Report())
+    placement = placement_of(model)
+    assert placement is not None and placement.layers[0].slots == ((2,), (0,), (1,))

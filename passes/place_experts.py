@@ -123,7 +123,7 @@ class PlaceExperts:
         names = [node_name(node) for node in layers]
         ranks = 2 if self.ranks is None else self.ranks
         if self.given is not None:
-            return self._checked(self.given, layers)
+            return self._checked(self.given, names, layers)
         if measures is None:
             sizes = [ExpertWeights(node).experts for node in layers]
             return place_in_order(zip(names, sizes, strict=True), ranks, self.nodes, self.replicas)
@@ -139,13 +139,16 @@ class PlaceExperts:
         recorded = None if measures is None else measures[place].recorded()
         return choose_transport(placement.layers[place], k, width, placement.nodes, recorded)
 
-    def _checked(self, placement: ExpertPlacement, layers: Sequence[ir.Node]) -> ExpertPlacement:
-        """Raise MoecError for a placement of other layers."""
+    def _checked(self, placement: ExpertPlacement, names: Sequence[str], layers: Sequence[ir.Node]) -> ExpertPlacement:
+        """Return a placement with the names of the model's layers. Raises MoecError for one of other layers."""
         expected = [ExpertWeights(node).experts for node in layers]
         actual = [layer.experts for layer in placement.layers]
         if actual != expected:
             raise MoecError(f"{self.placement}: places layers of {actual} experts; the model has layers of {expected}")
-        return placement
+        pairs = zip(placement.layers, names, strict=True)
+        return dataclasses.replace(
+            placement, layers=tuple(dataclasses.replace(each, name=name) for each, name in pairs)
+        )
 
     def _report_others(self, model: ir.Model, report: Report) -> None:
         for node in model.graph.all_nodes():
@@ -187,7 +190,7 @@ def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
     if widens:
         own["x"] = as_float32(write, received.outputs[0])
         operands = {name: _widened(write, name, value) for name, value in operands.items()}
-    experts = dialect.make_node("Experts", {**own, **operands}, spec, name=node.name)
+    experts = dialect.make_node("Experts", {**own, **operands}, spec, name=node.name or node_name(node))
     experts.metadata_props.update(node.metadata_props)
     set_layer(experts, layer.layer)
     results = write.insert(experts, "results")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
 
 from moec.common.errors import MoecError, reporting
 from moec.common.replacing import replacing
 from moec.placing.place import place_in_order, place_profile
 from moec.placing.placement import ExpertPlacement
+from moec.placing.volume import TransportChoice
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.artifact_folder import copy_artifact
 from moec.runtime.manifest import MANIFEST, print_manifest
@@ -42,9 +44,14 @@ def _placement_of(artifact: Artifact) -> ExpertPlacement:
 
 
 @reporting("placing experts")
-def place_anew(path: str | os.PathLike[str], placement: ExpertPlacement) -> None:
+def place_anew(
+    path: str | os.PathLike[str],
+    placement: ExpertPlacement,
+    choose: Callable[[Artifact, ExpertPlacement], TransportChoice],
+) -> tuple[ExpertPlacement, str]:
     """Write another placement into the artifact at ``path``. In a folder this rewrites the manifest alone, in one step;
-    a zip is written anew. Layers keep their names, and rows their transport where the placement names none.
+    a zip is written anew. Layers keep their names. Where the placement names no transport of rows, ``choose``
+    does. Returns the placement as written, and the reason for its transport.
 
     Raises MoecError for an artifact that was compiled for one process, and for a placement of other layers."""
     artifact = open_artifact(path)
@@ -54,11 +61,15 @@ def place_anew(path: str | os.PathLike[str], placement: ExpertPlacement) -> None
         raise MoecError(f"{path}: has layers of {expected} experts; the placement is of layers of {actual}")
     pairs = zip(placement.layers, before.layers, strict=True)
     layers = tuple(dataclasses.replace(layer, name=own.name) for layer, own in pairs)
-    transport = placement.transport or before.transport
-    artifact.manifest.placement = dataclasses.replace(placement, layers=layers, transport=transport)
+    placement = dataclasses.replace(placement, layers=layers)
+    named = placement.transport
+    choice = choose(artifact, placement) if named is None else TransportChoice(named, "the placement says so")
+    placement = dataclasses.replace(placement, transport=choice.transport)
+    artifact.manifest.placement = placement
     folder = pathlib.Path(path)
-    if not folder.is_dir():
+    if folder.is_dir():
+        with replacing(folder / MANIFEST, lambda _: None) as aside:  # the manifest that was read above
+            aside.write_text(print_manifest(artifact.manifest), encoding="utf-8")
+    else:
         copy_artifact(artifact, path)
-        return
-    with replacing(folder / MANIFEST, lambda _: None) as aside:  # the manifest that was read above
-        aside.write_text(print_manifest(artifact.manifest), encoding="utf-8")
+    return placement, choice.reason

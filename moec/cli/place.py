@@ -26,6 +26,7 @@ def place(
     """
     from moec.artifacts.placing import place_anew, placement_on
     from moec.placing.placement import read_placement_file
+    from moec.predicting.transport import transport_on
 
     if (placement is None) == (ranks is None):
         raise MoecError("expected one of --placement and --ranks")
@@ -36,5 +37,6 @@ def place(
     else:
         assert ranks is not None, "one of both was given"
         chosen = placement_on(artifact, ranks, nodes, replicas, profile)
-    place_anew(artifact, chosen)
-    print(f"{artifact}: {len(chosen.layers)} layers are placed on {chosen.ranks} ranks")
+    placed, reason = place_anew(artifact, chosen, transport_on)
+    print(f"{artifact}: {len(placed.layers)} layers are placed on {placed.ranks} ranks")
+    print(f"rows go to other ranks by {placed.transport}: {reason}")

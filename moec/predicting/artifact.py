@@ -87,19 +87,24 @@ def model_on_ranks(subject: Subject, tokens: int, machine: str | None = None) ->
 
 def _layer(block: Mapping[str, Any], use: ExpertUse | None) -> RoutedLayer:
     """Describe a block; ``use``: of its experts in a profile. Raises MoecError for one of unknown sizes."""
-    experts, k, value_bytes = block["num_experts"], block["top_k"], DTYPES[_value_type(block)].itemsize
-    products = _products(block)
-    if not experts or not k or not products or not all(each.inner and each.width for each in products):
-        raise MoecError("its number of experts, of experts per token or the sizes of its matrices are not fixed")
+    experts, k, products = block["num_experts"], block["top_k"], _products(block)
+    width, value_bytes = row_bytes(block), DTYPES[_value_type(block)].itemsize
     if use is not None and len(use.count) != experts:
         raise MoecError(f"the profile has {len(use.count)} experts for its {experts}; make the profile anew")
     routing = block["routing"] or {}
-    width = RowBytes(products[0].inner * value_bytes + k * _ID_BYTES, products[-1].width * value_bytes, COUNT_BYTES)
     popularity = np.ones(experts) if use is None else use.count + _PRIOR
     recorded = None if use is None else use.recorded
     groups = routing.get("groups", 1)
     kept = routing.get("groups_kept", 1)
     return RoutedLayer(Experts(block["name"], products, width, value_bytes), k, popularity, groups, kept, recorded)
+
+
+def row_bytes(block: Mapping[str, Any]) -> RowBytes:
+    """Compute the bytes of a row of a block. Raises MoecError for a block of unknown sizes."""
+    k, products, size = block["top_k"], _products(block), DTYPES[_value_type(block)].itemsize
+    if not block["num_experts"] or not k or not products or not all(each.inner and each.width for each in products):
+        raise MoecError("its number of experts, of experts per token or the sizes of its matrices are not fixed")
+    return RowBytes(products[0].inner * size + k * _ID_BYTES, products[-1].width * size, COUNT_BYTES)
 
 
 def _products(block: Mapping[str, Any]) -> tuple[GroupedWork, ...]:

@@ -155,7 +155,7 @@ def test_placements_of_other_models_are_refused(tmp_path, data, message):
 
 def test_a_file_with_a_placement_is_read_once(tmp_path):
     file = tmp_path / "p.json"
-    file.write_text(json.dumps({"ranks": 3, "layers": [{"name": "y", "experts": 3, "slots": [[2], [0], [1]]}]}))
+    file.write_text(json.dumps({"ranks": 3, "layers": [{"name": "other", "experts": 3, "slots": [[2], [0], [1]]}]}))
     chain = CompileOptions(passes="infer-shapes", placement=file).pipeline(None)
     file.unlink()
     model = model_of(
@@ -165,3 +165,4 @@ def test_a_file_with_a_placement_is_read_once(tmp_path):
     pipeline.run(model, chain, Report())
     placement = placement_of(model)
     assert placement is not None and placement.layers[0].slots == ((2,), (0,), (1,))
+    assert [node.name for node in model.graph if is_moec(node, "Experts")] == [placement.layers[0].name] == ["y"]

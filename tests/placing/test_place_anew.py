@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -11,6 +12,9 @@ import moec
 from moec.artifacts.placing import place_anew, placement_on
 from moec.common.errors import MoecError
 from moec.placing.placement import ExpertPlacement, linear
+from moec.predicting.transport import transport_on
+from moec.runtime.artifact import open_artifact
+from moec.runtime.artifact_folder import copy_artifact
 from tests.language_model import language_model, some_tokens
 
 
@@ -30,21 +34,33 @@ def test_experts_move_without_compiling(artifact, tmp_path, form):
         moec.load(artifact).save(path)
     before = moec.load(path)
     ids = np.load(some_tokens(tmp_path / "t.npz"))["ids"]
-    place_anew(path, placement_on(path, 2))
+    place_anew(path, placement_on(path, 2), transport_on)
     after = moec.load(path)
     placement = after.artifact.manifest.placement
-    earlier = before.artifact.manifest.placement
     assert placement is not None and placement.ranks == 2
-    assert earlier is not None and placement.transport == earlier.transport is not None
     assert [len(slots) for slots in placement.layers[0].slots] == [4, 4]
     assert before.artifact.manifest.files == after.artifact.manifest.files and before.digest != after.digest
     assert np.array_equal(before.run({"ids": ids})["y"], after.run({"ids": ids})["y"])
 
 
+@pytest.mark.parametrize(("top_k", "chosen"), [(2, "alltoall"), (8, "allgather")])
+def test_the_transport_is_chosen_for_the_new_ranks(artifact, tmp_path, top_k, chosen):
+    opened, path = open_artifact(artifact), tmp_path / "a.moec"
+    for block in opened.manifest.moe_blocks:
+        block["top_k"] = top_k
+    copy_artifact(opened, path)
+    other = "allgather" if chosen == "alltoall" else "alltoall"
+    named, _ = place_anew(path, dataclasses.replace(placement_on(path, 4), transport=other), transport_on)
+    assert named.transport == other
+    placed, reason = place_anew(path, placement_on(path, 3), transport_on)
+    assert placed == open_artifact(path).manifest.placement
+    assert placed.transport == chosen and "per token and layer" in reason
+
+
 def test_placements_of_other_layers_are_refused(artifact):
     manifest = (artifact / "manifest.json").read_bytes()
     with pytest.raises(MoecError, match=r"has layers of \[8, 8\] experts; the placement is of layers of \[8\]"):
-        place_anew(artifact, ExpertPlacement(2, (linear("a", 8, 2),)))
+        place_anew(artifact, ExpertPlacement(2, (linear("a", 8, 2),)), transport_on)
     assert (artifact / "manifest.json").read_bytes() == manifest
 
 

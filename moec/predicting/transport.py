@@ -15,12 +15,12 @@ def transport_on(artifact: Artifact, placement: ExpertPlacement) -> TransportCho
     """Choose a transport for a placement whose layers have the artifact's names: by the layer whose rows are largest,
     as the pass ``place-experts`` does, with experts that are chosen evenly."""
     blocks = {block["name"]: block for block in artifact.manifest.moe_blocks}
-    known = []
+    sizes = []
     for layer in placement.layers:
         with contextlib.suppress(KeyError, MoecError):  # another layer has known sizes, or none does
             block = blocks[layer.name]
-            known.append((layer, block["top_k"] or 1, row_bytes(block)))
-    if not known:
+            sizes.append((layer, block["top_k"] or 1, row_bytes(block)))
+    if not sizes:
         return TransportChoice("alltoall", "sizes of rows are not known")
-    layer, k, width = max(known, key=lambda each: each[1] * each[2].out)
+    layer, k, width = max(sizes, key=lambda each: each[1] * each[2].out)
     return choose_transport(layer, k, width, placement.nodes)

@@ -82,15 +82,15 @@ class PlaceExperts:
     placement: str | None = None
 
     @functools.cached_property
-    def given(self) -> ExpertPlacement | None:
+    def from_file(self) -> ExpertPlacement | None:
         """The placement in the file, which is read once; None without a file. Raises MoecError for a file that is no
         placement, or one on another number of ranks than asked for."""
         if self.placement is None:
             return None
-        given = read_placement_file(self.placement)
-        if self.ranks not in (None, given.ranks):
-            raise MoecError(f"{self.placement}: is for {given.ranks} ranks, not for {self.ranks}")
-        return given
+        placement = read_placement_file(self.placement)
+        if self.ranks not in (None, placement.ranks):
+            raise MoecError(f"{self.placement}: is for {placement.ranks} ranks, not for {self.ranks}")
+        return placement
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         layers = [node for node in model.graph if dialect.has_experts(node)]
@@ -122,8 +122,8 @@ class PlaceExperts:
     def _placement(self, layers: Sequence[ir.Node], measures: Sequence[ExpertsMeasures] | None) -> ExpertPlacement:
         names = [node_name(node) for node in layers]
         ranks = 2 if self.ranks is None else self.ranks
-        if self.given is not None:
-            return self._checked(self.given, names, layers)
+        if self.from_file is not None:
+            return self._checked(self.from_file, names, layers)
         if measures is None:
             sizes = [ExpertWeights(node).experts for node in layers]
             return place_in_order(zip(names, sizes, strict=True), ranks, self.nodes, self.replicas)

@@ -159,7 +159,7 @@ class CompileOptions:
             ExpertPlacement(self.ranks, (), self.nodes)  # checks the numbers
             return (PlaceExperts(self.ranks, self.nodes, self.replicas, profile=profile),)
         step = PlaceExperts(self.ranks, placement=os.fspath(self.placement))
-        _ = step.given  # a file that does not fit is refused before the model is read
+        _ = step.from_file  # a file that does not fit is refused before the model is read
         return (step,)
 
 

@@ -7,7 +7,8 @@ an eighth of its size, so that runs of many sizes end up with the same block.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,10 @@ class PinnedMemory:
             self._driver.free_pinned(self._address)
             self._address = self._size = 0
 
-    def __del__(self) -> None:
-        with contextlib.suppress(MoecError):  # when the process ends, the driver may have ended before
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_ending():  # the process gives all memory back, and names of modules may be gone
+            return
+        with contextlib.suppress(MoecError):  # the driver may have ended before
             if self._event is not None:
                 self._driver.finish_event(self._event)
                 self._driver.free_event(self._event)

@@ -2,9 +2,8 @@
 
 Each parcel is a message of its own, and all receives are posted before the first send. gloo tells a sender that its
 receiver is ready on the connection that carries the data of the other direction, so a receive that is posted late waits
-behind them: ``all_to_all_single`` posts in turn, and took up to 1.9 times as long (benchmarks/results/ranks.md). An
-engine that groups messages itself, as NCCL does, has nothing to gain from this order and should get
-``all_to_all_single``.
+behind them: ``all_to_all_single`` posts in turn, and was up to 11% slower (benchmarks/results/ranks.md). An engine that
+groups messages itself, as NCCL does, has nothing to gain from this order and should get ``all_to_all_single``.
 
 Arrays of bytes become tensors over the same memory; their element types never reach torch, which lacks some of them.
 """

@@ -11,7 +11,7 @@ import numpy as np
 from kit.code import keep_artifact, keep_code
 from kit.kernels import MULTIPROCESSORS, add_kernels
 from kit.plan import KitPlan, KitStep
-from kit.recording import KitCall, LaunchRecorder, changed
+from kit.recording import KitCall, TapeRecorder, changed
 from kit.tapes import KitStore
 from moec.common.errors import MoecError
 from moec.compiling.compile_options import CompileOptions
@@ -74,7 +74,7 @@ def _save(family: str, folder: pathlib.Path) -> None:
 def _pack(name: str, path: pathlib.Path, store: KitStore, plan: KitPlan, seen: set[str]) -> None:
     """Pack the artifact with what it computes, and each kernel that a session calls."""
     artifact = open_artifact(path)
-    recorder = LaunchRecorder(MULTIPROCESSORS[0], execute=True)
+    recorder = TapeRecorder(MULTIPROCESSORS[0], execute=True)
     model = recorder.load(artifact)
     keep_code(artifact, recorder, store)
     ids = np.random.default_rng(0).integers(3, 200, (1, PROMPT))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from kit.recording import LaunchRecorder
+from kit.recording import TapeRecorder
 from kit.tapes import KitStore
 from moec.common.errors import MoecError
 from moec.runtime.artifact import Artifact
@@ -38,7 +38,7 @@ def device_code(store: KitStore, source: str, calls: Iterable[DeviceCall], *, em
     return digest
 
 
-def keep_code(artifact: Artifact, recorder: LaunchRecorder, store: KitStore) -> None:
+def keep_code(artifact: Artifact, recorder: TapeRecorder, store: KitStore) -> None:
     """Copy the artifact's machine code and its emulated libraries, named after the code that they are made of."""
     binary = artifact.program().binary
     if binary is None:

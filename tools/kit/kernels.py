@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from kit.code import keep_artifact, keep_code
 from kit.models import FORMATS, make_layer
 from kit.plan import KitPlan, KitStep
-from kit.recording import KitCall, LaunchRecorder, changed
+from kit.recording import KitCall, TapeRecorder, changed
 from kit.tapes import KitStore, kernel_tape
 from moec.checking.sampling import random_inputs, size_cases
 from moec.compiling.compile_options import CompileOptions
@@ -49,7 +49,7 @@ def _recorded(artifact: Artifact, store: KitStore) -> dict[str, dict[int, KitCal
     calls: dict[str, dict[int, KitCall]] = {}
     tokens_of: dict[str, int] = {}
     for count in MULTIPROCESSORS:
-        recorder = LaunchRecorder(count, execute=count == MULTIPROCESSORS[0])
+        recorder = TapeRecorder(count, execute=count == MULTIPROCESSORS[0])
         model = recorder.load(artifact)
         for tokens in TOKENS:
             for call in _run(model, recorder, tokens):
@@ -83,7 +83,7 @@ def add_kernels(
 
 def _keep_layer(name: str, artifact: Artifact, path: pathlib.Path, store: KitStore, plan: KitPlan) -> None:
     """Pack a layer as an artifact, with what it computes."""
-    model = LaunchRecorder(MULTIPROCESSORS[0], execute=True).load(artifact)
+    model = TapeRecorder(MULTIPROCESSORS[0], execute=True).load(artifact)
     (sizes,) = size_cases(model.inputs, (TOKENS[1],), (1,), model.interface.sizes, model.guards)
     inputs = random_inputs(model.inputs, sizes, model.interface.limits, 0)
     results = {f"out_{key}": array for key, array in model.run(inputs).items()}
@@ -91,7 +91,7 @@ def _keep_layer(name: str, artifact: Artifact, path: pathlib.Path, store: KitSto
     plan.add(KitStep(2, 5, f"model {name}", "model_step", (name,), 60))
 
 
-def _run(model: CompiledModel, recorder: LaunchRecorder, tokens: int) -> list[KitCall]:
+def _run(model: CompiledModel, recorder: TapeRecorder, tokens: int) -> list[KitCall]:
     """Run on random inputs and return the calls of kernels."""
     (sizes,) = size_cases(model.inputs, (tokens,), (1,), model.interface.sizes, model.guards)
     inputs = random_inputs(model.inputs, sizes, model.interface.limits, 0)

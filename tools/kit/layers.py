@@ -14,7 +14,7 @@ from kit.code import device_code, keep_code
 from kit.kernels import MULTIPROCESSORS
 from kit.models import any_layer
 from kit.plan import KitPlan, KitStep
-from kit.recording import LaunchRecorder
+from kit.recording import TapeRecorder
 from kit.tapes import LARGEST_BLOB, KitStore, layer_tape
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.compiler import write
@@ -60,7 +60,7 @@ def pack_layers(store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callabl
 def _pack_layer(layer: KitLayer, artifact: Artifact, store: KitStore, plan: KitPlan) -> None:
     runs: dict[int, dict[int, list]] = {tokens: {} for tokens in layer.tokens}
     for count in MULTIPROCESSORS:
-        recorder = LaunchRecorder(count, execute=layer.emulated and count == MULTIPROCESSORS[-1])
+        recorder = TapeRecorder(count, execute=layer.emulated and count == MULTIPROCESSORS[-1])
         model = recorder.load(artifact)
         for tokens in layer.tokens:
             shapes = {"x": (tokens, layer.width), "logits": (tokens, layer.experts)}
@@ -90,7 +90,7 @@ def _predictions(artifact: Artifact, tokens: int) -> dict[str, dict[str, object]
     return {launch.kernel: {"seconds": launch.seconds, "limit": launch.limit} for launch in group.launches}
 
 
-def _with_old_barriers(artifact: Artifact, recorder: LaunchRecorder, store: KitStore) -> dict[str, dict[str, str]]:
+def _with_old_barriers(artifact: Artifact, recorder: TapeRecorder, store: KitStore) -> dict[str, dict[str, str]]:
     """Compile the code once more with stages of clusters given back by a release and an acquire at the scope of the
     cluster, of which ptxas makes barriers for the memory of the whole GPU. Returns the code to use instead, by name."""
     replaced = {}

@@ -1,7 +1,7 @@
 """Recordings of the launches of a model: the device functions that its host code calls, with all their arguments.
 
 A model runs here as on a GPU, with a library in place of its device code that hands each launch to a
-:class:`LaunchRecorder`. The recorder runs the launch in the emulator, or only notes it, which takes neither time nor
+:class:`TapeRecorder`. The recorder runs the launch in the emulator, or only notes it, which takes neither time nor
 memory at any size. Addresses of the host stand for those of the device; :mod:`kit.tapes` makes offsets of them.
 """
 
@@ -104,11 +104,11 @@ class KitCall:
     launches: list[KitLaunch]
 
 
-_active: list[LaunchRecorder] = []
+_active: list[TapeRecorder] = []
 """The recorder of the model that was loaded last."""
 
 
-class LaunchRecorder:
+class TapeRecorder:
     """Calls of the kernels of one model at a time. ``execute``: whether launches also run, emulated."""
 
     def __init__(self, multiprocessors: int, *, execute: bool) -> None:

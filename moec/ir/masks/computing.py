@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 import sympy
@@ -60,8 +59,10 @@ def arithmetic(function: Callable[[Any, Any], Any]) -> Rule:
     return rule
 
 
-def comparison(distance: Callable[[Any, Any], Any], holds: Callable[[Any, Any], Any]) -> Rule:
-    """A comparison that holds where the ``distance`` of two integers is 0 or more."""
+def comparison(
+    kind: Literal["reach", "equal"], distance: Callable[[Any, Any], Any], holds: Callable[[Any, Any], Any]
+) -> Rule:
+    """A comparison that holds where the ``distance`` of two integers is 0 or more (``reach``), or 0 (``equal``)."""
 
     def rule(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
         operands = _operands(elements, node, place)
@@ -69,7 +70,7 @@ def comparison(distance: Callable[[Any, Any], Any], holds: Callable[[Any, Any], 
             return None
         left, right = operands
         if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
-            return IndexCondition("reach", sympy.expand(distance(left, right)))
+            return IndexCondition(kind, sympy.expand(distance(left, right)))
         return _compared(left, right, holds)
 
     return rule
@@ -82,16 +83,6 @@ def _compared(left: Element, right: Element, holds: Callable[[Any, Any], Any]) -
     if second.only is not None:
         return by_truth(first, lambda number: holds(number, second.only))
     return None if first.only is None else by_truth(second, lambda number: holds(first.only, number))
-
-
-def equal(elements: TensorElements, node: ir.Node, place: Place) -> Element | None:
-    operands = _operands(elements, node, place)
-    if operands is None:
-        return None
-    left, right = operands
-    if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
-        return IndexCondition("equal", sympy.expand(left - right))
-    return _compared(left, right, operator.eq)
 
 
 def logic(join: Callable[[list[IndexCondition]], IndexCondition]) -> Rule:

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
-from moec.ir.expert_ids import most_chosen
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec, RouteSpec
 from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import read_values
+from moec.ir.rule import known_size
 from moec.ir.streaming import set_streamed
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
@@ -133,7 +133,7 @@ class PlaceExperts:
         self, layers: Sequence[ir.Node], placement: ExpertPlacement, measures: Sequence[ExpertsMeasures] | None
     ) -> TransportChoice:
         """Choose the transport by the layer whose rows are largest."""
-        sizes = [(_row_bytes(node), most_chosen(node)) for node in layers]
+        sizes = [(_row_bytes(node), _chosen(node)) for node in layers]
         place = max(range(len(sizes)), key=lambda layer: sizes[layer][0].out * sizes[layer][1])
         width, k = sizes[place]
         recorded = None if measures is None else measures[place].recorded()
@@ -158,11 +158,18 @@ class PlaceExperts:
                 report.note(self.name, node_name(node), f"its experts are on every rank: {why}")
 
 
+def _chosen(node: ir.Node) -> int:
+    """Experts per token of a layer; 1 where that is not known."""
+    if dialect.is_moec(node, "MoE"):
+        return dialect.spec_of(node, RouteSpec).k
+    return known_size(dialect.inputs_of(node)["experts"], 1) or 1
+
+
 def _row_bytes(node: ir.Node) -> RowBytes:
     """Bytes of a row with its ids, and of a result, which is float32."""
     weights, x = ExpertWeights(node), dialect.inputs_of(node)["x"]
     element = 4 if x is None or x.dtype is None else int(x.dtype.itemsize)
-    ids = np.dtype(np.int32).itemsize * most_chosen(node)
+    ids = np.dtype(np.int32).itemsize * _chosen(node)
     return RowBytes(weights.inner * element + ids, weights.width * np.dtype(np.float32).itemsize)
 
 

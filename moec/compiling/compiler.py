@@ -212,7 +212,6 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     from moec.ir.rounding import arithmetics_of
     from moec.passes import pipeline
     from moec.passes.framework.base import Report
-    from moec.placing.metadata import placement_of
     from moec.targets.base import Program
 
     report = Report(progress=options.progress or silent)
@@ -230,9 +229,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
         of_stages = [] if ranges is None else stage_programs(graph, ranges, chosen[0])
     with _step(WRITING, model, report):
         if limit is not None:
-            own = [program for program in programs if isinstance(program, Program)]
-            parts = [stage.program for stage in of_stages]
-            check_resident(limit, own, placement_of(graph), parts, str(model))
+            check_resident(limit, programs, str(model))
         context = _context(
             graph,
             inputs,

@@ -55,14 +55,6 @@ def routing_of(node: ir.Node) -> Routing:
     return Routing(route, table)
 
 
-def most_chosen(node: ir.Node) -> int:
-    """The most experts that a token selects in a ``moec.MoE`` or ``moec.Experts`` node, wherever its rows come from; 1
-    where that is not known."""
-    if dialect.is_moec(node, "MoE"):
-        return dialect.spec_of(node, dialect.RouteSpec).k
-    return known_size(selected_ids(node), 1) or 1
-
-
 def selected_ids(node: ir.Node) -> ir.Value | None:
     """The ids [T,k] that select the experts of a ``moec.Experts`` node: its own input, or what this rank sends where
     rows come from several ranks."""

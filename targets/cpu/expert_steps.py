@@ -11,7 +11,6 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.common.work import GroupedWork
-from moec.ir.expert_ids import most_chosen
 from moec.ir.streaming import shares_of
 from moec.placing.metadata import layer_of
 from moec.runtime.expert_calls import EXPERTS_THERE
@@ -126,7 +125,7 @@ class ExpertSteps:
         if not lowering.streams:
             return ordered
         starts = {variable: places for product in products for variable, places in expert_starts(*product).items()}
-        chosen = min(max(int(ids.ty.shape[1]), most_chosen(self._node.node)), products[0][0].experts)
+        chosen = min(int(ids.ty.shape[1]), products[0][0].experts)
         shares = shares_of(self._node.node, products[0][0].experts)
         layer = lowering.stream_experts(name, chosen, starts, shares, layer_of(self._node.node))
         arguments = [layer, ordered.blocks, ordered.block_count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -32,7 +33,8 @@ class Ranks:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch.distributed", "pytest", "tests.distributed.rounds"])
-        port = free_port()
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
         self._folder = tempfile.TemporaryDirectory()
         self._said = [pathlib.Path(self._folder.name, str(rank)) for rank in range(size)]
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
@@ -40,10 +42,12 @@ class Ranks:
         self.processes = []
         for rank, (_, there) in enumerate(pipes):
             environment = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            inputs = (environment, self._said[rank], there, work, (rank, *arguments))
+            store = None if rank else listener
+            inputs = (environment, store, self._said[rank], there, work, (rank, *arguments))
             self.processes.append(context.Process(target=_be_rank, args=inputs, daemon=True))
             self.processes[-1].start()
             there.close()
+        listener.close()  # rank 0 has it now, and takes it along when it ends
 
     def results(self) -> list[Any]:
         """Wait for the end; the results of ``work`` in each process."""
@@ -76,12 +80,6 @@ class Ranks:
             process.join()
 
 
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return server.getsockname()[1]
-
-
 @contextlib.contextmanager
 def group_of(size: int, seconds: float = 60, **facts: str) -> Iterator[RankGroup]:
     """Join the group of a test."""
@@ -90,9 +88,19 @@ def group_of(size: int, seconds: float = 60, **facts: str) -> Iterator[RankGroup
 
 
 def _be_rank(
-    environment: dict[str, Any], said: pathlib.Path, there: Any, work: Callable[..., Any], arguments: Any
+    environment: dict[str, Any],
+    listener: socket.socket | None,
+    said: pathlib.Path,
+    there: Any,
+    work: Callable[..., Any],
+    arguments: Any,
 ) -> None:
+    """``listener``: where the store of rank 0 listens. A port that is free now may be taken before a store asks."""
     os.environ.update({name: str(value) for name, value in environment.items()})
+    if listener is not None:
+        rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")  # a function has that name, too
+        plain, own = rendezvous.TCPStore, listener
+        rendezvous.TCPStore = lambda **named: plain(**named, master_listen_fd=os.dup(own.fileno()))
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
     try:

@@ -28,36 +28,50 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       for (int c = 0; c < 4; ++c) {
         sums_ptr[c] = 0.0f;
       }
-      int part = lane;
-      if (part < 16) {
-        alignas(64) float values_ptr[8];
-        alignas(64) nv_bfloat16 weights_ptr[32];
-        #pragma unroll
-        for (int c_1 = 0; c_1 < 4; ++c_1) {
-          *(uint4*)(weights_ptr + c_1 * 8) = *(uint4*)(matrix_ptr
-              + ((int64_t)expert * 16384 + ((int64_t)min((c_1 >> 1) + first, 63) >> 3) * 2048
-              + ((int64_t)c_1 & 1) * 1024 + ((int64_t)min((c_1 >> 1) + first, 63) & 7) * 128 + (int64_t)part * 8));
+      alignas(64) nv_bfloat16 weights_ptr[96];
+      #pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        if (step * 32 + lane < 16) {
+          #pragma unroll
+          for (int c_1 = 0; c_1 < 4; ++c_1) {
+            *(uint4*)(weights_ptr + (step * 32 + c_1 * 8)) = *(uint4*)(matrix_ptr
+                + ((int64_t)expert * 16384 + ((int64_t)min((c_1 >> 1) + first, 63) >> 3) * 2048
+                + ((int64_t)c_1 & 1) * 1024 + (int64_t)step * 256 + ((int64_t)min((c_1 >> 1) + first, 63) & 7) * 128
+                + (int64_t)lane * 8));
+          }
         }
+      }
+      if (lane < -48) {
+        #pragma unroll
+        for (int c_2 = 0; c_2 < 4; ++c_2) {
+          *(uint4*)(weights_ptr + (c_2 * 8 + 64)) = *(uint4*)(matrix_ptr
+              + ((int64_t)expert * 16384 + ((int64_t)min((c_2 >> 1) + first, 63) >> 3) * 2048
+              + ((int64_t)c_2 & 1) * 1024 + ((int64_t)min((c_2 >> 1) + first, 63) & 7) * 128 + (int64_t)lane * 8
+              + 512));
+        }
+      }
+      if (lane < 16) {
+        alignas(64) float values_ptr[8];
         alignas(64) nv_bfloat16 stored_ptr[8];
-        *(uint4*)(stored_ptr + 0) = *(uint4*)(rows_ptr + (row * 128 + (int64_t)part * 8));
+        *(uint4*)(stored_ptr + 0) = *(uint4*)(rows_ptr + (row * 128 + (int64_t)lane * 8));
         #pragma unroll
         for (int v = 0; v < 8; ++v) {
           values_ptr[v] = (float)stored_ptr[v];
         }
         #pragma unroll
-        for (int c_2 = 0; c_2 < 4; ++c_2) {
+        for (int c_3 = 0; c_3 < 4; ++c_3) {
           #pragma unroll
           for (int v_1 = 0; v_1 < 8; ++v_1) {
-            sums_ptr[c_2] = sums_ptr[c_2] + values_ptr[v_1] * (float)weights_ptr[c_2 * 8 + v_1];
+            sums_ptr[c_3] = sums_ptr[c_3] + values_ptr[v_1] * (float)weights_ptr[c_3 * 8 + v_1];
           }
         }
       }
       // sums over the lanes, bias, activation
       #pragma unroll
-      for (int c_3 = 0; c_3 < 4; ++c_3) {
-        sums_ptr[c_3] = warp_reduce_sum_32(sums_ptr[c_3]);
-        sums_ptr[c_3] = sums_ptr[c_3] + bias_ptr[expert * 128 + (min((c_3 >> 1) + first, 63) >> 3) * 16 + (c_3 & 1) * 8
-            + (min((c_3 >> 1) + first, 63) & 7)];
+      for (int c_4 = 0; c_4 < 4; ++c_4) {
+        sums_ptr[c_4] = warp_reduce_sum_32(sums_ptr[c_4]);
+        sums_ptr[c_4] = sums_ptr[c_4] + bias_ptr[expert * 128 + (min((c_4 >> 1) + first, 63) >> 3) * 16 + (c_4 & 1) * 8
+            + (min((c_4 >> 1) + first, 63) & 7)];
       }
       #pragma unroll
       for (int i = 0; i < 2; ++i) {

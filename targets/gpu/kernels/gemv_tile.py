@@ -1,7 +1,8 @@
 """The work of one warp in a matrix-vector product: some outputs of one row, or of a few rows with the same matrix.
 
 Each lane reads 16 bytes of a row of the matrix, next to its neighbours', and does so for several rows of the matrix
-before the first sums are computed. The numbers serve all input rows. At the end the lanes add up their sums.
+before the first sums are computed. The numbers serve all input rows. At the end the lanes add up their sums. Floats of
+the matrix are loaded :data:`AHEAD` steps before they are multiplied, so that memory is busy in the meantime.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from moec.targets.gpu.kernels.tf32 import round_value
 
 COLUMNS_PER_WARP = 4
 """Rows of the matrix that a warp reads together, counting those of gate and up."""
+AHEAD = 2
+"""Steps whose floats of the matrix are in flight while those of the step before are multiplied."""
+_SETS = AHEAD + 1
+"""Sets of registers for the floats of a step."""
 _QUANTIZED_INPUTS = 8
 """Quantised numbers that a lane reads at once, with one scale."""
 
@@ -119,18 +124,48 @@ def _load_packed_row(tile, rows, r, part, values):
 
 
 @T.inline
-def _multiply_floats(tile, rows, matrix, expert, part, sums):
-    count = T.meta_var(tile.inputs)
-    values = T.alloc_local((tile.rows, count), "float32")
-    weights = T.alloc_local((COLUMNS_PER_WARP, count), tile.problem.matrix_dtype)
+def _read_weights(tile, matrix, expert, step, weights):
+    """Load this lane's numbers of the matrix of a step."""
+    count, place = T.meta_var((tile.inputs, step % _SETS))
     for c in T.unroll(COLUMNS_PER_WARP):
         for v in T.vectorized(count):
-            weights[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * count + v]
+            weights[place, c, v] = matrix.data[
+                T.cast(expert, "int64"), tile.column(c), (step * WARP + tile.lane) * count + v
+            ]
+
+
+@T.inline
+def _multiply_weights(tile, rows, step, weights, sums):
+    """Add this lane's products of a step, whose numbers of the matrix were loaded."""
+    count, place = T.meta_var((tile.inputs, step % _SETS))
+    values = T.alloc_local((tile.rows, count), "float32")
     for r in T.unroll(tile.rows):
-        _load_row(tile, rows, r, part, values)
+        _load_row(tile, rows, r, step * WARP + tile.lane, values)
         for c in T.unroll(COLUMNS_PER_WARP):
             for v in T.unroll(count):
-                sums[r, c] = sums[r, c] + values[r, v] * T.cast(weights[c, v], "float32")
+                sums[r, c] = sums[r, c] + values[r, v] * T.cast(weights[place, c, v], "float32")
+
+
+@T.inline
+def _multiply_floats(tile, rows, matrix, expert, sums):
+    """Add this lane's products of all steps. The loop has no conditions: ptxas would move a load with one behind the
+    products that it is to overlap."""
+    parts = T.meta_var(tile.problem.inner // tile.inputs)
+    turns = T.meta_var(max(0, (parts // WARP - AHEAD) // _SETS))
+    weights = T.alloc_local((_SETS, COLUMNS_PER_WARP, tile.inputs), tile.problem.matrix_dtype)
+    for step in T.unroll(AHEAD):
+        if step * WARP + tile.lane < parts:
+            _read_weights(tile, matrix, expert, step, weights)
+    if turns > 0:
+        for turn in T.serial(turns, unroll=False):
+            for i in T.unroll(_SETS):
+                _read_weights(tile, matrix, expert, turn * _SETS + i + AHEAD, weights)
+                _multiply_weights(tile, rows, turn * _SETS + i, weights, sums)
+    for step in T.unroll(turns * _SETS, _steps(tile.problem, tile.inputs)):
+        if (step + AHEAD) * WARP + tile.lane < parts:
+            _read_weights(tile, matrix, expert, step + AHEAD, weights)
+        if step * WARP + tile.lane < parts:
+            _multiply_weights(tile, rows, step, weights, sums)
 
 
 @T.inline
@@ -200,14 +235,13 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
 def multiply_rows(tile, rows, matrix, expert, sums):
     """Set ``sums`` [rows, :data:`COLUMNS_PER_WARP`] to this lane's part of the products, in float32. The caller adds up
     the lanes."""
-    count = T.meta_var(tile.inputs)
     for r in T.unroll(tile.rows):
         for c in T.unroll(COLUMNS_PER_WARP):
             sums[r, c] = T.float32(0)
-    for step in T.serial(_steps(tile.problem, count)):
-        part: T.let = step * WARP + tile.lane
-        if part < tile.problem.inner // count:
-            if matrix.stored is None:
-                _multiply_floats(tile, rows, matrix, expert, part, sums)
-            else:
+    if matrix.stored is None:
+        _multiply_floats(tile, rows, matrix, expert, sums)
+    else:
+        for step in T.serial(_steps(tile.problem, tile.inputs)):
+            part: T.let = step * WARP + tile.lane
+            if part < tile.problem.inner // tile.inputs:
                 _multiply_quantized(tile, rows, matrix, expert, part, sums)

@@ -82,3 +82,17 @@ def repeated(sass: str, operation: str) -> list[int]:
         return at in reached
 
     return [at for at, each in code.items() if re.match(operation, each.what) and reaches_itself(at)]
+
+
+def until_used(loop: list[str], load: str, operation: str) -> list[int]:
+    """The number of ``operation`` s between each ``load`` of 16 bytes in a loop and the first instruction that uses its
+    numbers, also in the next turn of the loop."""
+    loads = [at for at, what in enumerate(loop) if what.startswith(load)]
+    return [_until_used([*loop[at:], *loop[:at]], operation) for at in loads]
+
+
+def _until_used(code: list[str], operation: str) -> int:
+    load, *others = code
+    first = int(re.search(r" R(\d+),", load)[1])
+    uses = re.compile(rf",.*\bR({'|'.join(str(first + i) for i in range(4))})\b")
+    return sum(what.startswith(operation) for what in itertools.takewhile(lambda what: not uses.search(what), others))

@@ -75,6 +75,13 @@ def test_few_tokens(dtype):
         assert_matches(Data(layer, random_ids(layer, tokens)), gemv)
 
 
+@pytest.mark.parametrize("dtype, inner", [("float32", 900), ("bfloat16", 1544)])
+def test_few_tokens_with_many_inputs(dtype, inner):
+    """The loop takes more than one turn, and in the last step some lanes have no inputs."""
+    layer = Layer(experts=3, inner=inner, hidden=16, block_rows=16, dtype=dtype)
+    assert_matches(Data(layer, random_ids(layer, 3)), gemv)
+
+
 VARIANTS = {
     "not gated": ExpertsSpec(gate_layout="none", activation="gelu"),
     "limited output": ExpertsSpec(gate_layout="separate", output_limit=1.0),

@@ -40,16 +40,38 @@ def test_numbers_are_compared_as_programs_of_one_kernel_do():
     assert not comparison(tensor("int32"), near.tobytes(), *arrays)[1]
 
 
+ABOUT = {"revision": "r1", "architecture": "sm_90a", "left_out": {}}
+
+
+def step(name: str, *, apart: bool = False) -> dict[str, object]:
+    return {"name": name, "apart": apart}
+
+
 def test_the_report_has_failures_first_and_at_most_200_lines(tmp_path):
     from kit.carried.texts import LINES, write_text
 
     results = {f"fine {place}": {"outcome": "passed", "output": "* 1 us\n" * 3, "seconds": 1} for place in range(90)}
     results["bad"] = {"outcome": "failed", "output": "why\n", "seconds": 1}
     results["none"] = {"outcome": "absent", "output": "no GPU", "seconds": 0}
-    write_text(tmp_path / "report.txt", results, [{"name": "later"}])
+    write_text(tmp_path / "report.txt", results, [step(name) for name in [*results, "later"]], ABOUT)
     lines = (tmp_path / "report.txt").read_text().splitlines()
-    assert lines[:3] == ["90 passed, 1 failed, 0 timed out, 1 absent, 1 not taken", "failed: bad", "    why"]
+    assert lines[0] == "90 passed, 1 failed, 0 timed out, 1 absent, 1 not taken"
+    assert lines[2:4] == ["failed: bad", "    why"]
     assert len(lines) == LINES and lines[-1].endswith("more lines: report.json has all")
+
+
+def test_many_failures_leave_room_for_what_was_found(tmp_path):
+    from kit.carried.texts import LINES, write_text
+
+    results = {
+        f"bad {place}": {"outcome": "failed", "output": f"{place}\nerror {place % 50}", "seconds": 1}
+        for place in range(150)
+    }
+    results["fine"] = {"outcome": "passed", "output": "* 480 TFLOP/s\n", "seconds": 1}
+    write_text(tmp_path / "report.txt", results, [step(name) for name in results], ABOUT)
+    lines = (tmp_path / "report.txt").read_text().splitlines()
+    assert len(lines) < LINES and "    480 TFLOP/s" in lines
+    assert "failed: bad 0, bad 50, bad 100" in lines and "    error 0" in lines
 
 
 def run(kit: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,9 +110,9 @@ def test_a_kit_runs_in_the_emulator_and_goes_on_where_it_was(tmp_path, capsys):
 
 LAUNCHING = """
 import pathlib, sys
-from kit.carried.gpu import DriverError, Gpu
+from kit.carried.gpu import DriverError, KitGpu
 
-code, gpu = pathlib.Path(sys.argv[1], "code.fatbin"), Gpu()
+code, gpu = pathlib.Path(sys.argv[1], "code.fatbin"), KitGpu()
 code.write_bytes(b"code")
 print(gpu.name)
 address = gpu.memory(1000)

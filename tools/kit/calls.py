@@ -56,7 +56,7 @@ def _add_profiles(plan: KitPlan, store: KitStore, layer: KitLayer) -> None:
         for call in calls:
             functions = [launch["function"] for launches in call["launches"].values() for launch in launches]
             for function in dict.fromkeys(functions if text in call["kernel"] else ()):
-                arguments = ("ncu", "layer_step", tape, function)
+                arguments = ("ncu", "profile_step", tape, function)
                 name = f"ncu {layer.name} T={tokens} {function}"
                 plan.add(KitStep(3, 10, name, "tool_step", arguments, 120, ("gpu", "ncu"), emulated=False))
 
@@ -70,4 +70,5 @@ def _add_sanitizers(plan: KitPlan, tapes: Sequence[str]) -> None:
             of_model = tuple(tape for tape in tapes if tape.startswith(f"{model}-"))
             arguments, needs = (check, "kernel_step", *of_model), ("gpu", "compute-sanitizer")
             name = f"{check} {model}"
-            plan.add(KitStep(3, 20 + 10 * place, name, "tool_step", arguments, 120, needs, emulated=False))
+            rank, apart = 20 + 10 * place, check == "racecheck"
+            plan.add(KitStep(3, rank, name, "tool_step", arguments, 120, needs, emulated=False, apart=apart))

@@ -26,7 +26,8 @@ _HERE = pathlib.Path(__file__).resolve().parent
 _TAGS = ("blockIdx.x", "threadIdx.x")
 _RUN = """#!/bin/sh
 # First light on this machine's GPU: ./run.sh 1, then 2 and 3; each takes at most 8 minutes and can be repeated.
-cd "$(dirname "$0")" && exec "${PYTHON:-python3}" -m carried "$@"
+kit=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 2
+PYTHONPATH="$kit${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m carried "$@"
 """
 
 
@@ -85,16 +86,21 @@ def _revision() -> str:
 def _write(folder: pathlib.Path, contents: pathlib.Path) -> int:
     """Write the folder that is carried: contents are packed into one file. Raises MoecError where it is too large."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(_HERE / "carried", folder / "carried", ignore=shutil.ignore_patterns("__pycache__", "*.cu"))
+    write_runner(folder)
     with zipfile.ZipFile(folder / "contents.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(path for path in contents.rglob("*") if path.is_file()):
             method = zipfile.ZIP_LZMA if path.stat().st_size > _LARGE else zipfile.ZIP_DEFLATED
             archive.write(path, path.relative_to(contents), method)
-    run = folder / "run.sh"
-    run.write_text(_RUN, encoding="utf-8")
-    run.chmod(0o755)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         shutil.rmtree(folder)
         raise MoecError(f"the kit has {size / 2**20:.1f} MiB; expected at most {LARGEST >> 20}; pack fewer models")
     return size
+
+
+def write_runner(folder: pathlib.Path) -> None:
+    """Write what runs the contents."""
+    shutil.copytree(_HERE / "carried", folder / "carried", ignore=shutil.ignore_patterns("__pycache__", "*.cu"))
+    run = folder / "run.sh"
+    run.write_text(_RUN, encoding="utf-8")
+    run.chmod(0o755)

@@ -12,7 +12,7 @@ class KitStep:
 
     ``rank``: steps of a call go by it. ``needs``: what has to be there: ``gpu``, ``torch``, ``triton``, or a program.
     ``emulated``: whether the emulator can take it instead. ``together``: steps of one such name that follow
-    each other run side by side.
+    each other run side by side. ``apart``: whether outcomes are counted apart, because a failure proves little.
     """
 
     call: int
@@ -24,6 +24,7 @@ class KitStep:
     needs: tuple[str, ...] = ("gpu",)
     emulated: bool = True
     together: str = ""
+    apart: bool = False
 
 
 class KitPlan:

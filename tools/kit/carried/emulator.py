@@ -17,7 +17,7 @@ _ALIGNMENT = 1024
 
 
 class Emulator:
-    """Stand-in for :class:`carried.gpu.Gpu` with memory of the host; its times mean nothing."""
+    """Stand-in for :class:`carried.gpu.KitGpu` with memory of the host; its times mean nothing."""
 
     emulated = True
     name = "an emulator"

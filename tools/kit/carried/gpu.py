@@ -56,7 +56,7 @@ class LaunchConfig(ctypes.Structure):
     )
 
 
-class Gpu:
+class KitGpu:
     """The first GPU. Raises DriverError from any method. Addresses, functions and graphs are numbers."""
 
     emulated = False

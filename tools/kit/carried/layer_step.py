@@ -79,6 +79,8 @@ def times(tape: Tape) -> Iterator[str]:
     yield f"layer, launch by launch: {figures(*one_by_one, 3 * each_product, total)}"
     as_graph = watch.seconds(tape.device.captured(lambda: tape.run(most)))
     yield f"layer, as a graph: {figures(*as_graph, 3 * each_product, total)}"
+    if not tape.device.emulated:
+        yield f"clock afterwards: {watch.clock() / 1e9:.2f} GHz"
 
 
 def figures(least: float, median: float, operations: int, predicted: Mapping[str, Any]) -> str:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import pathlib
+import signal
 from typing import Any
 
+_SIGNAL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 FOLDER = pathlib.Path(__file__).resolve().parent.parent
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when its parent ends: a kernel that hangs would keep the GPU otherwise."""
+    ctypes.CDLL(None).prctl(_SIGNAL_WITH_PARENT, int(signal.SIGKILL), 0, 0, 0)
 
 
 def options(description: str | None, *names: str) -> argparse.Namespace:
     """Read the command line of a step, with ``names`` as arguments, ``--emulate``, and the ``folder`` of the kit. A
     name that ends with a star takes several."""
+    end_with_parent()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--emulate", action="store_true", help="run kernels in the emulator")
     parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
@@ -26,6 +35,6 @@ def open_device(*, emulate: bool) -> Any:
         from .emulator import Emulator
 
         return Emulator()
-    from .gpu import Gpu
+    from .gpu import KitGpu
 
-    return Gpu()
+    return KitGpu()

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,10 @@ SHORT, LONG = 180, 900
 """Seconds that a step may take."""
 KEPT_OUTPUT, SHOWN_OUTPUT = 6000, 600
 PASSED, FAILED, TIMED_OUT, ABSENT = "passed", "failed", "timed out", "absent"
+_GRACE = 20
+"""Seconds that a killed process may take to end: the driver first has to stop what it runs on a GPU."""
+_running: set[subprocess.Popen[bytes]] = set()
+_stopping = threading.Event()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ class FirstLightReport:
 
     def __init__(self, path: pathlib.Path, mark: str, about: dict[str, Any]) -> None:
         """``mark``: the key of ``about`` in the file, which says whose report it is."""
-        self._path, self._mark, self._about = path, mark, about
+        self._path, self._mark, self.about = path, mark, about
         self.results: dict[str, dict[str, Any]] = {}
         if path.exists():
             with contextlib.suppress(ValueError, AttributeError):  # no JSON, or no object
@@ -51,10 +56,33 @@ class FirstLightReport:
 
     def add(self, name: str, result: dict[str, Any]) -> None:
         self.results[name] = result
-        text = json.dumps({self._mark: self._about, "steps": self.results}, indent=1)
-        with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
+        text = json.dumps({self._mark: self.about, "steps": self.results}, indent=1)
+        replace_text(self._path, text)
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Write a file that is complete at any time. Raises OSError, and leaves the old file then."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        try:
             file.write(text)
-        os.replace(file.name, self._path)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def stop_all() -> None:
+    """End the steps that run now, and all that would begin, from a handler of signals or another thread."""
+    _stopping.set()
+    for process in list(_running):
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with its own children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def take(step: FirstLightStep) -> dict[str, Any]:
@@ -74,14 +102,19 @@ def take(step: FirstLightStep) -> dict[str, Any]:
             stderr=said,
             start_new_session=True,
         )
+        _running.add(process)
+        if _stopping.is_set():
+            _kill(process)
         try:
             code: int | None = process.wait(step.seconds)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # also kills the process' own children, and runs when this one is interrupted
+        finally:  # also where this process is interrupted
             if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _kill(process)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)
+            _running.discard(process)
         said.seek(max(said.seek(0, os.SEEK_END) - KEPT_OUTPUT, 0))
         output = said.read().decode(errors="replace")
     outcome = TIMED_OUT if code is None else PASSED if code == 0 else FAILED

@@ -30,6 +30,14 @@ class Stopwatch:
         if not self._device.emulated:
             if flushes:
                 self._device.clear(self._flushed, _FLUSHED_BYTES)
-            arguments = [["int64", _PAUSE_CYCLES]]
-            self._device.launch(self._measures, "kit_spin", arguments, {"blockIdx.x": 1, "threadIdx.x": 32})
+            self._pause()
         return float(self._device.seconds(work))
+
+    def clock(self) -> float:
+        """Measure the clock of the multiprocessors in Hz, as it is after the work before. Not for the emulator."""
+        self._pause()
+        return float(_PAUSE_CYCLES / self._device.seconds(self._pause))
+
+    def _pause(self) -> None:
+        arguments = [["int64", _PAUSE_CYCLES]]
+        self._device.launch(self._measures, "kit_spin", arguments, {"blockIdx.x": 1, "threadIdx.x": 32})

@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 
-from .places import FOLDER
+from .places import FOLDER, end_with_parent
 from .present import tool
 
 _METRICS = ("Duration", "SM Frequency", "Registers Per Thread", "Achieved Occupancy", "L2 Cache Throughput",
@@ -23,6 +23,7 @@ _SHOWN = 40
 
 
 def main() -> int:
+    end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     parser.add_argument("tool")
@@ -31,23 +32,22 @@ def main() -> int:
     if asked.tool == "machine":
         return _run([str(tool("nvidia-smi")), f"--query-gpu={_QUERY}", "--format=csv"])
     module, *tapes = asked.rest
-    functions = [tapes.pop()] if asked.tool == "ncu" else []
+    function = tapes.pop() if asked.tool == "ncu" else ""
     step = [sys.executable, "-m", f"carried.{module}", "--folder", str(asked.folder), *tapes]
-    if functions:
-        output = asked.folder.parent / f"ncu-{functions[0]}"
-        command = [
-            str(tool("ncu")),
-            "--set",
-            "full",
-            "--force-overwrite",
-            "--export",
-            str(output),
-            "--print-details=all",
-        ]
-        command += ["--kernel-name", functions[0], "--launch-count", "1", "--page", "details"]
-        return _run([*command, *step], _METRICS)
+    if function:
+        return _profiled(asked.folder.parent / f"{tapes[0]}-{function}.ncu-rep", function, step)
     command = [str(tool("compute-sanitizer")), "--tool", asked.tool, "--error-exitcode", "9", "--print-limit", "10"]
     return _run([*command, *step])
+
+
+def _profiled(output: pathlib.Path, function: str, step: list[str]) -> int:
+    """Profile the second launch of a function, at the clock that it has by itself, and print what was measured."""
+    ncu = str(tool("ncu"))
+    command = [ncu, "--set", "full", "--clock-control", "none", "--force-overwrite", "--export", str(output)]
+    command += ["--kernel-name", function, "--launch-skip", "1", "--launch-count", "1"]
+    if code := _run([*command, *step], ("==ERROR==", "==WARNING==")):
+        return code
+    return _run([ncu, "--import", str(output), "--page", "details", "--print-details", "all"], _METRICS)
 
 
 def _run(command: list[str], kept: tuple[str, ...] = ()) -> int:

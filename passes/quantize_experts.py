@@ -33,12 +33,12 @@ class QuantizeExperts:
        ``experts`` restricts the pass to some ids: ``0-3+8`` are 0, 1, 2, 3 and 8. Runs of consecutive experts with
        different formats are joined by Concat.
     3. ``group``: consecutive inputs that share a scale, 0 for all. Without it, int8 has one scale per output channel,
-       fp8 too, mxfp4 groups of 32, and int4 those that other weights of the node have, or else the largest of 128, 64
-       and 32 that divides the inputs of every projection (32 where none does: then the last group is shorter). int3 and
-       int2 have groups of 64 or 32 likewise, fp4 of 32 or 16. ``zero_points`` stores integers unsigned, ``minima``
-       too, with the smallest number of each group of ``group`` inputs. In each ``super_group`` of inputs, scales and
-       minima are whole numbers times a factor, as in GGUF's K formats (of int6, int5, int3 and int2 groups may be 16
-       then): ``format=int4,group=32,super_group=256,minima=true`` is Q4_K.
+       fp8 too, mxfp4 groups of 32, nvfp4 of 16, and int4 those that other weights of the node have, or else the largest
+       of 128, 64 and 32 that divides the inputs of every projection (32 where none does: then the last group is
+       shorter). int3 and int2 have groups of 64 or 32 likewise, fp4 of 32 or 16. ``zero_points`` stores integers
+       unsigned, ``minima`` too, with the smallest number of each group of ``group`` inputs. In each ``super_group`` of
+       inputs, scales and minima are whole numbers times a factor, as in GGUF's K formats (of int6, int5, int3 and int2
+       groups may be 16 then): ``format=int4,group=32,super_group=256,minima=true`` is Q4_K.
     4. Products are computed in int8 once every weight of the node is quantised to anything but fp8, by this pass or
        before it; until then their arithmetic stays.
        ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are those of

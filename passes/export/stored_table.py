@@ -1,7 +1,8 @@
 """Scales and minima of weights as constants in the bits that the model has, and as numbers in float32.
 
-Powers of two, whose type few programs read, are bytes and pick from a table. A table of two levels is the product of
-its codes and their factors. onnxruntime computes what depends on constants alone once, when it loads the model.
+Powers of two and floats of 8 bits, whose types few programs read, are bytes and pick from a table. A table of two
+levels is the product of its codes and their factors. onnxruntime computes what depends on constants alone once, when it
+loads the model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -23,7 +23,7 @@ Change = Callable[[Array], Array]
 Store = Callable[[Table, ir.DataType, Change], ir.Value]
 """Function that stores a table of the weights as a constant of a type, after a change of its numbers."""
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_POWERS = ir.DataType.FLOAT8E8M0
+_IN_BYTES = (ir.DataType.FLOAT8E8M0, ir.DataType.FLOAT8E4M3FN)
 
 
 class StoredTable:
@@ -58,16 +58,16 @@ class StoredTable:
         return body.add("Mul", numbers[0], factors, label="scales")
 
     def _wide(self, body: Writer, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
-        if dtype == _POWERS:
-            powers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+        if dtype is not None and dtype in _IN_BYTES:
+            numbers = np.arange(256, dtype=np.uint8).view(dtype.numpy()).astype(np.float32)
             places = body.add("Cast", value, to=ir.DataType.INT32, label="places")
-            return body.add("Gather", self._write.constant(powers, "powers"), places, axis=0, label="scales")
+            return body.add("Gather", self._write.constant(numbers, "numbers"), places, axis=0, label="scales")
         return value if dtype == ir.DataType.FLOAT else body.add("Cast", value, to=ir.DataType.FLOAT, label="wide")
 
 
 def _stored_as(dtype: ir.DataType | None) -> tuple[ir.DataType, Change]:
     """The type in which a table is stored, and its numbers in it."""
-    if dtype == _POWERS:
+    if dtype in _IN_BYTES:
         return ir.DataType.UINT8, lambda numbers: np.ascontiguousarray(numbers).view(np.uint8)
     if dtype is not None and dtype in (*_NARROW, ir.DataType.INT8, ir.DataType.UINT8):
         return dtype, lambda numbers: numbers

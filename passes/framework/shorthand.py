@@ -66,13 +66,15 @@ def _linears_pass(text: str | None) -> str | None:
 
 
 def parse_format(what: str, text: str) -> WeightFormat:
-    """Parse a quantised format; without a group, those of fewer than 8 bits, or with given groups, have groups of 32.
+    """Parse a quantised format; without a group, those of fewer than 8 bits, or with given groups, have groups of 32,
+    or of the only size that they have.
     Raises MoecError, which names ``what``, for one that does not exist."""
     match = _match(what, text, f"{_QUANTIZED}; {_FOLLOWING}")
     (name,) = (name for name in _NAMES if name == match["name"])
     digits = match["group"]
     try:
-        usual = 32 if ELEMENTS[name].usually_grouped else 0
+        groups = ELEMENTS[name].groups
+        usual = groups[0] if len(groups) == 1 else 32 if ELEMENTS[name].usually_grouped else 0
         group = usual if digits is None else int(digits)
         return WeightFormat(name, group, match["offset"] == "z", match["offset"] == "m", int(match["super_group"] or 0))
     except ValueError as error:

@@ -121,10 +121,12 @@ class _BlockWriter:
             return tensor.parts[0]
         runs = stored_runs(tensor)
         if runs is not None:
-            node, constants = stacked(runs, f"{self.name}.{label}", tensor.dtype)
+            nodes, constants = stacked(runs, f"{self.name}.{label}", tensor.dtype)
             for constant in constants:
                 self.graph.register_initializer(constant)
-            return self.add(node, tensor.dtype, label)[0]
+            for node in nodes[:-1]:
+                self.add(node, node.outputs[0].dtype, f"{label}.scales")
+            return self.add(nodes[-1], tensor.dtype, label)[0]
         stack = ExpertStack(None, tensor.stored_dtype, tensor.shape, tensor.stored_entry)
         return self.cast(add_constant(self.graph, stack, f"{self.name}.{label}"), tensor.dtype, label)
 

@@ -55,7 +55,8 @@ class Item:
         if not scales:
             return elements
         each = form.scale_bits * (1 + form.minima) + (form.elements.bits if form.zero_points else 0)
-        return elements + len(self.experts) * self.outputs * group_count(self.inputs, form) * each
+        each_output = group_count(self.inputs, form) * each + form.output_bits
+        return elements + len(self.experts) * self.outputs * each_output
 
     @property
     def size(self) -> int:

@@ -142,7 +142,7 @@ class KnownInputs:
 
 
 def _rounded(method: Method, matrix: Array, form: WeightFormat, moment: Array) -> Encoded:
-    if form.minima or form.super_group:
+    if form.minima or form.two_levels:
         raise ValueError(f"{form} is rounded to nearest only; expected method=rtn")
     if method == "gptq":
         return gptq(matrix, form, moment)

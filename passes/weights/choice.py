@@ -40,7 +40,8 @@ class ScaleOptions:
         """Raise MoecError for options that one of the formats, or the method, does not have."""
         if self.group is not None and self.group < 0:
             raise MoecError(f"{pass_name}: group is {self.group}; expected a positive number, or 0 for one per channel")
-        if (self.minima or self.super_group) and method != "rtn":
+        two_levels = self.super_group or any(ELEMENTS[name].has_factors for name in names if name in ELEMENTS)
+        if (self.minima or two_levels) and method != "rtn":
             raise MoecError(f"{pass_name}: minima and scales of two levels are rounded to nearest; expected method=rtn")
         for name, elements in ELEMENTS.items():
             if name in names:

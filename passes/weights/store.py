@@ -188,13 +188,13 @@ class _Segment:
     def _floats(self, graph: ir.Graph, table: Literal["scale", "minimum"]) -> ir.Value:
         """Scales or minima, of the type and with the levels that they have where the format is kept."""
         shape, kept = self._scale_shape(), None if self._kept is None else getattr(self._kept, table)
-        if not self._form.super_group:
+        if not self._form.two_levels:
             scale_type = self._form.scale_type if kept is None else kept.dtype
             return self._constant(graph, f"_{table}", table, shape, scale_type)
         levels = None if self._kept is None else self._kept.levels(table)
-        types = (ir.DataType.UINT8 if self._form.minima else ir.DataType.INT8, self._form.scale_type)
+        types = self._form.level_types
         code_type, factor_type = types if levels is None else (levels.codes.dtype, levels.factors.dtype)
-        few, span = list(shape), self._form.super_group // self._form.group
+        few, span = list(shape), self._form.span(self._data_shape()[self._axis])
         few[self._axis] = -(-few[self._axis] // span)
         code, factor = LEVELS[table]
         assert code_type is not None and factor_type is not None
@@ -242,7 +242,7 @@ class _Segment:
         """The tables by which numbers grow that keep their format."""
         if not self._form.quantized:
             return ("data",)
-        return ("scale_factor", "minimum_factor") if self._form.super_group else ("scale", "minimum")
+        return ("scale_factor", "minimum_factor") if self._form.two_levels else ("scale", "minimum")
 
     @contextlib.contextmanager
     def _of(self, expert: int) -> Iterator[None]:
@@ -259,9 +259,9 @@ class _Segment:
         waiting = self._waiting.pop((index, table), None)
         if waiting is not None:
             return waiting
-        if table == "data" or self._form.minima or self._form.super_group:
+        if table == "data" or self._form.minima or self._form.two_levels:
             encoded = encode(decoded(), self._form, self._axis)
-            products = LEVELS if self._form.super_group else ()
+            products = LEVELS if self._form.two_levels else ()
             others = {name: encoded.read(name) for name in _TABLES if name not in ("data", table, *products)}
             self._waiting |= {(index, name): array for name, array in others.items() if array is not None}
             return _needed(encoded.read(table))

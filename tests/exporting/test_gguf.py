@@ -204,6 +204,7 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
     [
         ("mixtral", {"passes": "prune-experts{keep=8,method=random,layers=1}"}, "one number of experts for all layers"),
         ("mixtral", {"experts": "int8/32z"}, r"'blk.0.ffn_up_exps.weight': would be int8.*z, .* nearest are int4/32"),
+        ("mixtral", {"experts": "nvfp4"}, r"'blk.0.ffn_up_exps.weight': would be nvfp4, which GGUF does not have"),
         ("mixtral", {"passes": "O3"}, "round-activations: changes how a model computes, not its weights"),
         (
             "mixtral",

@@ -34,7 +34,7 @@ from .stored_weights import (
 
 GATED, PLAIN = ExpertsSpec(), ExpertsSpec("relu", "none", up_transposed=True)
 SEPARATE = ExpertsSpec("gelu", "separate", down_transposed=True)
-BOUNDS = {"int8": 0.03, "int4": 0.25, "int4,group=0": 0.3, "int4,zero_points=true": 0.25, "mxfp4": 0.3}
+BOUNDS = {"int8": 0.03, "int4": 0.25, "int4,group=0": 0.3, "int4,zero_points=true": 0.25, "mxfp4": 0.3, "nvfp4": 0.25}
 """Largest relative error of the output that Gaussian weights may have."""
 
 
@@ -48,7 +48,7 @@ def test_the_layer_stays_within_the_bound_of_the_format(form: str, spec: Experts
     (loss,) = report.losses
     assert 0 < loss.weight_error < BOUNDS[form] and 0 < loss.output_error < BOUNDS[form]
     assert (loss.layer, loss.arithmetic) == ("layer", "int8") and not report.remarks
-    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == (32 if form == "mxfp4" else 64)
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == {"mxfp4": 32, "nvfp4": 16}.get(form, 64)
     assert not {"up", "down", "gate"} & set(model.graph.initializers), "the float weights are gone"
 
 
@@ -227,9 +227,11 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("format=int7", "expected one of int8, int6, int5, int4, int3, int2, mxfp4, fp4, fp8"),
+        ("format=int7", "expected one of int8, int6, int5, int4, int3, int2, mxfp4, nvfp4, fp4, fp8"),
         ("format=int3,group=128", "int3 has groups of 64 or 32, found group=128"),
         ("format=fp8,zero_points=true", "fp8 has no zero points"),
+        ("format=nvfp4,method=awq", "scales of two levels are rounded to nearest; expected method=rtn"),
+        ("format=nvfp4,group=16,super_group=64", "nvfp4 .* has no scales of two levels"),
         ("format=mxfp4,group=64", "mxfp4 has groups of 32, found group=64"),
         ("format=int4,down=mxfp4,group=128", "mxfp4 has groups of 32"),
         ("format=mxfp4,zero_points=true", "mxfp4 has no zero points"),

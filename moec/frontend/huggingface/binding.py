@@ -21,6 +21,7 @@ from moec.frontend.huggingface.placeholders import products_without_memory
 from moec.ir.graphs import add_constant
 from moec.ir.weights.encode import Table
 from moec.ir.weights.format import WeightFormat, name_of
+from moec.ir.weights.levels import LEVELS, product_of_levels
 from moec.ir.weights.stored import decoding_node
 
 if TYPE_CHECKING:
@@ -215,7 +216,12 @@ def _decoded(graph: ir.Graph, name: str, weight: CheckpointWeight, dtype: ir.Dat
         table: add_constant(graph, array.tensor(), f"{name}.{table}") for table, array in weight.tables.items()
     }
     assert weight.form is not None
+    first = graph[0]
+    if "scale_code" in tables:
+        codes, factors = (tables[table] for table in LEVELS["scale"])
+        span = weight.form.span(weight.data.shape[weight.axis])
+        tables["scale"] = product_of_levels(graph, first, codes, factors, weight.axis, span)
     node = decoding_node(weight.form, tables["data"], tables.get("scale"), tables.get("zero_point"), weight.axis, dtype)
     node.outputs[0].name = f"{name}.decoded"
-    graph.insert_before(graph[0], node)
+    graph.insert_before(first, node)
     return node.outputs[0]

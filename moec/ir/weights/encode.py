@@ -17,6 +17,10 @@ the same, of OCP MX    to the largest of their type L  2**(floor(log2(largest)) 
                                                        floor(log2(L)))
 =====================  ==============================  ====================================
 
+In nvfp4 (NVIDIA's, OCP e2m1) a scale largest / L is rounded to e4m3 times a float32, which is that of the whole matrix:
+its largest element / (6 * 448). Errors hold for groups whose largest element is at least 2**-14 of the matrix's.
+Source: ``NVFP4QTensor`` of modelopt.torch.quantization.
+
 Largest and smallest are those of the group. A range with zero points always contains 0, and an element's error is up to
 2 / (2**b - 1) of the largest one; without them it is the format's :attr:`~moec.ir.weights.format.Elements.error`.
 Imported int8 weights may hold -128 too. The errors hold where the scale is a normal number of its type; in groups whose
@@ -102,7 +106,7 @@ def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
     if form.super_group and form.name not in _LARGEST_CODES:
         raise ValueError(f"nothing is rounded to {form}")
     size = weight.shape[axis]
-    if form.minima or form.super_group:
+    if form.minima or form.two_levels:
         data, *tables = _by_rows(weight, form, axis, lambda groups: _by_levels(groups, form, size))
         assert data is not None
         return Encoded(data, *tables)
@@ -172,10 +176,11 @@ def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int,
     together."""
     outputs, size = (1, *shape)[-2:]
     count = math.prod(shape[:-1])
-    if form.shared_outputs > 1:
+    together = max(outputs, 1) if form.elements.has_factors else form.shared_outputs
+    if together > 1:
         for first in range(0, count, max(outputs, 1)):
-            for start in range(first, first + outputs, form.shared_outputs):
-                yield start, min(start + form.shared_outputs, first + outputs)
+            for start in range(first, first + outputs, together):
+                yield start, min(start + together, first + outputs)
         if count:
             return
     step = max(1, _ELEMENTS_AT_ONCE // max(size, 1))
@@ -197,7 +202,10 @@ def _groups(rows: Array, form: WeightFormat) -> Array:
 def _by_levels(groups: Array, form: WeightFormat, size: int) -> tuple[Array | None, ...]:
     """The tables of :class:`Encoded` of rows of ``size`` elements, in a format with minima or scales of two levels."""
     low, high = _finite_extremes(groups, form)
-    if form.minima:
+    if form.elements.has_factors:
+        scale, *scales = _of_one_factor(np.abs(np.maximum(-low, high)) / np.float32(form.elements.largest), form)
+        minimum, minima, shifted = None, [None, None], groups
+    elif form.minima:
         scale, *scales = _levels((high - low) / np.float32((1 << form.elements.bits) - 1), form)
         minimum, *minima = _levels(np.maximum(-low, 0), form)
         shifted = groups + minimum[..., None].astype(np.float32)
@@ -207,6 +215,16 @@ def _by_levels(groups: Array, form: WeightFormat, size: int) -> tuple[Array | No
     numbers = numbers_within(shifted, scale[..., None], None, form)
     rows = numbers.reshape(len(groups), groups.shape[1] * groups.shape[2])
     return stored(rows[:, :size], form), scale, None, minimum, *scales, *minima
+
+
+def _of_one_factor(exact: Array, form: WeightFormat) -> tuple[Array, Array, Array]:
+    """Round the scales [rows, groups] of a matrix to codes times one factor, which brings the largest of them to the
+    largest code: the scales, their codes, and the factor of each row."""
+    dtype = form.scale_type.numpy()
+    most = np.float32(ml_dtypes.finfo(dtype).max)
+    factor = exact.max(initial=0) / most
+    codes = np.minimum(_quotient(exact, np.full_like(exact, factor)), most).astype(dtype)
+    return codes.astype(np.float32) * factor, codes, np.full((len(exact), 1), factor, np.float32)
 
 
 def _levels(exact: Array, form: WeightFormat) -> tuple[Array, Array | None, Array | None]:

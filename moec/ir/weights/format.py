@@ -9,11 +9,11 @@ from typing import Literal
 import ml_dtypes
 import onnx_ir as ir
 
-QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "fp4", "fp8"]
+QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "nvfp4", "fp4", "fp8"]
 FormatName = Literal["float64", "float32", "float16", "bfloat16", QuantizedName]
 
-MX_GROUP = 32
-_EXPONENT = ir.DataType.FLOAT8E8M0
+MX_GROUP, NV_GROUP = 32, 16
+_EXPONENT, _CODE = ir.DataType.FLOAT8E8M0, ir.DataType.FLOAT8E4M3FN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Elements:
         return _EXPONENT in self.scales
 
     @property
+    def has_factors(self) -> bool:
+        """Whether scales are floats of 8 bits, times a float32 of their output."""
+        return _CODE in self.scales
+
+    @property
     def usually_grouped(self) -> bool:
         """Whether inputs share scales in groups unless asked otherwise."""
         return bool(self.groups) or self.bits < 8
@@ -68,13 +73,16 @@ class Elements:
         return self.whole or self.bits < 8
 
     def takes_scales(self, dtype: ir.DataType) -> bool:
-        """Whether scales may have this type: exponents if the format uses these, any other type if it does not."""
-        return bool(self.scales) and (dtype == _EXPONENT) == self.has_exponents
+        """Whether scales may have this type: one of 8 bits if the format uses it, any other type if it uses none."""
+        if self.has_exponents or self.has_factors or dtype in (_EXPONENT, _CODE):
+            return dtype in self.scales
+        return bool(self.scales)
 
 
 _BY_GROUP = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT)
 _EXPONENTS = (_EXPONENT, _EXPONENT)
+_CODES = (_CODE, _CODE)
 ELEMENTS: dict[FormatName, Elements] = {
     "float64": Elements(ir.DataType.DOUBLE),
     "float32": Elements(ir.DataType.FLOAT),
@@ -87,6 +95,7 @@ ELEMENTS: dict[FormatName, Elements] = {
     "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), (16,), width=3),
     "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32), (16,)),
     "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, (MX_GROUP,)),
+    "nvfp4": Elements(ir.DataType.FLOAT4E2M1, 3 / 17, None, _CODES, (NV_GROUP,)),
     "fp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 6, None, _BY_GROUP, (32, 16)),
     "fp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 28, None, _FLOATS, square=128),
 }
@@ -103,7 +112,8 @@ class WeightFormat:
 
     With ``zero_points`` a stored number q means scale * (q - zero point), with ``minima`` scale * q - minimum; the
     minimum of a group is a float of the type of its scale. ``super_group``: consecutive inputs whose groups have scales
-    of two levels (integers times one shared float), and likewise minima; 0 if scales are floats.
+    of two levels (integers times one shared float), and likewise minima; 0 if scales are floats. In nvfp4 all groups of
+    an output share the float32 by which their scales, floats of 8 bits, are multiplied.
     """
 
     name: FormatName
@@ -136,6 +146,23 @@ class WeightFormat:
         return bool(self.elements.scales)
 
     @property
+    def two_levels(self) -> bool:
+        """Whether scales are products of codes and factors."""
+        return bool(self.super_group) or self.elements.has_factors
+
+    @property
+    def level_types(self) -> tuple[ir.DataType, ir.DataType]:
+        """The types of codes and of factors that :func:`moec.ir.weights.encode.encode` stores, in a format with these
+        two levels."""
+        if self.elements.has_factors:
+            return self.scale_type, ir.DataType.FLOAT
+        return ir.DataType.UINT8 if self.minima else ir.DataType.INT8, self.scale_type
+
+    def span(self, inputs: int) -> int:
+        """Groups of ``inputs`` that share a factor, in a format with scales of two levels."""
+        return self.super_group // self.group if self.super_group else -(-inputs // self.group)
+
+    @property
     def shared_outputs(self) -> int:
         """Consecutive outputs that share the scale of a group."""
         return self.group if self.group and self.group == self.elements.square else 1
@@ -158,13 +185,18 @@ class WeightFormat:
         each = self.scale_type.bitwidth
         return 8 + each * self.group / self.super_group if self.super_group else each
 
+    @property
+    def output_bits(self) -> int:
+        """Bits of an output beside those of its weights and groups: of the factor of its scales, in nvfp4."""
+        return ir.DataType.FLOAT.bitwidth if self.elements.has_factors else 0
+
     def bits_per_weight(self, inputs: int) -> float:
         """Bits of a weight, with its share of scales, zero points and minima. ``inputs``: of its matrix."""
         if not self.quantized:
             return float(self.elements.bits)
         each = self.scale_bits * (1 + self.minima) + (self.data_type.bitwidth if self.zero_points else 0)
         groups = -(-inputs // self.group) if self.group else 1
-        return self.elements.bits + each * groups / inputs / self.shared_outputs
+        return self.elements.bits + (each * groups / self.shared_outputs + self.output_bits) / inputs
 
     @staticmethod
     def parse(text: str) -> WeightFormat:

@@ -1,8 +1,8 @@
-"""Scales of two levels: integers, with one float factor for every few of them.
+"""Scales of two levels: integers or floats of 8 bits, with one float factor for every few of them.
 
 In the place of a table of scales or minima [.., groups, ..] stands ``DequantizeLinear <axis, block_size> (codes,
 factors)``: ``axis`` is that of the groups, and ``block_size`` of them share a factor. The product of a code of 8 bits
-and a factor of 16 is exact in float32.
+and a factor of 16 is exact in float32; one with a factor of 32 is rounded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEVELS: dict[Literal["scale", "minimum"], tuple[Table, Table]] = {
     "minimum": ("minimum_code", "minimum_factor"),
 }
 """Codes and factors of the tables that may have two levels."""
-_CODES = (ir.DataType.INT8, ir.DataType.UINT8)
+_CODES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN)
 _FACTORS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -91,15 +91,20 @@ def levels_of(value: ir.Value | None) -> Levels | None:
 def product_of_levels(
     graph: ir.Graph, before: ir.Node | None, codes: ir.Value, factors: ir.Value, axis: int, span: int
 ) -> ir.Value:
-    """Add a node that computes the table in float32 in front of ``before``, or at the graph's end; return its
-    result."""
+    """Add :func:`levels_node` in front of ``before``, or at the graph's end; return its result."""
+    node = levels_node(codes, factors, axis, span)
+    graph.append(node) if before is None else graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def levels_node(codes: ir.Value, factors: ir.Value, axis: int, span: int) -> ir.Node:
+    """A node that computes the table in float32."""
     assert codes.shape is not None
     attributes = {"axis": axis % codes.shape.rank(), "block_size": span, "output_dtype": int(ir.DataType.FLOAT)}
     node = ir.node("DequantizeLinear", [codes, factors], attributes)
     table = node.outputs[0]
     table.name, table.dtype, table.shape = f"{codes.name}.product", ir.DataType.FLOAT, codes.shape
-    graph.append(node) if before is None else graph.insert_before(before, node)
-    return table
+    return node
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -267,13 +267,26 @@ def _quantized_run(value: ir.Value, node: ir.Node, first: int, has_minima: bool 
         )
     size = int(tensor.shape.numpy()[axis])
     width = node.attributes[WIDTH].as_int() if WIDTH in node.attributes else None
-    name = name_of(tensor.dtype, width, scales.dtype)
-    form = _format(value, name, (tensor.dtype, scales.dtype), block, size, zero_point is not None, has_minima)
-    if scales.levels is not None:
+    codes = scales.dtype if scales.levels is None else scales.levels.codes.dtype
+    scale_type = codes if codes == ir.DataType.FLOAT8E4M3FN else scales.dtype
+    name = name_of(tensor.dtype, width, scale_type)
+    form = _format(value, name, (tensor.dtype, scale_type), block, size, zero_point is not None, has_minima)
+    if form.elements.has_factors:
+        _check_one_factor(value, scales, axis - rank)
+    elif scales.levels is not None:
         form = _with_levels(value, form, scales.levels, axis - rank)
     return WeightRun(
         first, _count(tensor), form, data, scale, zero_point, axis - (rank - 2), scale_levels=scales.levels
     )
+
+
+def _check_one_factor(value: ir.Value, scales: TableOfGroups, axis: int) -> None:
+    levels = scales.levels
+    if levels is None or levels.axis != axis or levels.span < scales.shape[axis]:
+        raise UnsupportedError(
+            f"weight {value.name}: has scales of float8e4m3fn that are not multiplied, or by several factors; expected "
+            "a DequantizeLinear of them with one factor for all inputs of an output"
+        )
 
 
 def _with_levels(value: ir.Value, form: WeightFormat, levels: Levels, axis: int) -> WeightFormat:

@@ -102,7 +102,11 @@ def minimum(product: Multiplication, weights: Weights, start: Any, v: int) -> An
 
 def _floats(product: Multiplication, table: Any, factors: Any, start: Any, v: int) -> Any:
     lanes, stored = product.machine.lanes, product.stored
-    floats = T.cast(table[T.ramp(start + v * lanes, 1, lanes)], f"float32x{lanes}")
+    numbers = table[T.ramp(start + v * lanes, 1, lanes)]
+    if stored.has_float_codes:
+        floats = _e4m3(T.cast(numbers, f"int32x{lanes}"), lanes)
+    else:
+        floats = T.cast(numbers, f"float32x{lanes}")
     if not stored.super_group:
         return floats
     place = start // (stored.span * product.columns) * product.columns + v * lanes

@@ -10,6 +10,7 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 
+import ml_dtypes
 import numpy as np
 
 from moec.common.dtypes import dtype_of
@@ -17,6 +18,9 @@ from moec.ir.weights.encode import StoredMatrix, Table
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
+
+_IN_BYTES = (ml_dtypes.float8_e8m0fnu, ml_dtypes.float8_e4m3fn)
+"""Types of scales, and of codes of these, that are stored as bytes."""
 
 
 def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
@@ -56,7 +60,9 @@ def pack_table(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix
     if table.endswith("_factor"):
         groups //= product.stored.span
     arrays = [array[:groups, :width] for part in parts if (array := part.read(table)) is not None]
-    if table == "scale" and product.stored.scale == "float8_e8m0fnu":
+    if table.endswith("_factor") and product.stored.has_float_codes:
+        arrays = [np.broadcast_to(array, (groups, array.shape[1])) for array in arrays]
+    if arrays[0].dtype in _IN_BYTES:
         arrays = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]
     dtype = dtype_of(_type_of(product.stored, table))
     return _tiled(problem, arrays, groups, width, 0).astype(dtype, copy=False).reshape(-1)

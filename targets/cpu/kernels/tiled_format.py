@@ -36,6 +36,7 @@ Scales have the type that they are stored in, but are float16 where that holds a
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import onnx_ir as ir
 
@@ -44,6 +45,8 @@ from moec.common.errors import UnsupportedError
 from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.kernels.stored_format import SCALE_TYPES, StoredFormat
 
+_CODES = {ir.DataType.INT8: "int8", ir.DataType.UINT8: "uint8", ir.DataType.FLOAT8E4M3FN: "float8_e4m3fn"}
+_MOST_INPUTS_OF_A_FACTOR = 256
 E2M1_HALVES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """The numbers of the 16 codes of float4 e2m1, in halves: whole numbers, which integer products compute exactly."""
 
@@ -53,7 +56,7 @@ class TiledFormat(StoredFormat):
     """A format with this module's layout.
 
     ``super_group``: consecutive inputs whose scales, and minima, are bytes of type ``codes`` times one float of type
-    ``scale``; 0 where scales are floats."""
+    ``scale``; 0 where scales are floats. The one factor of an output in nvfp4 is repeated, so that no row is padded."""
 
     super_group: int = 0
     codes: str = "uint8"
@@ -69,10 +72,12 @@ class TiledFormat(StoredFormat):
             )
         if levels is None:
             return tiled
-        assert levels.factors.dtype is not None
-        codes = "int8" if levels.codes.dtype == ir.DataType.INT8 else "uint8"
-        scale = SCALE_TYPES[levels.factors.dtype]
-        return dataclasses.replace(tiled, scale=scale, super_group=run.format.super_group, codes=codes)
+        assert levels.factors.dtype is not None and levels.codes.dtype is not None
+        scale, codes = SCALE_TYPES[levels.factors.dtype], _CODES[levels.codes.dtype]
+        assert run.axis is not None
+        padded = -(-run.shape[run.axis] // tiled.group) * tiled.group
+        together = run.format.super_group or math.gcd(padded, _MOST_INPUTS_OF_A_FACTOR)
+        return dataclasses.replace(tiled, scale=scale, super_group=together, codes=codes)
 
     @property
     def step(self) -> int:
@@ -102,7 +107,14 @@ class TiledFormat(StoredFormat):
 
     @property
     def scale_storage(self) -> str:
-        return self.codes if self.super_group else super().scale_storage
+        if not self.super_group:
+            return super().scale_storage
+        return "uint8" if self.has_float_codes else self.codes
+
+    @property
+    def has_float_codes(self) -> bool:
+        """Whether codes of scales are floats of 8 bits."""
+        return self.codes == _CODES[ir.DataType.FLOAT8E4M3FN]
 
     @property
     def span(self) -> int:

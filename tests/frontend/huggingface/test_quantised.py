@@ -14,7 +14,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.quantised import decode_names
-from moec.ir.weights.encode import decode
+from moec.ir.weights.encode import Encoded, decode
 from moec.ir.weights.lazy import LazyMatrix
 
 OUT, IN, GROUP = 16, 64, 32
@@ -38,6 +38,9 @@ def numbers(weight: CheckpointWeight) -> np.ndarray:
     assert weight.form is not None
     tables = weight.tables
     stored = LazyMatrix(lambda table: tables[table].read() if table in tables else None)
+    if "scale_code" in tables:
+        scale = tables["scale_code"].read().astype(np.float32) * tables["scale_factor"].read()
+        stored = Encoded(tables["data"].read(), scale)
     result = decode(stored, weight.form, weight.axis)
     for array in tables.values():
         assert array.read().shape == array.shape and array.read().dtype == array.dtype.numpy()
@@ -212,7 +215,7 @@ def test_nvfp4(numbers_end: str, float_end: str, settings: dict[str, Any], shape
     factor = whole.reshape(()) if float_end == ".weight_scale_2" else 1 / whole.reshape(())
     values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
     expected = np.concatenate([values, -values])[codes] * (scale.astype(np.float32) * factor).repeat(16, 1)
-    assert str(actual["p.weight"].form) == "fp4/16" and actual["p.bias"].form is None
+    assert str(actual["p.weight"].form) == "nvfp4" and actual["p.bias"].form is None
     np.testing.assert_allclose(numbers(actual["p.weight"]), expected, rtol=1e-6)
     for change, message in (
         ({float_end: None}, f"has no {float_end.strip('.')} beside it"),

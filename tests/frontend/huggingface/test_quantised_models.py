@@ -149,8 +149,8 @@ def test_nvfp4_stays(tmp_path: pathlib.Path) -> None:
         import_folder(folder)
     config.write_text('{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}')
     model = optimised(folder)
-    assert formats(model, "MoE") == [{"fp4/16"}]
-    assert formats(model, "Linear") == [{"fp4/16"}] * 4
+    assert formats(model, "MoE") == [{"nvfp4"}]
+    assert formats(model, "Linear") == [{"nvfp4"}] * 4
     agree(model, module)
 
 

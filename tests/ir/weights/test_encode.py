@@ -93,7 +93,7 @@ def test_zeros_and_one_number_stay_in_two_levels(form: WeightFormat) -> None:
         encode(weight, WeightFormat("int8", 32, super_group=256))
 
 
-@pytest.mark.parametrize("form", QUANTIZED, ids=str)
+@pytest.mark.parametrize("form", [form for form in QUANTIZED if not form.elements.has_factors], ids=str)
 def test_the_last_group_is_shorter(form: WeightFormat) -> None:
     weight = weights((3, 300))
     encoded = encode(weight, form)
@@ -189,6 +189,22 @@ def test_mx_scales_bring_the_largest_below_eight() -> None:
     np.testing.assert_array_equal(encoded.data[:, 0].astype(np.float32), [4, 6, 6])
 
 
+def test_nvfp4_has_one_factor_for_a_matrix() -> None:
+    """The scales of NVIDIA's Model Optimizer: largest / 6, in e4m3, times the largest of the matrix / (6 * 448)."""
+    weight = np.zeros((2, 3, 40), np.float32)
+    weight[0, 0, [0, 20, 39]] = [6.0 * 448, -6.0 * 17, 3.0 / 512]
+    weight[0, 1, 0] = 6.0 * 448 / 2**15
+    weight[1] = weight[0] * 2.0**20
+    encoded = encode(weight, WeightFormat("nvfp4", 16))
+    assert encoded.scale_code is not None and encoded.scale_code.dtype == ml_dtypes.float8_e4m3fn
+    assert encoded.scale_factor is not None and encoded.scale is not None
+    np.testing.assert_array_equal(encoded.scale_factor, [[[1]] * 3, [[2.0**20]] * 3])
+    codes = [[448, 16, 0], [7 / 512, 0, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(encoded.scale_code.astype(np.float32), [codes] * 2)
+    np.testing.assert_array_equal(encoded.scale[1], np.array(codes) * 2.0**20)
+    np.testing.assert_array_equal(encoded.data[0, 0, [0, 20]].astype(np.float32), [6, -6])
+
+
 def test_smallest_mx_scale() -> None:
     scale = np.zeros((1, 1), np.uint8).view(ml_dtypes.float8_e8m0fnu)
     data = np.ones((1, 32), ml_dtypes.float4_e2m1fn)
@@ -215,6 +231,7 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
         (WeightFormat("int2", 32), 0.362),
         (WeightFormat("fp8"), 0.0265),
         (WeightFormat("mxfp4", 32), 0.114),
+        (WeightFormat("nvfp4", 16), 0.095),
         (WeightFormat("fp4", 16), 0.094),
         (WeightFormat("fp4", 32), 0.101),
     ]:
@@ -226,6 +243,7 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
     "name, group, zero_points, message",
     [
         ("mxfp4", 64, False, "mxfp4 has groups of 64; expected 32"),
+        ("nvfp4", 32, False, "nvfp4 has groups of 32; expected 16"),
         ("int3", 128, False, "int3 has groups of 128; expected 64 or 32"),
         ("fp8", 0, True, "fp8 has no zero points"),
         ("mxfp4", 32, True, "no zero points"),

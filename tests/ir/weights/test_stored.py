@@ -1,5 +1,7 @@
 """Nodes that decode stored weights, in passes and in the interpreter."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +15,7 @@ from moec.ir.text import parse_model, print_model
 from moec.ir.weight_operands import decoding_nodes
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.levels import levels_node
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, decoding_node, weight_runs
 from moec.passes.framework.base import Report
@@ -31,6 +34,7 @@ FORMATS = [
     WeightFormat("int3", 32, zero_points=True),
     WeightFormat("int2", 64),
     WeightFormat("mxfp4", 32),
+    WeightFormat("nvfp4", 16),
     WeightFormat("fp4", 16),
     WeightFormat("fp8"),
 ]
@@ -42,15 +46,17 @@ def constant(name: str, array: np.ndarray) -> ir.Value:
 
 
 def stored(weight: np.ndarray, form: WeightFormat, axis: int, prefix: str = "w") -> tuple[list[ir.Value], ir.Node]:
-    """Initializers and the node that decodes them."""
-    parts = encode(weight, form, axis)[:3]
-    named = zip(("data", "scale", "zero"), parts, strict=True)
-    values = [None if part is None else constant(f"{prefix}_{name}", part) for name, part in named]
-    data, scale, zero = values
-    assert data is not None
-    node = decoding_node(form, data, scale, zero, axis, ir.DataType.FLOAT)
+    """Initializers and the last node that decodes them."""
+    parts = encode(weight, form, axis)
+    names = ["data", "scale_code", "scale_factor"] if form.two_levels else ["data", "scale", "zero_point"]
+    values = {name: constant(f"{prefix}_{name}", part) for name in names if (part := getattr(parts, name)) is not None}
+    scale = values.get("scale")
+    if form.two_levels:
+        span = form.span(weight.shape[axis])
+        scale = levels_node(values["scale_code"], values["scale_factor"], axis, span).outputs[0]
+    node = decoding_node(form, values["data"], scale, values.get("zero_point"), axis, ir.DataType.FLOAT)
     node.outputs[0].name = prefix
-    return [value for value in values if value is not None], node
+    return list(values.values()), node
 
 
 def linear_model(weight: np.ndarray, form: WeightFormat, transposed: bool = False) -> ir.Model:
@@ -60,7 +66,9 @@ def linear_model(weight: np.ndarray, form: WeightFormat, transposed: bool = Fals
     linear = make_node("Linear", {"x": x, "weight": node.outputs[0]}, LinearSpec(transposed=transposed))
     linear.outputs[0].name = "y"
     imports = {"": 24, "moec": 1}
-    graph = ir.Graph([x], linear.outputs, nodes=[node, linear], initializers=values, opset_imports=imports, name="g")
+    levels = node.inputs[1].producer() if len(node.inputs) > 1 else None
+    nodes = [node, linear] if levels is None else [levels, node, linear]
+    graph = ir.Graph([x], linear.outputs, nodes=nodes, initializers=values, opset_imports=imports, name="g")
     return ir.Model(graph, ir_version=11)
 
 
@@ -71,7 +79,7 @@ def test_the_interpreter_multiplies_by_the_decoded_weight(form: WeightFormat, tr
     weight, x = RANDOM.normal(size=(6, K)).astype(np.float32), RANDOM.normal(size=(3, K)).astype(np.float32)
     model = linear_model(weight, form, transposed)
     shapes.infer(model)
-    (weight_run,) = weight_runs(model.graph.node(1).inputs[1])
+    (weight_run,) = weight_runs(model.graph.node(-1).inputs[1])
     assert (weight_run.format, weight_run.first, weight_run.count) == (form, 0, 1)
     expected = decode(encode(weight, form), form)
     decoded = weight_run.decoded(0)
@@ -89,7 +97,7 @@ def test_stored_weights_survive_clean_up_and_text(form: WeightFormat) -> None:
     assert print_model(parse_model(before)) == before
     run_passes(model, parse(CLEAN_UP), Report(), verify_each=True)
     assert [node.op_type for node in model.graph] == [node.op_type for node in parse_model(before).graph]
-    assert weight_runs(model.graph.node(1).inputs[1])[0].format == form
+    assert weight_runs(model.graph.node(-1).inputs[1])[0].format == form
 
 
 def test_other_small_casts_are_still_folded() -> None:
@@ -152,6 +160,13 @@ def dequantize(
     return ir.node("DequantizeLinear", values, {"axis": axis, "block_size": block}, name="decode").outputs[0]
 
 
+def nvfp4(factors: np.ndarray, span: int = 4, elements: Any = ml_dtypes.float4_e2m1fn) -> ir.Value:
+    codes = constant("codes", np.ones((4, 4), ml_dtypes.float8_e4m3fn))
+    scale = levels_node(codes, constant("factors", factors), 1, span).outputs[0]
+    values = [constant("d", INT8.astype(elements)), scale]
+    return ir.node("DequantizeLinear", values, {"axis": 1, "block_size": 16}).outputs[0]
+
+
 INT8, SCALE = np.zeros((4, 64), np.int8), np.ones((4, 2), np.float32)
 REFUSED = {
     "computed by Relu": lambda: ir.node("Relu", [constant("a", SCALE)]).outputs[0],
@@ -171,6 +186,13 @@ REFUSED = {
     ),
     "FLOAT8E4M3FN elements with FLOAT8E8M0 scales": lambda: dequantize(
         INT8.astype(ml_dtypes.float8_e4m3fn), np.ones((4, 1), ml_dtypes.float8_e8m0fnu)
+    ),
+    "scales of float8e4m3fn that are not multiplied": lambda: dequantize(
+        INT8.astype(ml_dtypes.float4_e2m1fn), np.ones((4, 4), ml_dtypes.float8_e4m3fn), block=16
+    ),
+    "or by several factors": lambda: nvfp4(np.ones((4, 2), np.float32), span=2),
+    "FLOAT8E4M3FN elements with FLOAT8E4M3FN scales": lambda: nvfp4(
+        np.ones((4, 1), np.float32), elements=ml_dtypes.float8_e4m3fn
     ),
     "fp4 in groups of 64": lambda: dequantize(
         np.zeros((4, 128), ml_dtypes.float4_e2m1fn), np.ones((4, 2), np.float32), block=64

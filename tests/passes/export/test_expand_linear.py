@@ -26,7 +26,7 @@ def test_products(exported, normal, attributes, inputs):
 
 
 FORMATS = ["int8", "int8,group=4,zero_points=true", "int6", "int4,group=4", "int4,zero_points=true", "int3", "int2",
-           "mxfp4", "fp4", "fp8"]  # fmt: skip
+           "mxfp4", "nvfp4", "fp4", "fp8"]  # fmt: skip
 
 
 @thinned("form", FORMATS, 3)

@@ -40,7 +40,7 @@ def test_experts(exported, normal, experts, declared, weights, route):
 
 
 FORMATS = ["int8", "int8/4z", "int6/32", "int5/32z", "int4/4", "int4/3z", "int4", "int3/32", "int2/32z", "mxfp4",
-           "fp4/16", "fp8"]  # fmt: skip
+           "nvfp4", "fp4/16", "fp8"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "size"), sampled(FORMATS, [F, 5], 8))

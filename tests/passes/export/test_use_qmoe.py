@@ -88,6 +88,7 @@ def test_groups_that_differ_are_told_in_common_blocks(exported, normal):
 @pytest.mark.parametrize(
     ("passes", "reason"),
     [
+        ("quantize-experts{format=nvfp4}", "its weights are stored as nvfp4, which QMoE does not have"),
         ("quantize-experts{format=mxfp4}", "its weights are stored as mxfp4, which QMoE does not have"),
         ("quantize-experts{format=int4,group=8}", "its groups are no multiples of 16 inputs"),
         ("quantize-experts{format=int8,down=int4}", "its weights are stored as int4, int8, and QMoE has one number"),

@@ -19,6 +19,7 @@ from moec.passes.pipeline import parse, print_pipeline
         ),
         ("bf16", "fp16", "O2,cast-weights{dtype=bf16},cast-weights{dtype=fp16,weights=linears}"),
         ("tf32", "tf32", "O2,round-to-tf32{weights=experts},round-to-tf32{weights=linears}"),
+        ("nvfp4", None, "O2,quantize-experts{format=nvfp4}"),
         (None, "mxfp4", "O2,quantize-linears{format=mxfp4}"),
         (
             "fp8/128",
@@ -41,7 +42,7 @@ def test_an_empty_pipeline_gets_no_leading_comma() -> None:
 def test_formats_that_do_not_exist(text: str) -> None:
     with pytest.raises(
         MoecError,
-        match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int6, .*, mxfp4, fp4 or fp8",
+        match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int6, .*, mxfp4, nvfp4, fp4 or fp8",
     ):
         with_formats("O2", linears=text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, spec_of
@@ -38,6 +39,25 @@ def test_formats_are_kept(build, texts, raise_and_compare):
         assert (run.format.name, run.format.group, run.count) == ("int8", 3, E)
         np.testing.assert_array_equal(run.encoded(2).data, constants()[f"{name}_2_int8"])
         np.testing.assert_array_equal(run.encoded(2).scale, constants()[f"{name}_2_scale"])
+
+
+def test_nvfp4_keeps_its_codes_and_factors(build, texts, raise_and_compare):
+    text, arrays, random = quantized(texts["shuffled loop"]), {}, np.random.default_rng(5)
+    decode = "DequantizeLinear <axis = 1, block_size = 16, output_dtype = 1>"
+    for e in range(E):
+        for name, (out, size) in {f"up_{e}": (F, D), f"down_{e}": (D, F)}.items():
+            arrays[f"{name}_int8"] = random.normal(size=(out, size)).astype(ml_dtypes.float4_e2m1fn)
+            arrays[f"{name}_codes"] = random.uniform(0.1, 1, (out, 1)).astype(ml_dtypes.float8_e4m3fn)
+            arrays[f"{name}_factor"] = np.full((out, 1), 0.3 + e, np.float32)
+            text = f"{name}_scale = DequantizeLinear <axis = 1, block_size = 1> ({name}_codes, {name}_factor)\n" + text
+    text = text.replace("DequantizeLinear <axis = 1, block_size = 3, output_dtype = 1>", decode)
+    _, experts = raise_and_compare(build(text, **arrays))
+    for position, name in ((3, "up"), (4, "down")):
+        (run,) = weight_runs(experts.inputs[position])
+        assert (str(run.format), run.count) == ("nvfp4", E)
+        for table in ("codes", "factor"):
+            actual = run.encoded(2).read("scale_code" if table == "codes" else "scale_factor")
+            np.testing.assert_array_equal(actual, arrays[f"{name}_2_{table}"])
 
 
 def test_integer_products_stay_integer_products(build, texts, raise_and_compare):

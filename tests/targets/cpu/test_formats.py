@@ -36,6 +36,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "int4, rows in larger groups": (QuantizeExperts("int4", group=32, activation_group=64),),
     "int4 with zero points": (QuantizeExperts("int4", group=32, zero_points=True),),
     "mxfp4": (QuantizeExperts("mxfp4"),),
+    "nvfp4": (QuantizeExperts("nvfp4"),),
     "fp4": (QuantizeExperts("fp4", group=16),),
     "int3 in groups of 64": (QuantizeExperts("int3", group=64),),
     "int3 with zero points": (QuantizeExperts("int3", group=32, zero_points=True),),
@@ -148,7 +149,7 @@ def test_a_format_needs_a_row_and_nothing_else(name, monkeypatch):
     assert (error <= 1.001 * NEW[name].error * np.abs(groups).max(-1, keepdims=True)).all()
 
 
-STORED = ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "int4 and int8"]
+STORED = ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "nvfp4", "int4 and int8"]
 LAYOUTS = [*sampled(STORED, ["separate", "relu", "sizes"], 8), ("fp8, activations too", "sizes")]
 ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 16)
 

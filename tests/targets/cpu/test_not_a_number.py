@@ -25,6 +25,7 @@ PASSES = {
     "int8": "quantize-experts{format=int8}",
     "int8 in groups": "quantize-experts{format=int8,group=32}",
     "mxfp4": "quantize-experts{format=mxfp4}",
+    "nvfp4": "quantize-experts{format=nvfp4}",
 }
 FEW, MANY = 1, 70
 """Tokens, all of which go to the same experts: one by dot instructions, many by matrix tiles where there are any."""

@@ -27,12 +27,13 @@ from ..node_models import node_model
 
 E, k, inner, hidden = 5, 2, 64, 32
 SIZES = (32, 0, 9, 32, 20)
-INT8, MXFP4 = "quantize-experts{format=int8}", "quantize-experts{format=mxfp4}"
+INT8, MXFP4, NVFP4 = (f"quantize-experts{{format={name}}}" for name in ("int8", "mxfp4", "nvfp4"))
 INT4 = "quantize-experts{format=int4,group=32,zero_points=true}"
 MIXED = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
 CASES = {
     "int8": (ExpertsSpec(), INT8, 0.3),
     "mxfp4": (ExpertsSpec(weight_on_input=True), MXFP4, 0.2),
+    "nvfp4": (ExpertsSpec(), NVFP4, 0.25),
     "formats of their own": (ExpertsSpec(activation="gelu", gate_layout="none"), MIXED, 0.6),
     "sizes of their own": (ExpertsSpec(up_offset=1.0, hidden_sizes=SIZES), INT4, 0.2),
 }
@@ -98,6 +99,7 @@ ODD = {
     "int4": (ExpertsSpec(), INT4),
     "fp8": (ExpertsSpec("gelu", "none"), "quantize-experts{format=fp8}"),
     "mxfp4": (ExpertsSpec(weight_on_input=True), MXFP4),
+    "nvfp4": (ExpertsSpec(), NVFP4),
     "formats of their own": (ExpertsSpec("sigmoid", "none"), "quantize-experts{format=mxfp4,experts=0+3}"),
     "sizes of their own": (ExpertsSpec(hidden_sizes=(44, 1, 9, 44, 20)), INT4),
 }

@@ -3,7 +3,8 @@
 Tensors of a product [out,in]: numbers uint8 [out, in/2], the lower half first; scales [out, in/16]; the float of the
 matrix [] or [1]. A weight is number * scale * float where NVIDIA's Model Optimizer wrote it (``quant_method`` modelopt:
 ``weight``, ``weight_scale``, ``weight_scale_2``), and number * scale / float where compressed-tensors did
-(``nvfp4-pack-quantized``: ``weight_packed``, ``weight_scale``, ``weight_global_scale``). Activations stay floats.
+(``nvfp4-pack-quantized``: ``weight_packed``, ``weight_scale``, ``weight_global_scale``). moec keeps a factor for every
+output, since outputs of several matrices may become those of one: the float, or 1 / float. Activations stay floats.
 Sources: ``NVFP4QTensor`` of modelopt.torch.quantization, ``NVFP4PackedCompressor`` of compressed-tensors.
 """
 
@@ -22,9 +23,9 @@ from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.frontend.huggingface.quantised import fp8, packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
-from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.encode import Table
+from moec.ir.weights.format import NV_GROUP, WeightFormat
 
-_GROUP = 16
 _ACTIVATIONS = (".input_scale", ".k_scale", ".v_scale")
 
 
@@ -61,18 +62,19 @@ def weight_of(
     rank = len(parts[end].shape) if end in parts else 0
     whole = packing.part(parts, end, (ir.DataType.FLOAT,), min(rank, 1))
     out, size = packed.shape[0], 2 * packed.shape[1]
-    packing.check_shape(scales, (out, -(-size // _GROUP)))
+    packing.check_shape(scales, (out, -(-size // NV_GROUP)))
     packing.check_shape(whole, (1,) * min(rank, 1))
 
-    def scale() -> Array:
-        wide, global_scale = scales.numpy().astype(np.float32), whole.numpy().reshape(())
-        if not np.isfinite(global_scale) or (divisor is not None and global_scale == 0):
-            raise MoecError(f"{whole.where}: is {global_scale}; expected a finite number other than 0")
-        return wide * global_scale if divisor is None else wide / global_scale
+    def factors() -> Array:
+        number = whole.numpy().reshape(())
+        if not np.isfinite(number) or (divisor is not None and number == 0):
+            raise MoecError(f"{whole.where}: is {number}; expected a finite number other than 0")
+        return np.full((out, 1), number if divisor is None else 1 / number, np.float32)
 
     def codes() -> Array:
         return packing.unpacked(packed.numpy(), 4).view(ml_dtypes.float4_e2m1fn)
 
     data = LazyArray(ir.DataType.FLOAT4E2M1, (out, size), codes)
-    scale_table = LazyArray(ir.DataType.FLOAT, scales.shape, scale)
-    return CheckpointWeight(where, {"data": data, "scale": scale_table}, WeightFormat("fp4", _GROUP))
+    factor_table = LazyArray(ir.DataType.FLOAT, (out, 1), factors)
+    tables: dict[Table, LazyArray] = {"data": data, "scale_code": LazyArray.of(scales), "scale_factor": factor_table}
+    return CheckpointWeight(where, tables, WeightFormat("nvfp4", NV_GROUP))

@@ -34,7 +34,12 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
 
     Where the problem has starts: ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page, *after])``,
     with a start for each entry of the first axis. Indices outside of [0, length) are not written.
+
+    Where the problem has places by entry: ``(places[S], new[*before, S, *after], pages)``, and index i of ``new`` is
+    written to index ``places[i]`` of all the pages one after the other; to none where that is outside of them.
     """
+    if problem.by_entry:
+        return _write_each(problem)
     if problem.starts:
         return _write_at(problem)
     before = [_size(size, f"b{axis}") for axis, size in enumerate(problem.before)]
@@ -46,7 +51,7 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
 
     def body(start: Any, new: Any, pages: Any) -> None:
         emit = _round_row if problem.stored == INT8_ROWS else _write_part
-        _each_part(problem, new, pages, lambda _head: start, emit)
+        _each_part(problem, new, pages, lambda _head, _entry: start, emit)
 
     function = emit_kernel(parameters, body, numbers=("start",))
     start, new, pages = function.params
@@ -66,7 +71,7 @@ def _write_at(problem: AppendProblem) -> tirx.PrimFunc:
     ]
 
     def body(length: Any, starts: Any, new: Any, pages: Any) -> None:
-        def start(head: Sequence[Any]) -> Any:
+        def start(head: Sequence[Any], _entry: Any) -> Any:
             return T.cast(starts[head[0]], "int64")
 
         emit = _round_row if problem.stored == INT8_ROWS else _write_part
@@ -76,6 +81,25 @@ def _write_at(problem: AppendProblem) -> tirx.PrimFunc:
     length, _, _, pages = function.params
     there = pages.ty.shape[0] * _numbers(problem, pages.ty.shape)
     return checked(function, [Requirement(length <= there, "a state outgrows its memory; expected room for all of it")])
+
+
+def _write_each(problem: AppendProblem) -> tirx.PrimFunc:
+    before = [_size(size, f"b{axis}") for axis, size in enumerate(problem.before)]
+    after = [_size(size, f"a{axis}") for axis, size in enumerate(problem.after)]
+    parameters = [
+        Parameter("places", ("S",), problem.starts),
+        Parameter("new", (*before, "S", *after), problem.new),
+        _pages(problem, before, after),
+    ]
+
+    def body(places: Any, new: Any, pages: Any) -> None:
+        def start(head: Sequence[Any], entry: Any) -> Any:
+            return T.cast(places[entry], "int64") - entry
+
+        emit = _round_row if problem.stored == INT8_ROWS else _write_part
+        _each_part(problem, new, pages, start, emit, pages.shape[0] * _numbers(problem, pages.shape))
+
+    return emit_kernel(parameters, body)
 
 
 @functools.cache
@@ -91,7 +115,7 @@ def unpage(problem: AppendProblem) -> tirx.PrimFunc:
 
     def body(pages: Any, state: Any) -> None:
         emit = _widen_row if problem.stored == INT8_ROWS else _read_part
-        _each_part(problem, state, pages, lambda _head: T.int64(0), emit)
+        _each_part(problem, state, pages, lambda _head, _entry: T.int64(0), emit)
 
     function = emit_kernel(parameters, body)
     pages, state = function.params
@@ -123,19 +147,20 @@ def _each_part(
     problem: AppendProblem,
     state: Any,
     pages: Any,
-    start: Callable[[Sequence[Any]], Any],
+    start: Callable[[Sequence[Any], Any], Any],
     emit: Callable[..., None],
     length: Any = None,
 ) -> None:
     """Emit ``emit(state, at, pages, place)`` for each index of the axes up to the growing one.
 
-    ``at`` is this index in the state and ``place`` in the pages, where the state begins at ``start(indices before the
-    growing axis)``. With ``length``, places outside of [0, length) are left out."""
+    ``at`` is this index in the state and ``place`` in the pages, where entry i along the growing axis is entry
+    ``start(indices before that axis, i) + i`` of the pages. With ``length``, places outside of [0, length) are left
+    out."""
     rank = len(problem.before)
     width = [size for size in problem.after if size is not None]
     with loop("row", parallel_rows(math.prod(state.shape[: rank + 1]), math.prod(width))) as row:
         *head, number = _indices(row, state.shape[: rank + 1])
-        place, page = named("place", T.bind(start(head) + number)), _numbers(problem, pages.shape)
+        place, page = named("place", T.bind(start(head, number) + number)), _numbers(problem, pages.shape)
         arguments = state, [*head, number], pages, [place // page, *head, place % page]
         if length is None:
             emit(*arguments)

@@ -19,9 +19,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.hardware.machine import Machine, tile_of
-from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_rows
+from moec.targets.cpu.kernels.attention_few import attend_with_few_rows
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
-from moec.targets.cpu.kernels.attention_problem import AttentionBuffers, attention_parameters
+from moec.targets.cpu.kernels.attention_problem import FEW_ROWS, AttentionBuffers, attention_parameters
 from moec.targets.cpu.kernels.emit import emit_kernel
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
@@ -30,18 +30,33 @@ from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, in_storage, w
 @functools.cache
 def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
     """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv] (, mask[B|1, H|1, S|1, L]) (, lengths[B]),
-    result[B, H, S, Dv])``.
+    result[B, H, S, Dv])``, or, for N sequences of different lengths, ``(query[1, H, S, D], key, value, lengths[N],
+    spans[N, 2], table[N, M], result[1, H, S, Dv])``.
 
     Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored (int8:
     [pages, B, G, bytes of a page], see :mod:`moec.targets.tvm.kernels.int8_rows`), and a page holds a multiple of
     ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
     least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
     all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.
+
+    Of sequences, number n has ``spans[n, 1]`` of the S queries, from ``spans[n, 0]`` on, and ``lengths[n]`` keys, of
+    which page i is the page ``table[n, i]`` of ``key`` and ``value``.
     """
 
     def body(**buffers: Any) -> None:
         operands = AttentionBuffers(problem, **buffers)
-        with T.If(operands.rows <= FEW_ROWS):
+        has_few = problem.heads_per_group <= FEW_ROWS  # else one query has many rows
+        if problem.sequences:  # each sequence takes the way that it takes alone, so it has the same bits
+            if has_few:
+                attend_with_few_rows(operands, machine)
+            attend_with_many_rows(operands, machine)
+            return
+        rows = operands.rows(T.int64(0))
+        if not has_few:
+            with T.If(rows > 0), T.Then():
+                attend_with_many_rows(operands, machine)
+            return
+        with T.If(rows <= FEW_ROWS):
             with T.Then():
                 attend_with_few_rows(operands, machine)
             with T.Else():

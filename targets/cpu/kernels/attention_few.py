@@ -12,13 +12,12 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers
+from moec.targets.cpu.kernels.attention_problem import FEW_ROWS, LOWEST, AttentionBuffers
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.tvm.text.steps import begin_step
 
-FEW_ROWS = 8
 KEYS_PER_TASK = 256
 ROW_TILE = 4
 _JOIN_IN_PARALLEL = 16384
@@ -39,11 +38,18 @@ def attend_with_few_rows(operands: AttentionBuffers, machine: Machine) -> None:
     chunks = named("chunks", T.bind(T.max(used - before, T.int64(1))))
     with loop("task", T.parallel(heads * chunks)) as task:
         _KeyBlock(operands, machine, task, before, chunks, sums, statistics).emit()
-    with T.If(heads * chunks * operands.rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):
-        with T.Then(), loop("item", T.parallel(heads * operands.rows)) as item:
-            _join(operands, item, chunks, sums, statistics)
-        with T.Else(), loop("item", T.serial(heads * operands.rows)) as item:
-            _join(operands, item, chunks, sums, statistics)
+    rows = T.int64(FEW_ROWS) if operands.problem.sequences else operands.rows(T.int64(0))
+    with T.If(heads * chunks * rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):
+        with T.Then(), loop("item", T.parallel(heads * rows)) as item:
+            _join(operands, item, rows, chunks, sums, statistics)
+        with T.Else(), loop("item", T.serial(heads * rows)) as item:
+            _join(operands, item, rows, chunks, sums, statistics)
+
+
+def _is_own(operands: AttentionBuffers, batch: Any, row: Any) -> Any:
+    """Whether a sequence has the row, and few rows."""
+    rows = operands.rows(batch)
+    return T.And(row < rows, rows <= FEW_ROWS)
 
 
 class _KeyBlock:
@@ -89,7 +95,14 @@ class _KeyBlock:
         return named("first_key", T.bind(first + skipped)), KEYS_PER_TASK - skipped
 
     def emit(self) -> None:
-        rows = named("rows", T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS))))
+        rows = named("rows", T.bind(T.min(self._operands.rows(self._batch), T.int64(FEW_ROWS))))
+        if not self._operands.problem.sequences:
+            self._emit(rows)
+            return
+        with T.If(self._operands.rows(self._batch) <= FEW_ROWS), T.Then():
+            self._emit(rows)
+
+    def _emit(self, rows: Any) -> None:
         begin_step("queries, scaled")
         with loop("row", T.serial(rows)) as row:
             self._load_query(row)
@@ -110,7 +123,7 @@ class _KeyBlock:
         operands, problem = self._operands, self._operands.problem
         head, query = operands.head_of(self._group, row), operands.query_of(row)
         with loop("d", T.serial(problem.head_size)) as d:
-            element = T.cast(operands.query[self._batch, head, query, d], "float32")
+            element = T.cast(operands.query[(*operands.place_of_query(self._batch, head, query), d)], "float32")
             T.buffer_store(self._query, element * T.float32(problem.scale), [row, d])
 
     def _compute_scores(self, row: Any, height: int) -> None:
@@ -225,14 +238,31 @@ class _KeyBlock:
                     T.buffer_store(self._sums, total[d], [self._task, row + i, start + d])
 
 
-def _join(operands: AttentionBuffers, item: Any, chunks: Any, sums: Any, statistics: Any) -> None:
+def _join(operands: AttentionBuffers, item: Any, rows: Any, chunks: Any, sums: Any, statistics: Any) -> None:
     """Emit the sum over the blocks of keys for one row of one head of keys and values, numbered by ``item``."""
-    size, rows = operands.problem.value_size, operands.rows
     row, head = named("row", T.bind(remainder(item, rows))), named("head", T.bind(quotient(item, rows)))
     group, batch = (
         named("group", T.bind(remainder(head, operands.groups))),
         named("batch", T.bind(quotient(head, operands.groups))),
     )
+    if operands.problem.sequences:
+        with T.If(_is_own(operands, batch, row)), T.Then():
+            _join_row(operands, batch, group, row, head, chunks, sums, statistics)
+    else:
+        _join_row(operands, batch, group, row, head, chunks, sums, statistics)
+
+
+def _join_row(
+    operands: AttentionBuffers,
+    batch: Any,
+    group: Any,
+    row: Any,
+    head: Any,
+    chunks: Any,
+    sums: Any,
+    statistics: Any,
+) -> None:
+    size = operands.problem.value_size
     number = named("number", T.alloc_buffer((2,), "float32"))
     joined = named("joined", T.alloc_buffer((size,), "float32"))
     begin_step("the sum over the blocks of keys, in ascending order")
@@ -250,6 +280,6 @@ def _join(operands: AttentionBuffers, item: Any, chunks: Any, sums: Any, statist
         with loop("d", T.vectorized(size)) as d:
             T.buffer_store(joined, joined[d] + weight * sums[task, row, d], [d])
     divisor = named("divisor", T.bind(T.Select(number[_TOTAL] == T.float32(0), T.float32(1), number[_TOTAL])))
-    place = batch, operands.head_of(group, row), operands.query_of(row)
+    place = operands.place_of_query(batch, operands.head_of(group, row), operands.query_of(row))
     with loop("d", T.vectorized(size)) as d:
         T.buffer_store(operands.result, T.cast(joined[d] / divisor, operands.result.dtype), [*place, d])

@@ -18,7 +18,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers, load_block
+from moec.targets.cpu.kernels.attention_problem import FEW_ROWS, LOWEST, AttentionBuffers, load_block
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate
@@ -35,7 +35,7 @@ _MASK_IS_ZERO, _WEIGHTS_VANISH = range(2)
 def attend_with_many_rows(operands: AttentionBuffers, machine: Machine) -> None:
     """Emit the code. Threads take tasks in turn, because tasks with later queries may have more to do."""
     block = machine.column_tile * COLUMN_TILES
-    blocks = named("blocks", T.bind(T.max(T.ceildiv(operands.rows, block), T.int64(1))))
+    blocks = named("blocks", T.bind(T.max(T.ceildiv(operands.most_rows(), block), T.int64(1))))
     groups = named("groups", T.bind(T.max(operands.groups, T.int64(1))))
     with (
         T.attr(0, "pragma_parallel_launch_point", 1),
@@ -45,7 +45,12 @@ def attend_with_many_rows(operands: AttentionBuffers, machine: Machine) -> None:
         first_row = named("first_row", T.bind(remainder(task, blocks) * block))
         group = named("group", T.bind(remainder(quotient(task, blocks), groups)))
         batch = named("batch", T.bind(quotient(quotient(task, blocks), groups)))
-        _RowBlock(operands, machine, batch, group, first_row).emit()
+        if not operands.problem.sequences:
+            _RowBlock(operands, machine, batch, group, first_row).emit()
+            return
+        rows = operands.rows(batch)
+        with T.If(T.And(rows > FEW_ROWS, rows > first_row)), T.Then():
+            _RowBlock(operands, machine, batch, group, first_row).emit()
 
 
 class _RowBlock:
@@ -56,7 +61,7 @@ class _RowBlock:
         self._columns, self._height = machine.column_tile, 1 << (machine.row_tile.bit_length() - 1)
         self._block = COLUMN_TILES * self._columns
         self._batch, self._group, self._first_row = batch, group, first_row
-        self._rows = named("rows", T.bind(T.min(T.int64(self._block), operands.rows - first_row)))
+        self._rows = named("rows", T.bind(T.min(T.int64(self._block), operands.rows(batch) - first_row)))
         self._queries = named("queries", T.alloc_buffer((problem.head_size, self._block), "float32"))
         self._keys = named("keys", T.alloc_buffer((KEYS_PER_BLOCK, problem.head_size), "float32"))
         self._values = named("values", T.alloc_buffer((KEYS_PER_BLOCK, problem.value_size), "float32"))
@@ -123,8 +128,10 @@ class _RowBlock:
                 T.buffer_store(self._queries, T.float32(0), [d, row])
             with loop("row", T.serial(self._rows)) as row:
                 index = self._first_row + row
-                place = self._batch, operands.head_of(self._group, index), operands.query_of(index), d
-                T.buffer_store(self._queries, T.cast(operands.query[place], "float32") * scale, [d, row])
+                place = operands.place_of_query(
+                    self._batch, operands.head_of(self._group, index), operands.query_of(index)
+                )
+                T.buffer_store(self._queries, T.cast(operands.query[(*place, d)], "float32") * scale, [d, row])
         T.buffer_store(self._numbers, T.float32(LOWEST), [_SMALLEST])
         self._measure_energy(self._queries, _QUERY_ENERGY)
 
@@ -301,7 +308,9 @@ class _RowBlock:
         operands = self._operands
         with loop("row", T.serial(self._rows)) as row:
             index = self._first_row + row
-            place = self._batch, operands.head_of(self._group, index), operands.query_of(index)
+            place = operands.place_of_query(
+                self._batch, operands.head_of(self._group, index), operands.query_of(index)
+            )
             total = self._total[row]
             divisor = named("divisor", T.bind(T.Select(total == T.float32(0), T.float32(1), total)))
             with loop("d", T.vectorized(operands.problem.value_size)) as d:

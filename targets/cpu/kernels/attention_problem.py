@@ -15,6 +15,8 @@ from moec.targets.cpu.kernels.emit import Parameter, loop, named
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
 
+FEW_ROWS = 8
+"""Up to so many rows of a batch share out the keys, more the rows."""
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""
 
@@ -35,7 +37,9 @@ def attention_parameters(problem: AttentionProblem, dtype: str) -> list[Paramete
         sizes = [1 if is_broadcast else size for is_broadcast, size in zip(problem.mask_broadcast, "BHS", strict=True)]
         parameters.append(Parameter("mask", (*sizes, "L"), problem.mask))
     if problem.has_lengths:
-        parameters.append(Parameter("lengths", ("B",), "int64"))
+        parameters.append(Parameter("lengths", ("N" if problem.sequences else "B",), "int64"))
+    if problem.sequences:
+        parameters += [Parameter("spans", ("N", 2), "int64"), Parameter("table", ("N", "M"), "int64")]
     return [*parameters, Parameter("result", ("B", "H", "S", problem.value_size), dtype)]
 
 
@@ -50,6 +54,8 @@ class AttentionBuffers:
     result: Any
     mask: Any = None
     lengths: Any = None
+    spans: Any = None
+    table: Any = None
 
     @property
     def in_int8(self) -> bool:
@@ -58,7 +64,8 @@ class AttentionBuffers:
 
     @property
     def batches(self) -> Any:
-        return self.query.shape[0]
+        """Number of entries of a batch, or of sequences."""
+        return self.table.shape[0] if self.problem.sequences else self.query.shape[0]
 
     @property
     def groups(self) -> Any:
@@ -66,7 +73,10 @@ class AttentionBuffers:
 
     @property
     def keys(self) -> Any:
-        return self.key.shape[0] * self._page if self.problem.paged else self.key.shape[2]
+        """Number of keys of which there may be as many in each batch."""
+        if not self.problem.paged:
+            return self.key.shape[2]
+        return (self.table.shape[1] if self.problem.sequences else self.key.shape[0]) * self._page
 
     @property
     def _page(self) -> Any:
@@ -80,8 +90,12 @@ class AttentionBuffers:
         if not self.problem.paged:
             return batch, group, first
         size = named("size", T.bind(T.max(self._page, T.int64(1))))
+        number = first // size
+        if self.problem.sequences:
+            own = self.table[batch, T.min(number, self.table.shape[1] - 1)]
+            number, batch = T.min(T.max(own, T.int64(0)), self.key.shape[0] - 1), T.int64(0)
         return (
-            named("page", T.bind(first // size)),
+            named("page", T.bind(number)),
             batch,
             group,
             named("start", T.bind(first % size)),
@@ -111,10 +125,29 @@ class AttentionBuffers:
     def _size_of(self, tensor: Any) -> int:
         return self.problem.head_size if tensor is self.key else self.problem.value_size
 
-    @property
-    def rows(self) -> Any:
-        """Queries times query heads of one group."""
-        return self.query.shape[2] * self.problem.heads_per_group
+    def queries(self, batch: Any) -> Any:
+        """Number of queries of a batch."""
+        return self.spans[batch, 1] if self.problem.sequences else self.query.shape[2]
+
+    def rows(self, batch: Any) -> Any:
+        """Queries of a batch times query heads of one group."""
+        return self.queries(batch) * self.problem.heads_per_group
+
+    def most_rows(self) -> Any:
+        """Emit the number of rows of the batch with the most of them."""
+        if not self.problem.sequences:
+            return self.rows(T.int64(0))
+        most = named("most_rows", T.alloc_buffer((1,), "int64"))
+        T.buffer_store(most, T.int64(0), [0])
+        with loop("batch", T.serial(self.batches)) as batch:
+            T.buffer_store(most, T.max(most[0], self.rows(batch)), [0])
+        return most[0]
+
+    def place_of_query(self, batch: Any, head: Any, query: Any) -> tuple[Any, ...]:
+        """Indices of a query in the tensors of queries and results, without the last axis."""
+        if self.problem.sequences:
+            return T.int64(0), head, self.spans[batch, 0] + query
+        return batch, head, query
 
     def query_of(self, row: Any) -> Any:
         return named("position", T.bind(row // self.problem.heads_per_group))
@@ -142,7 +175,7 @@ class AttentionBuffers:
         if self.problem.causal == "first":
             return query + 1
         keys = self.keys if self.problem.causal == "last" else self.lengths[batch]
-        return query + 1 + keys - self.query.shape[2]
+        return query + 1 + keys - self.queries(batch)
 
     def frontier(self, batch: Any, query: Any) -> Any:
         """First key that the query must not see, whatever the mask says. May be negative."""
@@ -152,7 +185,7 @@ class AttentionBuffers:
 
     def last_frontier(self, batch: Any) -> Any:
         """First key that no query sees."""
-        return self.frontier(batch, self.query.shape[2] - 1)
+        return self.frontier(batch, self.queries(batch) - 1)
 
     def first_key(self, batch: Any, query: Any) -> Any:
         """First key of the window of a query; 0 without a window. At most the number of keys, whatever the lengths."""

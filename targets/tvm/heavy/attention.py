@@ -37,6 +37,8 @@ class AttentionProblem:
     ``window`` > 0 hides from a query of a causal attention all keys except the last ``window`` ones that it sees.
     ``paged``: element type of keys and values in pages [pages, B, G, page, D]; "" where they are not in pages.
     ``has_sinks``: each head has one more logit, whose weight goes to no value.
+    ``sequences``: the batch is one of several sequences one behind the other, each with its own queries, pages and
+    keys in use.
     ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
     """
 
@@ -52,6 +54,7 @@ class AttentionProblem:
     has_lengths: bool = False
     has_sinks: bool = False
     window: int = 0
+    sequences: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

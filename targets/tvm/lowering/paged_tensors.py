@@ -21,13 +21,15 @@ from moec.targets.tvm.sizes.shapes import static_size
 class AppendProblem:
     """Static part of writing to a state: the sizes of the axes ``before`` and ``after`` the one along which it grows
     (None where dynamic), and element types. ``new``: type of the elements written, a float type, and float32 where
-    ``stored`` is int8. ``starts``: type of the places to write at, one per entry of the first axis; "" to append."""
+    ``stored`` is int8. ``starts``: type of the places to write at, one per entry of the first axis; "" to append.
+    ``by_entry``: there is a place for each entry along the growing axis instead."""
 
     before: tuple[int | None, ...]
     after: tuple[int | None, ...]
     new: str
     stored: str
     starts: str = ""
+    by_entry: bool = False
 
 
 class Places(NamedTuple):

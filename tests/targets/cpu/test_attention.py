@@ -16,7 +16,7 @@ from moec.passes import pipeline
 from moec.targets.cpu.dense import converters
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
-from moec.targets.cpu.kernels.attention_few import FEW_ROWS
+from moec.targets.cpu.kernels.attention_problem import FEW_ROWS
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import select
 from moec.targets.tvm.lowering.lowering import lower

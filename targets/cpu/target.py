@@ -50,7 +50,7 @@ class CpuTarget:
         from moec.targets.tvm.program import compile_program
 
         target, types = tvm.target.Target(self.machine.llvm), (*STORAGE_TYPES, INT8_ROWS)
-        cache = holding(self.machine, APPEND, (PAGE_STATE, UNPAGE_STATE), types, has_places=True)
+        cache = holding(self.machine, APPEND, (PAGE_STATE, UNPAGE_STATE), types, has_places=True, batches=True)
         heavy, needed = converters(self.machine), self.machine.requirements
         return compile_program(
             model, heavy, target, self.name, needed, holding=cache, streams=True, loops=True, codes=self.codes

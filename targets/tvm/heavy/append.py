@@ -23,6 +23,7 @@ def holding(
     types: Collection[str] = STORAGE_TYPES,
     has_places: bool = False,
     lengths_in_memory: bool = False,
+    batches: bool = False,
 ) -> Holding:
     """A target's way to hold states, made from its kernels.
 
@@ -41,7 +42,8 @@ def holding(
     ) -> relax.Var:
         chosen, operands = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
         length = lowering.sizes.expression(past.length if places is None else places.length)
-        numbers = [] if lengths_in_memory else [length]
+        by_entry = places is not None and places.by_entry
+        numbers = [] if lengths_in_memory or by_entry else [length]
         if lengths_in_memory:
             operands = [lowering.in_memory(length), *operands]
         called = KernelCall(chosen, kernel.build(problem), [*operands, past.pages], dataclasses.asdict(problem))
@@ -58,4 +60,4 @@ def holding(
         store, restore = conversions
         return export(lowering, node, problem, store), export(lowering, node, problem, restore)
 
-    return Holding(append, None if conversions is None else both, types, has_places, lengths_in_memory)
+    return Holding(append, None if conversions is None else both, types, has_places, lengths_in_memory, batches)

@@ -17,7 +17,7 @@ from moec.targets.tvm.heavy.attention_sinks import split_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
-from moec.targets.tvm.lowering.paged_tensors import PagedTensor
+from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor
 from moec.targets.tvm.sizes.shapes import static_size
 
 Causal = Literal["", "first", "last", "lengths"]
@@ -69,13 +69,15 @@ class AttentionInputs:
     lengths: relax.Expr | None
     new_keys: Any
     sinks: relax.Expr | None = None
+    batch: BatchTensors | None = None
 
     @property
     def operands(self) -> list[relax.Expr | None]:
         """Query, key, value, mask, lengths and sinks, in the order in which kernels take them; None for a missing
         one."""
         keys = [tensor.pages if isinstance(tensor, PagedTensor) else tensor for tensor in (self.key, self.value)]
-        return [self.query, *keys, self.mask, self.lengths, self.sinks]
+        sequences = [] if self.batch is None else [self.batch.spans, self.batch.table]
+        return [self.query, *keys, self.mask, self.lengths, *sequences, self.sinks]
 
 
 Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
@@ -101,10 +103,24 @@ def lower_attention(
             inputs, present = _attention_inputs(lowering, rest)
         inputs, present = dataclasses.replace(inputs, sinks=sinks.logits(lowering)), []
     problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size)
+    if lowering.batch is not None:
+        inputs, problem = _of_sequences(lowering.batch, inputs, problem)
     batch, heads, queries, _ = inputs.query.ty.shape
     output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
     result = attend(lowering, node, inputs, problem, output)
     return [_joined_heads(lowering, node, result), *present]
+
+
+def _of_sequences(
+    batch: BatchTensors, inputs: AttentionInputs, problem: AttentionProblem
+) -> tuple[AttentionInputs, AttentionProblem]:
+    """The attention of each sequence alone. Raises UnsupportedError for one that needs more than its own keys."""
+    if problem.causal != "lengths" or not problem.paged or problem.mask or problem.has_sinks:
+        raise UnsupportedError(
+            "a batch of sequences needs attention over a cache in the causal order, with at most a window; "
+            f"this one has {'a mask that says more' if problem.mask else 'another order, or no cache in pages'}"
+        )
+    return dataclasses.replace(inputs, batch=batch), dataclasses.replace(problem, sequences=True)
 
 
 def _attention_inputs(

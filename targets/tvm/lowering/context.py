@@ -30,7 +30,7 @@ from moec.targets.base import KernelRecord, Loader
 if TYPE_CHECKING:
     from tvm import relax, tirx
 
-    from moec.targets.tvm.lowering.paged_tensors import PagedTensor, Places
+    from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor, Places
     from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue
 
 HEAVY_OPERATORS = frozenset(
@@ -68,6 +68,9 @@ class LoweringContext(Protocol):
     def sizes(self) -> Sizes:
         """Arithmetic on the function's sizes; comparisons use the facts known about them."""
         ...
+
+    batch: BatchTensors | None
+    """What the program is told of the sequences of a batch; None where it runs no batches (:mod:`moec.ir.batches`)."""
 
     elements: TensorElements
     """Elements of the graph's tensors as expressions of their indices."""

@@ -17,7 +17,7 @@ from moec.common.errors import UnsupportedError
 from moec.ir.masks.rules import elements
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.function_builder import FunctionBuilder
-from moec.targets.tvm.lowering.paged_tensors import PagedTensor
+from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor
 from moec.targets.tvm.sizes.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, StaticValue
 
 INLINE_ELEMENTS = 16
@@ -33,11 +33,16 @@ class GraphValues(FunctionBuilder):
         self._static: dict[ir.Value, StaticValue] = {}
         self._paged: dict[ir.Value, PagedTensor] = {}
         self.elements = elements()
+        self.batch: BatchTensors | None = None
 
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor. Static values become code here; large constants become weights."""
         if value not in self._tensors:
             if value in self._paged:
+                if self.batch is not None:
+                    raise UnsupportedError(
+                        f"it reads the state {value.name!r} of all sequences of a batch; expected attention alone to read it"
+                    )
                 cached = self._paged[value]
                 self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]
             elif value in self._static:

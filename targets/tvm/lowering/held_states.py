@@ -46,13 +46,14 @@ class Holding:
     pages. ``conversions`` gives the symbols of two kernels, (start, state, pages) and (pages, state), for runs that are
     given a state and return it; None where the runtime converts it. ``types``: element types that states can be stored
     in. ``lengths_in_memory``: kernels read the lengths of states in use from the device's memory, so that one captured
-    run serves all lengths."""
+    run serves all lengths. ``batches``: kernels take batches of sequences (:mod:`moec.ir.batches`)."""
 
     append: Callable[[LoweringContext, ir.Node, AppendProblem, PagedTensor, relax.Expr, Places | None], relax.Expr]
     conversions: Callable[[LoweringContext, ir.Node, AppendProblem], tuple[str, str]] | None = None
     types: Collection[str] = STORAGE_TYPES
     has_places: bool = False
     lengths_in_memory: bool = False
+    batches: bool = False
 
     def converting(self, lowering: LoweringContext, state: HeldState, past: PagedTensor) -> HeldState:
         """``state`` with the kernels that convert it, if it is stored in another type than ``past`` has."""

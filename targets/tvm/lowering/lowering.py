@@ -19,6 +19,7 @@ from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
 from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec
+from moec.ir.batches import TENSORS, is_batched
 from moec.ir.streaming import is_streamed
 from moec.ir.weight_operands import decoding_nodes
 from moec.targets.base import KernelRecord, TensorSpec, Weight
@@ -29,7 +30,7 @@ from moec.targets.tvm.lowering.function_builder import identifier
 from moec.targets.tvm.lowering.graph_values import GraphValues
 from moec.targets.tvm.lowering.held_states import Holding, held_states, rounded_by_writing
 from moec.targets.tvm.lowering.last_tokens import LENGTH_AXIS, Narrowing
-from moec.targets.tvm.lowering.paged_tensors import PagedTensor, Places, append_problem
+from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor, Places, append_problem
 from moec.targets.tvm.lowering.unknown_operators import refuse_unknown_operators
 from moec.targets.tvm.sizes.symbolic import StaticValue
 
@@ -98,11 +99,21 @@ class Lowering(GraphValues):
         self._in_memory: dict[str, relax.Var] = {}
         """Tensors int64[1] with the value of a size, by its expression."""
         self._dimensions: dict[str, tirx.Var] = {}
-        self._last = self._narrowing()
+        wanted = self.sizes.variable("wanted")
+        self.batch = self._batch_tensors(wanted) if is_batched(model) else None
+        self._last = self._narrowing(wanted)
 
-    def _narrowing(self) -> Narrowing | None:
-        """The plan to compute logits of the last tokens alone; None where the model has none."""
-        return Narrowing.of(self.model, self.sizes.variable("wanted"))
+    def _batch_tensors(self, wanted: tirx.Var) -> BatchTensors:
+        """The parameters of a batched program. Raises UnsupportedError where the target cannot write at any place."""
+        if self._holding is None or not self._holding.batches:
+            raise UnsupportedError("this target has no kernels for batches of sequences; compile without batches")
+        count, pages, tokens = (self.sizes.variable(name) for name in ("sequences", "sequence_pages", "new_tokens"))
+        shapes = {"lengths": [count], "spans": [count, 2], "table": [count, pages], "places": [tokens], "rows": [wanted]}
+        return BatchTensors(**{name: relax.Var(name, relax.TensorType(shapes[name], "int64")) for name in TENSORS})
+
+    def _narrowing(self, wanted: tirx.Var) -> Narrowing | None:
+        """The plan to compute logits of some tokens alone; None where the model has none."""
+        return Narrowing.of(self.model, wanted, None if self.batch is None else self.batch.rows)
 
     # The whole model
 
@@ -130,7 +141,7 @@ class Lowering(GraphValues):
             parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
             self._builder.emit_func_output(output, params=parameters)
         states = [state.state for state in self._states.values()]
-        if self._holding is not None:
+        if self._holding is not None and self.batch is None:
             tensors = [self._paged[value] for value in self._states]
             states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
         module = self._builder.get()
@@ -235,6 +246,8 @@ class Lowering(GraphValues):
         """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell. A
         tensor int64[1] of each follows where kernels read lengths in memory."""
         lengths = [*map(self.sizes.expression, dict.fromkeys(self._paged[value].length for value in self._states))]
+        if self.batch is not None:
+            return list(self.batch)
         if not lengths:
             return []
         if self._holding is not None and self._holding.lengths_in_memory:
@@ -246,7 +259,7 @@ class Lowering(GraphValues):
 
     def _declare_wanted(self) -> list[relax.Var]:
         """The parameter ``wanted``: a shape with the number of last tokens whose logits are requested."""
-        if self._last is None:
+        if self._last is None or self.batch is not None:
             return []
         (ids,) = (value for value in self.model.graph.inputs if value.name == self._last.spec.input)
         self._of_one_page[self._last.wanted] = self.shape(ids)[LENGTH_AXIS]
@@ -293,7 +306,9 @@ class Lowering(GraphValues):
     def appended(self, node: ir.Node, past: PagedTensor, new: relax.Expr, places: Places | None = None) -> PagedTensor:
         assert self._holding is not None, "a target that holds states can write behind them"
         length = self.sizes.simplify(past.length + new.ty.shape[past.axis]) if places is None else places.length
-        problem = append_problem(past, str(new.ty.dtype), "" if places is None else str(places.starts.ty.dtype))
+        if self.batch is not None:
+            places = Places(self.batch.places, length, by_entry=True)
+        problem = append_problem(past, str(new.ty.dtype), places)
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
@@ -307,6 +322,8 @@ class Lowering(GraphValues):
         return self._in_memory[key]
 
     def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
+        if self.batch is not None:
+            return self.batch.lengths
         count, length = cached.ty.shape[0], self.sizes.expression(cached.length)
         key = used, str(count), str(length)
         if key not in self._filled:

@@ -35,10 +35,22 @@ class AppendProblem:
 class Places(NamedTuple):
     """Places to write at in a state: ``starts``, integers [first axis], has one for each entry of the first axis.
 
-    The state is of ``length`` afterwards; nothing is written outside of that."""
+    The state is of ``length`` afterwards; nothing is written outside of that. ``by_entry``: there is a place for each
+    entry along the growing axis instead, and nothing is written outside of the pages."""
 
     starts: relax.Expr
     length: Any
+    by_entry: bool = False
+
+
+class BatchTensors(NamedTuple):
+    """What a batched program (:mod:`moec.ir.batches`) takes beside the inputs of its graph."""
+
+    lengths: relax.Var
+    spans: relax.Var
+    table: relax.Var
+    places: relax.Var
+    rows: relax.Var
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +118,7 @@ class PagedTensor:
         return build
 
 
-def append_problem(state: PagedTensor, new: str, starts: str = "") -> AppendProblem:
-    sizes = [static_size(size) for size in state.ty.shape]
-    return AppendProblem(tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :]), new, state.stored, starts)
+def append_problem(state: PagedTensor, new: str, places: Places | None = None) -> AppendProblem:
+    sizes, starts = [static_size(size) for size in state.ty.shape], "" if places is None else str(places.starts.ty.dtype)
+    before, after = tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :])
+    return AppendProblem(before, after, new, state.stored, starts, places is not None and places.by_entry)

@@ -1,0 +1,30 @@
+"""Batched models: graphs that compute tokens of several sequences of different lengths in one run.
+
+The tokens of all sequences lie one after the other along the one axis of tokens, in a single batch entry. Nodes that
+treat each token alone do not notice. Operators that hold a state (caches of keys and values) treat each sequence with
+its own state, which lies in pages that all sequences share. A program takes, after the inputs of the graph,
+
+- ``lengths`` int64[N]: tokens in the state of each sequence, the new ones included;
+- ``spans`` int64[N, 2]: the first of its new tokens along the axis of tokens, and how many there are;
+- ``table`` int64[N, M]: its pages, in the order of its tokens;
+- ``places`` int64[T]: the place of each new token in all the pages one after the other;
+- ``rows`` int64[W]: the tokens whose logits are computed.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+BATCHED_KEY = "moec.batched"
+POSITIONS = "moec.positions"
+"""Input of a batched graph, int64[1, T]: the number of each token in its sequence."""
+TENSORS = ("lengths", "spans", "table", "places", "rows")
+
+
+def mark_batched(model: ir.Model) -> None:
+    """Say in the model's metadata that its tokens are those of several sequences."""
+    model.metadata_props[BATCHED_KEY] = "1"
+
+
+def is_batched(model: ir.Model) -> bool:
+    return BATCHED_KEY in model.metadata_props

@@ -31,6 +31,7 @@ from moec.runtime.manifest import (
     MANIFEST,
     WEIGHT_ALIGNMENT,
     WEIGHTS,
+    BatchEntry,
     FileEntry,
     Manifest,
     PipelineStage,
@@ -85,6 +86,7 @@ class Context:
     placement: ExpertPlacement | None = None
     sequences: str | None = None
     pipeline: Sequence[StageProgram] = ()
+    batch: Program | None = None
     more_files: Callable[[pathlib.Path], Mapping[str, bytes]] | None = None
     """Function that makes further files, by path in the artifact, from the file of the weights."""
 
@@ -149,7 +151,9 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
     files = _ArtifactFiles(folder)
     programs = [part for part in results if isinstance(part, Program)]
     of_stages = [stage.program for stage in context.pipeline]
-    weights, positions, files.entries[WEIGHTS] = write_weights(folder / WEIGHTS, [*programs, *of_stages], progress)
+    of_batch = [] if context.batch is None else [context.batch]
+    together = [*programs, *of_stages, *of_batch]
+    weights, positions, files.entries[WEIGHTS] = write_weights(folder / WEIGHTS, together, progress)
     if context.more_files is not None:
         for name, content in context.more_files(folder / WEIGHTS).items():
             files.write(name, content)
@@ -191,6 +195,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         placement=context.placement,
         sequences=context.sequences,
         pipeline=_write_pipeline(files, context.pipeline, positions[len(programs) :]),
+        batch=None if context.batch is None else _write_batch(files, context.batch, positions[-1]),
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
 
@@ -252,8 +257,12 @@ def _write_pipeline(
             outputs=stage.program.outputs,
             program=_write_program(files, stage.program, indices, f"stage{number}/"),
         )
-        for number, (stage, indices) in enumerate(zip(stages, positions, strict=True))
+        for number, (stage, indices) in enumerate(zip(stages, positions, strict=False))
     ]
+
+
+def _write_batch(files: _ArtifactFiles, program: Program, weights: list[int]) -> BatchEntry:
+    return BatchEntry(program.inputs, program.outputs, _write_program(files, program, weights, "batch/"))
 
 
 def _write_project(files: _ArtifactFiles, project: Project) -> ProjectEntry:

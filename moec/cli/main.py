@@ -146,6 +146,9 @@ def compile_model(
         str | None,
         typer.Option(help="c: also write a C library, named after the output, with moec.h. Needs a C compiler."),
     ] = None,
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Also compile a program for sequences of different lengths together.")
+    ] = False,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     workers: Workers = 0,
@@ -182,6 +185,7 @@ def compile_model(
             verify_each=verify_each,
             dump_to=dump_phases_to,
             form=form,
+            batches=batches,
             workers=workers,
             progress=progress,
         )

@@ -24,6 +24,7 @@ import sympy
 from moec.common.errors import InputError, UnsupportedError
 from moec.common.names import node_name
 from moec.common.specs import State
+from moec.compiling.model_inputs import ModelInputs
 from moec.ir import sizes
 from moec.ir.batches import POSITIONS, mark_batched
 from moec.ir.dialect import is_moec
@@ -32,11 +33,12 @@ from moec.ir.masks.rules import elements
 from moec.ir.masks.visibility import uses_all_keys
 from moec.ir.sequence_cuts import SAME, SequenceCut, SizeNumbers, Use, known_shape, size_names
 from moec.ir.sequence_rules import cut_of_results
-from moec.ir.states import ATTENTION_CACHES
+from moec.ir.states import ATTENTION_CACHES, states_of
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.interface import Interface
 from moec.runtime.roles import Roles, roles_of
+from moec.targets.base import Made, Program, Target
 
 _MASK, _PAST_KEY, _LENGTHS = 3, 4, 6
 _CLEANING = "infer-shapes,fold-shapes,raise-masks,simplify,eliminate-common-subexpressions,remove-dead-nodes"
@@ -57,6 +59,16 @@ def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
     _Proof.of(batch).check()
     mark_batched(copy)
     return copy
+
+
+def batch_program(model: ir.Model, inputs: ModelInputs, program: Made, target: Target) -> Program:
+    """Compile the program of a batch. ``inputs``, ``program``: those of the model. Raises what :func:`batched_model`
+    and the target raise."""
+    interface = Interface(program.inputs, program.outputs, states_of(model), inputs.limits, inputs.sizes)
+    compiled = target.compile(batched_model(model, interface))
+    if not isinstance(compiled, Program):
+        raise UnsupportedError("no batches of sequences: the target makes projects; compile without batches")
+    return compiled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,7 @@ class CompileOptions:
     verify_each: bool = False
     dump_to: str | os.PathLike[str] | None = None
     form: str | None = None
+    batches: bool = False
     workers: int = 0
     executor: JobExecutor | None = None
     progress: Progress | None = None
@@ -63,7 +64,7 @@ class CompileOptions:
         check_optional_text(passes=self.passes, experts=self.experts, linears=self.linears, arithmetic=self.arithmetic)
         if self.form not in (None, C):
             raise MoecError(f"form is {shown(self.form)}; expected {C!r} for a C library, or None")
-        check_flags(verify_each=self.verify_each)
+        check_flags(verify_each=self.verify_each, batches=self.batches)
         check_optional_flag("cache", self.cache)
         if self.progress is not None and not callable(self.progress):
             raise MoecError(f"progress is {shown(self.progress)}; expected a function of one string, or None")

@@ -63,6 +63,7 @@ def compile(
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
     form: str | None = None,
+    batches: bool = False,
     workers: int = 0,
     executor: JobExecutor | None = None,
     progress: Progress | None = None,
@@ -123,6 +124,8 @@ def compile(
     form
         ``c`` also writes a C library (``moec.h``, ``lib<name>.so``, ``lib<name>.a``) into the artifact, named after
         ``output``; needs a C compiler.
+    batches
+        Whether to compile a second program, for sequences of different lengths together (:meth:`moec.CompiledModel.batch`).
     workers, executor
         Where the weights of experts are quantised, each expert in one job: in so many processes of this machine, or on
         an executor of PEP 3148 (:mod:`moec.common.jobs`). Results are the same. With neither: in this process.
@@ -152,6 +155,7 @@ def compile(
         verify_each=verify_each,
         dump_to=dump_to,
         form=form,
+        batches=batches,
         workers=workers,
         executor=executor,
         progress=progress,
@@ -207,6 +211,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     c_form, ranges = options.c_form(path), options.layer_ranges
     text = kept_text_files(model, options.tokenizer)
 
+    from moec.compiling.batches import batch_program
     from moec.compiling.layer_stages import stage_programs
     from moec.ir.blocks import moe_blocks
     from moec.ir.rounding import arithmetics_of
@@ -227,6 +232,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
         _report_rounding(rounding, target, report)
         programs = _generate(graph, chosen, target, report)
         of_stages = [] if ranges is None else stage_programs(graph, ranges, chosen[0])
+        of_batch = batch_program(graph, inputs, programs[0], chosen[0]) if options.batches else None
     with _step(WRITING, model, report):
         if limit is not None:
             check_resident(limit, programs, str(model))
@@ -242,6 +248,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
             text=text,
             resident=limit,
             pipeline=of_stages,
+            batch=of_batch,
         )
         if c_form is not None:
             assert isinstance(programs[0], Program), "the target has a processor"

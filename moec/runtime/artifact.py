@@ -150,6 +150,18 @@ class Artifact:
         ]
         return weights, placement, experts
 
+    def more_weights(self, program: ProgramEntry, loaded: Mapping[int, np.ndarray]) -> list[np.ndarray]:
+        """The constants of another program: those ``loaded``, by position in the manifest, and others from their
+        file."""
+        entries = {at: self.manifest.weights[at] for at in program.weights if at not in loaded}
+        ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries.values()]
+        memory, _ = place_file(self.path(WEIGHTS), "mapped", ranges)
+        others = {
+            at: memory[entry.offset : entry.offset + entry.bytes].view(dtype_of(entry.dtype)).reshape(entry.shape)
+            for at, entry in entries.items()
+        }
+        return [loaded[at] if at in loaded else others[at] for at in program.weights]
+
     def _experts_of(self, program: ProgramEntry, rank: int) -> set[tuple[int, int]]:
         """List the experts (layer, expert) that a rank computes: its own, and all of layers that are not placed."""
         placed = self.manifest.placement

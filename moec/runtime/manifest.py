@@ -20,7 +20,7 @@ from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec,
 from moec.placing.placement import ExpertPlacement
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 26
+FORMAT_VERSION = 27
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -85,6 +85,15 @@ class PipelineStage:
 
 
 @dataclasses.dataclass
+class BatchEntry:
+    """The program of a batch of sequences (:mod:`moec.ir.batches`), and the inputs and outputs of its graph."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    program: ProgramEntry
+
+
+@dataclasses.dataclass
 class ProjectEntry:
     """Sources of an artifact, in ``folder``, that another tool builds. ``report``: plain data about the selected
     design."""
@@ -123,7 +132,8 @@ class Manifest:
     raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
     ``placement``: ranks that hold the experts; None where each process holds all. ``sequences``: the named size that
     counts sequences, of which each is computed as if it were alone; None where that is not known.
-    ``pipeline``: stages by layers, for a process each; empty where a process runs the whole model alone.
+    ``pipeline``: stages by layers, for a process each; empty where a process runs the whole model alone. ``batch``: for
+    sequences of different lengths together; None where it was not compiled.
     """
 
     moec_version: str
@@ -151,13 +161,15 @@ class Manifest:
     placement: ExpertPlacement | None = None
     sequences: str | None = None
     pipeline: list[PipelineStage] = dataclasses.field(default_factory=list)
+    batch: BatchEntry | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def all_programs(manifest: Manifest) -> list[tuple[ProgramEntry, Sequence[TensorSpec], Sequence[TensorSpec]]]:
-    """List the programs of the whole model and of the stages, with their inputs and outputs."""
+    """List the programs of the whole model, of the stages and of batches, with their inputs and outputs."""
     whole = [(program, manifest.inputs, manifest.outputs) for program in manifest.programs]
-    return [*whole, *((stage.program, stage.inputs, stage.outputs) for stage in manifest.pipeline)]
+    parts = [*manifest.pipeline, *([] if manifest.batch is None else [manifest.batch])]
+    return [*whole, *((part.program, part.inputs, part.outputs) for part in parts)]
 
 
 def print_manifest(manifest: Manifest) -> str:

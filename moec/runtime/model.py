@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moec.common.arguments import check_path
+from moec.common.errors import UnsupportedError
 from moec.common.specs import State, TensorSpec
 from moec.runtime.artifact import Artifact, check_machine
 from moec.runtime.artifact_folder import copy_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
+from moec.runtime.batch import Batch
+from moec.runtime.batch_program import BatchProgram
 from moec.runtime.device import Device
 from moec.runtime.entries import RemarkEntry
 from moec.runtime.executor import Executor
@@ -56,6 +59,8 @@ class CompiledModel:
         self._first_states = FirstStates(self.interface)
         self.kernels: dict[str, CompiledKernel] = kernels_of(artifact, program)
         crossovers = {name for kernel in self.kernels.values() for name in kernel.crossovers}
+        self._weights = dict(zip(program.weights, weights, strict=True))
+        self._of_batch: BatchProgram | None = None
         named = zip(artifact.weight_entries(program), weights, strict=True)
         self.probe = Probe(self._executor, {entry.name: array for entry, array in named if entry.name in crossovers})
         # Measured crossovers do not apply to an emulator.
@@ -147,6 +152,34 @@ class CompiledModel:
         that run together. Raises InputError for a model without token ids or logits, or with states of an unknown size.
         """
         return Session(self.interface, self._executor, max_tokens, batch)
+
+    def batch(self, max_sequences: int, max_tokens: int, *, step_tokens: int | None = None) -> Batch:
+        """Make a :class:`moec.Batch` of a language model that was compiled with ``batches``: sequences of different
+        lengths that run together.
+
+        ``max_sequences``: the most at once. ``max_tokens``: the most that all of them hold together, in pages of 256;
+        memory is taken as it is written to. ``step_tokens``: the most tokens of a step, 256 or more; None for a part of
+        a prompt and a token of each other sequence. Raises InputError for other numbers, UnsupportedError for a model
+        without such a program or whose experts are streamed, and MoecError where there is no memory.
+        """
+        return Batch(self.interface, self._batch_program(), max_sequences, max_tokens, step_tokens)
+
+    def _batch_program(self) -> BatchProgram:
+        """The program of batches, which is loaded once."""
+        if self._of_batch is None:
+            entry = self.artifact.manifest.batch
+            if entry is None:
+                raise UnsupportedError(
+                    f"{self.artifact.where}: has no program for batches of sequences; compile it with batches "
+                    "(moec compile --batches)"
+                )
+            if self._device is not None or self._experts is not None:
+                raise UnsupportedError(
+                    f"{self.artifact.where}: batches run on a processor, with all weights in memory; load it so"
+                )
+            more = self.artifact.more_weights(entry.program, self._weights)
+            self._of_batch = BatchProgram(self.artifact, entry, more, self.threads)
+        return self._of_batch
 
     @property
     def target(self) -> str:

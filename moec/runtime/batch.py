@@ -1,0 +1,320 @@
+"""Batches: sequences of different lengths that one run computes together, and that join and leave between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.common.arguments import shown
+from moec.common.errors import InputError
+from moec.common.guards import holds, parse_guard
+from moec.runtime.batch_program import BatchProgram, Part
+from moec.runtime.held import PAGE
+from moec.runtime.interface import Interface
+from moec.runtime.page_pool import PagePool
+
+
+@dataclasses.dataclass
+class _Sequence:
+    """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages``. ``wanted``: number of
+    last tokens whose logits are wanted. ``logits``: those computed so far."""
+
+    tokens: list[int]
+    wanted: int
+    computed: int = 0
+    pages: list[int] = dataclasses.field(default_factory=list)
+    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def waiting(self) -> int:
+        """Number of tokens that are still to be computed."""
+        return len(self.tokens) - self.computed
+
+
+class Batch:
+    """Sequences of a language model that run together. :meth:`moec.CompiledModel.batch` makes it.
+
+    A sequence is added with its first tokens, and gets further ones by :meth:`extend`. :meth:`step` computes waiting
+    tokens of all sequences in one run, so that weights are read once for all of them. The numbers of a sequence are the
+    same bit for bit whatever runs beside it: tokens that wait together are computed in parts that end at multiples of
+    256 tokens, however many there is time for.
+
+    States lie in pages of 256 tokens. A fork shares them until it writes.
+    """
+
+    def __init__(
+        self, interface: Interface, program: BatchProgram, max_sequences: int, max_tokens: int, step_tokens: int | None
+    ) -> None:
+        for name, number in (("max_sequences", max_sequences), ("max_tokens", max_tokens)):
+            _check_count(name, number)
+        least = PAGE + max_sequences - 1
+        self._budget = least if step_tokens is None else step_tokens
+        _check_count("step_tokens", self._budget)
+        if self._budget < PAGE:
+            raise InputError(f"step_tokens is {self._budget}; expected {PAGE} or more: prompts run in parts of that")
+        self._interface, self._program, self.max_sequences = interface, program, max_sequences
+        self._guards = [parse_guard(text) for text in interface.guards]
+        self._pool = PagePool(program.entry.program.held, program.entry.inputs, -(-max_tokens // PAGE))
+        self._sequences: dict[int, _Sequence] = {}  # in the order in which they are served
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        pages = f"{self.pages - self.free_pages} of {self.pages} pages in use"
+        return f"<Batch of {len(self._sequences)} sequences of at most {self.max_sequences}, {pages}>"
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return len(self._sequences)
+
+    @property
+    def sequences(self) -> list[int]:
+        """Numbers of the sequences, in ascending order."""
+        return sorted(self._sequences)
+
+    @property
+    def pages(self) -> int:
+        """Number of pages of 256 tokens."""
+        return self._pool.count
+
+    @property
+    def free_pages(self) -> int:
+        """Number of pages that no sequence holds."""
+        return self._pool.free
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return self._pool.page_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the pages in use. Pages that sequences share count once."""
+        return (self.pages - self.free_pages) * self.page_bytes
+
+    def length(self, sequence: int) -> int:
+        """Number of tokens of a sequence, waiting ones included. Raises InputError for an unknown sequence."""
+        return len(self._known(sequence).tokens)
+
+    def waiting(self, sequence: int) -> int:
+        """Number of tokens of a sequence that are still to be computed. Raises InputError for an unknown sequence."""
+        return self._known(sequence).waiting
+
+    def add(self, ids: Any, *, last: int | None = 1) -> int:
+        """Add a sequence with its first tokens, integers [1 or more], and return its number.
+
+        ``last``: as for :meth:`extend`. Raises InputError, and adds nothing, for a batch that has ``max_sequences``, for
+        ids of another shape or beyond the vocabulary, and more tokens than the model or the batch can hold."""
+        with self._used():
+            self._check_room()
+            tokens = self._checked(ids)
+            sequence = _Sequence(tokens, _wanted(last, len(tokens)))
+            self._check_length(len(tokens))
+            return self._new(sequence)
+
+    def extend(self, sequence: int, ids: Any, *, last: int | None = 1) -> None:
+        """Append tokens, integers [1 or more], for the next steps to compute.
+
+        ``last``: number of last tokens of these whose logits :meth:`step` returns; None for all of them. Raises
+        InputError, and appends nothing, for an unknown sequence, for one with tokens that wait already, and as
+        :meth:`add`."""
+        with self._used():
+            known, tokens = self._known(sequence), self._checked(ids)
+            if known.waiting:
+                raise InputError(
+                    f"sequence {sequence} has {known.waiting} tokens that wait; extend it when they are computed (step)"
+                )
+            wanted = _wanted(last, len(tokens))
+            self._check_length(len(known.tokens) + len(tokens))
+            known.tokens += tokens
+            known.wanted = wanted
+
+    def fork(self, sequence: int) -> int:
+        """Add a sequence with the tokens of another, and return its number. They share pages until one writes to them,
+        which copies that page. Raises InputError for an unknown sequence and for a batch that has ``max_sequences``."""
+        with self._used():
+            known = self._known(sequence)
+            self._check_room()
+            for page in known.pages:
+                self._pool.hold(page)
+            copy = dataclasses.replace(
+                known, tokens=list(known.tokens), pages=list(known.pages), logits=list(known.logits)
+            )
+            return self._new(copy)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all except the first ``length`` tokens of a sequence, waiting ones first. Raises InputError for an
+        unknown sequence and for more tokens than it has."""
+        with self._used():
+            known = self._known(sequence)
+            if not _is_whole(length) or not 0 <= length <= len(known.tokens):
+                raise InputError(
+                    f"truncate sequence {sequence} to {shown(length)} tokens; expected a whole number from 0 to "
+                    f"{len(known.tokens)}"
+                )
+            known.wanted = max(0, known.wanted - (len(known.tokens) - length))
+            del known.tokens[length:]
+            known.computed = min(known.computed, length)
+            self._keep(known, -(-known.computed // PAGE))
+            if not known.waiting:
+                known.logits.clear()
+
+    def remove(self, sequence: int) -> None:
+        """Remove a sequence, and free the pages that no other holds. Raises InputError for an unknown one."""
+        with self._used():
+            self._keep(self._known(sequence), 0)
+            del self._sequences[sequence]
+
+    def step(self) -> dict[int, np.ndarray]:
+        """Compute waiting tokens of all sequences, or of as many as ``step_tokens`` allows, in one run.
+
+        Returns, for each sequence whose tokens are then all computed, the logits that were wanted, float32 [last,
+        vocabulary], by number in the order of the sequences; nothing where no token waits. Sequences take turns, so
+        that none waits for ever.
+
+        Raises InputError, and computes nothing, where there are not enough free pages."""
+        with self._used():
+            numbers = self._chosen()
+            if not numbers:
+                return {}
+            with self._room_for(numbers):
+                parts = {number: self._part(self._sequences[number]) for number in numbers}
+                logits = self._program.run([*parts.values()], self._pool, PAGE)
+            return self._take(parts, logits)
+
+    def _chosen(self) -> list[int]:
+        """Sequences with waiting tokens whose parts fit in the budget, those first that have waited longest."""
+        chosen, left = [], self._budget
+        for number, sequence in self._sequences.items():
+            count = _part_size(sequence)
+            if 0 < count <= left:
+                chosen.append(number)
+                left -= count
+        return chosen
+
+    @contextlib.contextmanager
+    def _room_for(self, numbers: Sequence[int]) -> Iterator[None]:
+        """Context with pages of their own for the next parts of these sequences. A failure leaves them as they were."""
+        before = {number: len(self._sequences[number].pages) for number in numbers}
+        try:
+            for number in numbers:
+                self._make_room(self._sequences[number])
+            yield
+        except BaseException:
+            for number, count in before.items():
+                self._keep(self._sequences[number], count)
+            raise
+
+    def _make_room(self, sequence: _Sequence) -> None:
+        first, end = sequence.computed // PAGE, -(-(sequence.computed + _part_size(sequence)) // PAGE)
+        if first < len(sequence.pages) and self._pool.is_shared(sequence.pages[first]):
+            sequence.pages[first] = self._pool.own(sequence.pages[first])
+        while len(sequence.pages) < end:
+            sequence.pages.append(self._pool.take())
+
+    def _part(self, sequence: _Sequence) -> Part:
+        end = sequence.computed + _part_size(sequence)
+        wanted = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
+        return Part(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, wanted)
+
+    def _take(self, parts: Mapping[int, Part], logits: np.ndarray) -> dict[int, np.ndarray]:
+        """Note what was computed, and let these sequences wait behind the others."""
+        done, first = {}, 0
+        for number, part in parts.items():
+            sequence = self._sequences.pop(number)
+            self._sequences[number] = sequence
+            sequence.computed = part.end
+            sequence.logits.append(logits[first : first + part.wanted])
+            first += part.wanted
+            if not sequence.waiting:
+                done[number] = np.concatenate(sequence.logits)
+                sequence.logits, sequence.wanted = [], 0
+        return {number: done[number] for number in sorted(done)}
+
+    def _new(self, sequence: _Sequence) -> int:
+        number = self._next
+        self._next += 1
+        self._sequences[number] = sequence
+        return number
+
+    def _keep(self, sequence: _Sequence, count: int) -> None:
+        """Release all pages of a sequence except the first ``count``."""
+        for page in sequence.pages[count:]:
+            self._pool.release(page)
+        del sequence.pages[count:]
+
+    def _known(self, number: int) -> _Sequence:
+        if not _is_whole(number) or number not in self._sequences:
+            listed = ", ".join(map(str, self.sequences)) or "none"
+            raise InputError(f"the batch has no sequence {shown(number)}; it has: {listed}")
+        return self._sequences[number]
+
+    def _check_room(self) -> None:
+        if len(self._sequences) >= self.max_sequences:
+            raise InputError(
+                f"the batch has {len(self._sequences)} sequences, its max_sequences; remove one, or make a larger batch"
+            )
+
+    def _checked(self, ids: Any) -> list[int]:
+        """Token ids as a list."""
+        try:
+            array = np.asarray(ids)
+        except (ValueError, TypeError):
+            array = np.empty((0, 0), object)
+        if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
+            raise InputError(f"token ids are {shown(ids)}; expected integers [1 or more]")
+        limit = self._program.roles.limit
+        if array.min() < 0 or (limit is not None and array.max() >= limit):
+            bad = int(array.min()) if array.min() < 0 else int(array.max())
+            raise InputError(f"token id {bad} is outside of the vocabulary; expected 0 to {(limit or 1 << 63) - 1}")
+        return [int(token) for token in array]
+
+    def _check_length(self, total: int) -> None:
+        """Check that the model and the pages can hold so many tokens in a sequence."""
+        if -(-total // PAGE) > self.pages:
+            raise InputError(
+                f"the sequence would have {total} tokens, and the batch has {self.pages} pages of {PAGE}; make a batch "
+                "for more tokens (max_tokens)"
+            )
+        ids, state = self._program.roles.ids, self._interface.states[0]
+        spec = next(spec for spec in self._interface.inputs if spec.name == state.input)
+        assert state.axis is not None, "states without tokens are not batched"
+        sizes = {ids.shape[0]: 1, ids.shape[1]: 1, spec.shape[state.axis]: total - 1}
+        known = {name: number for name, number in sizes.items() if isinstance(name, str)}
+        for guard in self._guards:
+            if set(guard.names) <= known.keys() and not holds(guard, known):
+                raise InputError(f"the model was exported for sizes with {guard} only, and cannot hold {total} tokens")
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise InputError("the batch is being used by another thread; let one thread use it")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+def _part_size(sequence: _Sequence) -> int:
+    """Number of tokens of the next part: up to the end of a page."""
+    return min(sequence.waiting, PAGE - sequence.computed % PAGE)
+
+
+def _wanted(last: int | None, count: int) -> int:
+    if last is not None and (not _is_whole(last) or last < 0):
+        raise InputError(f"last is {shown(last)}; expected a whole number from 0 up, or None for all tokens")
+    return count if last is None else min(last, count)
+
+
+def _check_count(name: str, number: Any) -> None:
+    if not _is_whole(number) or number < 1:
+        raise InputError(f"{name} is {shown(number)}; expected a whole number from 1 up")
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)

@@ -1,0 +1,115 @@
+"""The program of a batch on arrays: one run for new tokens of several sequences (:mod:`moec.ir.batches`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moec.common.dtypes import dtype_of
+from moec.common.errors import DefectError, MoecError
+from moec.ir.batches import POSITIONS, TENSORS
+from moec.runtime.artifact import Artifact
+from moec.runtime.device import Host
+from moec.runtime.interface import Interface
+from moec.runtime.manifest import BatchEntry
+from moec.runtime.page_pool import PagePool
+from moec.runtime.pages import FileMaps
+from moec.runtime.program import LoadedProgram
+from moec.runtime.roles import roles_of
+from moec.runtime.workers import Launcher
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """New tokens of one sequence. ``start``: tokens before them; ``pages``: of all its tokens, these included;
+    ``wanted``: number of last tokens whose logits are computed."""
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
+    wanted: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+class BatchProgram:
+    """Loaded program of a batch on the processor."""
+
+    def __init__(self, artifact: Artifact, entry: BatchEntry, weights: Sequence[np.ndarray], threads: int) -> None:
+        """Raises ArtifactError where the objects do not link."""
+        self.entry, self._where = entry, artifact.where
+        self.roles = roles_of(Interface.of(artifact.manifest))
+        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, Host())
+        self._maps = FileMaps(weights)
+        self._place = Host().place
+        self._weights = [self._place(array) if array.ndim else int(array) for array in weights]
+        self._launcher = Launcher(threads, has_team=self._program.has_team)
+        self._pooled: tuple[PagePool | None, dict[str, object]] = None, {}
+
+    def run(self, parts: Sequence[Part], pool: PagePool, page: int) -> np.ndarray:
+        """Run parts of different sequences, whose entries are written to their pages of ``page`` tokens.
+
+        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError where the
+        system has no memory, and DefectError where the program fails."""
+        given = self._inputs(parts)
+        told = _told(parts, page)
+        if self._pooled[0] is not pool:
+            self._pooled = pool, {name: self._place(array) for name, array in pool.arrays.items()}
+        of_pool = self._pooled[1]
+        arrays = [of_pool[spec.name] if spec.name in of_pool else given[spec.name] for spec in self.entry.inputs]
+        arguments = [
+            self._place(array) if isinstance(array, np.ndarray) else array
+            for array in (*arrays, *(told[name] for name in TENSORS))
+        ]
+        self._maps.check(self._where)
+        try:
+            return self._launcher.run(lambda: self._logits(arguments))
+        except (MoecError, MemoryError):
+            raise
+        except Exception as error:
+            tokens = ", ".join(f"{len(part.tokens)} after {part.start}" for part in parts)
+            text = " ".join(str(error).split())
+            raise DefectError(f"{self._where}: the program of batches failed on tokens {tokens}: {text}") from error
+
+    def _logits(self, arguments: Sequence[object]) -> np.ndarray:
+        results = self._program(arguments, self._weights)
+        names = [spec.name for spec in self.entry.outputs]
+        logits = Host().fetch(results[names.index(self.roles.logits.name)])
+        return np.array(logits[0], np.float32)
+
+    def _inputs(self, parts: Sequence[Part]) -> Mapping[str, np.ndarray]:
+        """The graph's inputs except states: token ids and positions."""
+        ids = np.concatenate([np.asarray(part.tokens, np.int64) for part in parts])
+        positions = np.concatenate([np.arange(part.start, part.end) for part in parts])
+        given = {self.roles.ids.name: ids, POSITIONS: positions}
+        given |= {name: positions for name, (role, _) in self.roles.filled.items() if role == "positions"}
+        specs = {spec.name: spec for spec in self.entry.inputs}
+        return {
+            name: np.ascontiguousarray(array.reshape([1] * (len(specs[name].shape) - 1) + [-1]), dtype_of(specs[name].dtype))
+            for name, array in given.items()
+            if name in specs
+        }
+
+
+def _told(parts: Sequence[Part], page: int) -> Mapping[str, np.ndarray]:
+    """What the program is told of the sequences, by the names of :data:`moec.ir.batches.TENSORS`."""
+    counts = np.array([len(part.tokens) for part in parts], np.int64)
+    starts = np.cumsum(counts) - counts
+    table = np.zeros((len(parts), max(len(part.pages) for part in parts)), np.int64)
+    places, rows = [], []
+    for part, own, start, count in zip(parts, table, starts, counts, strict=True):
+        own[: len(part.pages)] = part.pages
+        numbers = np.arange(part.start, part.end)
+        places.append(own[numbers // page] * page + numbers % page)
+        rows.append(np.arange(start + count - part.wanted, start + count))
+    return {
+        "lengths": np.array([part.end for part in parts], np.int64),
+        "spans": np.stack([starts, counts], axis=1),
+        "table": table,
+        "places": np.concatenate(places),
+        "rows": np.concatenate(rows),
+    }

@@ -1,0 +1,83 @@
+"""Pages of the states of a batch: memory that sequences share, counted by how many hold each page.
+
+A page holds the entries of :data:`~moec.runtime.held.PAGE` tokens of every state. The system provides its memory when it
+is first written to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError, MoecError
+from moec.common.specs import HeldState, TensorSpec
+from moec.runtime.held import PAGE
+
+
+class PagePool:
+    """Pages [count, ..., PAGE, ...] of each state, by the name of its input. Page i of all states goes together."""
+
+    def __init__(self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int) -> None:
+        """Raises MoecError where there is no memory for ``count`` pages."""
+        specs = {spec.name: spec for spec in inputs}
+        self.count = count
+        self._states = states
+        self.arrays: dict[str, np.ndarray] = {}
+        for state in states:
+            shape = [PAGE if axis == state.axis else int(size) for axis, size in enumerate(specs[state.input].shape)]
+            stored = (count, *state.stored(shape))
+            try:
+                self.arrays[state.input] = np.empty(stored, dtype_of(state.dtype))
+            except (MemoryError, ValueError) as error:
+                raise MoecError(
+                    f"there is no memory for {count * PAGE} tokens of state {state.input!r} ({state.dtype}"
+                    f"{list(stored)}); make a batch for fewer tokens (max_tokens)"
+                ) from error
+        self._holders = np.zeros(count, np.int64)
+        self._free = list(range(count - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """Number of pages that no sequence holds."""
+        return len(self._free)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, of all states together."""
+        return sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in self.arrays.values())
+
+    def take(self) -> int:
+        """Take a free page. Raises InputError where there is none."""
+        if not self._free:
+            raise InputError(
+                f"the batch is full: all of its {self.count} pages of {PAGE} tokens are in use; remove or truncate a "
+                "sequence, or make a batch for more tokens (max_tokens)"
+            )
+        page = self._free.pop()
+        self._holders[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        """Let one more sequence hold a page."""
+        self._holders[page] += 1
+
+    def release(self, page: int) -> None:
+        """Let one sequence less hold a page."""
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self._free.append(page)
+
+    def is_shared(self, page: int) -> bool:
+        return bool(self._holders[page] > 1)
+
+    def own(self, page: int) -> int:
+        """Return a page with the same entries that no other sequence holds, in the place of a shared one."""
+        copy = self.take()
+        for array in self.arrays.values():
+            array[copy] = array[page]
+        self.release(page)
+        return copy
+

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moec.compiling.compiler import compile, import_model
     from moec.exploring.explore import explore
     from moec.exporting.driver import export
+    from moec.runtime.batch import Batch
     from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel
     from moec.runtime.projects import CompiledProjects
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 __all__ = [
     "ArtifactError",
+    "Batch",
     "CompiledModel",
     "CompiledProjects",
     "DefectError",
@@ -76,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(["compile", "import_model"], "moec.compiling.compiler"),
+    "Batch": "moec.runtime.batch",
     "CompiledModel": "moec.runtime.model",
     "CompiledProjects": "moec.runtime.projects",
     "load": "moec.artifacts.loading",

@@ -125,6 +125,12 @@ class StreamedExpertsSpec:
     placed: Size | None = None
 
 
+POSITIONS = "moec.positions"
+"""Input of the graph of a batch, int64[1, T]: the number of each token in its sequence."""
+BATCH_TENSORS = ("lengths", "spans", "table", "places", "rows")
+"""Tensors that the program of a batch takes after the inputs of its graph (:mod:`moec.ir.batches`)."""
+
+
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
     """Make the specifications of graph inputs; a dimension without a name gets one of its own."""
     specs = []

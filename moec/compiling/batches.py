@@ -15,7 +15,7 @@ sequences; a node for which it is not proved is refused by its name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,14 +23,14 @@ import sympy
 
 from moec.common.errors import InputError, UnsupportedError
 from moec.common.names import node_name
-from moec.common.specs import State
+from moec.common.specs import POSITIONS, State
 from moec.compiling.model_inputs import ModelInputs
 from moec.ir import sizes
-from moec.ir.batches import POSITIONS, mark_batched
+from moec.ir.batches import WINDOW, mark_batched
 from moec.ir.dialect import is_moec
 from moec.ir.graphs import add_constant, is_op
 from moec.ir.masks.rules import elements
-from moec.ir.masks.visibility import uses_all_keys
+from moec.ir.masks.visibility import read_window, uses_all_keys
 from moec.ir.sequence_cuts import SAME, SequenceCut, SizeNumbers, Use, known_shape, size_names
 from moec.ir.sequence_rules import cut_of_results
 from moec.ir.states import ATTENTION_CACHES, states_of
@@ -40,8 +40,10 @@ from moec.runtime.interface import Interface
 from moec.runtime.roles import Roles, roles_of
 from moec.targets.base import Made, Program, Target
 
-_MASK, _PAST_KEY, _LENGTHS = 3, 4, 6
-_CLEANING = "infer-shapes,fold-shapes,raise-masks,simplify,eliminate-common-subexpressions,remove-dead-nodes"
+_MASK = 3
+_CLEANING = (
+    "infer-shapes,fold-shapes,raise-masks,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
+)
 
 
 def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
@@ -50,10 +52,11 @@ def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
     Raises UnsupportedError, naming what stands against it, for a model whose sequences cannot be batched.
     """
     copy = model.clone()
-    batch = _Batch.of(copy, interface)
+    batch = _BatchGraph.of(copy, interface)
     batch.fix_sizes()
     batch.see_all_tokens()
     pipeline.run(copy, pipeline.parse(_CLEANING), Report())
+    batch.read_windows()
     batch.take_positions()
     pipeline.run(copy, pipeline.parse("remove-dead-nodes,infer-shapes"), Report())
     _Proof.of(batch).check()
@@ -72,7 +75,7 @@ def batch_program(model: ir.Model, inputs: ModelInputs, program: Made, target: T
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
+class _BatchGraph:
     """A model that becomes one of a batch. ``tokens``, ``past``: named sizes of the new tokens and of those before."""
 
     model: ir.Model
@@ -82,32 +85,20 @@ class _Batch:
     past: str
 
     @staticmethod
-    def of(model: ir.Model, interface: Interface) -> _Batch:
+    def of(model: ir.Model, interface: Interface) -> _BatchGraph:
         try:
             roles = roles_of(interface)
         except InputError as error:
             raise UnsupportedError(f"no batches of sequences: {error}") from error
         specs = {spec.name: spec for spec in interface.inputs}
-        refused = [
-            *(f"input {spec.name!r} is none that follows from the number of tokens" for spec in roles.asked),
-            *(
-                f"input {name!r} tells places in a cache with room"
-                for name, (role, _) in roles.filled.items()
-                if role in ("past", "total")
-            ),
-            *(f"state {state} has no entry for each token" for state in interface.states if state.axis is None),
-        ]
+        reason = next(_reasons_against(interface, roles), None)
         lengths = {specs[state.input].shape[state.axis] for state in interface.states if state.axis is not None}
-        tokens = roles.ids.shape[1]
-        if not interface.states:
-            refused.append("the model keeps no states; compile it with its cache")
-        elif len(lengths) != 1 or not isinstance(tokens, str) or not isinstance(past := lengths.pop(), str):
-            refused.append("tokens, or those before them, have no named size of their own")
-        if isinstance(roles.ids.shape[0], int) and roles.ids.shape[0] != 1:
-            refused.append(f"the model is for {roles.ids.shape[0]} sequences side by side")
-        if refused:
-            raise UnsupportedError(f"no batches of sequences: {refused[0]}")
-        return _Batch(model, interface, roles, str(tokens), str(past))
+        tokens, past = roles.ids.shape[1], lengths.pop() if len(lengths) == 1 else None
+        if reason is None and not (isinstance(tokens, str) and isinstance(past, str)):
+            reason = "tokens, or those before them, have no named size of their own"
+        if reason is not None:
+            raise UnsupportedError(f"no batches of sequences: {reason}")
+        return _BatchGraph(model, interface, roles, str(tokens), str(past))
 
     @property
     def graph(self) -> ir.Graph:
@@ -123,16 +114,16 @@ class _Batch:
     def fix_sizes(self) -> None:
         """Let there be one batch entry, and as many entries of a mask as there are tokens."""
         total = sizes.size(self.past) + sizes.size(self.tokens)
-        known: dict[sympy.Symbol, sympy.Expr] = {}
+        fixed: dict[sympy.Symbol, sympy.Expr] = {}
         for spec in self.interface.inputs:
             axes = self.roles.sequence_axes(spec)
-            known |= {sizes.size(str(spec.shape[axis])): sympy.S.One for axis in axes}
+            fixed |= {sizes.size(str(spec.shape[axis])): sympy.S.One for axis in axes}
             if spec.name == self.roles.mask and isinstance(spec.shape[1], str):
-                known |= {symbol: total for symbol in _names(spec.shape[1]) if spec.shape[1] == symbol.name}
+                fixed |= {symbol: total for symbol in _names(spec.shape[1]) if spec.shape[1] == symbol.name}
         values = [*self.graph.inputs, *(value for node in self.graph.all_nodes() for value in node.outputs)]
         for value in (*values, *self.graph.initializers.values()):
             if value.shape is not None:
-                value.shape = ir.Shape([_renamed(size, known) for size in value.shape])
+                value.shape = ir.Shape([_renamed(size, fixed) for size in value.shape])
 
     def see_all_tokens(self) -> None:
         """Let the mask of tokens that count be ones."""
@@ -144,8 +135,8 @@ class _Batch:
         past = ir.node("Shape", [self.input(state.input)], attributes={"start": state.axis, "end": state.axis + 1})
         new = ir.node("Shape", [self.input(self.roles.ids.name)], attributes={"start": 1, "end": 2})
         total = ir.node("Add", [past.outputs[0], new.outputs[0]])
-        one = add_constant(self.graph, ir.tensor(np.array([1], np.int64)), "moec.batch.one")
-        shape = ir.node("Concat", [one, total.outputs[0]], attributes={"axis": 0})
+        batch_size = add_constant(self.graph, ir.tensor(np.array([1], np.int64)), "moec.batch.one")
+        shape = ir.node("Concat", [batch_size, total.outputs[0]], attributes={"axis": 0})
         number = add_constant(self.graph, ir.tensor(np.ones((1, 1), mask.dtype.numpy())), "moec.batch.counts")
         ones = ir.node("Expand", [number, shape.outputs[0]])
         for label, node in (("past", past), ("new", new), ("total", total), ("shape", shape), ("ones", ones)):
@@ -155,6 +146,17 @@ class _Batch:
         result.dtype, result.shape = mask.dtype, mask.shape
         mask.replace_all_uses_with(result)
         self.graph.inputs.remove(mask)
+
+    def read_windows(self) -> None:
+        """Let attributes say the windows that masks hold."""
+        of_tensors = elements()
+        windows = {node: read_window(node, of_tensors) for node in self.graph if is_op(node, "Attention")}
+        for node, window in windows.items():
+            if node.inputs[_MASK:] and node.inputs[_MASK] is not None and not window.is_alone:
+                raise _refusal(node, "its mask is not known to be the causal order, with or without a window")
+            if window.is_alone:
+                node.attributes[WINDOW] = ir.AttrInt64(WINDOW, window.size)
+                node.replace_input_with(_MASK, None)
 
     def take_positions(self) -> None:
         """Replace the first values that are the number of each token by an input."""
@@ -172,9 +174,9 @@ class _Batch:
             if number is None or sympy.expand(number - index - names) != 0:
                 continue
             positions = self._positions() if positions is None else positions
-            wanted = [-1 if number == axis else 1 for number in range(len(shape))]
+            sizes_then = [-1 if number == axis else 1 for number in range(len(shape))]
             label = f"moec.batch.shape{len(self.graph.initializers)}"
-            target = add_constant(self.graph, ir.tensor(np.array(wanted, np.int64)), label)
+            target = add_constant(self.graph, ir.tensor(np.array(sizes_then, np.int64)), label)
             moved = ir.node("Reshape", [positions, target], name=f"{value.name}.positions")
             cast = ir.node("Cast", [moved.outputs[0]], attributes={"to": value.dtype}, name=f"{value.name}.cast")
             for new, dtype in ((moved, ir.DataType.INT64), (cast, value.dtype)):
@@ -197,43 +199,59 @@ class _Batch:
         return axes[0] if shape is not None and len(axes) == 1 and shape[axes[0]] == self.tokens else None
 
 
+def _reasons_against(interface: Interface, roles: Roles) -> Iterator[str]:
+    """Reasons why inputs or states of a model cannot be those of a batch."""
+    if not interface.states:
+        yield "the model keeps no states; compile it with its cache"
+    for state in interface.states:
+        if state.axis is None:
+            yield f"state {state} has no entry for each token"
+    for spec in roles.asked:
+        yield f"nothing tells input {spec.name!r} of each sequence"
+    for name, (role, _) in roles.filled.items():
+        if role in ("past", "total"):
+            yield f"input {name!r} tells places in a cache with room"
+    if isinstance(roles.ids.shape[0], int) and roles.ids.shape[0] != 1:
+        yield f"the model is for {roles.ids.shape[0]} sequences side by side"
+
+
 def _names(size: str) -> set[sympy.Symbol]:
     return {sizes.size(name) for name in size_names(size)}
 
 
-def _renamed(size: int | ir.SymbolicDim, known: Mapping[sympy.Symbol, sympy.Expr]) -> int | ir.SymbolicDim:
-    """A size with known sizes in it put in their places."""
+def _renamed(size: int | ir.SymbolicDim, fixed: Mapping[sympy.Symbol, sympy.Expr]) -> int | ir.SymbolicDim:
+    """A size with the fixed sizes in it put in their places."""
     before = sizes.expression(size)
-    if before is None or before.free_symbols.isdisjoint(known):
+    if before is None or before.free_symbols.isdisjoint(fixed):
         return size
-    after = sympy.expand(before.subs(known))
+    after = sympy.expand(before.subs(fixed))
     return int(after) if after.is_Integer else ir.SymbolicDim(str(after))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Proof:
-    """That each token is computed alone, except that attention reads the cache of its sequence.
+    """Proof that each token is computed alone, except that attention reads the cache of its sequence.
 
     ``cuts``: how values are cut into tokens. ``held``: states, before and after the new tokens. ``lengths``: numbers
     that follow from the length of a state."""
 
-    batch: _Batch
+    batch: _BatchGraph
     sizes: SizeNumbers
     cuts: dict[ir.Value, SequenceCut]
     held: set[ir.Value]
     lengths: set[ir.Value]
 
     @staticmethod
-    def of(batch: _Batch) -> _Proof:
+    def of(batch: _BatchGraph) -> _Proof:
         states = {state.input for state in batch.states}
-        held = {value for value in batch.graph.inputs if value.name in states}
+        past = {value for value in batch.graph.inputs if value.name in states}
         names = {name for value in batch.graph.inputs for size in known_shape(value) or () for name in size_names(size)}
         cuts = {
             value: SequenceCut("cut", (known_shape(value) or []).index(batch.tokens))
             for value in batch.graph.inputs
-            if value not in held and batch.tokens in (known_shape(value) or [])
+            if value not in past and batch.tokens in (known_shape(value) or [])
         }
-        return _Proof(batch, SizeNumbers({batch.tokens}, names), cuts, held, set())
+        return _Proof(batch, SizeNumbers({batch.tokens}, names), cuts, past, set())
 
     def check(self) -> None:
         """Raise UnsupportedError for a node that may combine tokens. Other outputs than logits and states are gone
@@ -280,7 +298,9 @@ class _Proof:
 
     def _check_new(self, node: ir.Node, value: ir.Value | None, axis: int) -> None:
         shape = known_shape(value)
-        is_new = value is not None and shape is not None and self.cuts.get(value) == SequenceCut("cut", axis % len(shape))
+        is_new = (
+            value is not None and shape is not None and self.cuts.get(value) == SequenceCut("cut", axis % len(shape))
+        )
         if not is_new:
             raise _refusal(node, "it appends to a state what is not one entry for each token")
 
@@ -296,8 +316,8 @@ class _Proof:
             self.held.update(output for output in node.outputs if output.index() in ATTENTION_CACHES)
         elif past is not None or key not in self.held or value not in self.held:
             raise _refusal(node, "its keys and values are no cache with the new tokens appended")
-        if not node.attributes.get_int("is_causal", 0):
-            raise _refusal(node, "its mask is not known to be the causal order, with or without a window")
+        if mask is not None or not node.attributes.get_int("is_causal", 0):
+            raise _refusal(node, "its queries are not known to be in the causal order")
         if lengths is not None and not uses_all_keys(node, elements()):
             raise _refusal(node, "it is told how many keys are in use")
         self.cuts[node.outputs[0]] = token_axis

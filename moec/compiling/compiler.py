@@ -125,7 +125,8 @@ def compile(
         ``c`` also writes a C library (``moec.h``, ``lib<name>.so``, ``lib<name>.a``) into the artifact, named after
         ``output``; needs a C compiler.
     batches
-        Whether to compile a second program, for sequences of different lengths together (:meth:`moec.CompiledModel.batch`).
+        Whether to compile a second program, for sequences of different lengths together
+        (:meth:`moec.CompiledModel.batch`).
     workers, executor
         Where the weights of experts are quantised, each expert in one job: in so many processes of this machine, or on
         an executor of PEP 3148 (:mod:`moec.common.jobs`). Results are the same. With neither: in this process.

@@ -2,7 +2,8 @@
 
 The tokens of all sequences lie one after the other along the one axis of tokens, in a single batch entry. Nodes that
 treat each token alone do not notice. Operators that hold a state (caches of keys and values) treat each sequence with
-its own state, which lies in pages that all sequences share. A program takes, after the inputs of the graph,
+its own state, which lies in pages that all sequences share. A program takes, after the inputs of the graph, of
+which :data:`~moec.common.specs.POSITIONS` may be one (:data:`~moec.common.specs.BATCH_TENSORS`):
 
 - ``lengths`` int64[N]: tokens in the state of each sequence, the new ones included;
 - ``spans`` int64[N, 2]: the first of its new tokens along the axis of tokens, and how many there are;
@@ -16,9 +17,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 BATCHED_KEY = "moec.batched"
-POSITIONS = "moec.positions"
-"""Input of a batched graph, int64[1, T]: the number of each token in its sequence."""
-TENSORS = ("lengths", "spans", "table", "places", "rows")
+WINDOW = "window"
+"""Attribute of a batched graph's causal Attention: each query sees the last so many of the keys up to its own."""
 
 
 def mark_batched(model: ir.Model) -> None:

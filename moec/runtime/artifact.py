@@ -25,6 +25,7 @@ import shutil
 import struct
 import weakref
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 

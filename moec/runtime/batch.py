@@ -13,7 +13,7 @@ import numpy as np
 from moec.common.arguments import shown
 from moec.common.errors import InputError
 from moec.common.guards import holds, parse_guard
-from moec.runtime.batch_program import BatchProgram, Part
+from moec.runtime.batch_program import BatchProgram, SequencePart
 from moec.runtime.held import PAGE
 from moec.runtime.interface import Interface
 from moec.runtime.page_pool import PagePool
@@ -108,8 +108,8 @@ class Batch:
     def add(self, ids: Any, *, last: int | None = 1) -> int:
         """Add a sequence with its first tokens, integers [1 or more], and return its number.
 
-        ``last``: as for :meth:`extend`. Raises InputError, and adds nothing, for a batch that has ``max_sequences``, for
-        ids of another shape or beyond the vocabulary, and more tokens than the model or the batch can hold."""
+        ``last``: as for :meth:`extend`. Raises InputError, and adds nothing, for a batch that has ``max_sequences``,
+        for ids of another shape or beyond the vocabulary, and more tokens than the model or the batch can hold."""
         with self._used():
             self._check_room()
             tokens = self._checked(ids)
@@ -124,45 +124,43 @@ class Batch:
         InputError, and appends nothing, for an unknown sequence, for one with tokens that wait already, and as
         :meth:`add`."""
         with self._used():
-            known, tokens = self._known(sequence), self._checked(ids)
-            if known.waiting:
+            own, tokens = self._known(sequence), self._checked(ids)
+            if own.waiting:
                 raise InputError(
-                    f"sequence {sequence} has {known.waiting} tokens that wait; extend it when they are computed (step)"
+                    f"sequence {sequence} has {own.waiting} tokens that wait; extend it when they are computed (step)"
                 )
-            wanted = _wanted(last, len(tokens))
-            self._check_length(len(known.tokens) + len(tokens))
-            known.tokens += tokens
-            known.wanted = wanted
+            count = _wanted(last, len(tokens))
+            self._check_length(len(own.tokens) + len(tokens))
+            own.tokens += tokens
+            own.wanted = count
 
     def fork(self, sequence: int) -> int:
         """Add a sequence with the tokens of another, and return its number. They share pages until one writes to them,
         which copies that page. Raises InputError for an unknown sequence and for a batch that has ``max_sequences``."""
         with self._used():
-            known = self._known(sequence)
+            own = self._known(sequence)
             self._check_room()
-            for page in known.pages:
+            for page in own.pages:
                 self._pool.hold(page)
-            copy = dataclasses.replace(
-                known, tokens=list(known.tokens), pages=list(known.pages), logits=list(known.logits)
-            )
+            copy = dataclasses.replace(own, tokens=list(own.tokens), pages=list(own.pages), logits=list(own.logits))
             return self._new(copy)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all except the first ``length`` tokens of a sequence, waiting ones first. Raises InputError for an
         unknown sequence and for more tokens than it has."""
         with self._used():
-            known = self._known(sequence)
-            if not _is_whole(length) or not 0 <= length <= len(known.tokens):
+            own = self._known(sequence)
+            if not _is_whole(length) or not 0 <= length <= len(own.tokens):
                 raise InputError(
                     f"truncate sequence {sequence} to {shown(length)} tokens; expected a whole number from 0 to "
-                    f"{len(known.tokens)}"
+                    f"{len(own.tokens)}"
                 )
-            known.wanted = max(0, known.wanted - (len(known.tokens) - length))
-            del known.tokens[length:]
-            known.computed = min(known.computed, length)
-            self._keep(known, -(-known.computed // PAGE))
-            if not known.waiting:
-                known.logits.clear()
+            own.wanted = max(0, own.wanted - (len(own.tokens) - length))
+            del own.tokens[length:]
+            own.computed = min(own.computed, length)
+            self._keep(own, -(-own.computed // PAGE))
+            if not own.waiting:
+                own.logits.clear()
 
     def remove(self, sequence: int) -> None:
         """Remove a sequence, and free the pages that no other holds. Raises InputError for an unknown one."""
@@ -217,12 +215,12 @@ class Batch:
         while len(sequence.pages) < end:
             sequence.pages.append(self._pool.take())
 
-    def _part(self, sequence: _Sequence) -> Part:
+    def _part(self, sequence: _Sequence) -> SequencePart:
         end = sequence.computed + _part_size(sequence)
-        wanted = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
-        return Part(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, wanted)
+        last = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
+        return SequencePart(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, last)
 
-    def _take(self, parts: Mapping[int, Part], logits: np.ndarray) -> dict[int, np.ndarray]:
+    def _take(self, parts: Mapping[int, SequencePart], logits: np.ndarray) -> dict[int, np.ndarray]:
         """Note what was computed, and let these sequences wait behind the others."""
         done, first = {}, 0
         for number, part in parts.items():
@@ -285,9 +283,9 @@ class Batch:
         spec = next(spec for spec in self._interface.inputs if spec.name == state.input)
         assert state.axis is not None, "states without tokens are not batched"
         sizes = {ids.shape[0]: 1, ids.shape[1]: 1, spec.shape[state.axis]: total - 1}
-        known = {name: number for name, number in sizes.items() if isinstance(name, str)}
+        named = {name: number for name, number in sizes.items() if isinstance(name, str)}
         for guard in self._guards:
-            if set(guard.names) <= known.keys() and not holds(guard, known):
+            if set(guard.names) <= named.keys() and not holds(guard, named):
                 raise InputError(f"the model was exported for sizes with {guard} only, and cannot hold {total} tokens")
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import DefectError, MoecError
-from moec.ir.batches import POSITIONS, TENSORS
+from moec.common.specs import BATCH_TENSORS, POSITIONS
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Host
 from moec.runtime.interface import Interface
@@ -22,7 +22,7 @@ from moec.runtime.workers import Launcher
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SequencePart:
     """New tokens of one sequence. ``start``: tokens before them; ``pages``: of all its tokens, these included;
     ``wanted``: number of last tokens whose logits are computed."""
 
@@ -50,20 +50,20 @@ class BatchProgram:
         self._launcher = Launcher(threads, has_team=self._program.has_team)
         self._pooled: tuple[PagePool | None, dict[str, object]] = None, {}
 
-    def run(self, parts: Sequence[Part], pool: PagePool, page: int) -> np.ndarray:
+    def run(self, parts: Sequence[SequencePart], pool: PagePool, page: int) -> np.ndarray:
         """Run parts of different sequences, whose entries are written to their pages of ``page`` tokens.
 
         Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError where the
         system has no memory, and DefectError where the program fails."""
-        given = self._inputs(parts)
-        told = _told(parts, page)
+        by_name = self._inputs(parts)
+        tensors = _told(parts, page)
         if self._pooled[0] is not pool:
             self._pooled = pool, {name: self._place(array) for name, array in pool.arrays.items()}
         of_pool = self._pooled[1]
-        arrays = [of_pool[spec.name] if spec.name in of_pool else given[spec.name] for spec in self.entry.inputs]
+        arrays = [of_pool[spec.name] if spec.name in of_pool else by_name[spec.name] for spec in self.entry.inputs]
         arguments = [
             self._place(array) if isinstance(array, np.ndarray) else array
-            for array in (*arrays, *(told[name] for name in TENSORS))
+            for array in (*arrays, *(tensors[name] for name in BATCH_TENSORS))
         ]
         self._maps.check(self._where)
         try:
@@ -81,22 +81,24 @@ class BatchProgram:
         logits = Host().fetch(results[names.index(self.roles.logits.name)])
         return np.array(logits[0], np.float32)
 
-    def _inputs(self, parts: Sequence[Part]) -> Mapping[str, np.ndarray]:
+    def _inputs(self, parts: Sequence[SequencePart]) -> Mapping[str, np.ndarray]:
         """The graph's inputs except states: token ids and positions."""
         ids = np.concatenate([np.asarray(part.tokens, np.int64) for part in parts])
         positions = np.concatenate([np.arange(part.start, part.end) for part in parts])
-        given = {self.roles.ids.name: ids, POSITIONS: positions}
-        given |= {name: positions for name, (role, _) in self.roles.filled.items() if role == "positions"}
+        by_name = {self.roles.ids.name: ids, POSITIONS: positions}
+        by_name |= {name: positions for name, (role, _) in self.roles.filled.items() if role == "positions"}
         specs = {spec.name: spec for spec in self.entry.inputs}
         return {
-            name: np.ascontiguousarray(array.reshape([1] * (len(specs[name].shape) - 1) + [-1]), dtype_of(specs[name].dtype))
-            for name, array in given.items()
+            name: np.ascontiguousarray(
+                array.reshape([1] * (len(specs[name].shape) - 1) + [-1]), dtype_of(specs[name].dtype)
+            )
+            for name, array in by_name.items()
             if name in specs
         }
 
 
-def _told(parts: Sequence[Part], page: int) -> Mapping[str, np.ndarray]:
-    """What the program is told of the sequences, by the names of :data:`moec.ir.batches.TENSORS`."""
+def _told(parts: Sequence[SequencePart], page: int) -> Mapping[str, np.ndarray]:
+    """Tensors that tell the program of the sequences, by the names of :data:`~moec.common.specs.BATCH_TENSORS`."""
     counts = np.array([len(part.tokens) for part in parts], np.int64)
     starts = np.cumsum(counts) - counts
     table = np.zeros((len(parts), max(len(part.pages) for part in parts)), np.int64)

@@ -11,9 +11,9 @@ from moec.common.errors import UnsupportedError
 from moec.common.specs import State, TensorSpec
 from moec.runtime.artifact import Artifact, check_machine
 from moec.runtime.artifact_folder import copy_artifact
-from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.batch import Batch
 from moec.runtime.batch_program import BatchProgram
+from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.entries import RemarkEntry
 from moec.runtime.executor import Executor

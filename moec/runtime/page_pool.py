@@ -1,7 +1,7 @@
 """Pages of the states of a batch: memory that sequences share, counted by how many hold each page.
 
-A page holds the entries of :data:`~moec.runtime.held.PAGE` tokens of every state. The system provides its memory when it
-is first written to.
+A page holds the entries of :data:`~moec.runtime.held.PAGE` tokens of every state. The system provides its memory when
+it is first written to.
 """
 
 from __future__ import annotations
@@ -80,4 +80,3 @@ class PagePool:
             array[copy] = array[page]
         self.release(page)
         return copy
-

@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import relax
 
 from moec.common.errors import UnsupportedError
+from moec.ir.batches import WINDOW
 from moec.ir.masks.visibility import Window, read_window
 from moec.targets.tvm.heavy.attention_sinks import split_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
@@ -96,6 +97,8 @@ def lower_attention(
     refuse_outputs(node, 3)
     sinks = split_sinks(lowering, node) if takes_sinks else None
     window = read_window(node, lowering.elements) if takes_windows else Window()
+    if lowering.batch is not None:
+        window = Window(attribute(node, WINDOW, 0))
     if sinks is None:
         inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone)
     else:

@@ -41,7 +41,7 @@ class GraphValues(FunctionBuilder):
             if value in self._paged:
                 if self.batch is not None:
                     raise UnsupportedError(
-                        f"it reads the state {value.name!r} of all sequences of a batch; expected attention alone to read it"
+                        f"it reads the state {value.name!r} of a batch, which attention alone can read"
                     )
                 cached = self._paged[value]
                 self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]

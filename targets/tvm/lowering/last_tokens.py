@@ -29,8 +29,8 @@ class Narrowing:
     """Plan for the logits of the last ``wanted`` tokens.
 
     ``spec``: the description for the runtime. ``nodes``: nodes that compute the last tokens alone. ``cut``: values that
-    they read from other nodes. ``passed_by``: nodes whose results nothing reads then. ``rows``: numbers of the tokens to
-    compute instead of the last ones, int64[wanted]."""
+    they read from other nodes. ``passed_by``: nodes whose results nothing reads then. ``rows``: numbers of the tokens
+    to compute instead of the last ones, int64[wanted]."""
 
     spec: LastTokens
     nodes: TokenWise

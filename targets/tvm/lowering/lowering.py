@@ -18,8 +18,9 @@ from moec.common.budgets import Budget
 from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
-from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec
-from moec.ir.batches import TENSORS, is_batched
+from moec.common.specs import BATCH_TENSORS, HeldState, LastTokens, StreamedExpertsSpec
+from moec.ir.batches import is_batched
+from moec.ir.states import states_of
 from moec.ir.streaming import is_streamed
 from moec.ir.weight_operands import decoding_nodes
 from moec.targets.base import KernelRecord, TensorSpec, Weight
@@ -99,21 +100,33 @@ class Lowering(GraphValues):
         self._in_memory: dict[str, relax.Var] = {}
         """Tensors int64[1] with the value of a size, by its expression."""
         self._dimensions: dict[str, tirx.Var] = {}
-        wanted = self.sizes.variable("wanted")
-        self.batch = self._batch_tensors(wanted) if is_batched(model) else None
-        self._last = self._narrowing(wanted)
+        count = self.sizes.variable("wanted")
+        self.batch = self._batch_tensors(count) if is_batched(model) else None
+        self._last = self._narrowing(count)
 
-    def _batch_tensors(self, wanted: tirx.Var) -> BatchTensors:
+    def _batch_tensors(self, rows: tirx.Var) -> BatchTensors:
         """The parameters of a batched program. Raises UnsupportedError where the target cannot write at any place."""
         if self._holding is None or not self._holding.batches:
             raise UnsupportedError("this target has no kernels for batches of sequences; compile without batches")
+        in_pages = {state.state.input for state in self._states.values()}
+        others = [state.input for state in states_of(self.model) if state.input not in in_pages]
+        if others:
+            raise UnsupportedError(f"no batches of sequences: state {others[0]!r} is none that pages hold")
         count, pages, tokens = (self.sizes.variable(name) for name in ("sequences", "sequence_pages", "new_tokens"))
-        shapes = {"lengths": [count], "spans": [count, 2], "table": [count, pages], "places": [tokens], "rows": [wanted]}
-        return BatchTensors(**{name: relax.Var(name, relax.TensorType(shapes[name], "int64")) for name in TENSORS})
+        shapes = {
+            "lengths": [count],
+            "spans": [count, 2],
+            "table": [count, pages],
+            "places": [tokens],
+            "rows": [rows],
+        }
+        return BatchTensors(
+            **{name: relax.Var(name, relax.TensorType(shapes[name], "int64")) for name in BATCH_TENSORS}
+        )
 
-    def _narrowing(self, wanted: tirx.Var) -> Narrowing | None:
+    def _narrowing(self, count: tirx.Var) -> Narrowing | None:
         """The plan to compute logits of some tokens alone; None where the model has none."""
-        return Narrowing.of(self.model, wanted, None if self.batch is None else self.batch.rows)
+        return Narrowing.of(self.model, count, None if self.batch is None else self.batch.rows)
 
     # The whole model
 

@@ -44,7 +44,7 @@ class Places(NamedTuple):
 
 
 class BatchTensors(NamedTuple):
-    """What a batched program (:mod:`moec.ir.batches`) takes beside the inputs of its graph."""
+    """Parameters of a batched program (:mod:`moec.ir.batches`) beside the inputs of its graph."""
 
     lengths: relax.Var
     spans: relax.Var
@@ -119,6 +119,9 @@ class PagedTensor:
 
 
 def append_problem(state: PagedTensor, new: str, places: Places | None = None) -> AppendProblem:
-    sizes, starts = [static_size(size) for size in state.ty.shape], "" if places is None else str(places.starts.ty.dtype)
+    sizes, starts = (
+        [static_size(size) for size in state.ty.shape],
+        "" if places is None else str(places.starts.ty.dtype),
+    )
     before, after = tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :])
     return AppendProblem(before, after, new, state.stored, starts, places is not None and places.by_entry)

@@ -45,7 +45,7 @@ class BodyLowering(Lowering):
         super().__init__(model, parent.converters)
         self.bodies = parent.bodies
 
-    def _narrowing(self) -> None:
+    def _narrowing(self, count: tirx.Var) -> None:
         """None: a step always computes all of its results."""
 
 

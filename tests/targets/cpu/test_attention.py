@@ -63,6 +63,10 @@ def test_any_size_on_every_machine(name, problem):
     check(problem, Machine.for_name(name))
 
 
+def test_more_query_heads_per_group_than_few_rows():
+    check(AttentionProblem(8, 8, 0.3, heads_per_group=FEW_ROWS + 4), Machine.host())
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 4e-3), (ml_dtypes.bfloat16, 3e-2)])
 def test_half_precision(dtype, tolerance):
     check(PROBLEM, Machine.host(), dtype, tolerance)

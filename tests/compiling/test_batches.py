@@ -1,0 +1,68 @@
+"""Graphs of batches: what is proved to compute each token alone, and what is refused, by the name of its node."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from moec.common.errors import UnsupportedError
+from moec.common.specs import POSITIONS, tensor_specs
+from moec.compiling.batches import batched_model
+from moec.ir.batches import WINDOW, is_batched
+from moec.ir.graphs import is_op
+from moec.ir.states import states_of
+from moec.passes import pipeline
+from moec.passes.framework.base import Report
+from moec.runtime.interface import Interface
+
+from ..runtime.tiny_decoder import WINDOW as SIZE
+from ..runtime.tiny_decoder import tiny_decoder
+
+
+def batched(replaced: dict[str, str] | None = None) -> ir.Model:
+    model = ir.from_proto(tiny_decoder(replaced or {}))
+    pipeline.run(model, pipeline.parse("O2"), Report())
+    inputs, outputs = (tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs))
+    before = [str(node) for node in model.graph]
+    result = batched_model(model, Interface(inputs, outputs, states_of(model)))
+    assert [str(node) for node in model.graph] == before
+    return result
+
+
+def test_masks_become_the_causal_order_and_windows_and_positions_an_input():
+    graph = batched().graph
+    attentions = [node for node in graph if is_op(node, "Attention")]
+    assert [node.attributes.get_int(WINDOW, 0) for node in attentions] == [0, SIZE]
+    assert all(node.attributes.get_int("is_causal", 0) and node.inputs[3] is None for node in attentions)
+    assert [value.name for value in graph.inputs] == ["input_ids", "key0", "value0", "key1", "value1", POSITIONS]
+    assert not any(is_op(node, "Range", "LessOrEqual", "Where") for node in graph)
+
+
+def test_the_model_says_that_it_is_one_of_a_batch():
+    assert is_batched(batched())
+    assert not is_batched(ir.from_proto(tiny_decoder()))
+
+
+HEAD = "logits = MatMul (x2, head)"
+COMBINES, READS = "it may combine tokens of different sequences", "it reads the state of all tokens"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "operator", "reason"),
+    [
+        (HEAD, "m = ReduceMean (x2, last) z = Add (x2, m) logits = MatMul (z, head)", "ReduceMean", COMBINES),
+        (HEAD, "z = CumSum (x2, one) logits = MatMul (z, head)", "CumSum", COMBINES),
+        (HEAD, "z = Softmax <axis = 1> (x2) logits = MatMul (z, head)", "Softmax", COMBINES),
+        ("k = 2, gate_layout", "k = 2, capacity = 3, gate_layout", "MoE", COMBINES),
+        ("(places, place)", "(places, count)", "Gather", COMBINES),
+        (HEAD, "w = Cast <to = 1> (t) z = Mul (x2, w) logits = MatMul (z, head)", "Add", READS),
+        (HEAD, "m = ReduceMax <keepdims = 0> (new_key0) z = Add (x2, m) logits = MatMul (z, head)", "ReduceMax", READS),
+        ("up = LessOrEqual", "up = GreaterOrEqual", "Attention", "its mask is not known to be the causal order"),
+        ("far = Sub (row, window)", "far = Mul (row, window)", "Attention", "its mask is not known"),
+    ],
+)
+def test_what_may_combine_sequences_is_refused_by_its_name(before, after, operator, reason):
+    with pytest.raises(UnsupportedError) as error:
+        batched({before: after})
+    assert str(error.value).startswith("no batches of sequences: node ")
+    assert f"({operator}): {reason}" in str(error.value)

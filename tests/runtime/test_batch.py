@@ -1,0 +1,204 @@
+"""Batches: sequences of different lengths together, against sessions of one sequence each, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+import moec
+from moec.common.errors import InputError, UnsupportedError
+from moec.runtime.held import PAGE
+
+from .tiny_decoder import VOCABULARY, tiny_decoder
+
+
+@pytest.fixture(scope="module")
+def model() -> moec.CompiledModel:
+    return moec.compile(tiny_decoder(), batches=True)
+
+
+class Alone:
+    """Sessions of one sequence each that run the parts that a batch makes of its tokens."""
+
+    def __init__(self, model: moec.CompiledModel) -> None:
+        self._model, self.sessions = model, dict[int, moec.Session]()
+
+    def run(self, number: int, ids: np.ndarray, last: int | None = 1) -> np.ndarray:
+        session = self.sessions.setdefault(number, self._model.session())
+        ends = [session.length, *range(PAGE * (session.length // PAGE + 1), session.length + len(ids), PAGE)]
+        cuts = [end - session.length for end in (*ends, session.length + len(ids))]
+        logits = np.concatenate([session.run(ids[start:end], last=None)[0] for start, end in itertools.pairwise(cuts)])
+        return logits if last is None else logits[len(logits) - min(last, len(logits)) :]
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, count)
+
+
+def finish(batch: moec.Batch) -> dict[int, np.ndarray]:
+    results: dict[int, np.ndarray] = {}
+    while any(batch.waiting(number) for number in batch.sequences):
+        results |= batch.step()
+    return results
+
+
+def check(actual: dict[int, np.ndarray], expected: dict[int, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
+    for number, logits in expected.items():
+        np.testing.assert_array_equal(actual[number], logits)
+
+
+def test_sequences_of_different_lengths_have_the_bits_of_sessions(model):
+    batch, alone = model.batch(8, 4096), Alone(model)
+    prompts = {batch.add(tokens(count, count)): tokens(count, count) for count in (5, 300, 1, 33, 2, 256, 9, 600)}
+    check(finish(batch), {number: alone.run(number, ids) for number, ids in prompts.items()})
+    for seed in range(3):
+        new = {number: tokens(1 + 3 * (number == 2), seed) for number in batch.sequences if number != seed}
+        for number, ids in new.items():
+            batch.extend(number, ids, last=None)
+        check(batch.step(), {number: alone.run(number, ids, None) for number, ids in new.items()})
+
+
+def test_sequences_join_and_leave_and_prompts_run_beside_decoding(model):
+    batch, alone = model.batch(3, 8 * PAGE), Alone(model)
+    first, second = batch.add(tokens(3)), batch.add(tokens(4, 1))
+    check(batch.step(), {first: alone.run(first, tokens(3)), second: alone.run(second, tokens(4, 1))})
+    long = batch.add(tokens(700, 2))
+    steps = 0
+    while batch.waiting(long):
+        batch.extend(first, tokens(1, steps))
+        results = batch.step()
+        np.testing.assert_array_equal(results[first], alone.run(first, tokens(1, steps)))
+        steps += 1
+    assert steps == 3
+    np.testing.assert_array_equal(results[long], alone.run(long, tokens(700, 2)))
+    batch.remove(second)
+    joined = batch.add(tokens(2, 5))
+    assert joined not in (first, second, long)
+    batch.extend(long, tokens(1, 9))
+    check(batch.step(), {long: alone.run(long, tokens(1, 9)), joined: alone.run(joined, tokens(2, 5))})
+
+
+def test_a_prompt_waits_for_no_step_for_ever(model):
+    batch = model.batch(5, 8 * PAGE)
+    others = [batch.add(tokens(3, seed)) for seed in range(4)]
+    batch.step()
+    prompt = batch.add(tokens(2 * PAGE))
+    for _ in range(2):
+        for number in others:
+            batch.extend(number, tokens(1))
+        assert set(batch.step()) >= set(others)
+    assert not batch.waiting(prompt)
+
+
+def test_forks_share_pages_until_they_write(model):
+    batch, alone = model.batch(4, 16 * PAGE), Alone(model)
+    system = batch.add(tokens(600))
+    expected = alone.run(system, tokens(600))
+    np.testing.assert_array_equal(finish(batch)[system], expected)
+    used = batch.pages - batch.free_pages
+    forks = [batch.fork(system) for _ in range(3)]
+    assert batch.pages - batch.free_pages == used == 3
+    for seed, number in enumerate(forks):
+        alone.sessions[number] = alone.sessions[system].fork()
+        batch.extend(number, tokens(2, seed))
+    check(batch.step(), {number: alone.run(number, tokens(2, seed)) for seed, number in enumerate(forks)})
+    assert batch.pages - batch.free_pages == used + len(forks)
+    batch.extend(system, tokens(1))
+    check(batch.step(), {system: alone.run(system, tokens(1))})
+    assert batch.pages - batch.free_pages == used + len(forks)
+    for number in batch.sequences:
+        batch.remove(number)
+    assert (batch.free_pages, batch.state_bytes) == (batch.pages, 0)
+
+
+def test_truncated_tokens_are_forgotten(model):
+    batch, alone = model.batch(2, 8 * PAGE), Alone(model)
+    number = batch.add(tokens(520))
+    finish(batch)
+    batch.truncate(number, 10)
+    assert (batch.length(number), batch.pages - batch.free_pages) == (10, 1)
+    alone.run(number, tokens(520))
+    alone.sessions[number].truncate(10)
+    batch.extend(number, tokens(4, 1), last=2)
+    check(batch.step(), {number: alone.run(number, tokens(4, 1), 2)})
+    batch.extend(number, tokens(5, 2), last=3)
+    batch.truncate(number, 16)  # a draft of five, of which the last three are dropped before they are computed
+    assert batch.step()[number].shape == (0, VOCABULARY)
+    assert batch.step() == {}
+
+
+def test_a_batch_that_is_full_changes_nothing(model):
+    batch = model.batch(2, 2 * PAGE)
+    first, second = batch.add(tokens(PAGE)), batch.add(tokens(PAGE, 1))
+    results = finish(batch)
+    with pytest.raises(InputError, match="the batch has 2 sequences, its max_sequences"):
+        batch.add(tokens(1))
+    with pytest.raises(InputError, match="the batch has 2 sequences"):
+        batch.fork(first)
+    batch.extend(first, tokens(1))
+    for _ in range(2):
+        with pytest.raises(InputError, match="the batch is full: all of its 2 pages of 256 tokens are in use"):
+            batch.step()
+    batch.remove(second)
+    assert set(batch.step()) == {first}
+    assert set(results) == {first, second}
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda batch: batch.remove(7), "the batch has no sequence 7"),
+        (lambda batch: batch.extend(True, [1]), "no sequence True"),
+        (lambda batch: batch.truncate(0, 5), "truncate sequence 0 to 5 .*; expected a whole number from 0 to 3"),
+        (lambda batch: batch.extend(0, [1]), "sequence 0 has 3 tokens that wait"),
+        (lambda batch: batch.add([]), "token ids are"),
+        (lambda batch: batch.add([[1], [2, 3]]), "token ids are"),
+        (lambda batch: batch.add([1.5]), "token ids are"),
+        (lambda batch: batch.add([VOCABULARY]), "token id 50 is outside of the vocabulary; expected 0 to 49"),
+        (lambda batch: batch.add([-1]), "token id -1"),
+        (lambda batch: batch.add([1], last=-1), "last is -1"),
+        (lambda batch: batch.add(tokens(5 * PAGE)), "the sequence would have 1280 tokens, and the batch has 4 pages"),
+    ],
+)
+def test_what_is_refused_leaves_the_batch_as_it_was(model, act, message):
+    batch = model.batch(3, 4 * PAGE)
+    number = batch.add(tokens(3))
+    with pytest.raises(InputError, match=message):
+        act(batch)
+    check(batch.step(), {number: Alone(model).run(number, tokens(3))})
+    assert batch.sequences == [number]
+
+
+@pytest.mark.parametrize("options", [(0, 5), (2, 0), (2, True), (2, 5, 255), (2, 5, "many")])
+def test_numbers_of_a_batch_are_checked(model, options):
+    with pytest.raises(InputError, match="expected"):
+        model.batch(*options[:2], step_tokens=options[2] if len(options) > 2 else None)
+
+
+def test_one_thread_at_a_time(model):
+    batch = model.batch(2, PAGE)
+    batch.add(tokens(1))
+    errors: list[str] = []
+
+    def intrude() -> None:
+        with pytest.raises(InputError) as error:
+            batch.add(tokens(1))
+        errors.append(str(error.value))
+
+    with batch._used():
+        thread = threading.Thread(target=intrude)
+        thread.start()
+        thread.join()
+    assert errors == ["the batch is being used by another thread; let one thread use it"]
+
+
+def test_a_model_that_was_compiled_without_has_no_batches(model, tmp_path, monkeypatch):
+    model.save(tmp_path / "model.moec")
+    model = moec.load(tmp_path / "model.moec")
+    monkeypatch.setattr(model.artifact.manifest, "batch", None)
+    with pytest.raises(UnsupportedError, match="has no program for batches of sequences; compile it with batches"):
+        model.batch(2, 100)

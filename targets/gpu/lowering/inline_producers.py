@@ -98,6 +98,8 @@ class _Inlining:
         if maker is None or not is_call_of(maker.value, KERNEL) or len(maker.value.args) > 2:
             return None
         symbol = maker.value.args[0].name_hint
+        if symbol in self.parts:  # it computes an operand of its own, so it is written for threads
+            return None
         if symbol not in self._elements:
             self._elements[symbol] = formula_of(self._module[symbol])
         elements = self._elements[symbol]

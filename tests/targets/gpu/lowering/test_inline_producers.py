@@ -122,6 +122,17 @@ def test_a_row_that_is_its_own_scale_stays_apart():
     assert inlined(lambda calls: write(calls, calls.scale)) == ["first_norm"]
 
 
+def test_a_kernel_that_computes_its_operand_is_stored_for_the_next_one():
+    """So it is where latent keys of attention are a slice, normalised and appended."""
+
+    def write(calls: Calls, row: relax.Var) -> list[relax.Var]:
+        keys = calls.builder.emit(relax.op.reshape(calls.norm(row, calls.scale), [4, 2, 64]))
+        return [calls.append(keys, calls.other)]
+
+    assert inlined(lambda calls: write(calls, calls.first(calls.state))) == ["first_norm", "append"]
+    assert inlined(lambda calls: write(calls, calls.x)) == ["norm", "append"]
+
+
 @pytest.mark.parametrize("is_written", [False, True])
 def test_memory_that_is_written_before_the_operand_is_read(is_written: bool):
     """The normalisation would read entries that an append has replaced."""

@@ -123,7 +123,7 @@ def test_a_row_that_is_its_own_scale_stays_apart():
 
 
 def test_a_kernel_that_computes_its_operand_is_stored_for_the_next_one():
-    """So it is where latent keys of attention are a slice, normalised and appended."""
+    """Latent keys of attention are a slice, which is normalised and then appended."""
 
     def write(calls: Calls, row: relax.Var) -> list[relax.Var]:
         keys = calls.builder.emit(relax.op.reshape(calls.norm(row, calls.scale), [4, 2, 64]))

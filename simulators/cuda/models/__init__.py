@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moec.simulators.cuda.models import block_scaled as block_scaled
 from moec.simulators.cuda.models import bulk as bulk
 from moec.simulators.cuda.models import cluster as cluster
 from moec.simulators.cuda.models import copies as copies

@@ -4,6 +4,7 @@
 #include "asynchronous.cpp"
 #include "barriers.cpp"
 #include "block.cpp"
+#include "block_scaled.cpp"
 #include "bulk_copy.cpp"
 #include "call.cpp"
 #include "cluster.cpp"

@@ -3,6 +3,7 @@
 #include "asynchronous.h"
 #include "barriers.h"
 #include "bits.h"
+#include "block_scaled.h"
 #include "call.h"
 #include "cooperative_groups.h"
 #include "launch.h"

@@ -52,6 +52,17 @@ inline float e4m3_to_float(uint8_t code) {
   return float_of(sign | bits_of(float_of(magnitude << 20) * exponent_shift));
 }
 
+inline float e2m1_to_float(uint32_t code) {
+  const uint32_t sign = (code & 8) << 28, magnitude = code & 7;
+  constexpr float exponent_shift = 0x1p126f;  // from a bias of 1 to one of 127; exact, also for 0.5
+  return float_of(sign | bits_of(float_of(magnitude << 22) * exponent_shift));
+}
+
+inline float ue8m0_to_float(uint8_t exponent) {
+  if (exponent == 0xff) return float_of(0x7fc00000u);
+  return exponent == 0 ? 0x1p-127f : float_of(uint32_t(exponent) << 23);
+}
+
 inline uint32_t e4m3_pair_to_halves(uint16_t codes) {
   return uint32_t(float_to_half(e4m3_to_float(uint8_t(codes)))) |
          uint32_t(float_to_half(e4m3_to_float(uint8_t(codes >> 8)))) << 16;

@@ -52,29 +52,46 @@ struct ProductArgument {
   std::array<typename Format::Sum, 4> c;
 };
 
+// The elements that a lane's registers hold of A, 16 x depth.
+template <class Format, int depth, size_t registers>
+void spread_a(const std::array<uint32_t, registers>& words, int lane, typename Format::Sum (&a)[16][depth]) {
+  constexpr int width = Format::per_register;
+  for (int r = 0; r < int(registers); ++r)
+    for (int i = 0; i < width; ++i)
+      a[lane / 4 + r % 2 * 8][(r / 2 * 4 + lane % 4) * width + i] = Format::element(words[size_t(r)], i);
+}
+
+// The elements that a lane's registers hold of B, depth x 8.
+template <class Format, int depth, size_t registers>
+void spread_b(const std::array<uint32_t, registers>& words, int lane, typename Format::Sum (&b)[depth][8]) {
+  constexpr int width = Format::per_register;
+  for (int r = 0; r < int(registers); ++r)
+    for (int i = 0; i < width; ++i) b[(r * 4 + lane % 4) * width + i][lane / 4] = Format::element(words[size_t(r)], i);
+}
+
+// The sum, one of 16 x 8, that a lane's register holds.
+template <class Sum>
+Sum& sum_of(Sum (&sums)[16][8], int lane, int r) {
+  return sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
+}
+
 // D = A * B + C for A of 16 x depth and B of depth x 8.
 template <class Format, int depth>
 EMULATOR_UNWATCHED void multiply_fragments(Meeting& meeting) {
   using Argument = ProductArgument<Format, depth>;
-  constexpr int width = Format::per_register;
   expect_whole_warp(meeting);
   typename Format::Sum a[16][depth], b[depth][8], d[16][8];
   for (int lane = 0; lane < warp_size; ++lane) {
     const auto& mine = argument_of<Argument>(meeting, lane);
-    const int group = lane / 4, place = lane % 4;
-    for (int r = 0; r < 2 * Argument::b_registers; ++r)
-      for (int i = 0; i < width; ++i)
-        a[group + r % 2 * 8][(r / 2 * 4 + place) * width + i] = Format::element(mine.a[size_t(r)], i);
-    for (int r = 0; r < Argument::b_registers; ++r)
-      for (int i = 0; i < width; ++i) b[(r * 4 + place) * width + i][group] = Format::element(mine.b[size_t(r)], i);
-    for (int r = 0; r < 4; ++r) d[group + r / 2 * 8][place * 2 + r % 2] = mine.c[size_t(r)];
+    spread_a<Format, depth>(mine.a, lane, a);
+    spread_b<Format, depth>(mine.b, lane, b);
+    for (int r = 0; r < 4; ++r) sum_of(d, lane, r) = mine.c[size_t(r)];
   }
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < depth; ++k)
       for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
   for (int lane = 0; lane < warp_size; ++lane)
-    for (int r = 0; r < 4; ++r)
-      *argument_of<Argument>(meeting, lane).result[size_t(r)] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
+    for (int r = 0; r < 4; ++r) *argument_of<Argument>(meeting, lane).result[size_t(r)] = sum_of(d, lane, r);
 }
 
 template <class Format, int depth>

@@ -9,6 +9,7 @@ from tvm import relax
 from moec.ir.dialect import LinearSpec, spec_of
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
 from moec.targets.cuda.product_rows import computed_in, padded_inputs, prepared, uses_tf32, with_rows_of
+from moec.targets.cuda.shared_scales import with_shared_scales
 from moec.targets.gpu.kernels.dense_problem import dense_problem
 from moec.targets.gpu.lowering.expert_groups import quantized_format
 from moec.targets.gpu.lowering.expert_matrices import add_matrix, padded_name, whole_parts
@@ -28,6 +29,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     (problem,) = with_rows_of(spec, [problem], node.machine)
     x = prepared(node, spec, problem, x, inner)
     parts = whole_parts(weight, stored, spec.transposed)
+    problem = with_shared_scales(problem, parts)
     name = padded_name(f"{weight.name}.{'columns' if spec.transposed else 'rows'}", (inner, problem.inner))
     operands = [*add_matrix(node, name, problem, parts), bias_operand(node.lowering, bias, width)]
     return multiply_matrix(node.lowering, node.node, node.machine, problem, x, operands, spec.activation)

@@ -45,6 +45,7 @@ from moec.targets.cuda.product_rows import (
     uses_tf32,
     with_rows_of,
 )
+from moec.targets.cuda.shared_scales import with_shared_scales
 from moec.targets.gpu.kernels.activation import experts_epilogue
 from moec.targets.gpu.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.gpu.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
@@ -172,8 +173,9 @@ class _CudaExperts:
         self, group: ExpertGroup, problem: GroupedProblem, name: str, parts: Parts, role: str, bias: np.ndarray | None
     ) -> ExpertsProduct:
         node, suffix = self._node, "" if len(self._groups) == 1 else f".{self._node.name}.{group.first}"
-        problem = dataclasses.replace(problem, biased=bias is not None)
-        matrix = add_matrix(node, f"{name}.rows{suffix}", problem, of_group(parts, group))
+        own_parts = of_group(parts, group)
+        problem = with_shared_scales(dataclasses.replace(problem, biased=bias is not None), own_parts)
+        matrix = add_matrix(node, f"{name}.rows{suffix}", problem, own_parts)
         own = None if bias is None else bias[list(group.experts)]
         return ExpertsProduct(problem, [*matrix, _bias(node, f"{role}{suffix}", problem, own)])
 
@@ -252,8 +254,9 @@ def _multiply(
     for group, problem in zip(groups, with_rows_of(spec, problems, node.machine), strict=True):
         name = padded_name(f"{weight.name}.columns", (inner, problem.inner), (width, problem.width))
         name += "" if len(groups) == 1 else f".{node.name}.{group.first}"
-        problem = dataclasses.replace(problem, biased=bias is not None)
-        matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, problem.stored), group))
+        parts = of_group(whole_parts(weight, problem.stored), group)
+        problem = with_shared_scales(dataclasses.replace(problem, biased=bias is not None), parts)
+        matrix = add_matrix(node, name, problem, parts)
         own = None if bias is None else bias[list(group.experts)]
         products.append(ExpertsProduct(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     grouped = GroupedProducts(node, weight.experts, [product.problem for product in products], ids, no_weights)

@@ -42,11 +42,11 @@ from moec.targets.cuda.kernels.mma_tile import (
     tile_shape,
 )
 from moec.targets.cuda.kernels.scaled_sums import (
-    LANE_COLUMNS,
     LANE_ROWS,
     SUMS,
     Scaled,
     add_scaled,
+    count_column_scales,
     find_rows,
     read_scales,
     why_not_scaled,
@@ -254,7 +254,7 @@ def _compute_tile(tile, epilogue):
         group_sums = T.alloc_local((shape.row_steps, shape.column_steps, SUMS), "float32")
         sum_rows = T.alloc_local((shape.row_steps * LANE_ROWS,), "int32")
         row_scales = T.alloc_local((shape.row_steps * LANE_ROWS,), "float32")
-        column_scales = T.alloc_local((shape.column_steps * LANE_COLUMNS,), "float32")
+        column_scales = T.alloc_local((count_column_scales(tile.problem, shape),), "float32")
         scaled = T.meta_var(Scaled(group_sums, sum_rows, row_scales, column_scales))
         find_rows(tile, scaled)
         _multiply(tile, None, scaled, left, right, sums, sources)

@@ -12,11 +12,11 @@ from tvm.script import tirx as T
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import MMA_ROWS, MMA_STEPS, Tile
 from moec.targets.cuda.kernels.scaled_sums import (
-    LANE_COLUMNS,
     LANE_ROWS,
     SUMS,
     Scaled,
     add_scaled,
+    count_column_scales,
     find_rows,
     read_scales,
 )
@@ -66,7 +66,7 @@ def consume_together(operands, epilogue, tile, ring, place, thread):
     group_sums = T.alloc_local((1, shape.column_steps, SUMS), "float32")
     sum_rows = T.alloc_local((LANE_ROWS,), "int32")
     row_scales = T.alloc_local((LANE_ROWS,), "float32")
-    column_scales = T.alloc_local((shape.column_steps * LANE_COLUMNS,), "float32")
+    column_scales = T.alloc_local((count_column_scales(operands.problem, shape),), "float32")
     scaled = T.meta_var(Scaled(group_sums, sum_rows, row_scales, column_scales))
 
     @T.inline

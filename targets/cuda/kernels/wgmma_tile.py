@@ -19,6 +19,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.kernels.mma_tile import SWIZZLE_BYTES, TileShape
+from moec.targets.gpu.kernels.fp8_rows import GROUP
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import WARP
 
@@ -99,12 +100,16 @@ class WgmmaTile:
 
 
 def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
-    """The tile for a problem. It is as wide as registers allow, or narrower if the number of tiles stays the same."""
+    """The tile for a problem. It is as wide as registers allow, or narrower if the number of tiles stays the same. If
+    columns share scales, those of a consumer are of one block, so that it needs a single scale of each kind."""
     together = problem.in_fp8
     sums = _MOST_SUMS_BESIDE_DECODERS if problem.decodes else _MOST_SUMS
     sums = _MOST_SCALED_SUMS * CONSUMERS if together else sums
     most = min(_MOST_COLUMNS, sums * WARPGROUP // problem.block_rows)
-    step = _COLUMN_STEP * (CONSUMERS if together and problem.block_rows == GROUP_ROWS else 1)
+    shared = together and problem.shares_scales and problem.columns > GROUP
+    step = GROUP if shared else _COLUMN_STEP
+    step *= CONSUMERS if together and problem.block_rows == GROUP_ROWS else 1
+    most -= most % step
     tiles = -(-problem.columns // most)
     columns = -(-problem.columns // (tiles * step)) * step
     stage_bytes = (problem.block_rows + columns) * SWIZZLE_BYTES + _BARRIER_BYTES

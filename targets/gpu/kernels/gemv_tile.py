@@ -76,16 +76,12 @@ class WarpTile:
     @property
     def count(self) -> int:
         """Outputs of the warp per row."""
-        return COLUMNS_PER_WARP // self.columns_per_output
-
-    @property
-    def columns_per_output(self) -> int:
-        return 2 if self.problem.gated else 1
+        return COLUMNS_PER_WARP // self.problem.columns_per_output
 
     def column(self, c: Any) -> Any:
         """The ``c``-th column of the warp; if gated, even c are gates and odd c are up. Beyond the last output it is a
         column of the last."""
-        output = T.min(self.first + c // self.columns_per_output, self.problem.width - 1)
+        output = T.min(self.first + c // self.problem.columns_per_output, self.problem.width - 1)
         if not self.problem.gated:
             return output
         return output // GATE_GROUP * (2 * GATE_GROUP) + output % GATE_GROUP + c % 2 * GATE_GROUP

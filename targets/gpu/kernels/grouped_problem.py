@@ -49,6 +49,8 @@ class GroupedProblem:
     - ``dtype``: of the rows; sums are float32. Rows in fp8 have scales (:mod:`.fp8_rows`) and are multiplied, without
       conversion to floats, with a matrix in fp8.
     - ``stored``: format of a quantised matrix; None for a matrix with elements of ``matrix_dtype``.
+    - ``shares_scales``: whether 128 neighbouring outputs have the same scales in a matrix in fp8 (blocks of 128 x 128).
+      Tensor cores then need only one of them; the tables stay the same.
     - ``tf32``: whether rows are rounded to tf32 before they are multiplied; the matrix is rounded already.
     - ``biased``: whether there is a bias; otherwise the operand has one element, which no kernel reads.
     """
@@ -66,6 +68,7 @@ class GroupedProblem:
     out_dtype: str = "float32"
     routing_dtype: str = "float32"
     stored: PackedFormat | None = None
+    shares_scales: bool = False
     tf32: bool = False
     first_expert: int | None = None
     biased: bool = True
@@ -106,6 +109,10 @@ class GroupedProblem:
         scales = (self.experts, groups[2], self.columns) if self.in_fp8 else groups
         tables = [(scales, stored.scale_storage), (groups if stored.zero_points else none, "uint8")]
         return [((*rows, stored.row_bytes(self.inner)), "uint8"), *tables]
+
+    @property
+    def columns_per_output(self) -> int:
+        return 2 if self.gated else 1
 
     @property
     def bias_shape(self) -> tuple[int, int]:

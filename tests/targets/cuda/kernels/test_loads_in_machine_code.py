@@ -1,4 +1,4 @@
-"""Loads in the machine code of products: those of the matrix are in flight while numbers are multiplied."""
+"""Loads in the machine code of products: of the matrix, while numbers are multiplied, and of scales."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def test_a_matrix_is_loaded_while_numbers_of_other_steps_are_multiplied(name, ar
     assert sum(what.startswith(_PRODUCT) for what in loop) == steps * step
     ahead = [products for products in until_used(loop, _LOAD, _PRODUCT) if products >= step / 3]
     assert len(ahead) >= steps * COLUMNS_PER_WARP
+
+
+@pytest.mark.parametrize(
+    ("name", "loads", "most"),
+    [
+        ("wgmma, fp8, shared scales", 2 + 2, 160),
+        pytest.param("wgmma, fp8", 2 + 18, 370, marks=pytest.mark.nightly),
+    ],
+)
+def test_scales_that_columns_share_are_loaded_once(name, loads, most):
+    """``loads``: of the scales of a lane's rows and of its columns in a k-tile; ``most``: a bound on all
+    instructions."""
+    (sass,) = compile_source(source_of(KERNELS[name](), HOPPER), HOPPER).sass.values()
+    loop = main_loop(sass, "QGMMA")
+    assert sum(what.startswith("LDG") for what in loop) == loads
+    assert len(loop) < most
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ def _half(rows: int) -> GroupedProblem:
 
 _FP8 = dataclasses.replace(_half(128), dtype="float8_e4m3fn", stored=PackedFormat("fp8", 128))
 
+_SHARED = dataclasses.replace(_FP8, shares_scales=True)
+
 
 def _dense(inner: int = 2880, width: int = 2880, **fields: Any) -> GroupedProblem:
     stored = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
@@ -78,6 +80,7 @@ MMA = {
     "mma, int4": dataclasses.replace(_half(128), stored=INT4),
     "mma, int4, 16 rows": dataclasses.replace(_half(16), stored=INT4),
     "mma, fp8": _FP8,
+    "mma, fp8, shared scales": _SHARED,
     "mma, fp8, 64 rows": dataclasses.replace(_FP8, block_rows=64),
     "mma, tf32": GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True),
     **{f"mma, {rows} rows": _half(rows) for rows in SHAPES},
@@ -124,6 +127,7 @@ KERNELS = {
     "wgmma, 128 rows, few inputs": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), inner=256), SILU),
     "wgmma, dense, inputs of one k-tile": lambda: _dense_wgmma(128, 64, 1024),
     "wgmma, fp8": lambda: grouped_gemm_wgmma(_FP8, SILU),
+    "wgmma, fp8, shared scales": lambda: grouped_gemm_wgmma(_SHARED, SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
     "attention of few": lambda: attention_few(_ATTENTION, "bfloat16"),

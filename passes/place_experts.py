@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -14,24 +14,21 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec, RouteSpec
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
+from moec.ir.exchanged_rows import chosen_experts, computes_in_float32, exchanged_bytes
 from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import read_values
-from moec.ir.rule import known_size
 from moec.ir.streaming import set_streamed
-from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_node, value_names
 from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer, as_float32
 from moec.placing.metadata import set_layer, set_placement
-from moec.placing.place import Method, place_in_order, place_measured
+from moec.placing.place import DEFAULT_METHOD, Method, place_in_order, place_measured
 from moec.placing.placement import ExpertPlacement, read_placement_file
-from moec.placing.volume import RowBytes, TransportChoice, choose_transport
+from moec.placing.volume import ExchangedLayer, RowBytes, TransportChoice, choose_for_all
 from moec.profiles.file import Profile
 from moec.profiles.measures import ExpertsMeasures
-
-_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ class PlaceExperts:
     ranks: int | None = None  # those of the file ``placement``, else 2
     nodes: int = 1
     replicas: int = 0
-    method: Method = "joint"
+    method: Method = DEFAULT_METHOD
     profile: str | None = None
     placement: str | None = None
 
@@ -132,12 +129,14 @@ class PlaceExperts:
     def _transport(
         self, layers: Sequence[ir.Node], placement: ExpertPlacement, measures: Sequence[ExpertsMeasures] | None
     ) -> TransportChoice:
-        """Choose the transport by the layer whose rows are largest."""
-        sizes = [(_row_bytes(node), _chosen(node)) for node in layers]
-        place = max(range(len(sizes)), key=lambda layer: sizes[layer][0].out * sizes[layer][1])
-        width, k = sizes[place]
-        recorded = None if measures is None else measures[place].recorded()
-        return choose_transport(placement.layers[place], k, width, placement.nodes, recorded)
+        """Choose the transport by the bytes of the layers' rows."""
+        measured = [None] * len(layers) if measures is None else measures
+        rows = [
+            ExchangedLayer(placed, k, RowBytes(*width), None if own is None else own.recorded())
+            for node, placed, own in zip(layers, placement.layers, measured, strict=True)
+            if (width := exchanged_bytes(node)) is not None and (k := chosen_experts(node)) is not None
+        ]
+        return choose_for_all(rows, placement.nodes)
 
     def _checked(self, placement: ExpertPlacement, names: Sequence[str], layers: Sequence[ir.Node]) -> ExpertPlacement:
         """Return a placement with the names of the model's layers. Raises MoecError for one of other layers."""
@@ -158,21 +157,6 @@ class PlaceExperts:
                 report.note(self.name, node_name(node), f"its experts are on every rank: {why}")
 
 
-def _chosen(node: ir.Node) -> int:
-    """Experts per token of a layer; 1 where that is not known."""
-    if dialect.is_moec(node, "MoE"):
-        return dialect.spec_of(node, RouteSpec).k
-    return known_size(dialect.inputs_of(node)["experts"], 1) or 1
-
-
-def _row_bytes(node: ir.Node) -> RowBytes:
-    """Bytes of a row with its ids, and of a result, which is float32."""
-    weights, x = ExpertWeights(node), dialect.inputs_of(node)["x"]
-    element = 4 if x is None or x.dtype is None else int(x.dtype.itemsize)
-    ids = np.dtype(np.int32).itemsize * _chosen(node)
-    return RowBytes(weights.inner * element + ids, weights.width * np.dtype(np.float32).itemsize)
-
-
 def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
     """Let the rows of a ``moec.Experts`` node travel."""
     inputs, result = dialect.inputs_of(node), node.outputs[0]
@@ -186,7 +170,7 @@ def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
     write.insert(received, "rows", "owners", "own_weights")
     own = dict(zip(("x", "experts", "weights"), received.outputs, strict=True))
     operands = {name: inputs[name] for name in EXPERT_WEIGHTS}
-    widens = _widens(inputs["x"], operands.values())
+    widens = computes_in_float32(inputs["x"], operands.values())
     if widens:
         own["x"] = as_float32(write, received.outputs[0])
         operands = {name: _widened(write, name, value) for name, value in operands.items()}
@@ -206,21 +190,15 @@ def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
     result.name, total.name = f"{name}.replaced", name
 
 
-def _widens(x: ir.Value | None, operands: Iterable[ir.Value | None]) -> bool:
-    """Whether experts on rows of 16 bits can compute in float32, so that a result is rounded only after it is summed,
-    as without ranks."""
-    return (
-        x is not None and x.dtype in _NARROW and all(value is None or constant(value) is not None for value in operands)
-    )
-
-
 def _widened(write: Writer, name: str, value: ir.Value | None) -> ir.Value | None:
     """A constant operand in float32: a weight stays stored as it is, a bias is converted."""
     if value is None or value.const_value is None:
         return value
     if name.endswith("_bias"):
         return write.constant(value.const_value.numpy().astype(np.float32), name)
-    return write.add("Cast", value, label=name, to=ir.DataType.FLOAT)
+    cast = write.add("Cast", value, label=name, to=ir.DataType.FLOAT)
+    cast.shape, cast.type = value.shape, ir.TensorType(ir.DataType.FLOAT)  # for moec.ir.blocks
+    return cast
 
 
 def _weights_of_sum(write: Writer, weights: ir.Value | None, spec: ExpertsSpec) -> ir.Value | None:

@@ -159,8 +159,8 @@ def plan(
     nodes: Nodes = 1,
     replicas: Replicas = 0,
     method: Annotated[
-        str, typer.Option(help="Place experts on --ranks by this method: joint, eplb, linear.")
-    ] = "joint",
+        str | None, typer.Option(help="Place experts on --ranks by this method: joint (default), eplb, linear.")
+    ] = None,
     slack: Annotated[
         float,
         typer.Option(min=0, help="Let joint add this imbalance to bring experts together that tokens select together."),
@@ -208,18 +208,21 @@ def plan(
 
 def _plan_on_ranks(
     source: Path,
-    numbers: tuple[int, int, int, str, float],
+    numbers: tuple[int, int, int, str | None, float],
     profile: Path | None,
     output: Path | None,
     passes: str,
 ) -> None:
     """Print the placement of experts on ranks, or write it where no file is. Remarks go to stderr."""
+    from moec.placing.place import DEFAULT_METHOD
     from moec.tools.planning import write_plan
     from moec.tools.planning_ranks import RanksTask, plan_on_ranks
 
+    ranks, nodes, replicas, method, slack = numbers
+    task = RanksTask(ranks, nodes, replicas, method or DEFAULT_METHOD, slack)
     with shown_progress() as progress:
         progress("placing experts")
-        placement, remarks = plan_on_ranks(source, RanksTask(*numbers), profile, passes)
+        placement, remarks = plan_on_ranks(source, task, profile, passes)
     if output is None:
         print(placement.text(), end="")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
@@ -37,6 +38,6 @@ def place(
     else:
         assert ranks is not None, "one of both was given"
         chosen = placement_on(artifact, ranks, nodes, replicas, profile)
-    placed, reason = place_anew(artifact, chosen, transport_on)
+    placed, reason = place_anew(artifact, chosen, functools.partial(transport_on, profile=profile))
     print(f"{artifact}: {len(placed.layers)} layers are placed on {placed.ranks} ranks")
     print(f"rows go to other ranks by {placed.transport}: {reason}")

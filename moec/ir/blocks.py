@@ -25,6 +25,7 @@ from moec.ir.dialect import (
     is_moec,
     spec_of,
 )
+from moec.ir.exchanged_rows import exchanged_bytes
 from moec.ir.expert_ids import selected_ids, table_behind
 from moec.ir.origins import Origins, origins_data, origins_of
 from moec.ir.weight_operands import weight_inputs
@@ -52,11 +53,13 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     it; a weight that is computed is missing. Sizes are None where the model does not fix them; router fields are None
     for experts whose routing is not a ``moec.Route``, ``formulation`` and ``block``, the name of the block in
     remarks and evidence, are None for blocks that were not raised, and
-    ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first.
+    ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first. ``row_bytes``: of a row
+    on its way ``out`` to another rank and of a result on its way ``back`` (:mod:`moec.ir.exchanged_rows`), whether the
+    model has ranks or not.
 
     Of a graph over dispatched rows, ``num_experts`` counts the experts that have rows, ``products`` are its products
     by matrices of their own, with numbers of inputs and outputs, and ``formats`` has these products in the place of
-    weights; ``experts``, ``activation``, ``gate_layout`` and the sizes of the layer are None.
+    weights; ``experts``, ``activation``, ``gate_layout``, ``row_bytes`` and the sizes of the layer are None.
     """
     products: dict[ir.Value | None, list[ir.Node]] = {}
     nodes = list(model.graph.all_nodes())
@@ -84,6 +87,7 @@ def _describe_dispatched(node: ir.Node, products: Sequence[ir.Node]) -> dict[str
         "activation": None,
         "gate_layout": None,
         "experts": None,
+        "row_bytes": None,
         "has_bias": any(inputs_of(product)["bias"] is not None for product in products),
         "dtype": _dtype(weights[0]) if weights else None,
         "formats": {node_name(product): own["weights"] for product in products if (own := _formats(product))},
@@ -117,6 +121,7 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "activation": _readable(spec.activation, spec, _NOT_ACTIVATION),
         "gate_layout": spec.gate_layout,
         "experts": dataclasses.asdict(spec),
+        "row_bytes": _row_bytes(node),
         "has_bias": inputs["up_bias"] is not None or inputs["down_bias"] is not None,
         "dtype": _dtype(inputs["up"]),
         "formats": _formats(node),
@@ -124,6 +129,11 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "block": node.metadata_props.get(BLOCK_KEY),
         "origins": _origins(node, experts, spec),
     }
+
+
+def _row_bytes(node: ir.Node) -> dict[str, int] | None:
+    exchanged = exchanged_bytes(node)
+    return None if exchanged is None else dict(zip(("out", "back"), exchanged, strict=True))
 
 
 def expert_bits(blocks: Sequence[Mapping[str, Any]]) -> float | None:

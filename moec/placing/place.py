@@ -23,6 +23,7 @@ from moec.profiles.measures import ExpertsMeasures
 Array = np.ndarray[Any, Any]
 Method = Literal["eplb", "joint", "linear"]
 METHODS: tuple[Method, ...] = get_args(Method)
+DEFAULT_METHOD: Method = "joint"
 
 
 def place(
@@ -32,7 +33,7 @@ def place(
     replicas: int = 0,
     pairs: Sequence[Array] | None = None,
     following: Sequence[Array | None] | None = None,
-    method: Method = "joint",
+    method: Method = DEFAULT_METHOD,
     *,
     groups: int = 1,
     names: Sequence[str] | None = None,
@@ -88,7 +89,7 @@ def place_measured(
     ranks: int,
     nodes: int = 1,
     replicas: int = 0,
-    method: Method = "joint",
+    method: Method = DEFAULT_METHOD,
     *,
     groups: int = 1,
     names: Sequence[str] | None = None,
@@ -117,7 +118,7 @@ def place_profile(
     ranks: int,
     nodes: int = 1,
     replicas: int = 0,
-    method: Method = "joint",
+    method: Method = DEFAULT_METHOD,
     *,
     groups: int = 1,
     slack: float = 0.0,

@@ -157,5 +157,25 @@ def choose_transport(
     return TransportChoice("alltoall", f"allgather would send {more} ({words}), above {MARGIN:.0%}")
 
 
+@dataclasses.dataclass(frozen=True)
+class ExchangedLayer:
+    """A placed layer whose tokens select ``k`` experts, with the bytes of its rows; ``recorded``: as
+    :func:`choose_transport` takes it."""
+
+    layer: LayerPlacement
+    k: int
+    width: RowBytes
+    recorded: np.ndarray | None = None
+
+
+def choose_for_all(layers: Sequence[ExchangedLayer], nodes: int = 1) -> TransportChoice:
+    """Choose the transport of a model, by the layer whose rows are largest: every layer has the same. ``layers``: those
+    whose rows have known sizes."""
+    if not layers:
+        return TransportChoice("alltoall", "sizes of rows are not known")
+    largest = max(layers, key=lambda each: each.k * each.width.out)
+    return choose_transport(largest.layer, largest.k, largest.width, nodes, largest.recorded)
+
+
 def _kilobytes(count: float) -> str:
     return f"{count / 1e3:.3g} kB"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from moec.placing.judge import pairs_of
 from moec.placing.place import place
 from moec.placing.placement import ExpertPlacement
 from moec.placing.volume import TRANSPORTS
@@ -26,10 +27,20 @@ class RunChange:
     text: str
 
 
-def changes(workload: Workload, before: Prediction) -> list[RunChange]:
-    """Predict all changes, the best first, including those that save nothing."""
+@dataclasses.dataclass(frozen=True)
+class OtherPlacement:
+    """A placement that a run may change to: its ``kind``, as of a change, and the ``words`` for it."""
+
+    kind: str
+    words: str
+    placement: ExpertPlacement
+
+
+def changes(workload: Workload, before: Prediction, others: Sequence[OtherPlacement]) -> list[RunChange]:
+    """Predict all changes, the best first, including those that save nothing. ``others``: as :func:`other_placements`
+    finds them once for all numbers of tokens."""
     results = []
-    for kind, words, setup in _setups(workload, before.setup):
+    for kind, words, setup in _setups(before.setup, others):
         after = predict(workload, setup).seconds_per_token
         saved = 1 - after / before.seconds_per_token if before.seconds_per_token else 0.0
         times = f"{after * 1e6:.3g} µs per token in place of {before.seconds_per_token * 1e6:.3g}"
@@ -39,40 +50,47 @@ def changes(workload: Workload, before: Prediction) -> list[RunChange]:
     return sorted(results, key=lambda change: -change.saved)
 
 
-def _setups(workload: Workload, setup: Setup) -> Iterator[tuple[str, str, Setup]]:
+def other_placements(workload: Workload, before: ExpertPlacement) -> list[OtherPlacement]:
+    """Place the experts by their popularity, without and with replicas. Leaves out what is as ``before``."""
+    others = [
+        OtherPlacement("placement", "experts placed by their popularity", _placed(workload, before, 0)),
+        OtherPlacement(
+            "replicas",
+            f"placed by popularity with {before.ranks} replicas",
+            _placed(workload, before, before.ranks),
+        ),
+    ]
+    return [other for other in others if other.placement != before]
+
+
+def _setups(setup: Setup, others: Sequence[OtherPlacement]) -> Iterator[tuple[str, str, Setup]]:
     """Iterate over the changed setups, each with its kind and the words for it."""
-    (other,) = set(TRANSPORTS) - {setup.schedule.transport}
-    schedule = dataclasses.replace(setup.schedule, transport=other)
+    (transport,) = set(TRANSPORTS) - {setup.schedule.transport}
+    schedule = dataclasses.replace(setup.schedule, transport=transport)
     ranks = setup.placement.ranks
     if ranks > 1:
-        yield "transport", f"transport {other}", dataclasses.replace(setup, schedule=schedule)
+        yield "transport", f"transport {transport}", dataclasses.replace(setup, schedule=schedule)
         yield "link", "links of twice the bandwidth", dataclasses.replace(setup, links=setup.links.faster(2))
-        for kind, words, replicas in (
-            ("placement", "experts placed by their popularity", 0),
-            ("replicas", f"placed by popularity with {ranks} replicas", ranks),
-        ):
-            placement = _placed(workload, setup, replicas)
-            if placement != setup.placement:
-                yield kind, words, dataclasses.replace(setup, placement=placement)
+        for other in others:
+            yield other.kind, other.words, dataclasses.replace(setup, placement=other.placement)
         if setup.tokens > 1 and not setup.halves:
             yield "halves", "two halves of the tokens in turn", dataclasses.replace(setup, halves=True)
     yield "batch", f"{2 * setup.tokens} tokens on each rank", dataclasses.replace(setup, tokens=2 * setup.tokens)
 
 
-def _placed(workload: Workload, setup: Setup, replicas: int) -> ExpertPlacement:
-    """Place the experts by their popularity, with at most so many replicas as there is room for."""
-    before = setup.placement
+def _placed(workload: Workload, before: ExpertPlacement, replicas: int) -> ExpertPlacement:
+    """Place the experts by their popularity and the tokens that were recorded, with at most so many replicas as there
+    is room for."""
     layers = []
     for layer, own in zip(workload.layers, before.layers, strict=True):
-        fitting = min(replicas, own.experts * (before.ranks - 1))
-        placement = place(
+        placed = place(
             [layer.popularity],
             before.ranks,
             before.nodes,
-            fitting,
-            method="eplb",
+            min(replicas, own.experts * (before.ranks - 1)),
+            None if layer.recorded is None else [pairs_of(layer.recorded, own.experts)],
             groups=layer.groups,
             names=[own.name],
         )
-        layers.append(placement.layers[0])
+        layers += placed.layers
     return dataclasses.replace(before, layers=tuple(layers))

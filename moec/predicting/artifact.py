@@ -28,7 +28,6 @@ from moec.predicting.layers import Experts
 from moec.predicting.workload import DenseTimes, RoutedLayer, Workload
 from moec.targets.kind import ProgramKind
 
-_ID_BYTES = np.dtype(np.int32).itemsize
 _VALUES = ("float16", "bfloat16", FLOAT32)
 _PRIOR = 0.5
 """Tokens that each expert is assumed to have seen in addition to those of a profile."""
@@ -72,12 +71,12 @@ def model_on_ranks(subject: Subject, tokens: int, machine: str | None = None) ->
             f"{where}: has no layer of experts that can be predicted{''.join(f'; {each}' for each in left_out)}"
         )
     run = predicted_run(subject, kind, tokens, machine)
-    names = [_names(block) for block in subject.description["moe_blocks"]]
+    products = frozenset(block["name"] for block in subject.description["moe_blocks"] if not _is_on_every_rank(block))
     shared = _shared_of(subject, [layer.experts.name for layer in layers])
 
     @functools.cache
     def dense(count: int) -> DenseTimes:
-        return _dense(run if count == tokens else predicted_run(subject, kind, count, machine), names, shared)
+        return _dense(run if count == tokens else predicted_run(subject, kind, count, machine), products, shared)
 
     source = "tokens" if any(layer.recorded is not None for layer in layers) else "popularity of experts"
     routing = "even" if uses.profile is None else f"{source} of {uses.profile['file']}"
@@ -87,8 +86,10 @@ def model_on_ranks(subject: Subject, tokens: int, machine: str | None = None) ->
 
 def _layer(block: Mapping[str, Any], use: ExpertUse | None) -> RoutedLayer:
     """Describe a block; ``use``: of its experts in a profile. Raises MoecError for one of unknown sizes."""
-    experts, k, products = block["num_experts"], block["top_k"], _products(block)
     width, value_bytes = row_bytes(block), DTYPES[_value_type(block)].itemsize
+    experts, k, products = block["num_experts"], block["top_k"], _products(block)
+    if not experts or not products or not all(each.inner and each.width for each in products):
+        raise MoecError("its number of experts or the sizes of its matrices are not fixed")
     if use is not None and len(use.count) != experts:
         raise MoecError(f"the profile has {len(use.count)} experts for its {experts}; make the profile anew")
     routing = block["routing"] or {}
@@ -100,29 +101,29 @@ def _layer(block: Mapping[str, Any], use: ExpertUse | None) -> RoutedLayer:
 
 
 def row_bytes(block: Mapping[str, Any]) -> RowBytes:
-    """Compute the bytes of a row of a block. Raises MoecError for a block of unknown sizes."""
-    k, products, size = block["top_k"], _products(block), DTYPES[_value_type(block)].itemsize
-    if not block["num_experts"] or not k or not products or not all(each.inner and each.width for each in products):
-        raise MoecError("its number of experts, of experts per token or the sizes of its matrices are not fixed")
-    return RowBytes(products[0].inner * size + k * _ID_BYTES, products[-1].width * size, COUNT_BYTES)
+    """Read the bytes of a row of a block. Raises MoecError for one of unknown sizes, and for one on every rank."""
+    if _is_on_every_rank(block):
+        raise MoecError("its experts are a graph over dispatched rows, which every rank computes for its own tokens")
+    if block["row_bytes"] is None or not block["top_k"]:
+        raise MoecError("its number of experts per token or the sizes and types of its rows are not fixed")
+    return RowBytes(block["row_bytes"]["out"], block["row_bytes"]["back"], COUNT_BYTES)
+
+
+def _is_on_every_rank(block: Mapping[str, Any]) -> bool:
+    return block["op"] == "moec.Dispatch"
 
 
 def _products(block: Mapping[str, Any]) -> tuple[GroupedWork, ...]:
     """Describe the products of each expert, the one that returns rows last."""
-    products = {product["name"]: (product["inputs"], product["outputs"]) for product in block.get("products", ())}
-    names = sorted(block["formats"], key=lambda name: name == "down") if not products else list(products)
-    return tuple(_product(block, name, products.get(name)) for name in names if name in block["formats"])
+    return tuple(_product(block, name) for name in sorted(block["formats"], key=lambda name: name == "down"))
 
 
-def _product(block: Mapping[str, Any], name: str, sizes: tuple[int, int] | None) -> GroupedWork:
+def _product(block: Mapping[str, Any], name: str) -> GroupedWork:
     """Describe one product; its matrices are [inner,width], and the mean of all experts where these differ in size."""
     elements, hidden = elements_of(block, name), block["hidden_size"] or 0
     mean = round(float(np.mean(elements)))
-    if sizes is not None:
-        inner, width = (size or 0 for size in sizes)
-    else:
-        other = mean // hidden if hidden else 0
-        inner, width = (other, hidden) if name == "down" else (hidden, other)
+    other = mean // hidden if hidden else 0
+    inner, width = (other, hidden) if name == "down" else (hidden, other)
     forms = list(dict.fromkeys(block["formats"][name]))
     bits = tuple(WeightFormat.parse(form).bits_per_weight(inner or 1) for form in forms)
     arithmetic = (block["experts"] or {}).get("arithmetic", FLOAT32)
@@ -136,18 +137,13 @@ def _value_type(block: Mapping[str, Any]) -> str:
     return block["dtype"] if block["dtype"] in _VALUES else FLOAT32
 
 
-def _names(block: Mapping[str, Any]) -> frozenset[str]:
-    """List the names of the nodes that are products of experts."""
-    return frozenset([block["name"], *(product["name"] for product in block.get("products", ()))])
-
-
-def _dense(run: Run, names: list[frozenset[str]], shared_nodes: list[frozenset[str]]) -> DenseTimes:
-    """Add up the kernels of a run other than products of experts; the ``shared_nodes`` of each layer apart."""
-    every = frozenset().union(*names)
+def _dense(run: Run, products: frozenset[str], shared_nodes: list[frozenset[str]]) -> DenseTimes:
+    """Add up the kernels of a run other than ``products`` of experts that ranks share; the ``shared_nodes`` of each
+    layer apart."""
     dense, shared = 0.0, [0.0] * len(shared_nodes)
     for row in run.kernels:
         nodes = row.kernel["nodes"]
-        if row.reads is not None and every & set(nodes):
+        if row.reads is not None and products & set(nodes):
             continue
         dense += row.seconds
         for place, own in enumerate(shared_nodes):

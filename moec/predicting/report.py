@@ -11,8 +11,8 @@ from moec.common.errors import MoecError
 from moec.exploring.subject import Subject
 from moec.placing.place import place_in_order
 from moec.placing.placement import ExpertPlacement, read_placement_file
-from moec.placing.volume import TransportChoice, choose_transport
-from moec.predicting.advice import LEAST, RunChange, changes
+from moec.placing.volume import ExchangedLayer, TransportChoice, choose_for_all
+from moec.predicting.advice import LEAST, RunChange, changes, other_placements
 from moec.predicting.artifact import ModelOnRanks, model_on_ranks
 from moec.predicting.layers import Schedule
 from moec.predicting.links import Link, Links
@@ -55,18 +55,21 @@ def predict_on_ranks(
     own = compiled if compiled is not None and (compiled.ranks, compiled.nodes) == (ranks, nodes) else None
     placed, words = _placement(model.workload, ranks, nodes, placement, own)
     links = Links(inside, between, nodes, "nccl" if model.has_device else "gloo")
-    layer = model.workload.layers[0]
-    choice = choose_transport(placed.layers[0], layer.k, layer.experts.width, nodes, layer.recorded)
+    rows = [
+        ExchangedLayer(own, layer.k, layer.experts.width, layer.recorded)
+        for own, layer in zip(placed.layers, model.workload.layers, strict=True)
+    ]
+    choice = choose_for_all(rows, nodes)
     if placed.transport is not None and placed.transport != choice.transport:
         choice = TransportChoice(placed.transport, f"{words}; else {choice.transport}: {choice.reason}")
-    predictions = []
+    predictions, others = [], other_placements(model.workload, placed)
     for count in tokens:
         setup = Setup(model.machine.roofline, links, placed, count, Schedule(choice.transport))
         predicted = predict(model.workload, setup)
         may_halve = ranks > 1 and count // 2 >= LEAST_OF_HALF and not model.has_device
         if may_halve and predicted.exposed >= LEAST_WAIT:  # as programs run
             predicted = predict(model.workload, dataclasses.replace(setup, halves=True))
-        predictions.append((predicted, tuple(changes(model.workload, predicted))))
+        predictions.append((predicted, tuple(changes(model.workload, predicted, others))))
     return RanksReport(model, links, words, choice, tuple(predictions))
 
 

@@ -180,6 +180,11 @@ class ExpertsEntry(TypedDict):
     hidden_sizes: list[int]
 
 
+class RowBytesEntry(TypedDict):
+    out: int
+    back: int
+
+
 class ProductEntry(TypedDict):
     name: str
     inputs: int | None
@@ -207,3 +212,4 @@ class BlockEntry(_DispatchedProducts):
     block: str | None
     formats: dict[str, list[str]]
     experts: ExpertsEntry | None
+    row_bytes: RowBytesEntry | None

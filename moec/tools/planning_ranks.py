@@ -22,7 +22,7 @@ from moec.ir.expert_weights import ExpertWeights
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.placing.judge import imbalance, rank_loads
-from moec.placing.place import Method, place_in_order, place_measured
+from moec.placing.place import DEFAULT_METHOD, Method, place_in_order, place_measured
 from moec.placing.placement import ExpertPlacement, linear
 from moec.profiles import Profile
 from moec.profiles.measures import ExpertsMeasures
@@ -36,7 +36,7 @@ class RanksTask:
     ranks: int
     nodes: int = 1
     replicas: int = 0
-    method: str = "joint"
+    method: str = DEFAULT_METHOD
     slack: float = 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_the_transport_is_chosen_for_the_new_ranks(artifact, tmp_path, top_k, ch
     placed, reason = place_anew(path, placement_on(path, 3), transport_on)
     assert placed == open_artifact(path).manifest.placement
     assert placed.transport == chosen and "per token and layer" in reason
+
+
+def test_a_profile_chooses_the_same_transport_as_in_compilation(artifact, tmp_path):
+    model, measured = language_model(tmp_path / "m.onnx"), tmp_path / "p.moeprof"
+    moec.profile(model, [some_tokens(tmp_path / "t.npz")], measured, formats="int8", moments=False)
+    compiled = moec.compile(model, ranks=4, profile=measured).artifact.manifest
+    copy_artifact(open_artifact(artifact), path := tmp_path / "a.moec")
+    with_profile = functools.partial(transport_on, profile=measured)
+    placed, reason = place_anew(path, placement_on(path, 4, profile=measured), with_profile)
+    assert placed == compiled.placement
+    assert "by the profile" in reason and any(reason in remark["message"] for remark in compiled.remarks)
+    _, reason = place_anew(path, placement_on(path, 4), transport_on)
+    assert "by the profile" not in reason
 
 
 def test_placements_of_other_layers_are_refused(artifact):

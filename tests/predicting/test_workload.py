@@ -11,7 +11,7 @@ from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.common.work import GroupedWork
 from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
 from moec.placing.volume import RowBytes
-from moec.predicting.advice import changes
+from moec.predicting.advice import changes, other_placements
 from moec.predicting.layers import Experts, Schedule
 from moec.predicting.links import Link, Links
 from moec.predicting.workload import DenseTimes, RoutedLayer, Setup, Workload, predict
@@ -75,7 +75,7 @@ def test_halves_have_the_tokens_of_the_whole():
 
 def best(layer: RoutedLayer, setup: Setup, **times: float):
     workload = workload_of(layer, **times)
-    return changes(workload, predict(workload, setup))
+    return changes(workload, predict(workload, setup), other_placements(workload, setup.placement))
 
 
 def test_slow_links_are_what_to_change_where_rows_are_spread():
@@ -97,6 +97,17 @@ def test_a_placement_is_what_to_change_where_popular_experts_share_a_rank():
     layer = dataclasses.replace(SKEWED, popularity=np.array([1e6, 1e6, 1, 1, 1, 1, 1, 1]))
     found = {change.kind: change for change in best(layer, setup_of(layer, bandwidth=1e9))}
     assert found["placement"].saved == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_placement_brings_experts_together_that_recorded_tokens_select_together():
+    """All are as popular, so that loads alone say nothing about places."""
+    apart = dataclasses.replace(EVEN, recorded=np.array([(0, 7), (3, 4), (1, 6), (2, 5)]))
+    beside = dataclasses.replace(EVEN, recorded=np.array([(0, 1), (2, 3), (4, 5), (6, 7)]))
+    saved = [
+        {change.kind: change.saved for change in best(layer, setup_of(layer, bandwidth=1.0))}.get("placement", 0.0)
+        for layer in (apart, beside)
+    ]
+    assert saved[0] > 0.1 and abs(saved[1]) < 0.05
 
 
 def test_halves_are_what_to_change_where_dense_parts_take_as_long_as_links():

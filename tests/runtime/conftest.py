@@ -61,7 +61,7 @@ def program(tmp_path_factory) -> Program:
 @pytest.fixture(scope="session")
 def context() -> Context:
     block = {"name": "moe", "op": "moec.MoE", "num_experts": 4, "top_k": 2, "router": "softmax", "activation": "silu"}
-    unknown = ("gate_layout", "dtype", "formulation", "block", "experts")
+    unknown = ("gate_layout", "dtype", "formulation", "block", "experts", "row_bytes")
     return Context(
         moec_version="0.0.0",
         threads=None,

@@ -53,6 +53,7 @@ EVIDENCE = ("raised", 0, "evidence")
         ((*BLOCK, "gate_layout"), ...),
         ((*BLOCK, "experts"), {"arithmetic": "float32", "activation_group": 0}),
         ((*BLOCK, "products"), [{"name": "up"}]),
+        ((*BLOCK, "row_bytes"), {"out": 8}),
         ((*BLOCK, "block"), 1),
         (("raised", 0, "evidence"), None),
         ((*EVIDENCE, "trials", 0, "tokens"), "4"),
@@ -74,6 +75,7 @@ def test_records_that_are_right(artifact_path: Any, tmp_path: pathlib.Path) -> N
     shutil.copytree(artifact_path, tmp_path / "a")
     changed(tmp_path / "a", (*BLOCK, "top_k"), None)
     changed(tmp_path / "a", (*BLOCK, "products"), [{"name": "up", "inputs": 3, "outputs": None}])
+    changed(tmp_path / "a", (*BLOCK, "row_bytes"), {"out": 24, "back": 16})
     experts = {"arithmetic": "int8", "activation_group": 32, "hidden_sizes": [1, 2]}
     assert open_artifact(changed(tmp_path / "a", (*BLOCK, "experts"), experts)).manifest.moe_blocks[0]["top_k"] is None
 

@@ -90,15 +90,16 @@ def _attend_in_parts(
 ) -> list[relax.Var]:
     """The result for few queries: blocks of threads each compute a part of the keys, then a kernel joins the parts."""
     problem = launch.problem
-    batch, heads, queries, columns = output.shape
+    batch, heads, queries, _ = operands[0].ty.shape
     few = tirx.min(queries, tirx.IntImm("int64", FEW_QUERIES))
     places = [_parts(launch, operands), batch, heads, few]
-    types = [relax.TensorType([*places, size], "float32") for size in (columns, 2)]
+    types = [relax.TensorType([*places, size], "float32") for size in (problem.value_size, 2)]
     function = launch_if(chosen.kernel.build(problem, launch.dtype), 0, 2, launch.queries)
     called = KernelCall(chosen, function, operands, _attributes(launch), sized_work=_work(launch))
     sums, statistics, result = lowering.call_kernel(function, operands, [*types, output], record_of(node, called))
-    joining = launch_if(ATTENTION_JOIN.build(problem.value_size, launch.dtype), 2, 2, launch.queries)
-    chosen, described = select((ATTENTION_JOIN,), problem.value_size, None), {"queries": str(launch.queries)}
+    axis = 1 if problem.query_major else 2
+    joining = launch_if(ATTENTION_JOIN.build(problem, launch.dtype), 2, axis, launch.queries)
+    chosen, described = select((ATTENTION_JOIN,), problem, None), {"queries": str(launch.queries)}
     join = KernelCall(chosen, joining, [sums, statistics], described)
     return lowering.call_kernel_on(joining, [sums, statistics], [result], record_of(node, join))
 

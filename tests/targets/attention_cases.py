@@ -73,9 +73,16 @@ def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2,
     return arrays
 
 
+def room(problem: AttentionProblem, query: np.ndarray) -> np.ndarray:
+    """An array for the result of a problem, of sevens."""
+    batch, heads, queries, _ = query.shape
+    places = (queries, heads) if problem.query_major else (heads, queries)
+    return np.full((batch, *places, problem.value_size), 7, query.dtype)
+
+
 def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: type | None = np.float64) -> np.ndarray:
-    """The result of the standard operator. If the causal mask is aligned to the last query, the first keys are passed
-    as the operator's cache."""
+    """The result of the standard operator, its axes in the problem's order. If the causal mask is aligned to the last
+    query, the first keys are passed as the operator's cache."""
     inputs = {name: arrays[name] for name in ("query", "key", "value")}
     inputs |= {name: arrays[name] for name in ("mask", "lengths") if name in arrays}
     if problem.causal == "last":
@@ -97,7 +104,8 @@ def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: ty
         {outputs} = Attention <{attributes}> ({", ".join(names).rstrip(", ")}) }}"""
     floats = {name: a if a.dtype.kind in "bi" else a.astype(np.float32) for name, a in inputs.items()}
     model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
-    return interpreter.run(model, floats, dtype=dtype)["y"]
+    result = interpreter.run(model, floats, dtype=dtype)["y"]
+    return result.transpose(0, 2, 1, 3) if problem.query_major else result
 
 
 def inside_windows(problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -122,7 +130,8 @@ def windows() -> Iterator[AttentionProblem]:
 
 def variants() -> Iterator[AttentionProblem]:
     for causal in ("first", "last", "lengths"):
-        yield dataclasses.replace(PROBLEM, causal=causal, has_lengths=causal == "lengths")
+        is_turned = causal == "last"
+        yield dataclasses.replace(PROBLEM, causal=causal, has_lengths=causal == "lengths", query_major=is_turned)
     yield dataclasses.replace(PROBLEM, has_lengths=True)
     yield dataclasses.replace(PROBLEM, softcap=2.0, causal="first")
     for mask, broadcast in (

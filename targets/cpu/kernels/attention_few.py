@@ -280,6 +280,6 @@ def _join_row(
         with loop("d", T.vectorized(size)) as d:
             T.buffer_store(joined, joined[d] + weight * sums[task, row, d], [d])
     divisor = named("divisor", T.bind(T.Select(number[_TOTAL] == T.float32(0), T.float32(1), number[_TOTAL])))
-    place = operands.place_of_query(batch, operands.head_of(group, row), operands.query_of(row))
+    place = operands.result_place(batch, group, row)
     with loop("d", T.vectorized(size)) as d:
         T.buffer_store(operands.result, T.cast(joined[d] / divisor, operands.result.dtype), [*place, d])

@@ -308,7 +308,7 @@ class _RowBlock:
         operands = self._operands
         with loop("row", T.serial(self._rows)) as row:
             index = self._first_row + row
-            place = operands.place_of_query(self._batch, operands.head_of(self._group, index), operands.query_of(index))
+            place = operands.result_place(self._batch, self._group, index)
             total = self._total[row]
             divisor = named("divisor", T.bind(T.Select(total == T.float32(0), T.float32(1), total)))
             with loop("d", T.vectorized(operands.problem.value_size)) as d:

@@ -40,7 +40,8 @@ def attention_parameters(problem: AttentionProblem, dtype: str) -> list[Paramete
         parameters.append(Parameter("lengths", ("N" if problem.sequences else "B",), "int64"))
     if problem.sequences:
         parameters += [Parameter("spans", ("N", 2), "int64"), Parameter("table", ("N", "M"), "int64")]
-    return [*parameters, Parameter("result", ("B", "H", "S", problem.value_size), dtype)]
+    places = ("B", "S", "H") if problem.query_major else ("B", "H", "S")
+    return [*parameters, Parameter("result", (*places, problem.value_size), dtype)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ class AttentionBuffers:
         return most[0]
 
     def place_of_query(self, batch: Any, head: Any, query: Any) -> tuple[Any, ...]:
-        """Indices of a query in the tensors of queries and results, without the last axis."""
+        """Indices of a query in the tensor of queries, without the last axis."""
         if self.problem.sequences:
             return T.int64(0), head, self.spans[batch, 0] + query
         return batch, head, query
@@ -155,6 +156,11 @@ class AttentionBuffers:
     def head_of(self, group: Any, row: Any) -> Any:
         ratio = self.problem.heads_per_group
         return named("head", T.bind(group * ratio + row % ratio))
+
+    def result_place(self, batch: Any, group: Any, row: Any) -> tuple[Any, ...]:
+        """The indices of a row of a group in the result."""
+        entry, head, query = self.place_of_query(batch, self.head_of(group, row), self.query_of(row))
+        return (entry, query, head) if self.problem.query_major else (entry, head, query)
 
     def used_keys(self, batch: Any) -> Any:
         """Number of keys in use in a batch."""

@@ -219,7 +219,7 @@ def pack_weights(own):
 @T.inline
 def store_rows(own):
     """Store the weighted sums of the values divided by the sums of the weights; zeros if no key is seen."""
-    rows, result = T.meta_var(own.rows), T.meta_var(own.operands.result)
+    rows, operands = T.meta_var(own.rows), T.meta_var(own.operands)
     batch: T.let = T.cast(rows.batch, "int64")
     share = T.alloc_local((1,), "float32")
     for lower in T.unroll(2):
@@ -230,8 +230,9 @@ def store_rows(own):
         if rows.has(row):
             for j in T.unroll(own.column_steps):
                 column: T.let = own.column(j)
-                if column < own.operands.slice_columns:
+                if column < operands.slice_columns:
                     for v in T.vectorized(2):
-                        result[batch, rows.head(row), rows.query(row), rows.column(column) + v] = T.cast(
-                            own.sums[j, lower * 2 + v] * share[0], own.dtype
+                        place = T.meta_var(
+                            operands.result_place(batch, rows.head(row), rows.query(row), rows.column(column) + v)
                         )
+                        operands.result[place] = T.cast(own.sums[j, lower * 2 + v] * share[0], own.dtype)

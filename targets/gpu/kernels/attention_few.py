@@ -311,9 +311,8 @@ def _store(block, shared):
                 total[0] = total[0] + shared.totals[team, r] * factor
                 result[0] = result[0] + shared.sums[team, r, column] * factor
             if parts.count == 1:
-                operands.result[batch, rows.head(r), rows.query(r), rows.column(column)] = T.cast(
-                    quotient(result[0], total[0]), block.dtype
-                )
+                place = T.meta_var(operands.result_place(batch, rows.head(r), rows.query(r), rows.column(column)))
+                operands.result[place] = T.cast(quotient(result[0], total[0]), block.dtype)
             else:
                 parts.sums[rows.part, batch, rows.head(r), rows.query(r), rows.column(column)] = result[0]
                 if rows.column(column) == 0:

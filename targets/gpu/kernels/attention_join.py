@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.attention_operands import KEYS_TOGETHER, LOWEST, quotient
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES
+from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import Kernel
 
 THREADS = 128
@@ -30,10 +31,11 @@ def parts_for(tiles: Any, keys: Any) -> Any:
     return tirx.max(tirx.min((rows + (_BLOCKS - 1)) // rows, most), tirx.IntImm("int64", 1))
 
 
-def attention_join(columns: int, dtype: str) -> tirx.PrimFunc:
-    """The kernel ``(sums[parts, B, H, Q, columns], statistics[parts, B, H, Q, 2], result[B, H, S, columns])``. Sums and
-    statistics are float32; the result has ``dtype``. Statistics are the largest score of a part and the sum of its
-    weights. Q is at least S."""
+def attention_join(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
+    """The kernel ``(sums[parts, B, H, Q, columns], statistics[parts, B, H, Q, 2], result[B, H, S, columns])``; the
+    result is [B, S, H, columns] if ``query_major``. Sums and statistics are float32; the result has ``dtype``.
+    Statistics are the largest score of a part and the sum of its weights. Q is at least S."""
+    columns = problem.value_size
 
     @T.prim_func
     def kernel(sums_handle: T.handle, statistics_handle: T.handle, result_handle: T.handle):
@@ -45,7 +47,7 @@ def attention_join(columns: int, dtype: str) -> tirx.PrimFunc:
         S = T.int32()
         sums = T.match_buffer(sums_handle, (parts, B, H, Q, columns), "float32")
         statistics = T.match_buffer(statistics_handle, (parts, B, H, Q, 2), "float32")
-        result = T.match_buffer(result_handle, (B, H, S, columns), dtype)
+        result = T.match_buffer(result_handle, (B, S, H, columns) if problem.query_major else (B, H, S, columns), dtype)
         T.device_entry()
         row = T.cta_id([B * H * S * T.min(parts - 1, 1)])
         thread = T.thread_id([THREADS])
@@ -67,7 +69,10 @@ def attention_join(columns: int, dtype: str) -> tirx.PrimFunc:
                     factor: T.let = T.exp(statistics[part, batch, head, query, 0] - largest[0])
                     total[0] = total[0] + statistics[part, batch, head, query, 1] * factor
                     found[0] = found[0] + sums[part, batch, head, query, column] * factor
-                result[batch, head, query, column] = T.cast(quotient(found[0], total[0]), dtype)
+                place = T.meta_var(
+                    (batch, query, head, column) if problem.query_major else (batch, head, query, column)
+                )
+                result[place] = T.cast(quotient(found[0], total[0]), dtype)
 
     return kernel
 
@@ -76,5 +81,5 @@ ATTENTION_JOIN = Kernel(
     "attention_join",
     "y = parts of softmax(q @ k^T * scale + mask) @ v, joined",
     attention_join,
-    how=lambda columns, _: "the parts of the keys in their order",
+    how=lambda problem, _: "the parts of the keys in their order",
 )

@@ -116,6 +116,10 @@ class AttentionOperands:
             return batch, group, inside, column
         return T.cast(page, "int64"), batch, group, inside, column
 
+    def result_place(self, batch: Any, head: Any, query: Any, column: Any) -> tuple[Any, ...]:
+        """The indices of a number in the result."""
+        return (batch, query, head, column) if self.problem.query_major else (batch, head, query, column)
+
     @property
     def slices(self) -> int:
         """Slices of a row of the result, each computed by its own block of threads."""
@@ -187,7 +191,8 @@ def quotient(total: Any, weights: Any) -> Any:
 
 def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
     """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B],
-    sinks[H], result[B, H, S, Dv])``. The macro ``body(operands)`` emits its code, from ``T.device_entry()`` on.
+    sinks[H], result[B, H, S, Dv])``; the result is [B, S, H, Dv] if ``query_major``. The macro ``body(operands)`` emits
+    its code, from ``T.device_entry()`` on.
 
     A missing mask, missing lengths or sinks are a tensor with sizes of 1, which is not read. Lengths are int64, sinks
     float32. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
@@ -272,6 +277,8 @@ def _binding(problem, dtype, body):
         own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
         mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
 
+    result_shape = (B, S, G * ratio, Dv) if problem.query_major else (B, G * ratio, S, Dv)
+
     @T.inline
     def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, parts):
         key = T.match_buffer(key_handle, (*keys_shape, D), stored)
@@ -280,7 +287,7 @@ def _binding(problem, dtype, body):
         mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
         lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
         sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
-        result = T.match_buffer(result_handle, (B, G * ratio, S, Dv), dtype)
+        result = T.match_buffer(result_handle, result_shape, dtype)
         body(AttentionOperands(problem, query, key, value, mask, lengths, sinks, result, B, G, S, count, page, parts))
 
     return bind, (B, G)

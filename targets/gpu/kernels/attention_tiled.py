@@ -216,9 +216,10 @@ def _store(tile, state):
             for j in T.unroll(tile.columns_per_thread):
                 column: T.let = tile.column(j)
                 if T.And(column < operands.slice_columns, rows.has_column(column)):
-                    operands.result[batch, rows.head(row), rows.query(row), rows.column(column)] = T.cast(
-                        quotient(state.sums[i, j], state.totals[i]), tile.dtype
+                    place = T.meta_var(
+                        operands.result_place(batch, rows.head(row), rows.query(row), rows.column(column))
                     )
+                    operands.result[place] = T.cast(quotient(state.sums[i, j], state.totals[i]), tile.dtype)
 
 
 @T.inline

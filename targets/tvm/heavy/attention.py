@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import relax
 
 from moec.common.errors import UnsupportedError
+from moec.common.names import operator_name
 from moec.ir.batches import WINDOW
 from moec.ir.masks.visibility import Window, read_window
 from moec.targets.tvm.heavy.attention_sinks import split_sinks
@@ -22,6 +23,8 @@ from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor
 from moec.targets.tvm.sizes.shapes import static_size
 
 Causal = Literal["", "first", "last", "lengths"]
+_TURN = [0, 2, 1, 3]
+"""The order of axes that turns heads of queries into queries of heads, and back."""
 Keys = relax.Expr | PagedTensor
 """Keys or values, in ordinary memory or in pages."""
 
@@ -40,6 +43,8 @@ class AttentionProblem:
     ``has_sinks``: each head has one more logit, whose weight goes to no value.
     ``sequences``: the batch is one of several sequences one behind the other, each with its own queries, pages and
     keys in use.
+    ``query_major``: whether the result's axes are [B, S, H, Dv], so that the heads of a query are next to each other,
+    instead of [B, H, S, Dv].
     ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
     """
 
@@ -56,6 +61,7 @@ class AttentionProblem:
     has_sinks: bool = False
     window: int = 0
     sequences: bool = False
+    query_major: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +88,8 @@ class AttentionInputs:
 
 
 Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
-"""A target's converter: it returns the result [B, H, S, Dv], of the given type."""
+"""A target's converter: it returns the result of the given type, [B, S, H, Dv] if ``query_major``, else
+[B, H, S, Dv]."""
 
 
 def lower_attention(
@@ -105,13 +112,22 @@ def lower_attention(
         with sinks.alone(node) as rest:
             inputs, present = _attention_inputs(lowering, rest)
         inputs, present = dataclasses.replace(inputs, sinks=sinks.logits(lowering)), []
-    problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size)
+    is_turned = len(lowering.shape(required_input(node, 0))) == 3 or _is_only_turned(node.outputs[0])
+    problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size, query_major=is_turned)
     if lowering.batch is not None:
         inputs, problem = _of_sequences(lowering.batch, inputs, problem)
     batch, heads, queries, _ = inputs.query.ty.shape
-    output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
+    places = [queries, heads] if is_turned else [heads, queries]
+    output = relax.TensorType([batch, *places, problem.value_size], str(inputs.query.ty.dtype))
     result = attend(lowering, node, inputs, problem, output)
-    return [_joined_heads(lowering, node, result), *present]
+    return [_in_rank_of_query(lowering, node, result, is_turned), *present]
+
+
+def _is_only_turned(result: ir.Value) -> bool:
+    """Whether every reader of a result [B, H, S, Dv] takes it as [B, S, H, Dv]."""
+    users = [user for user, _ in result.uses()]
+    turning = [operator_name(user) == "Transpose" and list(attribute(user, "perm", ())) == _TURN for user in users]
+    return bool(users) and all(turning) and not result.is_graph_output()
 
 
 def _of_sequences(
@@ -149,12 +165,12 @@ def _attention_inputs(
     return AttentionInputs(query, key, value, mask, lengths, new_keys), present
 
 
-def _joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:
-    """The result [B, H, S, Dv] in the shape of the node's output: [B, S, H * Dv] where the query has rank 3."""
+def _in_rank_of_query(lowering: LoweringContext, node: ir.Node, result: relax.Expr, is_turned: bool) -> relax.Expr:
+    """The result in the shape of the node's output: [B, S, H * Dv] where the query has rank 3, else [B, H, S, Dv]."""
     if len(lowering.shape(required_input(node, 0))) == 4:
-        return result
-    batch, heads, queries, size = result.ty.shape
-    return reshape(lowering, transpose(lowering, result, [0, 2, 1, 3]), [batch, queries, heads * size])
+        return transpose(lowering, result, _TURN) if is_turned else result
+    batch, queries, heads, size = result.ty.shape
+    return reshape(lowering, result, [batch, queries, heads * size])
 
 
 def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) -> relax.Expr:
@@ -169,7 +185,7 @@ def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) 
             f"input {position} of rank 3 cannot be split into {heads} heads; expected {count} to divide it"
         )
     split = reshape(lowering, tensor, [shape[0], shape[1], heads, width // heads])
-    return transpose(lowering, split, [0, 2, 1, 3])
+    return transpose(lowering, split, _TURN)
 
 
 def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir.Value | None) -> Keys:

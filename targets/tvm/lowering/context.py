@@ -194,6 +194,10 @@ class LoweringContext(Protocol):
         """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
         ...
 
+    def bound_to(self, tensor: relax.Expr) -> relax.Expr | None:
+        """The expression that was bound to a variable; None for a parameter."""
+        ...
+
     def broadcast_shape(self, shapes: Sequence[Sequence[Any]]) -> list[Any]:
         """The shape that all ``shapes`` broadcast to, as in numpy."""
         ...

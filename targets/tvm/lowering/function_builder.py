@@ -104,6 +104,10 @@ class FunctionBuilder:
             self._computed.add(variable)
         return variable
 
+    def bound_to(self, tensor: relax.Expr) -> relax.Expr | None:
+        """The expression that was bound to a variable; None for a parameter."""
+        return self._builder.lookup_binding(tensor) if isinstance(tensor, relax.Var) else None
+
     def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
         """The same elements under another shape, without a copy."""
         return self.emit(reshaped(tensor, [self.sizes.expression(size) for size in sizes]))

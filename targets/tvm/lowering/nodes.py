@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
+import tvm
 from tvm import relax
 
 from moec.common.errors import UnsupportedError
@@ -28,10 +29,21 @@ def reshape(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any])
 
 
 def transpose(lowering: LoweringContext, tensor: relax.Expr, order: Sequence[int]) -> relax.Expr:
-    """The tensor with its axes in the given order; the tensor itself if that is its own order."""
+    """The tensor with its axes in the given order; the tensor itself if that is its own order, and the tensor that it
+    was transposed from if that is the order of the other."""
     if list(order) == list(range(len(order))):
         return tensor
-    return lowering.emit(relax.op.permute_dims(tensor, list(order)))
+    source = transposed_from(lowering, tensor, order)
+    return lowering.emit(relax.op.permute_dims(tensor, list(order))) if source is None else source
+
+
+def transposed_from(lowering: LoweringContext, tensor: relax.Expr, order: Sequence[int]) -> relax.Expr | None:
+    """The tensor of which ``tensor`` is a transposition that ``order`` undoes; None if there is none."""
+    made = lowering.bound_to(tensor)
+    if not isinstance(made, relax.Call) or made.op != tvm.ir.Op.get("relax.permute_dims"):
+        return None
+    axes = [int(axis) for axis in made.attrs.axes]
+    return made.args[0] if [axes[axis] for axis in order] == list(range(len(order))) else None
 
 
 def flatten(lowering: LoweringContext, tensor: relax.Expr, axis: int) -> relax.Var:

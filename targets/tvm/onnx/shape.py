@@ -17,6 +17,7 @@ from moec.targets.tvm.lowering.attributes import attribute, normalized_axis, opt
 from moec.targets.tvm.lowering.broadcasting import broadcast_shape, broadcast_to, requirements_of
 from moec.targets.tvm.lowering.constants import dtype_name
 from moec.targets.tvm.lowering.lowering import Converter, Lowering
+from moec.targets.tvm.lowering.nodes import transposed_from
 from moec.targets.tvm.sizes.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Sizes, StaticValue
 
 
@@ -168,13 +169,18 @@ def _convert_transpose(lowering: Lowering, node: ir.Node) -> Any:
     if static is not None:
         return StaticValue(static.elements.transpose(order), static.dtype)
 
+    tensor = lowering.tensor(value)
+    before = transposed_from(lowering, tensor, order)
+    if before is not None:
+        return before
+
     def build(source: te.Tensor) -> te.Tensor:
         def element(*indices: tirx.Expr) -> tirx.Expr:
             return source(*(indices[order.index(axis)] for axis in range(rank)))
 
         return te.compute([source.shape[axis] for axis in order], element, name="transpose")
 
-    return lowering.compute(build, [lowering.tensor(value)], "transpose")
+    return lowering.compute(build, [tensor], "transpose")
 
 
 def _convert_expand(lowering: Lowering, node: ir.Node) -> Any:

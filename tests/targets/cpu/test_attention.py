@@ -23,9 +23,10 @@ from moec.targets.tvm.lowering.lowering import lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases.pipeline import operator_phases
 from moec.targets.tvm.phases.provenance import bindings_of
+from moec.targets.tvm.phases.share_views import is_call_of
 
 from ...products import sampled, thinned
-from ..attention_cases import PROBLEM, expected, inside_windows, normal, operands, variants, windows
+from ..attention_cases import PROBLEM, expected, inside_windows, normal, operands, room, variants, windows
 from .kernel_runner import Kernel, build, machines
 from .test_dense import _check, _compiled, _model
 
@@ -45,8 +46,7 @@ def check(problem: AttentionProblem, machine: Machine, dtype: type = np.float32,
         arrays = operands(problem, queries, keys)
         for name in ("query", "key", "value"):
             arrays[name] = arrays[name].astype(dtype)
-        result = np.full((*arrays["query"].shape[:3], problem.value_size), 7, dtype)
-        actual = run(*arrays.values(), result)
+        actual = run(*arrays.values(), room(problem, arrays["query"]))
         expected_result = expected(problem, arrays)
         np.testing.assert_allclose(actual.astype(np.float64), expected_result, rtol=tolerance, atol=tolerance)
 
@@ -285,3 +285,22 @@ def test_it_refuses_more_new_keys_than_queries_over_a_cache():
         y, keys, values = Attention <is_causal = 1> (q, k, v, , pk, pv) }"""
     with pytest.raises(UnsupportedError, match="as many new keys as there are queries"):
         _compiled(_model(text))
+
+
+@pytest.mark.parametrize(
+    ("reader", "kernels"),
+    [
+        ("z = Transpose <perm = [0, 2, 1, 3]> (y)", ["attention"]),
+        ("z = Transpose <perm = [0, 3, 1, 2]> (y)", ["attention", "transpose"]),
+        ("t = Transpose <perm = [0, 2, 1, 3]> (y) z = Add (y, t)", ["attention", "transpose", "add"]),
+    ],
+    ids=["only as queries of heads", "in another order", "in both orders"],
+)
+def test_a_result_is_stored_in_the_order_in_which_it_is_read(reader, kernels):
+    text = f"""g (float[B,4,4,8] q, float[B,2,P,8] k, float[B,2,P,8] v) => (float[B,4,X,Y] z) {{
+        y = Attention (q, k, v) {reader} }}"""
+    _check(_model(text), {"q": normal(2, 4, 4, 8), "k": normal(2, 2, 70, 8), "v": normal(2, 2, 70, 8)})
+    lowered = lower(_model(text), all_converters(converters(Machine.host())))
+    called = tvm.ir.transform.Sequential(operator_phases())(lowered.module)
+    values = [binding.value for binding in bindings_of(called["main"])]
+    assert [value.args[0].name_hint for value in values if is_call_of(value, "relax.call_tir")] == kernels

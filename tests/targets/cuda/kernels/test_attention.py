@@ -21,7 +21,7 @@ from moec.targets.gpu.kernels.attention_tiled import attention_tiled
 from moec.targets.tvm.heavy.attention import AttentionProblem
 
 from ....products import thinned
-from ...attention_cases import ON_NONE, PROBLEM, expected, operands
+from ...attention_cases import ON_NONE, PROBLEM, expected, operands, room
 from .kernel_runner import Kernel, build
 
 PARTS = 3
@@ -33,7 +33,7 @@ PROBLEMS = {
     "plain": PROBLEM,
     "odd sizes": AttentionProblem(1, 7, 1.0),
     "many columns": AttentionProblem(8, 300, 0.1),
-    "causal, capped": dataclasses.replace(PROBLEM, causal="first", softcap=2.0),
+    "causal, capped": dataclasses.replace(PROBLEM, causal="first", softcap=2.0, query_major=True),
     "causal behind a cache": dataclasses.replace(PROBLEM, causal="last", mask="float16", mask_broadcast=(True,) * 3),
     "causal within lengths": dataclasses.replace(
         PROBLEM, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True
@@ -46,18 +46,24 @@ class InParts:
     """:func:`attention_few` on keys in parts, followed by the join, callable like one kernel."""
 
     def __init__(self, problem: AttentionProblem, dtype: str, parts: int = PARTS, **options: Any) -> None:
-        self._attend, self._join = build(attention_few(problem, dtype), **options), _joining(problem.value_size, dtype)
-        self._parts = parts
+        self._attend, self._join = build(attention_few(problem, dtype), **options), _joining(_joined(problem), dtype)
+        self._parts, self._problem = parts, problem
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         *inputs, result = arrays
-        partial = [np.full((self._parts, *result.shape[:3], n), np.nan, np.float32) for n in (result.shape[3], 2)]
+        rows = (self._parts, *arrays[0].shape[:3])
+        partial = [np.full((*rows, n), np.nan, np.float32) for n in (self._problem.value_size, 2)]
         return self._join(*self._attend.outputs(3, *inputs, *partial, result))
 
 
 @functools.cache
-def _joining(columns: int, dtype: str) -> Kernel:
-    return build(attention_join(columns, dtype))
+def _joining(problem: AttentionProblem, dtype: str) -> Kernel:
+    return build(attention_join(problem, dtype))
+
+
+def _joined(problem: AttentionProblem) -> AttentionProblem:
+    """A problem whose parts are joined by the same kernel."""
+    return AttentionProblem(1, problem.value_size, 1.0, query_major=problem.query_major)
 
 
 def built(generate: Callable[[AttentionProblem, str], Any], problem: AttentionProblem, dtype: str, **options: Any):
@@ -79,7 +85,7 @@ def attend(kernel: Any, problem: AttentionProblem, arrays: dict[str, np.ndarray]
     query = arrays["query"]
     mask, lengths = arrays.get("mask", np.zeros((1, 1, 1, 1), bool)), arrays.get("lengths", np.zeros(1, np.int64))
     sinks = arrays.get("sinks", np.zeros(1, np.float32))
-    result = np.full((*query.shape[:3], problem.value_size), 7, query.dtype)
+    result = room(problem, query)
     return kernel(query, arrays["key"], arrays["value"], mask, lengths, sinks, result)
 
 
@@ -105,7 +111,7 @@ def test_equals_the_operator(name, generate):
 
 HALF = AttentionProblem(72, 40, 0.12, heads_per_group=2)
 ON_TENSOR_CORES = {
-    "capped": (dataclasses.replace(HALF, causal="first", softcap=2.0), np.float16),
+    "capped": (dataclasses.replace(HALF, causal="first", softcap=2.0, query_major=True), np.float16),
     "masked": (
         dataclasses.replace(HALF, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True),
         ml_dtypes.bfloat16,

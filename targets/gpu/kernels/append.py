@@ -46,7 +46,7 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
         held = T.match_buffer(pages_handle, (pages, *before, page, *after), problem.stored)
         T.device_entry()
         count = T.meta_var(T.int64(1) * math.prod([*before, S, *after[:-1]]) * (_last(after) // together))
-        block = T.cta_id([blocks_for(T.cast(count, "int32"), THREADS)])
+        block = T.cta_id([T.cast(blocks_for(count, THREADS), "int32")])
         thread = T.thread_id([THREADS])
         index: T.let = T.cast(block, "int64") * THREADS + thread
         if index < count:

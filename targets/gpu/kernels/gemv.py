@@ -18,7 +18,7 @@ from moec.targets.gpu.kernels.dense_problem import dense_kernel
 from moec.targets.gpu.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.instructions import reduce_lanes
-from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, blocks_for
+from moec.targets.gpu.kernels.launch import BEGINS_EARLY, BESIDE, WARP, blocks_for
 from moec.targets.gpu.kernels.tiled_kernels import DENSE_FORMULA, DenseLaunch
 from moec.targets.tvm.kernels.kernel import Kernel
 
@@ -68,7 +68,7 @@ def gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc
             multiply_rows(tile, operands.rows, operands.matrix, 0, sums)
             _store(tile, operands, epilogue, first_row, sums)
 
-    return dense_kernel(problem, body).with_attr(BEGINS_EARLY, True)
+    return dense_kernel(problem, body).with_attrs({BEGINS_EARLY: True, BESIDE: True})
 
 
 def _why_not_launched(launch: DenseLaunch, architecture: str) -> str | None:

@@ -44,8 +44,8 @@ def one_block_is_enough() -> Any:
 
 
 def blocks_for(items: Any, per_block: int) -> Any:
-    """The number of blocks of a grid for ``items`` (int32), at least one, because an empty grid is rejected. Kernels
-    test whether their items exist."""
+    """The number of blocks of a grid for ``items``, in their type, at least one, because an empty grid is rejected.
+    Kernels test whether their items exist."""
     return T.max(T.ceildiv(items, per_block), 1)
 
 

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from moec.ir.dialect import RouteSpec
 from moec.targets.gpu.kernels import route_token
 from moec.targets.gpu.kernels.instructions import largest_of_lanes, reduce_lanes, smallest_of_lanes, sync_warp
-from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP
+from moec.targets.gpu.kernels.launch import BESIDE, EARLY_ATTRIBUTES, WARP
 from moec.targets.gpu.kernels.route_token import (
     MINUS_INFINITY,
     comparable,
@@ -171,7 +171,7 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
             T.device_entry()
             start_token(spec, experts, tokens, functools.partial(_route_token, logits, bias, weights, chosen))
 
-        return biased_kernel
+        return biased_kernel.with_attr(BESIDE, True)
 
     @T.prim_func
     def kernel(logits_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle):
@@ -183,7 +183,7 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
         T.device_entry()
         start_token(spec, experts, tokens, functools.partial(_route_token, logits, None, weights, chosen))
 
-    return kernel
+    return kernel.with_attr(BESIDE, True)
 
 
 ROUTE = Kernel(

@@ -17,11 +17,16 @@ def is_kernel_call(value: relax.Expr) -> bool:
     return (is_call_of(value, KERNEL) or is_call_of(value, IN_PLACE)) and len(value.args) == 2
 
 
+def results_of(value: relax.Call) -> list[relax.TensorType]:
+    """The types of a call's results."""
+    return [each for kind in value.ty_args for each in (kind.fields if isinstance(kind, relax.TupleType) else [kind])]
+
+
 def places_of(value: relax.Call) -> list[int]:
     """For each result the index of the argument whose memory it is in, -1 for new memory."""
     if is_call_of(value, IN_PLACE):
         return [int(place) for place in value.attrs.inplace_indices]
-    return [-1] * len(value.ty_args)
+    return [-1] * len(results_of(value))
 
 
 class MemoryOfCalls:

@@ -23,7 +23,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import relax, tirx
 
 from moec.runtime.device_module import LAUNCH_FLAGS
 from moec.targets.base import SizeRange
@@ -62,6 +62,16 @@ def launch_between(
     }
     taking = tirx.PrimFunc([*numbers, *kernel.params], kernel.body, kernel.ret_type, kernel.attrs)
     return taking.with_attrs({LAUNCH_IF: asked, HOST_NUMBERS: len(numbers)})
+
+
+def launched_sizes(kernel: tirx.PrimFunc, types: Sequence[relax.TensorType]) -> tuple[Any, ...] | None:
+    """All that decides whether a kernel is launched, to compare with others'; None if it is launched for all sizes.
+    ``types``: of its arguments and results in a call."""
+    asked = kernel.attrs.get(LAUNCH_IF)
+    if asked is None:
+        return None
+    size = types[int(asked["parameter"])].shape[int(asked["axis"])]
+    return int(asked["least"]), int(asked["most"]), tvm_ffi.StructuralKey(size)
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="ApplyLaunchConditions")

@@ -1,8 +1,9 @@
 """One launch for small kernels that do not need each other's results: some blocks of threads run one, others another.
 
 A kernel allows it by :data:`~moec.targets.gpu.kernels.launch.BESIDE`. For few tokens such kernels take about as long as
-their launch, and queries, keys and values are ready at the same time. Kernels of elements, which are not yet scheduled,
-join them.
+their launch, and queries, keys and values are ready at the same time, as are the router and a shared expert. Kernels
+of elements, which are not yet scheduled, join them. Kernels that are launched for some sizes only
+(:mod:`.launch_conditions`) share a launch with others for the same sizes.
 
 ::
 
@@ -28,34 +29,74 @@ from tvm.script import tirx as T
 from tvm.tirx.exec_scope import ScopeIdDef
 
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, BEGINS_EARLY, BESIDE, EARLY_ATTRIBUTES, blocks_for, indices_of
-from moec.targets.gpu.lowering.calls import IN_PLACE, MemoryOfCalls, is_kernel_call, places_of
+from moec.targets.gpu.lowering.calls import IN_PLACE, MemoryOfCalls, is_kernel_call, places_of, results_of
 from moec.targets.gpu.lowering.element_formula import ElementFormula, formula_of
 from moec.targets.gpu.lowering.inline_producers import inlined_kernel
+from moec.targets.gpu.lowering.launch_conditions import LAUNCH_IF, launched_sizes
 from moec.targets.tvm.kernels.te_kernels import OPAQUE
 from moec.targets.tvm.phases.provenance import bindings_of
 from moec.targets.tvm.phases.share_views import is_call_of, variables
 
 ELEMENT_THREADS = 256
-"""Threads of a block that computes elements."""
+"""Threads of a block that computes elements, unless it shares a launch with another kernel's blocks."""
 _MOST = 4
 """Kernels in a launch."""
+_REACH = 128
+"""Bindings after a kernel among which others are looked for: those of a layer, so that time grows with the model."""
 
 
 def side_by_side(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, list[str]]]:
     """The module with launches of several kernels, and by the symbol of each new kernel those in it. Kernels of rows
-    come first, since elements are computed from their results."""
+    come first, since elements are computed from their results. They are grouped until nothing changes, since those that
+    wait for a group may form another one."""
     parts: dict[str, list[str]] = {}
     for of_elements in (False, True):
-        function = module["main"]
-        grouping = _LaunchGroups(module, list(bindings_of(function)), of_elements)
-        kept = grouping.grouped()
-        joined = grouping.builder.get()
-        block = type(function.body.blocks[0])(kept)
-        body = relax.SeqExpr([block], function.body.body)
-        joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
-        module = relax.transform.DeadCodeElimination()(joined)
-        parts |= grouping.parts
+        while True:
+            function = module["main"]
+            grouping = _LaunchGroups(module, list(bindings_of(function)), of_elements)
+            kept = grouping.grouped()
+            if not grouping.parts:
+                break
+            joined = grouping.builder.get()
+            block = type(function.body.blocks[0])(kept)
+            body = relax.SeqExpr([block], function.body.body)
+            joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
+            module = relax.transform.DeadCodeElimination()(joined)
+            parts |= grouping.parts
     return module, parts
+
+
+@dataclasses.dataclass
+class _Effects:
+    """The variables that bindings make and use, and the memory that they read and write."""
+
+    made: set[Any] = dataclasses.field(default_factory=set)
+    used: set[Any] = dataclasses.field(default_factory=set)
+    read: set[Any] = dataclasses.field(default_factory=set)
+    written: set[Any] = dataclasses.field(default_factory=set)
+
+    def add(self, other: _Effects) -> None:
+        self.made |= other.made
+        self.used |= other.used
+        self.read |= other.read
+        self.written |= other.written
+
+    def need(self, other: _Effects) -> bool:
+        return not self.used.isdisjoint(other.made)
+
+    def collide(self, other: _Effects) -> bool:
+        """Whether one writes to memory that the other reads or writes, so that they have to stay in order."""
+        return not (other.written.isdisjoint(self.read | self.written) and self.written.isdisjoint(other.read))
+
+
+@dataclasses.dataclass(frozen=True)
+class _SharedLaunch:
+    """The properties of a kernel that can be in a launch with others. ``threads``: of a block; ``sizes``: those for
+    which it is launched, None for all; ``formula``: of its elements, if it computes such."""
+
+    threads: int
+    sizes: Any = None
+    formula: ElementFormula | None = None
 
 
 class _LaunchGroups:
@@ -65,16 +106,23 @@ class _LaunchGroups:
     def __init__(self, module: tvm.IRModule, bindings: Sequence[relax.VarBinding], of_elements: bool) -> None:
         self.builder, self.parts = relax.BlockBuilder(module), dict[str, list[str]]()
         self._module, self._bindings, self._of_elements = module, bindings, of_elements
-        self._memory = MemoryOfCalls({binding.var: binding for binding in bindings})
+        memory = MemoryOfCalls({binding.var: binding for binding in bindings})
+        self._effects = [
+            _Effects({each.var}, set(variables(each.value)), memory.read(each.value), memory.written(each.value))
+            for each in bindings
+        ]
         self._formulas: dict[str, ElementFormula | None] = {}
+        self._launches = [self._launch(binding) for binding in bindings]
         self._made: dict[tvm_ffi.StructuralKey, tvm.ir.GlobalVar] = {}
+        self._several: dict[relax.Var, tuple[relax.Var, int]] = {}
+        """For a call of a group with several results those of the launch, and the place of its first one there."""
 
     def grouped(self) -> list[relax.VarBinding]:
         """The bindings, in which each group is one call, followed by those between that need its results."""
         last: dict[int, tuple[list[int], list[int]]] = {}
         taken: set[int] = set()
         for start in range(len(self._bindings)):
-            if start in taken or not self._fits(self._bindings[start]):
+            if start in taken or not self._begins_group(start):
                 continue
             group, waiting = self._group(start, taken)
             if len(group) > 1 and any(self._may_share(self._bindings[at]) for at in group):
@@ -84,66 +132,72 @@ class _LaunchGroups:
         for at, binding in enumerate(self._bindings):
             if at in last:
                 group, waiting = last[at]
-                kept += self._call([self._bindings[each] for each in group])
+                kept += self._call(group)
                 kept += [self._bindings[each] for each in waiting]
             elif at not in taken:
                 kept.append(binding)
-        return kept
+        return [self._item(binding) for binding in kept]
 
     def _group(self, start: int, taken: set[int]) -> tuple[list[int], list[int]]:
         """The calls from ``start`` on that can wait for the last of them, and the bindings that wait for their
         results."""
-        group, waiting = [start], list[int]()
-        threads = self._threads(self._bindings[start])
-        for at in range(start + 1, len(self._bindings)):
-            binding = self._bindings[at]
-            before = [self._bindings[each] for each in (*group, *waiting)]
-            if len(group) == _MOST or at in taken or self._collides(before, binding):
+        group, waiting, before = [start], list[int](), _Effects()
+        before.add(self._effects[start])
+        for at in range(start + 1, min(start + _REACH, len(self._bindings))):
+            effects = self._effects[at]
+            is_needing = effects.need(before)
+            # An early kernel of elements would keep all that follows from it waiting.
+            ends = is_needing and self._of_elements
+            if len(group) == _MOST or at in taken or ends or (not is_needing and before.collide(effects)):
                 break
-            if not {each.var for each in before}.isdisjoint(variables(binding.value)):
-                if self._of_elements:  # an early kernel would keep all that follows from it waiting
-                    break
-                waiting.append(at)
-            elif self._fits(binding) and self._threads(binding) == threads:
-                group.append(at)
+            if not is_needing and not self._fits(start, at):
+                continue
+            (waiting if is_needing else group).append(at)
+            before.add(effects)
         return group, [at for at in waiting if at < group[-1]]
 
-    def _collides(self, group: Sequence[relax.VarBinding], other: relax.VarBinding) -> bool:
-        """Whether one writes to memory that another reads or writes, so that they have to stay in order."""
-        written = {memory for binding in group for memory in self._memory.written(binding.value)}
-        read = {memory for binding in group for memory in self._memory.read(binding.value)}
-        theirs = self._memory.written(other.value)
-        return not (theirs.isdisjoint(read | written) and written.isdisjoint(self._memory.read(other.value)))
+    def _begins_group(self, at: int) -> bool:
+        launch = self._launches[at]
+        if launch is None:
+            return False
+        return (launch.threads == ELEMENT_THREADS) == self._of_elements
 
-    def _fits(self, binding: relax.VarBinding) -> bool:
-        threads = self._threads(binding)
-        return threads is not None and (threads == ELEMENT_THREADS) == self._of_elements
+    def _fits(self, start: int, at: int) -> bool:
+        """Whether a call can be in the launch of another. Elements can be computed by any number of threads."""
+        first, other = self._launches[start], self._launches[at]
+        if first is None or other is None or first.sizes != other.sizes:
+            return False
+        return first.threads == other.threads or (not self._of_elements and other.formula is not None)
 
     def _may_share(self, binding: relax.VarBinding) -> bool:
         return BESIDE in self._module[binding.value.args[0]].attrs
 
-    def _threads(self, binding: relax.VarBinding) -> int | None:
-        """Threads of a block of the called kernel; None where it has a launch of its own."""
+    def _launch(self, binding: relax.VarBinding) -> _SharedLaunch | None:
+        """The properties of the called kernel; None where it has a launch of its own."""
         value = binding.value
-        if not is_kernel_call(value) or len(value.ty_args) != 1:
+        if not is_kernel_call(value):
             return None
         symbol = value.args[0].name_hint
         kernel = self._module[value.args[0]]
         if BESIDE in kernel.attrs:
-            return _ThreadBlocks.of(kernel).threads
+            types = [*(argument.ty for argument in value.args[1]), *results_of(value)]
+            return _SharedLaunch(_ThreadBlocks.of(kernel).threads, launched_sizes(kernel, types))
         if symbol not in self._formulas:
             self._formulas[symbol] = formula_of(kernel)
-        return None if self._formulas[symbol] is None else ELEMENT_THREADS
+        formula = self._formulas[symbol]
+        return None if formula is None else _SharedLaunch(ELEMENT_THREADS, formula=formula)
 
-    def _kernel(self, binding: relax.VarBinding) -> tirx.PrimFunc:
-        formula = self._formulas.get(binding.value.args[0].name_hint)
-        return self._module[binding.value.args[0]] if formula is None else element_kernel(formula)
-
-    def _call(self, group: Sequence[relax.VarBinding]) -> list[relax.VarBinding]:
+    def _call(self, members: Sequence[int]) -> list[relax.VarBinding]:
         """The call of all kernels of the group, those that allow it first, and their results."""
-        group = sorted(group, key=lambda binding: not self._may_share(binding))
+        members = sorted(members, key=lambda at: not self._may_share(self._bindings[at]))
+        group, launches = [self._bindings[at] for at in members], [self._launches[at] for at in members]
         inputs = [len(binding.value.args[1]) for binding in group]
-        kernel = kernels_beside([self._kernel(binding) for binding in group], inputs)
+        threads = launches[0].threads
+        kernels = [
+            self._module[binding.value.args[0]] if launch.formula is None else element_kernel(launch.formula, threads)
+            for binding, launch in zip(group, launches, strict=True)
+        ]
+        kernel = kernels_beside(kernels, inputs)
         names = [binding.value.args[0].name_hint for binding in group]
         key = tvm_ffi.StructuralKey(kernel)
         if key not in self._made:
@@ -154,7 +208,7 @@ class _LaunchGroups:
         for binding in group:
             places += [place + len(arguments) if place >= 0 else -1 for place in places_of(binding.value)]
             arguments += list(binding.value.args[1])
-        types = [kind for binding in group for kind in binding.value.ty_args]
+        types = [kind for binding in group for kind in results_of(binding.value)]
         called = (
             relax.op.call_tir_inplace(self._made[key], arguments, places, types)
             if any(is_call_of(binding.value, IN_PLACE) for binding in group)
@@ -162,8 +216,23 @@ class _LaunchGroups:
         )
         called = self.builder.normalize(called)
         results = relax.DataflowVar("beside", called.ty)
-        items = [relax.VarBinding(each.var, relax.TupleGetItem(results, at)) for at, each in enumerate(group)]
-        return [relax.VarBinding(results, called), *items]
+        kept, place = [relax.VarBinding(results, called)], 0
+        for binding in group:
+            count = len(results_of(binding.value))
+            if count == 1:
+                kept.append(relax.VarBinding(binding.var, relax.TupleGetItem(results, place)))
+            else:
+                self._several[binding.var] = results, place
+            place += count
+        return kept
+
+    def _item(self, binding: relax.VarBinding) -> relax.VarBinding:
+        """The binding, of an item of the launch's results where it was one of a kernel that is now in a launch."""
+        value = binding.value
+        if not isinstance(value, relax.TupleGetItem) or value.tuple_value not in self._several:
+            return binding
+        results, place = self._several[value.tuple_value]
+        return relax.VarBinding(binding.var, relax.TupleGetItem(results, place + value.index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +259,8 @@ class _ThreadBlocks:
         )
 
 
-def element_kernel(formula: ElementFormula) -> tirx.PrimFunc:
-    """A kernel that computes an element in each thread."""
+def element_kernel(formula: ElementFormula, threads: int = ELEMENT_THREADS) -> tirx.PrimFunc:
+    """A kernel that computes an element in each thread, of which a block has ``threads``."""
     shape, dtype = formula.shape, str(formula.value.ty.dtype)
 
     @T.prim_func
@@ -201,9 +270,9 @@ def element_kernel(formula: ElementFormula) -> tirx.PrimFunc:
         result = T.match_buffer(result_handle, shape, dtype)
         T.device_entry()
         count = T.meta_var(_product(shape))
-        block = T.cta_id([blocks_for(T.cast(count, "int32"), ELEMENT_THREADS)])
-        thread = T.thread_id([ELEMENT_THREADS])
-        index: T.let = T.cast(block, "int64") * ELEMENT_THREADS + thread
+        block = T.cta_id([T.cast(blocks_for(count, threads), "int32")])
+        thread = T.thread_id([threads])
+        index: T.let = T.cast(block, "int64") * threads + thread
         if index < count:
             at = T.meta_var(tuple(indices_of(index, [T.cast(size, "int64") for size in shape])))
             result[at] = source[at]
@@ -221,8 +290,8 @@ def _product(sizes: Sequence[Any]) -> Any:
 
 
 def kernels_beside(kernels: Sequence[tirx.PrimFunc], inputs: Sequence[int]) -> tirx.PrimFunc:
-    """One kernel of several with blocks of the same number of threads. ``inputs``: how many parameters of each come
-    before new results; those of all kernels come first."""
+    """One kernel of several with blocks of the same number of threads, for the sizes of the first. ``inputs``: how many
+    parameters of each come before new results; those of all kernels come first."""
     own = [_renamed(kernel, position) for position, kernel in enumerate(kernels)]
     parts = [_ThreadBlocks.of(kernel) for kernel in own]
     block, thread = (tirx.Var(name, "int32") for name in ("block", "thread"))
@@ -242,6 +311,10 @@ def kernels_beside(kernels: Sequence[tirx.PrimFunc], inputs: Sequence[int]) -> t
     parameters = [each for kernel, count in zip(own, inputs, strict=True) for each in kernel.params[:count]]
     parameters += [each for kernel, count in zip(own, inputs, strict=True) for each in kernel.params[count:]]
     attributes = dict(EARLY_ATTRIBUTES if all(BEGINS_EARLY in kernel.attrs for kernel in kernels) else ATTRIBUTES)
+    asked = kernels[0].attrs.get(LAUNCH_IF)
+    if asked is not None:
+        place = int(asked["parameter"])
+        attributes[LAUNCH_IF] = {**asked, "parameter": place if place < inputs[0] else place + sum(inputs[1:])}
     return tirx.PrimFunc(parameters, whole, None).with_attrs({**attributes, "op_pattern": OPAQUE})
 
 

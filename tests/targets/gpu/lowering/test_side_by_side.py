@@ -7,17 +7,26 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from tvm import relax
+import tvm
+import tvm_ffi
+from tvm import relax, te, tirx
 
 import moec
 from moec import targets
 from moec.common.kernel_sizes import evaluate
 from moec.runtime.artifact import open_artifact
 from moec.targets.cuda import nvcc
-from moec.targets.gpu.lowering.side_by_side import side_by_side
+from moec.targets.gpu.kernels.append import THREADS as APPEND_THREADS
+from moec.targets.gpu.kernels.append import append
+from moec.targets.gpu.lowering.element_formula import formula_of
+from moec.targets.gpu.lowering.side_by_side import ELEMENT_THREADS, element_kernel, side_by_side
+from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 from ....frontend.gguf.tiny_models import write_model
 from .written_calls import Calls, kernels_after
@@ -35,17 +44,69 @@ a product each for gate, up and down and one for the activation."""
 
 def names(body: str) -> list[str]:
     scale = ",".join(["1.5"] * 64)
-    head = (
-        '<ir_version: 10, opset_import: ["" : 24]> g (float[T,64] x, float[S,64] y) => (float[T,64] v, float[S,64] w)'
-    )
+    head = '<ir_version: 10, opset_import: ["" : 24]> g (float[T,64] x, float[S,64] y) => (float[T,N] v, float[S,M] w)'
     text = f"{head} <float[64] scale = {{{scale}}}> {{{body}}}"
-    program = targets.get("cuda:sm_80").compile(ir.from_proto(onnx.parser.parse_model(text)))
+    model = onnx.parser.parse_model(text)
+    for name, columns in (("a", 8), ("b", 12)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, columns), np.float32), name))
+    program = targets.get("cuda:sm_80").compile(ir.from_proto(model))
     return [kernel.name for kernel in program.kernels]
 
 
 def test_normalisations_of_different_rows_share_a_launch():
     (name,) = names("v = RMSNormalization (x, scale) w = RMSNormalization (y, scale)")
     assert name == "norm_norm"
+
+
+@pytest.mark.parametrize(
+    ("body", "kernels"),
+    [
+        ("v = MatMul (x, a) w = MatMul (x, b)", ["gemv_gemv", "gemm_simt", "gemm_simt_2"]),
+        ("v = MatMul (x, a) w = MatMul (y, b)", ["gemv", "gemm_simt", "gemv_2", "gemm_simt_2"]),
+    ],
+    ids=["the same rows", "other rows"],
+)
+def test_products_share_a_launch_that_is_made_for_the_sizes_of_both(body: str, kernels: list[str]):
+    """Each product has a kernel for few rows, of which the launch depends on their number."""
+    assert names(body) == kernels
+
+
+def test_elements_are_computed_beside_kernels_with_fewer_threads_which_have_several_results():
+    def write(calls: Calls) -> list[Any]:
+        weights, chosen = calls.route(calls.logits)
+        return [weights, chosen, calls.add(calls.x, calls.y)]
+
+    assert kernels_after(lambda module: side_by_side(module)[0], write) == ["route_add"]
+
+
+def test_elements_that_need_a_result_are_computed_after_it():
+    def write(calls: Calls) -> list[Any]:
+        weights, chosen = calls.route(calls.logits)
+        return [chosen, calls.elements("scaled", lambda weights, at: weights[at[1], 0] * 2, weights)]
+
+    assert kernels_after(lambda module: side_by_side(module)[0], write) == ["route", "scaled"]
+
+
+def test_grids_count_more_than_two_to_the_31_elements():
+    size = tirx.Var("T", "int64")
+    x = te.placeholder((size, 64), "float32")
+    copy = te.create_prim_func([x, te.compute((size, 64), lambda *at: x(*at))], "int64").without_attr("global_symbol")
+    formula = formula_of(copy)
+    assert formula is not None
+    elements = element_kernel(formula)
+    for rows in (1, 2**27):
+        assert blocks_of(elements, rows) == -(-rows * 64 // ELEMENT_THREADS)
+    appended = append(AppendProblem((None,), (64,), "float32", "float32"))
+    assert blocks_of(appended, 2**27) == 2**27 * 64 // 4 // APPEND_THREADS
+
+
+def blocks_of(kernel: tirx.PrimFunc, rows: int) -> int:
+    """The blocks of a launch where the first size is ``rows`` and others are 1, in the arithmetic of the host."""
+    count = getattr(kernel.body.body.seq[0], "def").extents[0]
+    sizes = {size for parameter in kernel.params for size in parameter.ty.shape if isinstance(size, tirx.Var)}
+    given = {size: tirx.IntImm(str(size.ty.dtype), rows if size.name in ("T", "b0") else 1) for size in sizes}
+    number = tvm_ffi.structural_map(count, [(tvm.ir.Var, lambda variable: given.get(variable, variable))])
+    return int(tvm.sym.Analyzer().simplify(number))
 
 
 @pytest.mark.nightly

@@ -9,9 +9,12 @@ from typing import Any
 import tvm
 from tvm import relax, te, tirx
 
+from moec.ir.dialect import RouteSpec
 from moec.targets.gpu.kernels.append import append
 from moec.targets.gpu.kernels.normalization import normalize
+from moec.targets.gpu.kernels.route import route
 from moec.targets.gpu.kernels.row_share import RowLayout
+from moec.targets.tvm.heavy.route import RouteProblem
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 
@@ -28,8 +31,10 @@ class Calls:
         shapes = {"x": [4, 2, 64], "y": [4, 2, 64], "scale": [512], "state": [3, 4, 16, 64], "other": [3, 4, 16, 64]}
         for name, shape in shapes.items():
             self.given[name] = relax.Var(name, relax.TensorType(shape, "float32"))
+        self.given["logits"] = relax.Var("logits", relax.TensorType([4, 8], "float32"))
         self.given["start"] = relax.Var("start", relax.TensorType([1], "int64"))
         self._norm = self.builder.add_func(_norm(), "norm")
+        self._route = self.builder.add_func(route(RouteProblem(RouteSpec(k=2), 8)), "route")
         self._append = self.builder.add_func(append(AppendProblem((4,), (64,), "float32", "float32")), "append")
 
     def __getattr__(self, name: str) -> relax.Var:
@@ -53,6 +58,12 @@ class Calls:
     def norm(self, x: relax.Var, scale: relax.Var) -> relax.Var:
         row = self.builder.emit(relax.op.reshape(x, [1, 512]))
         return self.builder.emit(relax.call_tir(self._norm, [row, scale], row.ty))
+
+    def route(self, logits: relax.Var) -> list[relax.Var]:
+        """Weights and experts [4, 2] of four tokens."""
+        types = [relax.TensorType([4, 2], dtype) for dtype in ("float32", "int32")]
+        both = self.builder.emit(relax.call_tir(self._route, [logits], types))
+        return [self.builder.emit(relax.TupleGetItem(both, place)) for place in range(2)]
 
     def append(self, new: relax.Var, state: relax.Var) -> relax.Var:
         called = relax.op.call_tir_inplace(self._append, [self.start, new, state], [2], [state.ty])

@@ -70,19 +70,19 @@ def side_by_side(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, list[str
 class _Effects:
     """The variables that bindings make and use, and the memory that they read and write."""
 
-    made: set[Any] = dataclasses.field(default_factory=set)
+    results: set[Any] = dataclasses.field(default_factory=set)
     used: set[Any] = dataclasses.field(default_factory=set)
     read: set[Any] = dataclasses.field(default_factory=set)
     written: set[Any] = dataclasses.field(default_factory=set)
 
     def add(self, other: _Effects) -> None:
-        self.made |= other.made
+        self.results |= other.results
         self.used |= other.used
         self.read |= other.read
         self.written |= other.written
 
     def need(self, other: _Effects) -> bool:
-        return not self.used.isdisjoint(other.made)
+        return not self.used.isdisjoint(other.results)
 
     def collide(self, other: _Effects) -> bool:
         """Whether one writes to memory that the other reads or writes, so that they have to stay in order."""

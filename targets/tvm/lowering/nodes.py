@@ -39,11 +39,11 @@ def transpose(lowering: LoweringContext, tensor: relax.Expr, order: Sequence[int
 
 def transposed_from(lowering: LoweringContext, tensor: relax.Expr, order: Sequence[int]) -> relax.Expr | None:
     """The tensor of which ``tensor`` is a transposition that ``order`` undoes; None if there is none."""
-    made = lowering.bound_to(tensor)
-    if not isinstance(made, relax.Call) or made.op != tvm.ir.Op.get("relax.permute_dims"):
+    bound = lowering.bound_to(tensor)
+    if not isinstance(bound, relax.Call) or bound.op != tvm.ir.Op.get("relax.permute_dims"):
         return None
-    axes = [int(axis) for axis in made.attrs.axes]
-    return made.args[0] if [axes[axis] for axis in order] == list(range(len(order))) else None
+    axes = [int(axis) for axis in bound.attrs.axes]
+    return bound.args[0] if [axes[axis] for axis in order] == list(range(len(order))) else None
 
 
 def flatten(lowering: LoweringContext, tensor: relax.Expr, axis: int) -> relax.Var:

@@ -103,9 +103,9 @@ def blocks_of(kernel: tirx.PrimFunc, rows: int) -> int:
     """The blocks of a launch where the first size is ``rows`` and others are 1, in the arithmetic of the host."""
     count = getattr(kernel.body.body.seq[0], "def").extents[0]
     sizes = {size for parameter in kernel.params for size in parameter.ty.shape if isinstance(size, tirx.Var)}
-    given = {size: tirx.IntImm(str(size.ty.dtype), rows if size.name in ("T", "b0") else 1) for size in sizes}
-    number = tvm_ffi.structural_map(count, [(tvm.ir.Var, lambda variable: given.get(variable, variable))])
-    return int(tvm.sym.Analyzer().simplify(number))
+    numbers = {size: tirx.IntImm(str(size.ty.dtype), rows if size.name in ("T", "b0") else 1) for size in sizes}
+    blocks = tvm_ffi.structural_map(count, [(tvm.ir.Var, lambda variable: numbers.get(variable, variable))])
+    return int(tvm.sym.Analyzer().simplify(blocks))
 
 
 @pytest.mark.nightly

@@ -190,14 +190,9 @@ class _LaunchGroups:
     def _call(self, members: Sequence[int]) -> list[relax.VarBinding]:
         """The call of all kernels of the group, those that allow it first, and their results."""
         members = sorted(members, key=lambda at: not self._may_share(self._bindings[at]))
-        group, launches = [self._bindings[at] for at in members], [self._launches[at] for at in members]
+        group = [self._bindings[at] for at in members]
         inputs = [len(binding.value.args[1]) for binding in group]
-        threads = launches[0].threads
-        kernels = [
-            self._module[binding.value.args[0]] if launch.formula is None else element_kernel(launch.formula, threads)
-            for binding, launch in zip(group, launches, strict=True)
-        ]
-        kernel = kernels_beside(kernels, inputs)
+        kernel = kernels_beside([self._kernel(at, members[0]) for at in members], inputs)
         names = [binding.value.args[0].name_hint for binding in group]
         key = tvm_ffi.StructuralKey(kernel)
         if key not in self._made:
@@ -225,6 +220,14 @@ class _LaunchGroups:
                 self._several[binding.var] = results, place
             place += count
         return kept
+
+    def _kernel(self, at: int, first: int) -> tirx.PrimFunc:
+        """The kernel of a call, with as many threads in a block as that of another."""
+        launch, other = self._launches[at], self._launches[first]
+        assert launch is not None and other is not None, "a call of a group may share a launch"
+        if launch.formula is None:
+            return self._module[self._bindings[at].value.args[0]]
+        return element_kernel(launch.formula, other.threads)
 
     def _item(self, binding: relax.VarBinding) -> relax.VarBinding:
         """The binding, of an item of the launch's results where it was one of a kernel that is now in a launch."""
@@ -310,7 +313,9 @@ def kernels_beside(kernels: Sequence[tirx.PrimFunc], inputs: Sequence[int]) -> t
     whole = tirx.AttrStmt(entry.node, entry.attr_key, entry.value, tirx.SeqStmt([*ids, body]))
     parameters = [each for kernel, count in zip(own, inputs, strict=True) for each in kernel.params[:count]]
     parameters += [each for kernel, count in zip(own, inputs, strict=True) for each in kernel.params[count:]]
-    attributes = dict(EARLY_ATTRIBUTES if all(BEGINS_EARLY in kernel.attrs for kernel in kernels) else ATTRIBUTES)
+    attributes: dict[str, Any] = dict(
+        EARLY_ATTRIBUTES if all(BEGINS_EARLY in kernel.attrs for kernel in kernels) else ATTRIBUTES
+    )
     asked = kernels[0].attrs.get(LAUNCH_IF)
     if asked is not None:
         place = int(asked["parameter"])

@@ -169,6 +169,7 @@ def test_a_mutant_is_what_a_process_and_those_it_starts_import(flipped: Mutant, 
 INTERVALS = "tests/ir/test_intervals.py"
 
 
+@pytest.mark.nightly  # starts a process of tests
 def test_a_mutant_that_a_test_sees_is_killed(flipped: Mutant) -> None:
     executed: Any = Map({line: {INTERVALS} for line in flipped.lines}, {INTERVALS: 2.0})
     actual = outcome(flipped, executed)

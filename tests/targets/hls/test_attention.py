@@ -202,10 +202,11 @@ def test_timed_simulation_equals_the_reference(count, layer):
     assert narrow.cycles >= declared.cycles
 
 
+@pytest.mark.nightly  # test_timed_simulation_equals_the_reference has a decoder in every run
 @pytest.mark.parametrize(
     ("fields", "design"),
     [
-        pytest.param({"normed": True}, {}, marks=pytest.mark.nightly),  # test_latents.py covers it with a cache
+        ({"normed": True}, {}),
         ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40, "joint": True}, {"norm_lanes": 2}),
     ],
 )

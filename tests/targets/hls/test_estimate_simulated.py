@@ -29,14 +29,12 @@ SHARED = float_block(
 )
 
 
+@pytest.mark.nightly  # test_attention_estimate.py compares a design in every run
 @pytest.mark.parametrize(
     ("block", "weight_bits", "sizes"),
     [
         (dataclasses.replace(GATED, norm=NORM), 8, {"hidden_tile": 32}),
-        pytest.param(
-            *(SHARED, 4, {"hidden_tile": 16, "router_lanes": 2, "fifos": Fifos(weights=32)}),
-            marks=pytest.mark.nightly,  # test_groups.py covers int4 in groups in every run
-        ),
+        (SHARED, 4, {"hidden_tile": 16, "router_lanes": 2, "fifos": Fifos(weights=32)}),
     ],
     ids=["norm-gated", "shared-int4"],
 )

@@ -197,9 +197,14 @@ def test_declared_channels_hold_in_all_styles(kind, request):
 @pytest.mark.parametrize(
     ("kind", "channel", "depth", "stages", "waiting"),
     [
-        ("moe", "steps", 58, {}, "measure_tokens -> normalize_tokens"),
-        ("moe", "items_down", 59, {}, "product_up -> product_down"),
-        ("moe", "items_combine", 59, {}, "product_down -> combine"),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)  # a second design, which takes ten seconds to compile
+            for case in (
+                ("moe", "steps", 58, {}, "measure_tokens -> normalize_tokens"),
+                ("moe", "items_down", 59, {}, "product_up -> product_down"),
+                ("moe", "items_combine", 59, {}, "product_down -> combine"),
+            )
+        ),
         ("attention", "items_split", 20, {}, "product_up -> split_heads"),
         ("attention", "items_end", 19, {}, "product_down -> pass_results"),
         # Reciprocals leave a deep divider late and weighted values leave early; then the other way around.
@@ -230,7 +235,9 @@ def random_stages(channels: list[Channel], seed: int) -> dict[str, int]:
     return stages
 
 
-@pytest.mark.parametrize("kind", ["moe", "attention", pytest.param("cached", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "kind", ["attention", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("moe", "cached"))]
+)
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 40))])
 def test_declared_channels_hold_wherever_words_leave(kind, seed, request):
     generated = request.getfixturevalue(kind)

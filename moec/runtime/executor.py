@@ -51,7 +51,8 @@ class Executor:
     launch runs of repeated sizes as a whole. ``held_states``: states for which the program takes pages;
     ``lengths_in_memory``: whether it takes their lengths as tensors, too; ``fixed_lengths``: whether a captured run
     serves the lengths of its capture alone. ``last``: output of which it computes only
-    the requested last positions. ``experts``: source of experts that are not all in memory.
+    the requested last positions. ``experts``: source of experts that are not all in memory. ``files``: object whose
+    end removes the objects, which the program reads until its first run; it lives as long as the executor.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Executor:
         fixed_lengths: bool = False,
         last: LastTokens | None = None,
         experts: StreamedExperts | None = None,
+        files: object = None,
     ) -> None:
         """Raise ArtifactError where the objects do not link, UnsupportedError where graphs are not available, and the
         device's errors for code that it cannot run and weights that it cannot hold."""
         self.inputs, self.outputs, self._where = tuple(interface.inputs), tuple(interface.outputs), where
+        self._files = files
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, interface.guards)

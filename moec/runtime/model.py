@@ -55,6 +55,7 @@ class CompiledModel:
             fixed_lengths=bool(program.fixed_lengths),
             last=program.last,
             experts=self._experts,
+            files=artifact,
         )
         self._first_states = FirstStates(self.interface)
         self.kernels: dict[str, CompiledKernel] = kernels_of(artifact, program)

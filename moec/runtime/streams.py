@@ -37,7 +37,7 @@ class Streams:
         with self._turn:
             if not is_captured:
                 for other in self._used - {stream}:
-                    self.let_wait(stream, other)
+                    self._let_wait_if_there(stream, other)
                 self._used.add(stream)
             with self.switched_to(stream):
                 yield
@@ -50,6 +50,15 @@ class Streams:
     def let_wait(self, stream: int, other: int) -> None:
         """Let later work on ``stream`` start after the present work on ``other``. The host does not wait."""
         load_ffi().get_global_func("runtime.Device_StreamSyncFromTo")(self._device, other, stream)
+
+    def _let_wait_if_there(self, stream: int, other: int) -> None:
+        """Do the same, and forget ``other`` where it cannot be waited for, because its owner destroyed it. What it had
+        left to do ends before the default stream's work does, for which the host waits instead."""
+        try:
+            self.let_wait(stream, other)
+        except Exception:  # each kind of device has its own
+            self._used.discard(other)
+            self.finish(DEFAULT)
 
     def finish(self, stream: int) -> None:
         """Let the host wait for all work on the stream."""

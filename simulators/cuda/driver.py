@@ -59,6 +59,7 @@ def launch_recorder() -> Any:
 
 def driver_calls() -> dict[str, int]:
     """Count the calls of this process so far by name: ``cudaMalloc``, ``launch``, ``cuGraphLaunch``, ``copy to host``,
-    and for memory that is not pinned ``pageable copy to host``, ..."""
+    and for memory that is not pinned ``pageable copy to host``, ... Entries such as ``bytes of copy to host`` are the
+    bytes of both."""
     lines = _library().emulated_counts().decode().splitlines()
     return {name: int(number) for name, number in (line.split("=") for line in lines)}

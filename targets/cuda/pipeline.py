@@ -244,4 +244,4 @@ def _called_by(code: str, helpers: dict[str, str]) -> set[str]:
 
 def backend_for(architecture: str, recorder: LaunchRecorder) -> Backend:
     """The backend for GPUs of an architecture (``sm_80``). ``recorder``: the pass instrument of the compilation."""
-    return Backend(ScheduleForGpu(), functools.partial(_cuda_code, architecture, recorder), join_kernels)
+    return Backend(ScheduleForGpu(), functools.partial(_cuda_code, architecture, recorder), join_kernels, True)

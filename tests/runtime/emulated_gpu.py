@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
-from moec.simulators.cuda.driver import driver_calls
+from moec.simulators.cuda.driver import driver_calls, driver_library, emulated_driver
 from moec.targets.cuda.device.driver import CUDA
 
 
@@ -25,6 +27,18 @@ class Calls:
 
     def __getitem__(self, name: str) -> int:
         return self._after.get(name, 0) - self._before.get(name, 0)
+
+
+@contextlib.contextmanager
+def memory_left(size: int) -> Iterator[None]:
+    """Context in which the emulated GPU has so many bytes of memory left."""
+    total = ctypes.c_int64.in_dll(ctypes.CDLL(str(driver_library())), "emulated_memory_bytes")
+    before = total.value
+    total.value -= emulated_driver().free_memory() - size
+    try:
+        yield
+    finally:
+        total.value = before
 
 
 class Foreign:

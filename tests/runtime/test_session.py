@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
 import threading
 
 import numpy as np
@@ -78,6 +80,19 @@ def test_runs_go_on_from_those_before(model):
     alone = model.session()
     alone.run(IDS[0, :5])
     np.testing.assert_allclose(alone.run(IDS[0, 5:])[0], whole[0, 5:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_session_keeps_the_files_of_its_model(attending, tmp_path, monkeypatch):
+    """A program reads some of its files at its first run. Those of a zip lie in a folder that goes with the model."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    attending.save(tmp_path / "art.zip")
+    session = moec.load(tmp_path / "art.zip").session()
+    gc.collect()
+    assert len([*tmp_path.glob("moec-scratch-*")]) == 1
+    np.testing.assert_array_equal(session.run([1, 2]), attending.session().run([1, 2]))
+    del session
+    gc.collect()
+    assert not [*tmp_path.glob("moec-scratch-*")]
 
 
 def test_bytes_of_states_are_those_of_pages_in_use(attending, recurrent, stateless):

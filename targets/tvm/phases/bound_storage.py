@@ -18,7 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
-_ALLOCATE = "relax.memory.alloc_storage"
+ALLOCATE = "relax.memory.alloc_storage"
 TOO_MUCH = 1 << 56  # the runtime counts bits
 _OPERATORS = {tirx.Mul: lambda a, b: a * b, tirx.Add: lambda a, b: a + b, tirx.Sub: lambda a, b: a - b}
 
@@ -31,7 +31,7 @@ class BoundStorage:
 
 
 def _bounded(call: tvm.ir.Call) -> tvm.ir.Call:
-    if call.op != tvm.ir.Op.get(_ALLOCATE):
+    if call.op != tvm.ir.Op.get(ALLOCATE):
         return call
     shape, *rest = call.args
     (size,) = shape.values

@@ -28,6 +28,7 @@ from moec.targets.tvm.phases.order_bindings import OrderBindings
 from moec.targets.tvm.phases.order_sizes import OrderSizes
 from moec.targets.tvm.phases.provenance import nodes_by_kernel
 from moec.targets.tvm.phases.rename_kernels import readable_names, rename_kernels
+from moec.targets.tvm.phases.round_storage import RoundStorage
 from moec.targets.tvm.phases.schedule import ScheduleGenericKernels
 from moec.targets.tvm.phases.share_calls import ShareCalls
 from moec.targets.tvm.phases.share_memory import ShareMemory
@@ -83,11 +84,12 @@ def memory_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def instruction_phases() -> list[tvm.transform.Pass]:
-    """Relax with explicit memory to VM instructions with explicit shapes."""
+def instruction_phases(*, rounds_storage: bool = False) -> list[tvm.transform.Pass]:
+    """Relax with explicit memory to VM instructions with explicit shapes. ``rounds_storage``: see :class:`Backend`."""
     transform = relax.transform
     return [
         BoundStorage(),
+        *([RoundStorage()] if rounds_storage else []),
         transform.KillAfterLastUse(),
         # Reshape, shape reads and checks become calls of the runtime's builtins.
         transform.LowerRuntimeBuiltin(),
@@ -190,6 +192,8 @@ class Backend:
     """Function that generates the code of kernels."""
     join: Callable[[tvm.IRModule], Joined] | None = None
     """Function that makes one kernel of several that the target's own kernels allow to be joined."""
+    rounds_storage: bool = False
+    """Whether memory of sizes known at run time is taken in powers of two, where new memory takes long."""
 
 
 def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
@@ -280,7 +284,9 @@ def build(
             for name, part in {"main": module, **others}.items()
         }
         # Passes may change the module that they are given.
-        parts = [_executable(tvm.IRModule(part.functions, part.attrs), name) for name, part in planned.items()]
+        phases = instruction_phases(rounds_storage=backend.rounds_storage)
+        copies = {name: tvm.IRModule(part.functions, part.attrs) for name, part in planned.items()}
+        parts = [_executable(part, name, phases) for name, part in copies.items()]
     builder = relax.ExecBuilder()
     whole = tvm.IRModule({symbol: function for part in parts for symbol, function in part.functions.items()})
     left = tvm.get_global_func("relax.VMCodeGen")(builder, whole)
@@ -294,10 +300,10 @@ def build(
     return Built(relax.VMExecutable(linked), generated, planned.pop("main"), planned)
 
 
-def _executable(module: tvm.IRModule, name: str) -> tvm.IRModule:
-    """Run the last phases on a module, and rename ``main`` and the functions that these phases add by ``name``."""
+def _executable(module: tvm.IRModule, name: str, phases: Sequence[tvm.transform.Pass]) -> tvm.IRModule:
+    """Run the last ``phases`` on a module, and rename ``main`` and the functions that these phases add by ``name``."""
     before = {symbol.name_hint for symbol in module.functions} - {"main"}
-    module = tvm.ir.transform.Sequential(instruction_phases())(module)
+    module = tvm.ir.transform.Sequential(phases)(module)
     if name == "main":
         return module
     own = {

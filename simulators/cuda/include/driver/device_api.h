@@ -3,14 +3,17 @@
 #include <tvm/ffi/function.h>
 #include <tvm/runtime/device_api.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 #include "state.h"
 
-// How many multiprocessors the GPU has: few, so that blocks of threads that share tiles have several each. Tests set it.
+// How many multiprocessors the GPU has: few, so that blocks of threads that share tiles have several each, and how much
+// memory. Tests set both.
 extern "C" {
 __attribute__((visibility("default"))) inline int emulated_multiprocessors = 2;
+__attribute__((visibility("default"))) inline int64_t emulated_memory_bytes = int64_t(80) << 30;
 }
 
 namespace driver {
@@ -20,7 +23,9 @@ constexpr size_t most_poisoned = 1 << 20;  // bytes of an allocation that are se
 
 inline void check(Result result, const char* function) {
   if (result == success) return;
-  const char* meaning = result == out_of_memory ? "out of memory" : "operation not permitted when stream is capturing";
+  const char* meaning = result == out_of_memory    ? "out of memory"
+                        : result == invalid_handle ? "invalid resource handle"
+                                                   : "operation not permitted when stream is capturing";
   TVM_FFI_THROW(RuntimeError) << "CUDA Runtime Error: " << function << ": " << meaning << " (" << int(result) << ")";
 }
 
@@ -48,10 +53,12 @@ class EmulatedDevice final : public tvm::runtime::DeviceAPI {
     count("cudaMalloc");
     check(potentially_unsafe(), "cudaMalloc");
     const size_t whole = (bytes + alignment - 1) / alignment * alignment;
-    void* memory = whole >= bytes ? std::aligned_alloc(alignment, whole ? whole : alignment) : nullptr;
+    const bool fits = whole >= bytes && whole <= size_t(std::max<int64_t>(0, emulated_memory_bytes - in_use));
+    void* memory = fits ? std::aligned_alloc(alignment, whole ? whole : alignment) : nullptr;
     check(memory ? success : out_of_memory, "cudaMalloc");
     std::memset(memory, 0xff, whole < most_poisoned ? whole : most_poisoned);  // NaN
     sizes_[memory] = whole;
+    in_use += whole;
     return memory;
   }
 
@@ -60,6 +67,7 @@ class EmulatedDevice final : public tvm::runtime::DeviceAPI {
     count("cudaFree");
     const size_t whole = sizes_[memory];
     sizes_.erase(memory);
+    in_use -= whole;
     std::memset(memory, 0xff, whole < most_poisoned ? whole : most_poisoned);
     std::free(memory);  // a destructor calls this, so that a capture is broken but nothing is thrown
     (void)potentially_unsafe();
@@ -82,7 +90,11 @@ class EmulatedDevice final : public tvm::runtime::DeviceAPI {
   }
 
   void* CreateStream(tvm::Device) final { return std::malloc(1); }
-  void FreeStream(tvm::Device, void* stream) final { std::free(stream); }
+  // Its memory stays, so that no other stream has its address.
+  void FreeStream(tvm::Device, void* stream) final {
+    std::lock_guard<std::recursive_mutex> lock(turn);
+    destroyed.insert(stream);
+  }
 
   void StreamSync(tvm::Device, void* stream) final {
     std::lock_guard<std::recursive_mutex> lock(turn);
@@ -95,6 +107,7 @@ class EmulatedDevice final : public tvm::runtime::DeviceAPI {
   void SyncStreamFromTo(tvm::Device, void* from, void* to) final {
     std::lock_guard<std::recursive_mutex> lock(turn);
     count("cudaStreamWaitEvent");
+    if (destroyed.count(from)) check(invalid_handle, "cudaEventRecord");
     for (void* stream : {from, to})
       if (Capture* capture = from == to ? nullptr : capture_on(stream))
         check(capture->broken = capture_isolation, "cudaStreamWaitEvent");

@@ -62,13 +62,18 @@ EXPORT int cuDriverGetVersion(int* version) { return *version = 13000, success; 
 EXPORT int cuDeviceGetCount(int* number) { return *number = 1, success; }
 EXPORT int cuDeviceGetName(char* name, int size, int) { return std::strncpy(name, "emulated GPU", size), success; }
 EXPORT int cuDeviceGetAttribute(int* value, int, int) { return *value = 0, success; }
-EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = size_t(80) << 30, success; }
-EXPORT int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = size_t(80) << 30, success; }
+EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = emulated_memory_bytes, success; }
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &captures, success; }
 EXPORT int cuCtxSetCurrent(void*) { return success; }
 EXPORT int cuStreamCreate(void** stream, unsigned) { return *stream = std::malloc(1), success; }
 EXPORT int cuGetErrorName(int, const char** text) { return *text = nullptr, invalid_value; }
 EXPORT int cuGetErrorString(int, const char** text) { return *text = nullptr, invalid_value; }
+
+EXPORT int cuMemGetInfo_v2(size_t* free, size_t* total) {
+  std::lock_guard<std::recursive_mutex> lock(turn);
+  *total = emulated_memory_bytes;
+  return *free = std::max<int64_t>(0, emulated_memory_bytes - in_use), success;
+}
 
 // Work is done at once, so that an event has happened when it is recorded. In a capture it is part of the graph.
 EXPORT int cuEventCreate(void** event, unsigned) { return *event = std::malloc(1), success; }

@@ -16,6 +16,7 @@ enum Result : int {
   success = 0,
   invalid_value = 1,
   out_of_memory = 2,
+  invalid_handle = 400,
   illegal_address = 700,
   capture_unsupported = 900,
   capture_invalidated = 901,
@@ -41,6 +42,8 @@ inline std::recursive_mutex turn;
 inline std::map<void*, Capture> captures;  // by stream
 inline std::map<std::string, int64_t> counts;
 inline std::map<char*, size_t> pinned;  // memory of the host by address, with its bytes
+inline std::set<void*> destroyed;       // streams
+inline int64_t in_use = 0;              // bytes of the device's memory
 inline thread_local Mode thread_mode = global;
 
 inline void count(const char* what) { ++counts[what]; }
@@ -79,6 +82,7 @@ inline bool is_pinned(const void* address, size_t bytes) {
 inline Result copy_host(const char* what, void* to, const void* from, size_t bytes, const void* host, void* stream) {
   const bool lasts = is_pinned(host, bytes);
   count(lasts ? what : (std::string("pageable ") + what).c_str());
+  counts["bytes of " + std::string(what)] += bytes;
   if (Capture* capture = capture_on(stream); capture && !lasts) return capture->broken = capture_unsupported;
   return submit(stream, [=] { return __builtin_memcpy(to, from, bytes), success; });
 }

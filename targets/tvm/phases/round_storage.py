@@ -1,0 +1,45 @@
+"""Round the bytes of an allocation up to a power of two where their number is known only at run time.
+
+The runtime's pool gives a block only to an allocation of the same size, rounded up to a page. A session whose prompts
+have many lengths would keep blocks of each size until the device has no memory left, and then free all of them, for
+which the device waits. Blocks of powers of two serve many lengths: all together have at most four times the bytes of
+the largest run, because those of each power of two are at most twice too large, and smaller powers add up to as much.
+
+::
+
+    storage = memory.alloc_storage(R.shape([N * 4]), ...)
+        ->
+    storage = memory.alloc_storage(R.shape([1 << (64 - clz(max(N * 4, 4096) - 1))]), ...)
+"""
+
+from __future__ import annotations
+
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from moec.targets.tvm.phases.bound_storage import ALLOCATE
+
+_PAGE = 4096
+"""The runtime's smallest block, in bytes."""
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="RoundStorage")
+class RoundStorage:
+    """Runs behind :class:`~moec.targets.tvm.phases.bound_storage.BoundStorage`, whose bound is a power of two."""
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        module["main"] = tvm_ffi.structural_map(module["main"], [(tvm.ir.Call, _rounded)])
+        return module
+
+
+def _rounded(call: tvm.ir.Call) -> tvm.ir.Call:
+    if call.op != tvm.ir.Op.get(ALLOCATE):
+        return call
+    shape, *rest = call.args
+    (size,) = shape.values
+    if isinstance(size, tirx.IntImm):
+        return call
+    bits = tirx.IntImm("int64", 64) - tirx.clz(tirx.max(size, tirx.IntImm("int64", _PAGE)) - 1)
+    rounded = tirx.IntImm("int64", 1) << bits
+    return relax.Call(call.op, [relax.ShapeExpr([rounded]), *rest], call.attrs, call.ty_args)

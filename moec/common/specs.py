@@ -92,10 +92,12 @@ class HeldState:
 @dataclasses.dataclass(frozen=True)
 class LastTokens:
     """Ability of a program to compute only the requested last positions of an ``output`` [batch, length, ...], instead
-    of one for each token of an ``input`` [batch, length]."""
+    of one for each token of an ``input`` [batch, length]. ``sample``: the program's kernel that selects tokens by an
+    output of logits [batch, length, vocabulary]; empty where it has none."""
 
     output: str
     input: str
+    sample: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

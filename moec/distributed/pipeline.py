@@ -21,6 +21,7 @@ from moec.common.specs import HeldState, TensorSpec
 from moec.distributed.group import RankGroup
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Device
+from moec.runtime.device_results import Ending
 from moec.runtime.executor import Executor
 from moec.runtime.held import StateMemory
 from moec.runtime.inputs import InputCheck
@@ -53,6 +54,8 @@ class StageRunner:
         """Inputs of this stage."""
         return self._own.inputs
 
+    is_apart, sampler = False, ""  # outputs pass through the host
+
     @property
     def held(self) -> Sequence[HeldState]:
         return self._own.held
@@ -60,14 +63,18 @@ class StageRunner:
     def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory:
         return self._own.state_memory(shapes, tokens)
 
-    def run(self, values: Values, last: int | None = None) -> dict[str, Any]:
+    def run(self, values: Values, last: int | None = None, ending: Ending | None = None) -> dict[str, Any]:
         """Run all stages. Returns the outputs of the model except states of other stages; none of others for
         ``last=0``."""
+        assert ending is None, "results are not on a device"
         outputs = self._through(values, lambda taken: self._own.run(taken, last))
         return outputs if last == 0 else outputs | self._shared(self._outputs, outputs)
 
-    def run_in_place(self, values: Values, memory: StateMemory, last: int | None = None) -> dict[str, Any]:
+    def run_in_place(
+        self, values: Values, memory: StateMemory, last: int | None = None, ending: Ending | None = None
+    ) -> dict[str, Any]:
         """Run as :meth:`run`, with the held states of this stage in ``memory``."""
+        assert ending is None, "results are not on a device"
         outputs = self._through(values, lambda taken: self._own.run_in_place(taken, memory, last))
         return outputs if last == 0 else outputs | self._shared(self._outputs, outputs)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moec.distributed.pair import ProgramPair
+from moec.runtime.device_results import Ending
 from moec.runtime.interface import Interface
 from moec.runtime.ranks import LEAST_OF_HALF
 from moec.runtime.session import Session
@@ -36,16 +37,16 @@ class RankedSession(Session):
         super().__init__(interface, runner, max_tokens, batch)
         self._pair, self._second_idle_run = pair, second_idle_run
 
-    def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+    def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int, ending: Ending | None = None) -> Any:
         own = 2 if self._is_worth_halves(ids, inputs, count) else 1
         run = super()._outputs
         if self._pair.exchange.agreed(own) == 1:
-            return self._pair.whole(lambda: run(ids, inputs, count), ids.size)
+            return self._pair.whole(lambda: run(ids, inputs, count, ending), ids.size)
         if own == 1:
-            return self._pair.in_turn(lambda: run(ids, inputs, count), self._second_idle_run)[0]
-        return self._run_halves(ids, count)
+            return self._pair.in_turn(lambda: run(ids, inputs, count, ending), self._second_idle_run)[0]
+        return self._run_halves(ids, count, ending)
 
-    def _run_halves(self, ids: np.ndarray, count: int) -> Mapping[str, Any]:
+    def _run_halves(self, ids: np.ndarray, count: int, ending: Ending | None) -> Any:
         first, second = np.split(ids, [ids.shape[1] // 2], axis=1)
         memory = self._states.memory
         assert memory is not None, "is worth halves"
@@ -56,7 +57,8 @@ class RankedSession(Session):
         behind._states = dataclasses.replace(self._states, executor=self._pair.second)
         try:
             _, outputs = self._pair.in_turn(
-                lambda: Session._outputs(before, first, {}, 0), lambda: Session._outputs(behind, second, {}, count)
+                lambda: Session._outputs(before, first, {}, 0),
+                lambda: Session._outputs(behind, second, {}, count, ending),
             )
         except BaseException:
             memory.lengths = lengths

@@ -16,6 +16,7 @@ from moec.common.specs import HeldState, LastTokens, TensorSpec
 from moec.common.work import Argument
 from moec.runtime.baton import Baton
 from moec.runtime.device import Device, Host
+from moec.runtime.device_results import DeviceResults, Ending
 from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck
 from moec.runtime.interface import Interface
@@ -86,6 +87,8 @@ class Executor:
         )
         reduced = self._held.size_inputs if self._held is not None else self.inputs
         self._captures_sessions = lengths_in_memory and not fixed_lengths
+        self.sampler = "" if last is None or device is None else last.sample
+        """The program's kernel that selects tokens; empty where there is none."""
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
         self._check_told = InputCheck(reduced, self._device.number, interface.guards)
         self._weight_arrays = list(weights)
@@ -109,18 +112,19 @@ class Executor:
         self._place = self._device.placing()
         self._memory_of_callers: list[Any] = []
         """Memory of runs that callers captured in graphs of their own, which write there whenever they are launched."""
-        self._is_apart = device is not None
-        self._waits = self._is_apart and bool(self._program.waits)
+        self.is_apart = device is not None
+        self._waits = self.is_apart and bool(self._program.waits)
 
-    def run(self, values: Mapping[str, Any], last: int | None = None) -> dict[str, Any]:
+    def run(self, values: Mapping[str, Any], last: int | None = None, ending: Ending | None = None) -> Any:
         """Compute the outputs by name: arrays, or tensors on the device where an input was one.
 
         ``last``: number of last tokens whose logits are computed, where the program can omit others; None for all.
-        Raises InputError for values that do not fit the inputs' specifications or that the program cannot combine,
-        MoecError for limits of the device, and DefectError when it fails for any other reason.
+        ``ending``: what it returns in their place, made of the results on the device. Raises InputError for values that
+        do not fit the inputs' specifications or that the program cannot combine, MoecError for limits of the device,
+        and DefectError when it fails for any other reason.
         """
         arrays = self._check(values)
-        return self._launcher.run(lambda: self._call(arrays, last=last))
+        return self._launcher.run(lambda: self._call(arrays, last=last, ending=ending))
 
     def twin(self) -> Executor:
         """Make an executor of the same program and weights that may run in turn with this one."""
@@ -155,7 +159,9 @@ class Executor:
         with self._device.working([]):
             return StateMemory(states, shapes, tokens, self._device)
 
-    def run_in_place(self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None) -> dict[str, Any]:
+    def run_in_place(
+        self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None, ending: Ending | None = None
+    ) -> Any:
         """Run like :meth:`run`, with the held states in ``memory`` instead of inputs and outputs. New entries are
         appended there. After a failure the states are unchanged, except for data written over states that are written
         at places."""
@@ -165,7 +171,7 @@ class Executor:
         with self._working(reduced, {}):
             pages = memory.pages(growths)
         with memory.growing(growths):
-            return self._launcher.run(lambda: self._call(reduced, memory=memory, pages=pages, last=last))
+            return self._launcher.run(lambda: self._call(reduced, memory=memory, pages=pages, last=last, ending=ending))
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again after the caller has changed their arrays. Captured runs are dropped."""
@@ -225,12 +231,17 @@ class Executor:
         memory: StateMemory | None = None,
         pages: StatePages | None = None,
         last: int | None = None,
-    ) -> dict[str, Any]:
-        there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
+        ending: Ending | None = None,
+    ) -> Any:
+        there = self.is_apart and any(isinstance(array, OnDevice) for array in arrays)
         with self._working(arrays, pages), self._captured_by_caller(arrays):
             results, borrowed = self._compute(arrays, memory, pages, last)
             if self._held is not None and pages is None:
                 results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
+            if ending is not None:
+                named = {self.outputs[at].name: result for at, result in results.items()}
+                lent = {self.outputs[at].name for at in borrowed}
+                return ending(DeviceResults(self._device, named, lent, self._program.call_kernel))
             if there:
                 copy = self._device.copy
                 outputs = [
@@ -238,7 +249,7 @@ class Executor:
                 ]
             else:
                 outputs = self._device.fetch_all([*results.values()])
-        if not self._is_apart:
+        if not self.is_apart:
             outputs = [output.copy() if at in borrowed else output for at, output in zip(results, outputs, strict=True)]
         return {self.outputs[at].name: output for at, output in zip(results, outputs, strict=True)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec, TextStream
+from moec.runtime.token_selection import TokenSelection
 
 OnText = Callable[[int, str], None]
 """Callback with the index of a prompt and new text for it."""
@@ -92,12 +94,12 @@ def generate(
     codec = _codec(model, prompts, stops)
     encoded = encoded_prompts(codec, prompts, chat, system)
     rows = [
-        _PromptRow(place, ids, max_new_tokens, sampling, _TextWriter(codec, ids, stops, place, on_text))
+        _PromptRow(place, ids, max_new_tokens, _TextWriter(codec, ids, stops, place, on_text))
         for place, ids in enumerate(encoded)
         if places is None or place in places
     ]
     for group in _side_by_side(rows, _most_rows(model, batch), max_new_tokens):
-        _run(model.session(max_tokens, len(group)), group)
+        _run(model.session(max_tokens, len(group)), group, sampling)
     return [row.generation(prompts[row.place]) for row in rows]
 
 
@@ -138,34 +140,28 @@ class _TextWriter:
 class _PromptRow:
     """One prompt in progress: tokens that the model still has to process, and those that it generated."""
 
-    def __init__(self, place: int, prompt: list[int], most: int, sampling: Sampling, writer: _TextWriter) -> None:
+    def __init__(self, place: int, prompt: list[int], most: int, writer: _TextWriter) -> None:
         self.place, self.prompt, self.pending = place, prompt, list(prompt)
         self.ended: Ended | None = None
-        self._most, self._sampling, self._writer = most, sampling, writer
-        self._random = np.random.default_rng([sampling.seed, place])
+        self._most, self._writer = most, writer
         self._new: list[int] = []
-        self._seen: np.ndarray | None = None
+        self._has_begun = False
         self._seconds = {"prefill": 0.0, "decode": 0.0}
         self._phase = "prefill"
 
     def give(self, count: int) -> list[int]:
         """Take the next ``count`` tokens for the model."""
-        self._phase = "prefill" if self._seen is None else "decode"
+        self._phase = "decode" if self._has_begun else "prefill"
         tokens, self.pending = self.pending[:count], self.pending[count:]
         return tokens
 
-    def take(self, logits: np.ndarray, is_full: bool) -> None:
-        """Select the next token by the logits [vocabulary] after all tokens so far. ``is_full``: no token can
-        follow."""
-        if self._seen is None:
-            self._seen = np.zeros(logits.size, bool)
-            self._seen[[token for token in self.prompt if token < logits.size]] = True
-        token = self._sampling.choose(logits, self._seen, self._random)
+    def take(self, token: int, is_full: bool) -> None:
+        """Take the token selected after all tokens so far. ``is_full``: no token can follow."""
+        self._has_begun = True
         if token in self._writer.end_ids:
             self._end("end")
             return
         self._new.append(token)
-        self._seen[token] = True
         if self._writer.push(token):
             self._end("stop")
         elif len(self._new) == self._most or is_full:
@@ -224,12 +220,13 @@ def _side_by_side(rows: Sequence[_PromptRow], most: int, difference: int) -> Ite
         yield group
 
 
-def _run(session: Session, rows: Sequence[_PromptRow]) -> None:
+def _run(session: Session, rows: Sequence[_PromptRow], sampling: Sampling) -> None:
     """Generate until all rows have ended. All rows have processed the same number of tokens, so that nothing is padded
     or masked: each step takes as many tokens of every row, from its prompt or the generated one, as all rows have."""
     longest = max(len(row.prompt) for row in rows)
     if session.max_tokens is not None and longest > session.max_tokens:
         raise InputError(f"the prompt has {longest} tokens, and the session holds {session.max_tokens}")
+    selection = TokenSelection(sampling, [row.prompt for row in rows], [row.place for row in rows])
     while going := [row for row in rows if row.ended is None]:
         start = time.perf_counter()
         count = min(len(row.pending) for row in going)
@@ -237,10 +234,10 @@ def _run(session: Session, rows: Sequence[_PromptRow]) -> None:
         for place, row in enumerate(rows):
             if row.ended is None:
                 ids[place] = row.give(count)
-        logits = prefilled(session, ids)
-        for row, row_logits in zip(rows, logits, strict=True):
-            if row.ended is None and not row.pending:
-                row.take(row_logits, session.length == session.max_tokens)
+        ready = [place for place, row in enumerate(rows) if row.ended is None and not row.pending]
+        tokens = _run_in_parts(session, ids, functools.partial(session.select, selection=selection, rows=ready))
+        for place in ready:
+            rows[place].take(int(tokens[place]), session.length == session.max_tokens)
         seconds = (time.perf_counter() - start) / len(rows)
         for row in going:
             row.spend(seconds)
@@ -253,7 +250,11 @@ def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     Parts become smaller where memory is insufficient for so many tokens. Raises InputError for more tokens than the
     session holds, RoomError where a part cannot become smaller.
     """
-    ids = np.atleast_2d(ids)
+    return _run_in_parts(session, np.atleast_2d(ids), lambda part: session.run(part)[:, -1])
+
+
+def _run_in_parts(session: Session, ids: np.ndarray, run_last: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Run tokens [batch, new] as :func:`prefilled`, the last part by ``run_last``, whose result it returns."""
     length = ids.shape[1]
     room = session.max_tokens
     if room is not None and session.length + length > room:
@@ -264,7 +265,7 @@ def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
         part = ids[:, done : done + step]
         try:
             if done + part.shape[1] >= length:
-                return session.run(part)[:, -1]
+                return run_last(part)
             session.feed(part)
         except RoomError:
             if not session.is_incremental or session.fixed_length or part.shape[1] == 1:

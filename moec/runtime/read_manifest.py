@@ -168,6 +168,8 @@ def _check_last(manifest: Manifest, where: str) -> None:
         logits = next((spec for spec in outputs if spec.name == last.output), None)
         if tokens is None or logits is None or len(tokens.shape) < 2 or tokens.shape[1:2] != logits.shape[1:2]:
             raise ArtifactError(f"{where}: {last.output!r} is said to have a position for each token of {last.input!r}")
+        if last.sample and (len(logits.shape) != 3 or not isinstance(logits.shape[2], int)):
+            raise ArtifactError(f"{where}: tokens are said to be selected by {last.output!r}, which is {logits}")
 
 
 def _check_pipeline(manifest: Manifest, where: str) -> None:

@@ -1,12 +1,15 @@
-"""Selection of the next token: pure functions of logits [vocabulary].
+"""Selection of the next token: pure functions of logits float32 [vocabulary].
 
-An excluded token has the logit -inf. ``Sampling`` applies the steps in the order of transformers: repetition penalty,
-temperature, top-k, top-p, min-p, and a draw from the softmax of the remaining tokens.
+``Sampling`` applies the steps in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p, and a
+draw from the softmax of the remaining tokens. Probabilities are whole numbers
+(:mod:`moec.runtime.token_weights`), so a GPU selects the same tokens (:mod:`moec.targets.gpu.kernels.sample`). Of equal
+logits, the one with the lower id comes first in each step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 from typing import Any
 
@@ -14,8 +17,32 @@ import numpy as np
 
 from moec.common.arguments import check_kind
 from moec.common.errors import MoecError
+from moec.runtime.token_weights import MOST_TOKENS, WHOLE, scale_of, weights
 
 Logits = np.ndarray[Any, Any]
+
+
+NOT_NUMBERS = -1
+"""Token in place of one for logits that are NaN."""
+
+
+class Option(enum.IntEnum):
+    """Columns of the options that a device takes for each sequence, as float64.
+
+    ``IS_ACTIVE``: whether it selects a token, 1 or 0. ``PENALTY``: of repetitions. ``SCALE``: see
+    :func:`moec.runtime.token_weights.scale_of`; 0 takes the most likely token. ``TOP_K``: 0 for all. ``TOP_P``.
+    ``LEAST_WEIGHT``: of tokens that may be drawn. ``NUMBER``: the random one, uniform in [0, 1)."""
+
+    IS_ACTIVE = 0
+    PENALTY = 1
+    SCALE = 2
+    TOP_K = 3
+    TOP_P = 4
+    LEAST_WEIGHT = 5
+    NUMBER = 6
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +61,7 @@ class Sampling:
         _check("temperature", self.temperature, 0, math.inf)
         _check("top_p", self.top_p, 0, 1, above=True)
         _check("min_p", self.min_p, 0, 1)
-        _check("repetition_penalty", self.repetition_penalty, 0, math.inf, above=True)
+        _check("repetition_penalty", self.repetition_penalty, 0, _LARGEST, above=True)
         for name, number in (("top_k", self.top_k), ("seed", self.seed)):
             check_kind(name, number, int, "a whole number from 0 up")
             _check(name, number, 0, math.inf)
@@ -45,12 +72,27 @@ class Sampling:
         """Select the next token. ``seen``: bool [vocabulary], the tokens so far. Raises MoecError for logits that are
         NaN."""
         if np.isnan(logits).any():
-            raise MoecError("the model's logits are not numbers (NaN): its weights or what it was given overflow")
-        logits = repetition_penalty(logits, seen, self.repetition_penalty)
+            raise not_numbers()
+        logits = repetition_penalty(np.asarray(logits, np.float32), seen, self.repetition_penalty)
         if self.temperature == 0:
             return int(np.argmax(logits))  # the first of equal ones
-        logits = min_p(top_p(top_k(logits.astype(np.float64) / self.temperature, self.top_k), self.top_p), self.min_p)
-        return draw(logits, random)
+        kept = top_k(logits, self.top_k)
+        logits = logits[kept]
+        likely = min_p(top_p(logits, weights(logits, self.temperature), self.top_p), self.min_p)
+        return int(kept[draw(likely, random.random())])
+
+    def options(self, random: np.random.Generator) -> list[float]:
+        """A row of :class:`Option` by which a device selects the token that :meth:`choose` would."""
+        if self.temperature == 0:
+            return [1, self.repetition_penalty, 0, 0, 1, 0, 0]
+        top_k, least = min(self.top_k, MOST_TOKENS), self.min_p * WHOLE
+        scale = scale_of(self.temperature)
+        return [1, self.repetition_penalty, scale, top_k, self.top_p, least, random.random()]
+
+
+def not_numbers() -> MoecError:
+    """Error for logits that are NaN."""
+    return MoecError("the model's logits are not numbers (NaN): its weights or what it was given overflow")
 
 
 def repetition_penalty(logits: Logits, seen: Logits, penalty: float) -> Logits:
@@ -58,59 +100,53 @@ def repetition_penalty(logits: Logits, seen: Logits, penalty: float) -> Logits:
     with the sign that transformers gave it)."""
     if penalty == 1:
         return logits
-    return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+    with np.errstate(over="ignore"):
+        changed = np.where(logits > 0, logits / np.float32(penalty), logits * np.float32(penalty))
+    return np.where(seen, changed, logits)
 
 
 def top_k(logits: Logits, k: int) -> Logits:
-    """Keep the k largest, the first of equal ones; all where k is 0 (Fan et al., "Hierarchical neural story
-    generation", arXiv 1805.04833)."""
+    """Ids of the k largest; of all where k is 0 (Fan et al., "Hierarchical neural story generation", arXiv
+    1805.04833). Ids are ascending."""
     if k == 0 or k >= logits.size:
-        return logits
+        return np.arange(logits.size)
     least = np.partition(logits, -k)[-k]
-    return _only(logits, _descending(logits, np.flatnonzero(logits >= least))[:k])
+    return np.sort(_descending(logits, np.flatnonzero(logits >= least))[:k])
 
 
-def top_p(logits: Logits, p: float) -> Logits:
-    """Keep the fewest most likely tokens whose probabilities add up to p or more (nucleus sampling, Holtzman et al.,
-    "The curious case of neural text degeneration", arXiv 1904.09751)."""
+def top_p(logits: Logits, likely: Logits, p: float) -> Logits:
+    """Weights of the fewest most likely tokens whose weights ``likely`` add up to p of all or more, 0 for others
+    (nucleus sampling, Holtzman et al., "The curious case of neural text degeneration", arXiv 1904.09751)."""
     if p >= 1:
-        return logits
-    likely = probabilities(logits)
-    # All tokens less likely than this add up to less than 1 - p, so none of them is kept.
-    order = _descending(likely, np.flatnonzero(likely >= (1 - p) / logits.size))
+        return likely
+    total = int(likely.sum())
+    limit = max(1, int(float(total) * p))
+    # All tokens less likely than this add up to less than the rest, so none of them is kept.
+    least = logits[likely >= (total - limit) // logits.size].min()
+    order = _descending(logits, np.flatnonzero(logits >= least))
     before = np.cumsum(likely[order]) - likely[order]
-    return _only(logits, order[(before < p) | (np.arange(order.size) == 0)])
+    kept = order[before < limit]
+    left = np.zeros_like(likely)
+    left[kept] = likely[kept]
+    return left
 
 
-def min_p(logits: Logits, p: float) -> Logits:
-    """Keep the tokens that are at least p times as likely as the likeliest (Nguyen et al., "Turning up the heat: min-p
-    sampling", arXiv 2407.01082)."""
-    likely = probabilities(logits)
-    return np.where(likely >= p * likely.max(), logits, -np.inf)
+def min_p(likely: Logits, p: float) -> Logits:
+    """Weights of the tokens that are at least p times as likely as the likeliest of all, 0 for others (Nguyen et al.,
+    "Turning up the heat: min-p sampling", arXiv 2407.01082)."""
+    return likely if p == 0 else np.where(likely >= p * WHOLE, likely, 0)
 
 
-def draw(logits: Logits, random: np.random.Generator) -> int:
-    """Draw a token by its probability: a uniform number is looked up among the cumulative sums."""
-    sums = np.cumsum(probabilities(logits))
-    place = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
-    return min(place, int(np.flatnonzero(logits > -np.inf)[-1]))  # the last sum may be rounded down
-
-
-def probabilities(logits: Logits) -> Logits:
-    """Softmax of the logits, float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    return shifted / shifted.sum()
+def draw(likely: Logits, number: float) -> int:
+    """Place that a uniform ``number`` below 1 falls on among the cumulative sums of weights."""
+    sums = np.cumsum(likely)
+    total = int(sums[-1])
+    return int(np.searchsorted(sums, min(int(float(total) * number), total - 1), side="right"))
 
 
 def _descending(numbers: Logits, places: Logits) -> Logits:
     """Sort places from the largest number to the smallest, stable for equal ones."""
     return places[np.argsort(-numbers[places], kind="stable")]
-
-
-def _only(logits: Logits, places: Logits) -> Logits:
-    kept = np.full_like(logits, -np.inf)
-    kept[places] = logits[places]
-    return kept
 
 
 def _check(name: str, number: Any, least: float, most: float, *, above: bool = False) -> None:

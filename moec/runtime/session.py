@@ -13,9 +13,11 @@ import numpy as np
 from moec.common.arguments import shown
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
+from moec.runtime.device_results import Ending
 from moec.runtime.interface import Interface
 from moec.runtime.roles import roles_of
 from moec.runtime.session_states import Runner, SessionStates
+from moec.runtime.token_selection import Rows, TokenSelection
 
 
 class Session:
@@ -78,7 +80,7 @@ class Session:
         """Bytes that its states take; 0 for a model without states."""
         return self._states.bytes_in_use
 
-    def run(self, ids: Any, *, last: int | None = 1, **inputs: Any) -> np.ndarray:
+    def run(self, ids: Any, *, last: int | None = 1, device_outputs: bool = False, **inputs: Any) -> Any:
         """Run on the next tokens.
 
         ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32 [batch, ``last``,
@@ -92,6 +94,10 @@ class Session:
         onnxruntime's GroupQueryAttention, needs padding on the right instead, and in the first run alone; the last
         token of a shorter row is then padding, so request the logits of all tokens (``last=None``).
 
+        ``device_outputs``: leave the logits on the GPU, in the model's type, as an object with DLPack that belongs to
+        the caller (``torch.from_dlpack``); those of all new tokens where the program cannot omit others. They are
+        complete in the order of the current stream; the host does not wait. Without a GPU it has no effect.
+
         Raises InputError, and leaves the session unchanged, for ids of another shape or beyond the vocabulary, more
         tokens than ``max_tokens``, padding that the model cannot ignore, inputs that are missing, unknown or refused by
         :meth:`moec.CompiledModel.run`, and where another thread is using the session.
@@ -101,8 +107,24 @@ class Session:
         with self._used():
             ids = self._checked_ids(ids)
             count = ids.shape[1] if last is None else min(last, ids.shape[1])
+            name = self._roles.logits.name
+            if device_outputs and self._states.executor.is_apart:
+                return self._outputs(ids, inputs, count, lambda results: results.owned(name))
             logits = np.asarray(self._outputs(ids, inputs, count)[self._roles.logits.name])[:, -count:]
             return np.ascontiguousarray(logits, np.float32)
+
+    def select(self, ids: Any, selection: TokenSelection, rows: Rows, **inputs: Any) -> np.ndarray:
+        """Run on the next tokens as :meth:`run`, and select the token after them for the sequences ``rows``.
+
+        Returns int64 [batch]; numbers of other sequences have no meaning. Where the program has a kernel for that, a
+        GPU selects and only the tokens are fetched; elsewhere the host does, by the logits. The tokens are the same.
+        Raises MoecError for logits that are NaN."""
+        sampler, name = self._states.executor.sampler, self._roles.logits.name
+        if not sampler:
+            return selection.choose(self.run(ids, **inputs)[:, -1], rows)
+        with self._used():
+            ids = self._checked_ids(ids)
+            return self._outputs(ids, inputs, 1, lambda results: selection.choose_there(results, name, sampler, rows))
 
     def feed(self, ids: Any, **inputs: Any) -> None:
         """Run on the next tokens as :meth:`run`, without logits. Stages of a pipeline then need not wait for each
@@ -110,15 +132,16 @@ class Session:
         with self._used():
             self._outputs(self._checked_ids(ids), inputs, 0)
 
-    def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> Mapping[str, Any]:
-        """Run on checked ids and keep the states. Returns the outputs, with logits of ``count`` tokens or more."""
+    def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int, ending: Ending | None = None) -> Any:
+        """Run on checked ids and keep the states. Returns the outputs, with logits of ``count`` tokens or more, or what
+        ``ending`` makes of them."""
         mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
         self._check_counted(mask)
         seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
         fed = ids if self._states else seen
         filled = self._roles.values(mask, fed.shape[1])
         feeds = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
-        outputs, states = self._states.run(feeds, count)
+        outputs, states = self._states.run(feeds, count, ending)
         self._states, self._mask, self._seen = states, mask, seen
         return outputs
 

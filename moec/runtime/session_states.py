@@ -11,6 +11,7 @@ import numpy as np
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
 from moec.common.specs import HeldState, State, TensorSpec
+from moec.runtime.device_results import DeviceResults, Ending
 from moec.runtime.held import StateMemory
 from moec.runtime.interface import Interface
 from moec.runtime.roles import Roles, first_shape, room_of
@@ -18,7 +19,9 @@ from moec.runtime.roles import Roles, first_shape, room_of
 
 class Runner(Protocol):
     """Program that a session runs: a whole one (:class:`moec.runtime.executor.Executor`), or the stages of a pipeline,
-    of which the program here is one. ``inputs``: those of the program here."""
+    of which the program here is one. ``inputs``: those of the program here. ``is_apart``: whether results are on a
+    device until they are fetched. ``sampler``: its kernel that selects tokens,
+    empty where there is none. ``ending``: what a run returns in place of arrays, made of the results on the device."""
 
     @property
     def inputs(self) -> Sequence[TensorSpec]: ...
@@ -28,11 +31,17 @@ class Runner(Protocol):
 
     def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory: ...
 
-    def run(self, values: Mapping[str, Any], last: int | None = None) -> dict[str, Any]: ...
+    @property
+    def is_apart(self) -> bool: ...
+
+    @property
+    def sampler(self) -> str: ...
+
+    def run(self, values: Mapping[str, Any], last: int | None = None, ending: Ending | None = None) -> Any: ...
 
     def run_in_place(
-        self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None
-    ) -> dict[str, Any]: ...
+        self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None, ending: Ending | None = None
+    ) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +101,25 @@ class SessionStates:
         held_bytes = 0 if self.memory is None else self.memory.bytes_in_use
         return held_bytes + sum(array.nbytes for array in self.arrays.values())
 
-    def run(self, inputs: Mapping[str, Any], last: int) -> tuple[dict[str, Any], SessionStates]:
-        """Run the model. Returns its outputs, with logits of the ``last`` tokens or of more, and the states after
-        it."""
+    def run(self, inputs: Mapping[str, Any], last: int, ending: Ending | None = None) -> tuple[Any, SessionStates]:
+        """Run the model. Returns its outputs, with logits of the ``last`` tokens or of more, or what ``ending`` makes
+        of them, and the states after it."""
         values = {**inputs, **self.arrays}
+        kept = {state.input: state.output for state in self.states if state.input in self.arrays}
+
+        def with_states(results: DeviceResults) -> tuple[Any, dict[str, Any]]:
+            assert ending is not None
+            arrays = results.device.fetch_all([results.tensors[output] for output in kept.values()])
+            return ending(results), dict(zip(kept.values(), arrays, strict=True))
+
+        taken = None if ending is None else with_states
         if self.memory is None:
-            outputs = self.executor.run(values, last)
+            outputs = self.executor.run(values, last, taken)
         else:
-            outputs = self.executor.run_in_place(values, self.memory, last)
-        if not self.arrays:
-            return outputs, self
-        arrays = {state.input: outputs[state.output] for state in self.states if state.input in self.arrays}
-        return outputs, dataclasses.replace(self, arrays=arrays)
+            outputs = self.executor.run_in_place(values, self.memory, last, taken)
+        returned, outputs = (outputs, outputs) if ending is None else outputs
+        arrays = {name: outputs[output] for name, output in kept.items()}
+        return returned, dataclasses.replace(self, arrays=arrays) if kept else self
 
     def fork(self) -> SessionStates:
         """Copy the states for another session."""

@@ -56,6 +56,7 @@ class CudaTarget:
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
         from moec.targets.gpu.kernels.append import APPEND
+        from moec.targets.gpu.lowering.sampling import export_sampler
         from moec.targets.tvm.heavy.append import holding
         from moec.targets.tvm.program import compile_program
 
@@ -67,7 +68,7 @@ class CudaTarget:
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             heavy = converters(self.architecture)
             state_calls = holding(self.architecture, APPEND, has_places=True, lengths_in_memory=True)
-            program = compile_program(model, heavy, target, self.name, (), backend, state_calls)
+            program = compile_program(model, heavy, target, self.name, (), backend, state_calls, sampler=export_sampler)
         for kernel in program.kernels:
             if kernel.launches:
                 own = kernel.sized_work or SizedWork()

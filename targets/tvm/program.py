@@ -14,13 +14,15 @@ from tvm import relax
 
 from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS, Budget
 from moec.common.errors import UnsupportedError
+from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
+from moec.common.specs import HeldState, LastTokens
 from moec.runtime.loops import body_name
 from moec.targets.base import INSTRUCTIONS, KernelRecord, Program
 from moec.targets.host_program import HostProgram
 from moec.targets.tvm.lowering.context import HeavyConverter
 from moec.targets.tvm.lowering.held_states import Holding, renamed
-from moec.targets.tvm.lowering.lowering import Lowered, lower
+from moec.targets.tvm.lowering.lowering import Lowered, Sampler, lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
 from moec.targets.tvm.phases.host_code import object_of
@@ -60,18 +62,21 @@ def compile_program(
     holding: Holding | None = None,
     streams: bool = False,
     loops: bool = False,
+    sampler: Sampler | None = None,
     codes: MutableMapping[str, Code] | None = None,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
     use; kernels that are used add theirs. ``holding``: how it holds states, if it does. ``streams``: whether
-    it can read experts from files when they are chosen; ``loops``: whether its host code can take the steps of loops.
+    it can read experts from files when they are chosen; ``loops``: whether its host code can take the steps of loops;
+    ``sampler``: its way to select tokens.
     ``codes``: codes of programs for this target and backend, which is read and extended.
     Raises UnsupportedError naming node, operator and opset."""
-    lowered = lower(model, all_converters(heavy, takes_steps=loops), holding, streams)
+    lowered = lower(model, all_converters(heavy, takes_steps=loops), holding, streams, sampler)
     code = _code(lowered, target, backend, {} if codes is None else codes)
     generated = code.built.generated
     fused = {limit: [name for name, budget in code.apart if budget == limit] for limit in (FUSED_LOADS, FUSED_REPEATS)}
     beyond = {**lowered.beyond, **fused}
+    unsteady = _unsteady(lowered) if lowered.lengths_in_memory else []
     needed = [*requirements, *(feature for kernel in code.kernels for feature in kernel.requirements)]
     return Program(
         target=target_name,
@@ -85,26 +90,41 @@ def compile_program(
         binary=generated.binary,
         warnings=[
             *(budget.remark(nodes) for budget, nodes in beyond.items() if nodes),
-            *_without_graphs(lowered.fixed_lengths),
+            *_without_graphs(lowered.fixed_lengths, unsteady),
             *generated.warnings,
         ],
         held=[renamed(state, code.names) for state in lowered.held],
         lengths_in_memory=lowered.lengths_in_memory,
-        fixed_lengths=lowered.fixed_lengths,
+        fixed_lengths=[*lowered.fixed_lengths, *(f"the state {state.input!r}" for state in unsteady)],
         streamed=lowered.streamed,
-        last=lowered.last,
+        last=_renamed(lowered.last, code.names),
         host=lambda: code.host,
     )
 
 
-def _without_graphs(nodes: Sequence[str]) -> list[str]:
-    """The remark about nodes whose results follow from the lengths of states in a way that no captured run repeats."""
-    if not nodes:
-        return []
-    named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
-    return [
-        f"sessions run without CUDA graphs: {named} computes with all of the past, in an order that follows from it"
-    ]
+def _renamed(last: LastTokens | None, names: Mapping[str, str]) -> LastTokens | None:
+    """The description with the final name of its kernel."""
+    return None if last is None else dataclasses.replace(last, sample=names.get(last.sample, last.sample))
+
+
+def _unsteady(lowered: Lowered) -> list[HeldState]:
+    """States that grow to a size that an input has, such as that of a mask. A captured run repeats that size, although
+    it differs from step to step; the state's length alone is read in memory."""
+    inputs = {spec.name: spec for spec in lowered.inputs}
+    return [state for state in lowered.held if inputs[state.input].shape[state.axis] in parse_size(state.growth).names]
+
+
+def _without_graphs(nodes: Sequence[str], unsteady: Sequence[HeldState]) -> list[str]:
+    """The remarks about the nodes and states because of which no captured run serves several lengths of states."""
+    remarks = []
+    if nodes:
+        named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+        remarks.append(f"{named} computes with all of the past, in an order that follows from it")
+    if unsteady:
+        state, count = unsteady[0], len(unsteady)
+        named = f"the state {state.input!r}" + (f" and {count - 1} more" if count > 1 else "")
+        remarks.append(f"{named}: growth by {state.growth} follows from the size of an input, which each step changes")
+    return [f"sessions run without CUDA graphs: {remark}" for remark in remarks]
 
 
 def _code(

@@ -1,20 +1,28 @@
-"""Sessions on a GPU, emulated: their memory, and what they copy."""
+"""Sessions on a GPU, emulated: their memory, what they copy, and the tokens that they select."""
 
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx.parser
 import pytest
 
 import moec
+from moec.common.errors import MoecError
+from moec.common.specs import State
+from moec.runtime.device_results import DeviceResults
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
+from moec.runtime.sampling import NOT_NUMBERS, Sampling
+from moec.runtime.session_states import SessionStates
+from moec.runtime.token_selection import TokenSelection
 from moec.simulators.cuda.driver import emulated_driver
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.device.driver import CUDA
 
-from .emulated_gpu import Calls
+from .emulated_gpu import Calls, numbers_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs g++")
 
@@ -68,3 +76,95 @@ def test_prompts_of_many_lengths_share_memory(model):
     assert 0 < allocated_by(range(50, 1, -2)) < 25
     assert before - emulated_driver().free_memory() < 4 * 2 * 50 * HIDDEN * 4
     assert allocated_by(range(51, 2, -2)) == 0, "other lengths of the same powers of two"
+
+
+@pytest.fixture(scope="module")
+def capturing(artifact) -> CompiledModel:
+    return moec.load(artifact, emulate=True, cuda_graphs=True)
+
+
+PROMPTS = [[1, 2, 3], [4, 5], [6, 36, 8, 9]]
+OPTIONS = [
+    {},
+    {"repetition_penalty": 2.0},
+    {"temperature": 0.8, "top_k": 6, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 5},
+]
+
+
+def selecting_on_the_host(model: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model._executor.sampler == "sample"
+    monkeypatch.setattr(model._executor, "sampler", "")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "penalty", "drawn"])
+def test_a_gpu_generates_what_the_host_would_select(options, model, monkeypatch):
+    """Prompts of three lengths side by side: some select while others still read their prompts."""
+    actual = [text.ids for text in moec.generate(model, PROMPTS, max_new_tokens=6, **options)]
+    selecting_on_the_host(model, monkeypatch)
+    assert actual == [text.ids for text in moec.generate(model, PROMPTS, max_new_tokens=6, **options)]
+    assert [len(ids) for ids in actual] == [6, 6, 6]
+
+
+def steps(model: CompiledModel, options: dict, count: int) -> tuple[Calls, list[list[int]]]:
+    """The calls of the last of ``count`` steps of two sequences, and the tokens of all."""
+    prompts = [[1, 2], [3, 4]]
+    session, selection = model.session(batch=2), TokenSelection(Sampling(**options), prompts, [0, 1])
+    tokens, calls = [np.array(prompts)], Calls()
+    for _ in range(count):
+        with calls:
+            selected = session.select(tokens[-1], selection, [0, 1])
+        tokens.append(selected[:, None])
+    return calls, [step.tolist() for step in tokens[1:]]
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:])
+def test_a_decode_step_fetches_its_tokens_alone(options, capturing, monkeypatch):
+    calls, tokens = steps(capturing, options, 5)
+    assert calls["bytes of copy to host"] == 2 * 8
+    assert (calls["cuGraphLaunch"], calls["launch"], calls["cudaStreamSynchronize"]) == (1, 1, 1)
+    assert calls["cudaMalloc"] == calls["cudaFree"] == calls["cuMemHostAlloc"] == 0
+    selecting_on_the_host(capturing, monkeypatch)
+    calls, expected = steps(capturing, options, 5)
+    assert tokens == expected
+    assert calls["bytes of copy to host"] == 2 * VOCABULARY * 4
+    assert (calls["cuGraphLaunch"], calls["launch"]) == (1, 0)
+
+
+def test_logits_that_are_no_numbers_are_refused_on_a_gpu(model, monkeypatch):
+    monkeypatch.setattr(model._device, "fetch_all", lambda tensors: [np.array([NOT_NUMBERS, 3]) for _ in tensors])
+    prompts = [[1], [2]]
+    for rows in ([0], [0, 1]):
+        with pytest.raises(MoecError, match="not numbers"):
+            model.session(batch=2).select(np.array(prompts), TokenSelection(Sampling(), prompts, [0, 1]), rows)
+    tokens = model.session(batch=2).select(np.array(prompts), TokenSelection(Sampling(), prompts, [0, 1]), [1])
+    assert tokens[1] == 3
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_logits_stay_on_the_gpu_where_the_caller_asks(has_graphs, model, capturing):
+    """They belong to the caller: a later run, which may be the same graph, does not overwrite them."""
+    sessions = [(capturing if has_graphs else model).session() for _ in range(2)]
+    kept, expected = [], []
+    for step in range(5):
+        ids = IDS[:, step : step + 1]
+        with Calls() as calls:
+            kept.append(sessions[0].run(ids, device_outputs=True))
+        assert calls["copy to host"] == calls["pageable copy to host"] == calls["cudaStreamSynchronize"] == 0
+        expected.append(sessions[1].run(ids))
+    for actual, logits in zip(kept, expected, strict=True):
+        assert actual.__dlpack_device__() == (CUDA, 0)
+        np.testing.assert_array_equal(numbers_of(actual), logits)
+
+
+def test_states_that_pass_through_the_host_do_so_when_results_stay():
+    """A state that is not held is fetched behind a run whose logits stay on the device."""
+    device = SimpleNamespace(fetch_all=lambda tensors: [tensor + 1 for tensor in tensors])
+
+    def run(values, last, ending):
+        results = {"logits": values["ids"], "next": values["kept"]}
+        return ending(DeviceResults(device, results, [], print))
+
+    executor = SimpleNamespace(run=run)
+    states = SessionStates(executor, [State("kept", "next", None)], {"kept": 5}, {}, None)
+    value, after = states.run({"ids": 7}, 1, lambda results: results.tensors["logits"])
+    assert (value, after.arrays, states.arrays) == (7, {"kept": 6}, {"kept": 5})

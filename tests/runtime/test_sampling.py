@@ -6,41 +6,60 @@ import pytest
 from moec.common.errors import MoecError
 from moec.runtime import sampling
 from moec.runtime.sampling import Sampling
+from moec.runtime.token_weights import WHOLE, weights
 
-LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
+LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3])).astype(np.float32)
+LIKELY = weights(LOGITS, 1.0)
 NOTHING_SEEN = np.zeros(4, bool)
 
 
-def left(logits: np.ndarray) -> list[int]:
-    return np.flatnonzero(logits > -np.inf).tolist()
+def left(likely: np.ndarray) -> list[int]:
+    return np.flatnonzero(likely).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0])
+def test_weights_are_the_softmax_in_whole_numbers(temperature):
+    logits = np.random.default_rng(0).normal(size=3000).astype(np.float32) * 3
+    actual = weights(logits, temperature)
+    expected = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    assert actual.dtype == np.int64 and actual.max() == WHOLE
+    np.testing.assert_allclose(actual / WHOLE, expected, rtol=5e-9, atol=1 / WHOLE)
+
+
+def test_weights_of_infinities():
+    inf = np.float32(np.inf)
+    assert weights(np.array([0, -inf, -1e38], np.float32), 1.0).tolist() == [WHOLE, 0, 0]
+    assert weights(np.array([inf, 0, inf], np.float32), 1.0).tolist() == [WHOLE, 0, WHOLE]
+    assert weights(np.array([-inf, -inf], np.float32), 1e-320).tolist() == [WHOLE, WHOLE]
 
 
 def test_top_k_leaves_the_k_largest_and_of_equal_ones_the_first():
-    assert left(sampling.top_k(LOGITS, 2)) == [1, 3]
-    assert left(sampling.top_k(LOGITS, 0)) == left(sampling.top_k(LOGITS, 9)) == [0, 1, 2, 3]
-    assert left(sampling.top_k(np.array([1.0, 2.0, 1.0, 1.0]), 2)) == [0, 1]
+    assert sampling.top_k(LOGITS, 2).tolist() == [1, 3]
+    assert sampling.top_k(LOGITS, 0).tolist() == sampling.top_k(LOGITS, 9).tolist() == [0, 1, 2, 3]
+    assert sampling.top_k(np.array([1.0, 2.0, 1.0, 1.0]), 2).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("p", "kept"), [(0.01, [1]), (0.39, [1]), (0.41, [1, 3]), (0.71, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
 )
 def test_top_p_leaves_the_fewest_that_reach_it(p, kept):
-    assert left(sampling.top_p(LOGITS, p)) == kept
+    assert left(sampling.top_p(LOGITS, LIKELY, p)) == kept
 
 
 @pytest.mark.parametrize(
     ("p", "kept"), [(0.0, [0, 1, 2, 3]), (0.26, [1, 2, 3]), (0.74, [1, 3]), (0.76, [1]), (1.0, [1])]
 )
 def test_min_p_leaves_what_is_likely_enough_beside_the_likeliest(p, kept):
-    assert left(sampling.min_p(LOGITS, p)) == kept
+    assert left(sampling.min_p(LIKELY, p)) == kept
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.95, 0.999])
 def test_top_p_of_many_is_what_sorting_all_of_them_says(p):
-    logits = np.random.default_rng(0).normal(size=3000) * 3
-    order = np.argsort(-logits)
-    count = np.searchsorted(np.cumsum(sampling.probabilities(logits)[order]), p) + 1
-    assert left(sampling.top_p(logits, p)) == sorted(order[:count].tolist())
+    logits = np.random.default_rng(0).normal(size=3000).astype(np.float32) * 3
+    likely = weights(logits, 1.0)
+    order = np.argsort(-logits, kind="stable")
+    count = np.searchsorted(np.cumsum(likely[order]) / likely.sum(), p) + 1
+    assert left(sampling.top_p(logits, likely, p)) == sorted(order[:count].tolist())
 
 
 def test_a_repetition_penalty_makes_what_was_seen_less_likely():
@@ -51,18 +70,16 @@ def test_a_repetition_penalty_makes_what_was_seen_less_likely():
 
 def test_draws_follow_probabilities():
     random = np.random.default_rng(0)
-    counts = np.bincount([sampling.draw(LOGITS, random) for _ in range(4000)], minlength=4)
+    counts = np.bincount([sampling.draw(LIKELY, random.random()) for _ in range(4000)], minlength=4)
     np.testing.assert_allclose(counts / 4000, np.exp(LOGITS), atol=0.03)
-    only = np.array([-np.inf, 0.0, -np.inf])
-    assert {sampling.draw(only, random) for _ in range(20)} == {1}
+    only = weights(np.array([-np.inf, 0.0, -np.inf], np.float32), 1.0)
+    assert {sampling.draw(only, random.random()) for _ in range(20)} == {1}
 
 
 def test_nothing_is_drawn_beyond_what_is_left():
-    class Highest:
-        def random(self) -> float:
-            return 1.0
-
-    assert sampling.draw(np.array([0.0, 1.0, -np.inf]), Highest()) == 1  # type: ignore[arg-type]
+    assert sampling.draw(np.array([3, 5, 0]), 1.0 - 2**-53) == 1
+    assert sampling.draw(np.array([WHOLE, WHOLE, 0]), 1.0) == 1
+    assert sampling.draw(np.array([0, 5]), 0.0) == 1
 
 
 def test_a_temperature_sharpens_or_flattens():
@@ -102,6 +119,7 @@ def test_options_apply_together():
         ({"temperature": 1.0, "top_k": -1}, "top_k is -1; expected a number from 0 up"),
         ({"temperature": 1.0, "top_k": 1.5}, "top_k is 1.5 of type float; expected a whole number"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; expected a number above 0"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty is 1e[+]39; expected a number above 0"),
         ({"seed": -1}, "seed is -1"),
         ({"top_k": 5}, "give a temperature above 0 with them"),
         ({"top_p": 0.9}, "give a temperature above 0 with them"),

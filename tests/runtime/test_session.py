@@ -13,6 +13,8 @@ import pytest
 import moec
 from moec.common.errors import InputError
 from moec.runtime.model import CompiledModel
+from moec.runtime.sampling import Sampling
+from moec.runtime.token_selection import TokenSelection
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24]>\ngraph '
 TABLE = "<float[5,4] table = {" + ",".join(str(round(np.sin(3 * n), 3)) for n in range(20)) + "}, {}> {{ "
@@ -93,6 +95,13 @@ def test_a_session_keeps_the_files_of_its_model(attending, tmp_path, monkeypatch
     del session
     gc.collect()
     assert not [*tmp_path.glob("moec-scratch-*")]
+
+
+def test_a_processor_selects_by_logits_which_are_arrays_all_the_same(model):
+    logits = model.session().run([1, 2], device_outputs=True)
+    np.testing.assert_array_equal(logits, model.session().run([1, 2]))
+    selection = TokenSelection(Sampling(), [[1, 2]], [0])
+    assert model.session().select([1, 2], selection, [0]).tolist() == [int(logits.argmax())]
 
 
 def test_bytes_of_states_are_those_of_pages_in_use(attending, recurrent, stateless):

@@ -91,12 +91,14 @@ class RunEstimate:
 @dataclasses.dataclass(frozen=True)
 class ModelEstimate:
     """The launches of a model: ``layers`` of experts, and those ``outside`` of them at the same numbers of tokens.
-    ``others``: records of the kernels whose sizes are computed at run time."""
+    ``others``: records of the kernels whose sizes are computed at run time. ``fixed_lengths``: nodes and states because
+    of which sessions run without captured graphs."""
 
     gpu: Gpu
     layers: tuple[LaunchGroup, ...]
     outside: tuple[LaunchGroup, ...]
     others: tuple[Mapping[str, Any], ...]
+    fixed_lengths: tuple[str, ...] = ()
 
     @property
     def runs(self) -> Sequence[RunEstimate]:
@@ -154,7 +156,8 @@ class _Launches:
 
     def __init__(self, where: str, program: ProgramEntry, gpu: Gpu, sizes: ModelSizes) -> None:
         self._where, self._gpu, self._roofline, self._sizes = where, gpu, gpu.roofline, sizes
-        kernels = [kernel for kernel in program.kernels if kernel["launches"]]
+        self._fixed_lengths = tuple(program.fixed_lengths)
+        kernels = [kernel for kernel in program.kernels if kernel["launches"] and kernel["calls"]]
         layers = [kernel for kernel in kernels if kernel["op"].startswith("moec.") and TOKENS in kernel["sizes"]]
         nodes = dict.fromkeys(node for kernel in layers for node in kernel["nodes"])
         self._layers = {node: [kernel for kernel in kernels if node in kernel["nodes"]] for node in nodes}
@@ -187,7 +190,7 @@ class _Launches:
             for count, model in models.items()
             if self._outside
         ]
-        return ModelEstimate(self._gpu, tuple(layers), tuple(outside), self._others)
+        return ModelEstimate(self._gpu, tuple(layers), tuple(outside), self._others, self._fixed_lengths)
 
     def _named(self, kernel: Mapping[str, Any]) -> str:
         return f"{self._where}: kernel {kernel['name']!r}"

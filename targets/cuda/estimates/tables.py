@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -52,6 +52,8 @@ def launch_tables(model: ModelEstimate) -> Iterator[RenderableType]:
     title = "A run, with all layers; without a captured graph it takes the longer of both times"
     cells = [(str(run.tokens), str(run.launches), _us(run.seconds), _us(run.host_seconds)) for run in model.runs]
     yield table(title, ("tokens", "launches", "least µs on the GPU", "µs of the host"), cells)
+    if model.fixed_lengths:
+        yield Text(f"Sessions run without captured graphs, because of {_listed(model.fixed_lengths)}; see the remarks.")
     if model.others:
         title = f"Not estimated: {len(model.others)} kernels, whose sizes are computed at run time"
         cells = [(kernel["name"], kernel["op"], str(len(kernel["nodes"]))) for kernel in model.others]
@@ -68,6 +70,7 @@ def launch_data(model: ModelEstimate) -> dict[str, Any]:
         "measured": False,
         "spread": "drawn",
         "figures": [dict(zip(("figure", "source", "measured"), figure, strict=True)) for figure in _FIGURES],
+        "sessions_without_graphs_for": list(model.fixed_lengths),
         "runs": [dataclasses.asdict(run) for run in model.runs],
         "layers": [_group_data(group) for group in model.layers],
         "outside": [_group_data(group) for group in model.outside],
@@ -113,6 +116,10 @@ def _launch_data(launch: LaunchEstimate) -> dict[str, Any]:
         "limit": launch.limit,
         "weights": None if launch.reads is None else dataclasses.asdict(launch.reads),
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _in_words(group: LaunchGroup) -> str:

@@ -27,6 +27,7 @@ from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
 from moec.targets.tvm.lowering.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.lowering.constants import dtype_of
+from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.function_builder import identifier
 from moec.targets.tvm.lowering.graph_values import GraphValues
 from moec.targets.tvm.lowering.held_states import Holding, held_states, rounded_by_writing
@@ -34,6 +35,10 @@ from moec.targets.tvm.lowering.last_tokens import LENGTH_AXIS, Narrowing
 from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor, Places, append_problem
 from moec.targets.tvm.lowering.unknown_operators import refuse_unknown_operators
 from moec.targets.tvm.sizes.symbolic import StaticValue
+
+Sampler = Callable[[LoweringContext, ir.Node, int, str], str]
+"""A target's way to select tokens: makes a kernel for logits of a node with a vocabulary and an element type, and
+returns its symbol, or an empty string where it has none for them."""
 
 
 @dataclasses.dataclass
@@ -70,13 +75,15 @@ def lower(
     converters: Mapping[str, Converter],
     holding: Holding | None = None,
     streams: bool = False,
+    sampler: Sampler | None = None,
 ) -> Lowered:
     """Lower a whole model.
 
     ``converters``: by operator type, with ``domain.`` in front outside the default domain. ``holding``: the target's
     way to hold states; None where it holds none. ``streams``: whether the target can load the experts of a streamed
-    model when they are selected. Raises UnsupportedError listing every operator without a converter."""
-    return Lowering(model, converters, holding, streams).run()
+    model when they are selected. ``sampler``: the target's way to select tokens. Raises UnsupportedError
+    listing every operator without a converter."""
+    return Lowering(model, converters, holding, streams, sampler).run()
 
 
 class Lowering(GraphValues):
@@ -88,8 +95,10 @@ class Lowering(GraphValues):
         converters: Mapping[str, Converter],
         holding: Holding | None = None,
         streams: bool = False,
+        sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
+        self._sampler = sampler
         self.model, self._holding, self.streams = model, holding, streams and is_streamed(model)
         self.converters = converters
         """The converters of all operators, also for the bodies of loops."""
@@ -157,6 +166,7 @@ class Lowering(GraphValues):
         if self._holding is not None and self.batch is None:
             tensors = [self._paged[value] for value in self._states]
             states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
+        last = None if self._last is None else self._with_sampler(self._last.spec, results)
         module = self._builder.get()
         module["main"] = module["main"].with_attr("num_input", len(inputs) + len(in_use))
         return Lowered(
@@ -177,9 +187,18 @@ class Lowering(GraphValues):
             [*self.lengths.fixed],
             self.beyond,
             self.streamed_experts(),
-            None if self._last is None else self._last.spec,
+            last,
             self.bodies,
         )
+
+    def _with_sampler(self, last: LastTokens, results: Sequence[relax.Expr]) -> LastTokens:
+        """The description with the kernel that selects tokens by these logits, if the target has one."""
+        (place,) = (place for place, value in enumerate(self.model.graph.outputs) if value.name == last.output)
+        logits, node = results[place].ty, self.model.graph.outputs[place].producer()
+        if self._sampler is None or node is None or not isinstance(logits.shape[-1], tirx.IntImm):
+            return last
+        sample = self._sampler(self, node, int(logits.shape[-1]), str(logits.dtype))
+        return dataclasses.replace(last, sample=sample)
 
     def _convert(self, node: ir.Node) -> None:
         self._node = node

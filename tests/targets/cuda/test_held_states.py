@@ -281,6 +281,26 @@ def test_a_session_whose_kernels_sum_over_the_past_runs_without_graphs(without_n
     assert calls["cuGraphLaunch"] == 0
 
 
+@pytest.mark.parametrize(("growth", "is_steady"), [("max(M, P) - P", False), ("M", True)])
+def test_states_that_grow_to_the_size_of_an_input_keep_graphs_away(growth, is_steady, program_of):
+    """As those of GroupQueryAttention do, which grow to the length of a mask."""
+    model = ir.serde.deserialize_model(
+        onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 24]>
+        g (float[1,P,8] past, float[1,N,8] new, float[M] mask) => (float[1,A,8] present, float[1,A,8] y) {
+            present = Concat <axis = 1> (past, new)
+            y = Neg (present)
+        }""")
+    )
+    model.graph.inputs[1].shape = ir.Shape([1, growth, 8])
+    program = program_of(model)
+    remarks = [warning for warning in program.warnings if "sessions run without CUDA graphs" in warning]
+    if is_steady:
+        assert not any("the state" in remark for remark in (*remarks, *program.fixed_lengths))
+    else:
+        assert "the state 'past'" in program.fixed_lengths
+        assert any("the state 'past': growth by max(M, P) - P follows from the size of an input" in r for r in remarks)
+
+
 ROOM = """<ir_version: 10, opset_import: ["" : 24]>
 g (float[B,2,S,8] q, float[B,2,S,8] k, float[B,2,C,8] pk, int64[B] at, int64[B] used)
     => (float[B,2,S,8] y, float[B,2,C,8] nk) {

@@ -153,6 +153,16 @@ def test_what_is_printed():
     assert layer["least_seconds"] == layers[0].seconds
 
 
+@pytest.mark.parametrize("nodes", [(), ("the sum", "a state"), ("a", "b", "c", "d")])
+def test_sessions_without_graphs_are_named(nodes):
+    model = dataclasses.replace(estimate_launches(artifact(*KERNELS), "h100", [40]), fixed_lengths=nodes)
+    listed = {0: "", 2: "the sum, a state;", 4: "a, b, c and 1 more;"}[len(nodes)]
+    text = printed(model)
+    assert ("Sessions run without captured graphs, because of" in text) == bool(nodes)
+    assert listed in text
+    assert launch_data(model)["sessions_without_graphs_for"] == [*nodes]
+
+
 def printed(model: ModelEstimate) -> str:
     out = io.StringIO()
     for launch_table in launch_tables(model):

@@ -89,12 +89,24 @@ def new_file(
 
 
 def _changed(tensor: GgufTensor, change: Change) -> NewGgufTensor:
-    if (copies := change.copies) is not None:
-        return NewGgufTensor.of(tensor) if copies == list(range(tensor.shape[0])) else selected(tensor, copies)
+    if (copies := change.copies) is not None and copies == list(range(tensor.shape[0])):
+        return NewGgufTensor.of(tensor)
+    _check_whole(tensor)
+    if copies is not None:
+        return selected(tensor, copies)
     if isinstance(change.numbers, StoredWeight):
         return _stored(tensor.where, change.numbers, (len(change.copied), *tensor.shape[1:]))
     assert change.numbers is not None
     return _floats(tensor, change.numbers)
+
+
+def _check_whole(tensor: GgufTensor) -> None:
+    """Raise UnsupportedError for a tensor that others belong to, which would no longer fit."""
+    if tensor.kind == "NVFP4":
+        raise UnsupportedError(
+            f"{tensor.where}: is NVFP4, whose floats are in a tensor of their own, and a pass changes it; export from "
+            "a file in another format"
+        )
 
 
 def _floats(tensor: GgufTensor, numbers: Array) -> NewGgufTensor:
@@ -161,6 +173,7 @@ def _dense(file: GgufFile, products: Sequence[DenseProduct]) -> dict[str, NewGgu
         if not product.is_changed or value is None:
             continue
         tensor = file.tensors[product.name]
+        _check_whole(tensor)
         target = _OUTPUT if product.name == _EMBEDDING else product.name
         tensors[target] = _stored(tensor.where, StoredWeight.of(value), tensor.shape)
     return tensors

@@ -224,6 +224,12 @@ def test_what_a_file_cannot_say_is_refused(name: str, options: dict[str, Any], m
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
+def test_a_tensor_that_others_belong_to_does_not_change(tmp_path: Path) -> None:
+    source = model("mixtral", tmp_path / "model.gguf", "NVFP4", **WIDE)
+    with pytest.raises(UnsupportedError, match=r"'blk.0.ffn_.*_exps.weight': is NVFP4, whose floats are in a tensor"):
+        written(source, passes=PRUNE)
+
+
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     source = model("mixtral", tmp_path / "model.gguf")
     content = source.read_bytes()

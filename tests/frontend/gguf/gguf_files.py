@@ -87,6 +87,8 @@ def random_blocks(kind: str, count: int, scale: float = 1.0) -> Array:
         blocks[:, place : place + 2] = numbers.astype("<f2").view(np.uint8)
     if kind == "MXFP4":
         blocks[:, 0] = random.integers(100, 130, count)
+    if kind == "NVFP4":
+        blocks[:, :4] = random.integers(0, 127, (count, 4))
     return blocks
 
 

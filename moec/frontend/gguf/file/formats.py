@@ -1,6 +1,7 @@
 """Conversion of ggml's blocks to stored weights: every number, scale and minimum stays as it is in the file.
 
-A row of a matrix consists of blocks of 32 weights; those of the K formats have 256, in groups with their own scales.
+A row of a matrix consists of blocks of 32 weights; those of NVFP4 have 64 and those of the K formats 256, in groups
+with their own scales.
 Layouts: the structures and ``dequantize_row_*`` of ggml (``ggml-common.h``, ``ggml-quants.c``).
 
 ========  ================================================  ==========================================  ======  ======
@@ -12,6 +13,7 @@ Q5_0      d * (q - 16)                                      int5 in groups of 32
 Q5_1      d * q + m                                         uint5 in groups of 32, float16 minima       6       6
 Q8_0      d * q                                             int8 in groups of 32, float16 scales        8.5     8.5
 MXFP4     2^(e - 127) * e2m1                                float4 in groups of 32, scales 2^n          4.25    4.25
+NVFP4     f * e4m3 * e2m1, in groups of 16                  float4, scales e4m3, f for each output      4.5     4.5
 Q2_K      (d * s) * q - dmin * m, in groups of 16           uint2, scales and minima of two levels      3.125   2.625
 Q3_K      (d * (s - 32)) * (q - 4), in groups of 16         int3, scales of two levels                  3.5625  3.4375
 Q4_K      (d * s) * q - dmin * m, in groups of 32           uint4, scales and minima of two levels      4.625   4.5
@@ -20,7 +22,9 @@ Q6_K      (d * s) * (q - 32), in groups of 16               int6, scales of two 
 ========  ================================================  ==========================================  ======  ======
 
 ``bits`` of a weight are those in an artifact for a CPU, ``there`` those in the file; an artifact has a byte for a scale
-of 4 or 6 bits. A scale of 255 in MXFP4 is NaN, as OCP defines; ggml reads 2^128.
+of 4 or 6 bits. A scale of 255 in MXFP4 is NaN, as OCP defines; ggml reads 2^128. One of 127 in NVFP4 is NaN, too; ggml
+reads 0. The float f of a matrix NAME.weight is in the tensor NAME.scale, with one for each expert, and 1 where the file
+has none.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ import onnx_ir as ir
 from moec.frontend.gguf.file.reader import BLOCKS, GgufTensor
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.encode import Table
-from moec.ir.weights.format import FormatName, WeightFormat
+from moec.ir.weights.format import NV_GROUP, FormatName, WeightFormat
 from moec.ir.weights.levels import LEVELS
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +68,7 @@ class Quantised:
 
     @property
     def tables(self) -> list[Table]:
-        if self.form.super_group:
+        if self.form.two_levels:
             return ["data", *LEVELS["scale"], *(LEVELS["minimum"] if self.form.minima else ())]
         return ["data", "scale", "minimum"] if self.form.minima else ["data", "scale"]
 
@@ -102,6 +106,8 @@ def decoded(tensor: GgufTensor) -> Array:
         return floats(tensor).astype(np.float32)
     kind, blocks = QUANTISED[tensor.kind], tensor.blocks
     tables = kind.read(blocks.reshape(-1, blocks.shape[-1]))
+    if kind.form.elements.has_factors:
+        tables["scale_factor"] = lambda: np.repeat(_factors(tensor).reshape(-1, 1), blocks.shape[-2], axis=0)
     scales = _of_groups(tables, "scale")
     groups = tables["data"]().astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
     if kind.form.minima:
@@ -123,12 +129,14 @@ def stored_bits(kind: str) -> tuple[float, float]:
     if kind in FLOATS:
         return FLOATS[kind].bitwidth, FLOATS[kind].bitwidth
     form = QUANTISED[kind].form
-    each = form.scale_bits if form.super_group else QUANTISED[kind].scale.bitwidth
+    each = form.scale_bits if form.two_levels else QUANTISED[kind].scale.bitwidth
     return form.elements.bits + each * (1 + form.minima) / form.group, 8 * size / weights
 
 
 def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
     rows = tensor.blocks.shape[:-2]
+    if kind.form.elements.has_factors and table == "scale_factor":
+        return LazyArray(kind.scale, (*rows, 1), lambda: _factors(tensor))
     shape = (*rows, tensor.shape[-1] // kind.inputs_of(table))
     dtype = kind.dtype(table)
 
@@ -137,6 +145,13 @@ def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
         return whole.reshape(*part.shape[:-2], -1)
 
     return LazyArray(dtype, shape, lambda: read(tensor.blocks), lambda expert: read(tensor.blocks[expert]))
+
+
+def _factors(tensor: GgufTensor) -> Array:
+    """The float of each row of an NVFP4 tensor, [..., 1]."""
+    rows = tensor.shape[:-1]
+    factors = np.ones(1, np.float32) if tensor.factors is None else tensor.factors
+    return np.ascontiguousarray(np.broadcast_to(factors.reshape(-1, *(1 for _ in rows)), (*rows, 1)))
 
 
 # --- blocks of 32: the low halves of the bytes are the first 16 weights
@@ -194,6 +209,14 @@ def _mxfp4(blocks: Array) -> Tables:
         "data": lambda: _nibbles(blocks[:, 1:]).view(ml_dtypes.float4_e2m1fn),
         "scale": lambda: np.ascontiguousarray(blocks[:, :1]).view(ml_dtypes.float8_e8m0fnu),
     }
+
+
+def _nvfp4(blocks: Array) -> Tables:
+    def numbers() -> Array:
+        groups = _nibbles(blocks[:, 4:].reshape(-1, 8))
+        return groups.reshape(len(blocks), -1).view(ml_dtypes.float4_e2m1fn)
+
+    return {"data": numbers, "scale_code": lambda: (blocks[:, :4] & 127).view(ml_dtypes.float8_e4m3fn)}
 
 
 # --- blocks of 256, whose groups have small whole numbers as scales and minima
@@ -296,6 +319,7 @@ QUANTISED: dict[str, Quantised] = {
     "Q5_1": _row("int5", 32, ir.DataType.FLOAT16, _q5_1, minima=True),
     "Q8_0": _row("int8", 32, ir.DataType.FLOAT16, _q8_0),
     "MXFP4": _row("mxfp4", 32, ir.DataType.FLOAT8E8M0, _mxfp4),
+    "NVFP4": Quantised(WeightFormat("nvfp4", NV_GROUP), ir.DataType.FLOAT, _nvfp4, ir.DataType.FLOAT8E4M3FN),
     "Q2_K": _k_row("int2", 16, _q2_k, minima=True),
     "Q3_K": _k_row("int3", 16, _q3_k),
     "Q4_K": _k_row("int4", 32, _q4_k, minima=True),

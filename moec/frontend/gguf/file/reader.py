@@ -52,6 +52,7 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
     39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
 }
 """Types of tensors by their number: name, weights of a block, bytes of a block."""
 _OTHERS = {
@@ -82,13 +83,15 @@ class GgufTensor:
     """A tensor in a file.
 
     ``where``: file and tensor, for messages. ``kind``: its type. ``shape``: sizes of the weights as in numpy, the
-    innermost last. ``blocks``: view of the mapped file, uint8 [..., blocks of a row, bytes of a block].
+    innermost last. ``blocks``: view of the mapped file, uint8 [..., blocks of a row, bytes of a block]. ``factors``: in
+    NVFP4 the float32 of all weights, [1], or of those of each expert, [experts]; None for ones.
     """
 
     where: str
     kind: str
     shape: tuple[int, ...]
     blocks: Array
+    factors: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

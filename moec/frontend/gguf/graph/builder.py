@@ -90,7 +90,17 @@ class Builder:
                 "together, convert the model again"
             )
         self._unused.discard(name)
-        return tensor
+        return self._with_factors(name, tensor) if tensor.kind == "NVFP4" else tensor
+
+    def _with_factors(self, name: str, tensor: GgufTensor) -> GgufTensor:
+        """Add the floats that an NVFP4 tensor is multiplied by, where the file has them. The scale of its inputs, by
+        which llama.cpp rounds them, is not used."""
+        self._unused.discard(f"{name.removesuffix('weight')}input_scale")
+        factors = f"{name.removesuffix('weight')}scale"
+        if not self.has(factors):
+            return tensor
+        count = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        return dataclasses.replace(tensor, factors=self.numbers(factors, count))
 
     def numbers(self, name: str, *shape: int) -> Array:
         """Decode a small tensor to float32."""
@@ -148,7 +158,7 @@ class Builder:
         for table, levels in LEVELS.items():
             if levels[0] in values:
                 codes, factors = (values[level] for level in levels)
-                span = form.super_group // form.group
+                span = form.span(tensor.shape[-1])
                 values[table] = product_of_levels(write.graph, None, codes, factors, weight.axis, span)
         node = decoding_node(form, data, values.get("scale"), None, weight.axis, FLOAT)
         (decoded,) = write.add(node, f"{name}.decoded")

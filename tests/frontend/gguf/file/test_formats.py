@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moec.common.errors import MoecError
 from moec.frontend.gguf.file import formats
 from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
 from moec.frontend.gguf.graph.builder import Builder
@@ -63,6 +64,14 @@ def mxfp4(b: Array, i: int) -> np.float32:
     return np.float32((-1 if code > 7 else 1) * values[code % 8]) * np.float32(2.0 ** (int(b[0]) - 127))
 
 
+def nvfp4(b: Array, i: int) -> np.float32:
+    values = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    code = int(b[4 + i // 16 * 8 + i % 8] >> 4 * (i % 16 // 8)) % 16
+    exponent, fraction = divmod(int(b[i // 16]), 8)
+    scale = (1 + fraction / 8) * 2.0 ** (exponent - 7) if exponent else fraction * 2.0**-9
+    return np.float32((-1 if code > 7 else 1) * values[code % 8]) * np.float32(scale)
+
+
 def q2_k(b: Array, i: int) -> np.float32:
     number = int(b[16 + i // 128 * 32 + i % 32] >> 2 * (i % 128 // 32)) & 3
     scale = int(b[i // 16])
@@ -112,6 +121,7 @@ DEFINITIONS: dict[str, Callable[[Array, int], np.float32]] = {
     "Q5_1": q5_1,
     "Q8_0": q8_0,
     "MXFP4": mxfp4,
+    "NVFP4": nvfp4,
     "Q2_K": q2_k,
     "Q3_K": q3_k,
     "Q4_K": q4_k,
@@ -154,7 +164,30 @@ def stored_weight(kind: str) -> StoredWeight:
     return weight
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q6_K"])
+def numbers_of(factors: list[float], *shape: int) -> Array:
+    """Decode the matrix ``w.weight`` [shape, 128] in NVFP4, beside tensors of its float and of the scale of inputs."""
+    plain, floats = tensor("NVFP4"), np.array(factors, "<f4")
+    weight = GgufTensor("w", "NVFP4", (*shape, plain.shape[1]), plain.blocks.reshape(*shape, PER_ROW, -1))
+    scale = GgufTensor("w.scale", "F32", floats.shape, floats.view(np.uint8).reshape(-1, 4))
+    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": plain.shape[1]}
+    tensors = {"w.weight": weight, "w.scale": scale, "w.input_scale": scale}
+    builder = Builder(GgufFile(Path("model.gguf"), metadata, tensors), with_cache=False)
+    value = builder.matrix("w.weight", *weight.shape)
+    stored = StoredWeight.of(value)
+    decoded = np.stack([stored.decoded(expert, transposed=False).T for expert in range(stored.experts)])
+    np.testing.assert_array_equal(formats.decoded(builder.tensor("w.weight", *weight.shape)).ravel(), decoded.ravel())
+    return decoded
+
+
+def test_nvfp4_is_multiplied_by_floats_of_another_tensor() -> None:
+    plain = formats.decoded(tensor("NVFP4"))
+    np.testing.assert_array_equal(numbers_of([0.25], ROWS)[0], plain / 4)
+    np.testing.assert_array_equal(numbers_of([1, 2, 0.5], ROWS, 1)[:, 0], plain * [[1], [2], [0.5]])
+    with pytest.raises(MoecError, match=r"is \[2\], but the metadata asks for \[3\]"):
+        numbers_of([1, 2], ROWS, 1)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "NVFP4", "Q6_K"])
 def test_one_expert_is_read_alone(kind: str) -> None:
     result = tensor(kind)
     stack = GgufTensor(kind, kind, (ROWS, 1, result.shape[1]), result.blocks[:, None])

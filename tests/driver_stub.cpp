@@ -13,7 +13,10 @@ static FILE* said = std::fopen(std::getenv("DRIVER_STUB_OUTPUT"), "w");
 
 extern "C" {
 CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; }
-CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int* version) {
+  const char* given = std::getenv("DRIVER_STUB_VERSION");
+  return *version = given ? std::atoi(given) : 13000, CUDA_SUCCESS;
+}
 CUresult cuDeviceGetCount(int* count) { return *count = 1, CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice* device, int which) { return *device = which + 5, CUDA_SUCCESS; }
 CUresult cuDeviceGetName(char* name, int size, CUdevice device) {

@@ -173,3 +173,13 @@ def test_the_driver_is_called_as_its_header_says(tmp_path):
         "cuModuleLoadData: CUDA_ERROR_OF_STUB (200)",
     ]
     assert (tmp_path / "said").read_text() == LAUNCHES
+    assert reason_of(environment) == ""
+    assert reason_of({**environment, "DRIVER_STUB_VERSION": "12040"}) == (
+        "the driver is for CUDA 12.4; the kit needs one for 13.0 or later\n"
+    )
+
+
+def reason_of(environment: dict[str, str]) -> str:
+    """Why the kit finds no GPU that it can use."""
+    command = [sys.executable, "-m", "kit.carried.present"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stderr

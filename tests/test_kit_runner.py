@@ -194,6 +194,7 @@ def test_a_gpu_that_the_kit_is_not_for_is_absent(monkeypatch, driver, capability
     calls = {
         "cuInit": lambda _flags: 803 if driver is None else 0,
         "cuDeviceGetCount": lambda count: filled(count, 1),
+        "cuDeviceGet": lambda device, _which: filled(device, 5),
         "cuDriverGetVersion": lambda version: filled(version, driver),
         "cuDeviceGetAttribute": lambda number, which, _device: filled(number, capability[which - 75]),
     }

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from kit.code import keep_artifact, keep_code
-from kit.models import FORMATS, make_layer
+from kit.models import ATTENTION, FORMATS, make_attention, make_layer
 from kit.plan import KitPlan, KitStep
 from kit.recording import KitCall, TapeRecorder, changed
 from kit.tapes import KitStore, kernel_tape
@@ -29,14 +29,15 @@ KEPT = "bfloat16"
 def pack_kernels(
     store: KitStore, plan: KitPlan, work: pathlib.Path, say: Callable[[str], None], only: str = ""
 ) -> None:
-    """Pack every kernel of the layers in all formats; kernels of equal text come once."""
+    """Pack every kernel of the layers in all formats, and those of attention; kernels of equal text come once."""
     seen: set[str] = set()
-    for name, (_, passes) in FORMATS.items():
+    passes_of = {name: passes for name, (_, passes) in FORMATS.items()} | {ATTENTION: "O2"}
+    for name, passes in passes_of.items():
         if not name.startswith(only):
             continue
         say(f"kernels of {name}")
-        path = work / f"{name}.moec"
-        write(make_layer(name, work), path, CompileOptions(target="cuda:sm_90a", passes=passes))
+        path, source = work / f"{name}.moec", make_attention(work) if name == ATTENTION else make_layer(name, work)
+        write(source, path, CompileOptions(target="cuda:sm_90a", passes=passes))
         artifact = open_artifact(path)
         calls = _recorded(artifact, store)
         add_kernels(name, artifact, calls, store, plan, seen)

@@ -17,6 +17,15 @@ FORMATS = {
     "fp8": ("bfloat16", "O2,quantize-experts{format=fp8,group=128},round-activations{format=fp8}"),
 }
 """Formats of a layer, by their names in steps: the type of its numbers, and the passes."""
+ATTENTION = "attention"
+"""The name of the model of attention alone."""
+_ATTENTION = """<ir_version: 10, opset_import: ["" : 24]>
+attention (bfloat16[1,4,T,64] q, bfloat16[1,2,T,64] k, bfloat16[1,2,T,64] v,
+           bfloat16[1,2,T,128] wide_q, bfloat16[1,1,T,128] wide_k, bfloat16[1,1,T,128] wide_v)
+        => (bfloat16[1,4,T,64] y, bfloat16[1,2,T,128] wide_y) {
+    y = Attention <is_causal = 1> (q, k, v)
+    wide_y = Attention (wide_q, wide_k, wide_v)
+}"""
 _LAYER = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>
 layer ({dtype}[T,{width}] x, {dtype}[T,{experts}] logits) => ({dtype}[T,{width}] y) {{
     y = moec.MoE <k = {chosen}> (x, logits, , up, down)
@@ -37,6 +46,15 @@ def make_layer(name: str, folder: pathlib.Path) -> pathlib.Path:
         array = (random.standard_normal(shape) / np.sqrt(shape[2])).astype(numbers.get(dtype, np.float16))
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, weight))
     onnx.save(model, path)
+    return path
+
+
+def make_attention(folder: pathlib.Path) -> pathlib.Path:
+    """Write two attentions in bfloat16, one of them causal, as a model file: two sizes of heads."""
+    import onnx
+
+    path = folder / f"{ATTENTION}.onnx"
+    onnx.save(onnx.parser.parse_model(_ATTENTION), path)
     return path
 
 

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .contents import unpacked
+from .places import RUNNER
 from .present import absent_reason
 from .steps import ABSENT, FAILED, PASSED, TIMED_OUT, FirstLightReport, FirstLightStep, stop_all, take
 from .texts import counts_text, write_text
@@ -118,7 +119,7 @@ class Call:
         command += step["arguments"]
         paths = [str(HERE), str(self._folder / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
         absent = None if emulated else absent_reason(step["needs"])
-        environment = {"PYTHONPATH": os.pathsep.join(paths)}
+        environment = {"PYTHONPATH": os.pathsep.join(paths), RUNNER: str(os.getpid())}
         return FirstLightStep(step["name"], command, seconds, HERE, absent, environment)
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import pathlib
 import signal
 from typing import Any
 
+RUNNER = "KIT_RUNNER"
+"""The variable with the number of the runner's process."""
 _SIGNAL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 FOLDER = pathlib.Path(__file__).resolve().parent.parent
 
 
 def end_with_parent() -> None:
-    """Let this process be killed when its parent ends: a kernel that hangs would keep the GPU otherwise."""
-    ctypes.CDLL(None).prctl(_SIGNAL_WITH_PARENT, int(signal.SIGKILL), 0, 0, 0)
+    """Let this process be killed when the runner of the kit ends: a kernel that hangs would keep the GPU otherwise.
+    Nothing where another program started it: the system would kill it with the thread of that program that did."""
+    if os.environ.get(RUNNER) == str(os.getppid()):
+        ctypes.CDLL(None).prctl(_SIGNAL_WITH_PARENT, int(signal.SIGKILL), 0, 0, 0)
 
 
 def options(description: str | None, *names: str) -> argparse.Namespace:

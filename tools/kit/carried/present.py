@@ -60,7 +60,8 @@ def gpu_fault() -> str | None:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return "no GPU"
-    count, version, numbers = ctypes.c_int(), ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+    count, version, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    numbers = ctypes.c_int(), ctypes.c_int()
     if fault := library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
         return f"no GPU: the driver says error {fault}"
     if not count.value:
@@ -69,8 +70,9 @@ def gpu_fault() -> str | None:
     driver = version.value // 1000, version.value % 1000 // 10
     if driver < _DRIVER:
         return f"the driver is for CUDA {_version(driver)}; the kit needs one for {_version(_DRIVER)} or later"
+    library.cuDeviceGet(ctypes.byref(device), 0)
     for number, which in zip(numbers, (_MAJOR, _MINOR), strict=True):
-        library.cuDeviceGetAttribute(ctypes.byref(number), which, 0)
+        library.cuDeviceGetAttribute(ctypes.byref(number), which, device)
     capability = numbers[0].value, numbers[1].value
     if capability != _CAPABILITY:
         return f"the GPU has compute capability {_version(capability)}; the kit's code is for {_version(_CAPABILITY)}"

@@ -46,16 +46,16 @@ class Kit:
 
         plan = KitPlan()
         for place, (name, text) in enumerate(texts.items()):
-            fields = {"needs": (), "emulated": False, "arguments": (text, str(self.counted)), **options.get(name, {})}
-            plan.add(KitStep(1, place, name, "text_step", **fields))
+            fields = {"module": "text_step", "needs": (), "emulated": False, "arguments": (text, str(self.counted))}
+            plan.add(KitStep(1, place, name, **{**fields, **options.get(name, {})}))
         about = {"python": python, "revision": "r1", "architecture": "sm_90a", "left_out": {"model m": "why not"}}
         with zipfile.ZipFile(self.folder / "contents.zip", "w") as archive:
             archive.writestr("about.json", json.dumps(about))
             archive.writestr("plan.json", json.dumps(plan.as_data()))
             archive.writestr("large", bytes(1 << 20))
 
-    def begin(self, *arguments: str, **options) -> subprocess.Popen[str]:
-        environment = {"PATH": os.defpath, "HOME": str(self.folder), "PYTHON": sys.executable}
+    def begin(self, *arguments: str, path: str = os.defpath, **options) -> subprocess.Popen[str]:
+        environment = {"PATH": path, "HOME": str(self.folder), "PYTHON": sys.executable}
         command = [str(self.folder / "run.sh"), "1", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, env=environment, **pipes, **options)
@@ -171,6 +171,38 @@ def test_everything_can_be_written_elsewhere(kit, tmp_path):
     assert kit.run("--work", "work", cwd=tmp_path)[0] == 0
     assert (tmp_path / "work" / "report.json").exists() and (tmp_path / "work" / "report.1.txt").exists()
     assert [path for path in sorted(kit.folder.iterdir()) if path not in before] == []
+
+
+TOOL = """#!/bin/sh
+echo "$(basename "$0") $*"
+[ "$1" != --import ] || { echo "  Duration   us   12.5"; exit; }
+while [ $# -gt 0 ] && [ "$1" != "%s" ]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("tool", "called", "found"),
+    [
+        ("memcheck", "compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 10", "42"),
+        ("racecheck", "compute-sanitizer --tool racecheck --error-exitcode 9 --print-limit 10", "42"),
+        ("ncu", "--kernel-name product_kernel --launch-skip 1 --launch-count 1", "Duration us 12.5"),
+    ],
+)
+def test_tools_run_around_steps(kit, tmp_path, tool, called, found):
+    for name in ("ncu", "compute-sanitizer"):
+        (tmp_path / name).write_text(TOOL % sys.executable)
+        (tmp_path / name).chmod(0o755)
+    fields = {"module": "tool_step"}
+    step = (tool, "text_step", "print(6 * 7)", "product_kernel")
+    wrong = (tool, "text_step", "import sys; sys.exit(4)", "product_kernel")
+    kit.pack({"fine": "", "bad": ""}, fine={**fields, "arguments": step}, bad={**fields, "arguments": wrong})
+    code, _ = kit.run(path=f"{tmp_path}:{os.defpath}")
+    assert code == 1
+    results = json.loads((kit.folder / "report.json").read_text())["steps"]
+    assert [results[name]["outcome"] for name in ("fine", "bad")] == ["passed", "failed"]
+    assert f"* {found}\n" in results["fine"]["output"]
+    assert called in results["bad"]["output"]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class RankGroup:
         how = late if re.search("timed out|timeout", text, re.IGNORECASE) else "closed its connection"
         if self.roll is None:
             return f"another rank {'did not answer in time' if how == late else how} ({text})"
-        verdict = self.roll.call(how)
+        verdict = self.roll.call(how, is_cause=how == late)
         if verdict.is_guilty:
             return self._fault(verdict)
         if verdict.how == late:

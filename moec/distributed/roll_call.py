@@ -23,8 +23,8 @@ ANSWER_SECONDS = 2.0
 STORE_SECONDS = 2.0
 """Time for the calls to the store around that, which a busy machine makes slow."""
 LINGER_SECONDS = 0.8
-"""Time that the process with the store waits for others to read it. A job lasts at most all three longer than the
-timeout of its process group."""
+"""Time that the process with the store waits for others to read it, and what is left of the other two. A job lasts at
+most all three longer than the timeout of its process group."""
 COMPUTING = "computing"
 """Place of a rank that is in no collective."""
 _POLL_SECONDS = 0.1
@@ -55,6 +55,7 @@ class RollCall:
     def __init__(self, store: Any, rank: int, size: int, holds_store: bool, place: Callable[[], str]) -> None:
         self._store, self._rank, self._ranks = store, rank, range(size)
         self._holds_store, self._place = holds_store, place
+        self._begun: float | None = None
         self._over = threading.Event()
         self._listener = threading.Thread(target=self._listen, args=(store.clone(),), name="moec-roll", daemon=True)
         self._listener.start()
@@ -66,18 +67,29 @@ class RollCall:
 
     def report(self, message: str) -> None:
         """Leave the message of the error that ends this rank. The first rank that does is the one that failed."""
+        self._begin()
         failure = json.dumps({"failed": self._rank, "message": message})
         self._within(lambda: self._store.compare_set("failure", "", failure))
 
-    def call(self, how: str) -> RollVerdict:
-        """Find out who is to blame. All ranks that call get the verdict of the first one."""
-        return self._within(lambda: self._verdict(how)) or RollVerdict(how=how, unreachable=True)
+    def call(self, how: str, is_cause: bool = False) -> RollVerdict:
+        """Find out who is to blame. All ranks that call get the verdict of the first one. ``is_cause``: whether what
+        this rank noticed cannot follow from another rank's end, as a closed connection does; it is then what the
+        verdict says."""
+        self._begin()
+        return self._within(lambda: self._verdict(how, is_cause)) or RollVerdict(how=how, unreachable=True)
 
     def linger(self) -> None:
         """Wait until the other ranks have their verdicts, if the store ends with this process."""
         if self._holds_store:
             others = [f"done/{rank}" for rank in self._ranks if rank != self._rank]
-            self._within(lambda: self._wait_for(others, "missing", LINGER_SECONDS))
+            seconds = self._begin() + ANSWER_SECONDS + STORE_SECONDS + LINGER_SECONDS - time.monotonic()
+            self._within(lambda: self._wait_for(others, "missing", seconds))
+
+    def _begin(self) -> float:
+        """Return the time when this rank began to say that something failed."""
+        if self._begun is None:
+            self._begun = time.monotonic()
+        return self._begun
 
     def _within(self, ask: Callable[[], Result]) -> Result | None:
         """Return ``ask()``, or None if the store does not answer: that of a stopped process lets its clients wait."""
@@ -86,8 +98,10 @@ class RollCall:
         except (RuntimeError, TimeoutError):
             return None
 
-    def _verdict(self, how: str) -> RollVerdict:
+    def _verdict(self, how: str, is_cause: bool) -> RollVerdict:
         store = self._store
+        if is_cause:
+            store.compare_set("cause", "", how)
         if not store.check(["failure"]):
             how = store.compare_set("roll", "", how).decode()
             store.set(f"here/{self._rank}", self._place())
@@ -102,6 +116,7 @@ class RollCall:
     def _agreed(self, how: str) -> RollVerdict:
         here = [rank for rank in self._ranks if self._store.check([f"here/{rank}"])]
         missing = sorted({*self._ranks} - {*here})
+        how = self._store.get("cause").decode() if self._store.check(["cause"]) else how
         asked = () if missing else here
         busy = [rank for rank in asked if self._store.get(f"here/{rank}").decode() == COMPUTING]
         text = self._store.compare_set("verdict", "", json.dumps({"missing": missing, "busy": busy, "how": how}))

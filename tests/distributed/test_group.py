@@ -125,7 +125,7 @@ def test_torch_errors_become_one_line_without_a_store():
 )
 def test_verdicts_in_words(verdict, blamed, word):
     group = RankGroup(1, 4, 9)
-    group.roll = mock.Mock(call=lambda how: verdict)
+    group.roll = mock.Mock(call=lambda how, **_: verdict)
     with pytest.raises(LostRankError, match=re.escape(f"rank 1 of 4 (x): {blamed}")), group.collective("x"):
         raise RuntimeError("reset. This is typically caused by a remote worker")
     said = group.last_words()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from moec.distributed.model import RankedModel
+from moec.distributed.values import gathered_data
 from moec.runtime import generation
 from moec.runtime.generation import Generation, OnText
 from moec.runtime.model import CompiledModel
@@ -21,8 +23,12 @@ def generate(
     places = range(model.group.rank, len(prompts), model.group.size)
     with model.apart():
         own = generation.generate(model, prompts, places=places, **options)
-    parts = model.group.gathered(own, "gathering of results")
-    texts = [parts[place % model.group.size][place // model.group.size] for place in range(len(prompts))]
+    data = [dataclasses.asdict(dataclasses.replace(text, prompt="")) for text in own]
+    parts = gathered_data(model.group, data, "gathering of results")
+    texts = [
+        Generation(**{**parts[place % model.group.size][place // model.group.size], "prompt": prompt})
+        for place, prompt in enumerate(prompts)
+    ]
     if on_text is not None and model.is_first:
         for place, text in enumerate(texts):
             on_text(place, text.text)

@@ -93,15 +93,6 @@ class RankGroup:
             distributed.all_reduce(numbers, distributed.ReduceOp.MAX, self.processes)
             return int(numbers.item())
 
-    def gathered(self, result: Any, name: str) -> list[Any]:
-        """Collect the results of all ranks, in their order, on every rank. ``name``: of the collective."""
-        from torch import distributed
-
-        parts: list[Any] = [None] * self.size
-        with self.collective(name):
-            distributed.all_gather_object(parts, result, self.processes)
-        return parts
-
     def last_words(self) -> str | None:
         """Find the line to say when the launcher ends this rank: which other rank is lost, if one is."""
         if self.roll is None:

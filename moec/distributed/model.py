@@ -20,6 +20,7 @@ from moec.distributed.pair import ProgramPair
 from moec.distributed.pipeline import PipelinedModel
 from moec.distributed.sequence_axes import SequenceAxes
 from moec.distributed.session import RankedSession
+from moec.distributed.values import gathered_values
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Device
 from moec.runtime.load_options import LoadOptions
@@ -69,7 +70,7 @@ class RankedModel(PipelinedModel):
             outputs = self._run_halves(arrays, part, axes, last)
         else:
             outputs = self._pair.whole(lambda: self._run_part(arrays, part, axes, last), 2 * tokens)
-        return axes.joined(self.group.gathered(outputs, "gathering of results"))
+        return axes.joined(gathered_values(self.group, self.outputs, outputs))
 
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
         return RankedSession(self.interface, self._runner, self._pair, self._second_idle_run, max_tokens, batch)

@@ -8,6 +8,7 @@ from typing import Any
 from moec.common.errors import MoecError, UnsupportedError
 from moec.distributed.exchange import RowExchange
 from moec.distributed.group import RankGroup
+from moec.distributed.values import gathered_data
 from moec.runtime.manifest import digest_of
 from moec.runtime.model import CompiledModel
 
@@ -40,7 +41,7 @@ def on_ranks(model: CompiledModel, processes: Any) -> CompiledModel:
     placement = model.artifact.manifest.placement
     assert placement is not None, "compiled without ranks"
     group = RankGroup(distributed.get_rank(processes), distributed.get_world_size(processes), processes=processes)
-    digests = group.gathered(digest_of(model.artifact.manifest), "comparison of models")
+    digests = gathered_data(group, digest_of(model.artifact.manifest), "comparison of models")
     if len(set(digests)) > 1:
         other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
         raise MoecError(f"rank {other} has other experts than rank 0; load the same model on all ranks")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.dtypes import dtype_of
 from moec.common.errors import MoecError
 from moec.common.specs import HeldState, TensorSpec
 from moec.distributed.group import RankGroup
+from moec.distributed.values import Values, bytes_in, packed, sizes_in, unpacked
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Device
 from moec.runtime.device_results import Ending
@@ -30,8 +30,6 @@ from moec.runtime.manifest import Manifest
 from moec.runtime.model import CompiledModel
 from moec.runtime.session import Session
 from moec.runtime.session_states import Runner
-
-Values = Mapping[str, Any]
 
 
 class StageRunner:
@@ -97,23 +95,23 @@ class StageRunner:
         from torch import distributed
 
         before, processes = self._group.rank - 1, self._group.processes
-        header = np.empty(1 + _sizes_in(self._received), np.int64)
+        header = np.empty(1 + sizes_in(self._received), np.int64)
         with self._group.collective("values of the stage before", self._layer):
             distributed.recv(torch.from_numpy(header), group=processes, group_src=before)
             if header[0] != digest:
                 other = self._group.members[before]
                 raise MoecError(f"rank {other} runs on other inputs; expected the same inputs on all ranks")
-            message = np.empty(_bytes_in(self._received, header[1:]), np.uint8)
+            message = np.empty(bytes_in(self._received, header[1:]), np.uint8)
             if message.size:
                 distributed.recv(torch.from_numpy(message), group=processes, group_src=before)
-        return _unpacked(self._received, header[1:], message)
+        return unpacked(self._received, header[1:], message)
 
     def _send(self, values: Values, digest: int) -> None:
         """Begin to send, once the values of the run before have arrived."""
         import torch
         from torch import distributed
 
-        sizes, message = _packed(self._sent, values)
+        sizes, message = packed(self._sent, values)
         with self._group.collective("values for the next stage", self._layer):
             for work, _ in self._under_way:
                 work.wait()
@@ -137,13 +135,13 @@ class StageRunner:
         import torch
         from torch import distributed
 
-        sizes, message = _packed(specs, own) if own is not None else (np.empty(_sizes_in(specs), np.int64), None)
+        sizes, message = packed(specs, own) if own is not None else (np.empty(sizes_in(specs), np.int64), None)
         distributed.broadcast(torch.from_numpy(sizes), group=self._group.processes, group_src=source)
         if message is None:
-            message = np.empty(_bytes_in(specs, sizes), np.uint8)
+            message = np.empty(bytes_in(specs, sizes), np.uint8)
         if message.size:
             distributed.broadcast(torch.from_numpy(message), group=self._group.processes, group_src=source)
-        return _unpacked(specs, sizes, message) if own is None else {spec.name: own[spec.name] for spec in specs}
+        return unpacked(specs, sizes, message) if own is None else {spec.name: own[spec.name] for spec in specs}
 
 
 class PipelinedModel(CompiledModel):
@@ -194,37 +192,3 @@ def _digest_of(values: Values, names: Sequence[str]) -> int:
         digest.update(repr((name, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return int.from_bytes(digest.digest(), "little", signed=True)
-
-
-def _sizes_in(specs: Sequence[TensorSpec]) -> int:
-    return sum(len(spec.shape) for spec in specs)
-
-
-def _shapes(specs: Sequence[TensorSpec], sizes: np.ndarray) -> list[tuple[int, ...]]:
-    ends = np.cumsum([len(spec.shape) for spec in specs])
-    return [tuple(map(int, part)) for part in np.split(sizes, ends[:-1])]
-
-
-def _bytes_in(specs: Sequence[TensorSpec], sizes: np.ndarray) -> int:
-    shapes = _shapes(specs, sizes)
-    return sum(
-        int(np.prod(shape, dtype=np.int64)) * dtype_of(spec.dtype).itemsize
-        for spec, shape in zip(specs, shapes, strict=True)
-    )
-
-
-def _packed(specs: Sequence[TensorSpec], values: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Write values as their sizes, int64, one after the other, and the bytes of all."""
-    arrays = [np.ascontiguousarray(values[spec.name]) for spec in specs]
-    sizes = np.array([size for array in arrays for size in array.shape], np.int64)
-    return sizes, np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
-
-
-def _unpacked(specs: Sequence[TensorSpec], sizes: np.ndarray, message: np.ndarray) -> dict[str, np.ndarray]:
-    values, start = {}, 0
-    for spec, shape in zip(specs, _shapes(specs, sizes), strict=True):
-        dtype = dtype_of(spec.dtype)
-        end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        values[spec.name] = message[start:end].view(dtype).reshape(shape)
-        start = end
-    return values

@@ -41,7 +41,7 @@ from moec.runtime.manifest import (
     WeightEntry,
     print_manifest,
 )
-from moec.runtime.streaming import StreamPlan
+from moec.runtime.streaming import StreamPlan, own_experts
 from moec.targets.base import KernelRecord, Made, Program, Project, Projects, Weight
 
 WRITING = "writing the artifact"
@@ -107,13 +107,20 @@ def write_artifact(
         _write_files(folder, [result, *others], context, progress)
 
 
-def check_resident(resident: int, results: Sequence[Made], where: str) -> None:
-    """Raise MoecError, with the numbers, where no token can run while weights take so many bytes of memory, and where
-    there are no experts to stream."""
-    for program in (part for part in results if isinstance(part, Program)):
-        if not program.streamed:
-            raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
-        StreamPlan.of(program.streamed, placed_weights(program)[0]).check(resident, where)
+def check_resident(
+    resident: int, programs: Sequence[Program], placement: ExpertPlacement | None, stages: Sequence[Program], where: str
+) -> None:
+    """Raise MoecError, with the numbers, where no token can run in a process whose weights take so many bytes of
+    memory, and where there are no experts to stream. The processes are all ranks of ``placement``, in each stage if
+    there are ``stages``."""
+    if not any(program.streamed for program in programs):
+        raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
+    for number, program in enumerate(stages or programs):
+        entries = placed_weights(program)[0]
+        for rank in range(1 if placement is None else placement.ranks):
+            process = [f"stage {number}"] * bool(stages) + [f"rank {rank}"] * (placement is not None)
+            own = own_experts(program.streamed, placement, rank)
+            StreamPlan.of(program.streamed, entries, own).check(resident, ", ".join([where, *process]))
 
 
 def placed_weights(program: Program) -> tuple[list[WeightEntry], int]:

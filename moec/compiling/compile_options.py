@@ -99,8 +99,6 @@ class CompileOptions:
             raise UnsupportedError(f"target '{self.target}' runs in one process; compile without stages")
         if self.form is not None:
             raise UnsupportedError("a C library runs in one process; compile without stages, or without form")
-        if self.resident is not None:
-            raise UnsupportedError("a stage has all its weights in memory; compile without resident, or without stages")
         return LayerRanges.parse(self.stages)
 
     def c_form(self, path: str | os.PathLike[str]) -> CForm | None:

@@ -218,6 +218,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     from moec.ir.rounding import arithmetics_of
     from moec.passes import pipeline
     from moec.passes.framework.base import Report
+    from moec.placing.metadata import placement_of
     from moec.targets.base import Program
 
     report = Report(progress=options.progress or silent)
@@ -236,7 +237,9 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
         of_batch = batch_program(graph, inputs, programs[0], chosen[0]) if options.batches else None
     with _step(WRITING, model, report):
         if limit is not None:
-            check_resident(limit, programs, str(model))
+            own = [program for program in programs if isinstance(program, Program)]
+            parts = [stage.program for stage in of_stages]
+            check_resident(limit, own, placement_of(graph), parts, str(model))
         context = _context(
             graph,
             inputs,

@@ -18,10 +18,12 @@ from moec.common.errors import UnsupportedError
 from moec.common.names import node_name
 from moec.common.specs import State
 from moec.compiling.layer_ranges import LayerRanges
+from moec.ir.dialect import inputs_of, is_moec
 from moec.ir.graphs import is_op, read_values
 from moec.ir.states import set_states, states_of
 from moec.ir.structure import INPUT, OUTPUT, parts_of
 from moec.passes.framework.base import Report
+from moec.passes.graph.edits import replace_node
 from moec.passes.remove_dead_nodes import RemoveDeadNodes
 from moec.targets.base import Program, Target
 
@@ -109,6 +111,8 @@ class _StageCut:
             computed.name = f"{name}.elsewhere"
             graph.inputs.append(received)
         RemoveDeadNodes().apply(copy, Report())
+        _leave_expected(graph)
+        RemoveDeadNodes().apply(copy, Report())
         own = [state for state in states if state.output in self.outputs[number] and self._is_made(state, number)]
         self._leave_states(graph, number, states, own)
         set_states(copy, own)
@@ -133,6 +137,15 @@ class _StageCut:
                     )
                 node.replace_input_with(place, instead)
             graph.inputs.remove(value)
+
+
+def _leave_expected(graph: ir.Graph) -> None:
+    """Remove the announcements of experts whose layer is in another stage: this one holds no weights of theirs."""
+    for node in [node for node in graph if is_moec(node, "Expect")]:
+        x, weights = (inputs_of(node)[name] for name in ("x", "weights"))
+        assert x is not None and weights is not None
+        if all(is_moec(user, "Expect") for user, _ in weights.uses()):
+            replace_node(node, [x])
 
 
 def _check_sent(value: ir.Value, reader: ir.Node) -> None:

@@ -47,7 +47,7 @@ from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 from moec.runtime.read_manifest import parse_manifest
 from moec.runtime.streamed_experts import StreamedExperts
-from moec.runtime.streaming import StreamPlan, check_replaceable, place_streamed
+from moec.runtime.streaming import StreamPlan, check_replaceable, own_experts, place_streamed
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -119,14 +119,15 @@ class Artifact:
         """
         path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
         resident = self.manifest.resident if resident is None else resident
-        if not program.streamed and (resident is not None or pages == "streamed"):
+        streams = any(each.streamed for each, _, _ in all_programs(self.manifest))
+        if not streams and (resident is not None or pages == "streamed"):
             raise MoecError(
                 f"{self.where}: was compiled to have all weights in memory; compile it again with --resident"
             )
         if preferred:
             check_replaceable(program, pages, self.where)
         is_larger = resident is not None and resident < sum(entry.bytes for entry in entries)
-        own = None if rank is None else self._experts_of(program, rank)
+        own = None if rank is None else own_experts(program.streamed, self.manifest.placement, rank)
         try:
             if (is_larger or own is not None) and pages in ("auto", "streamed"):
                 memory, experts, placement = place_streamed(
@@ -135,7 +136,7 @@ class Artifact:
             else:
                 ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries]
                 if own is not None:
-                    ranges = StreamPlan.of(program.streamed, entries).ranges_of(own)
+                    ranges = StreamPlan.of(program.streamed, entries, own).ranges()
                 memory, placement = place_file(path, "auto" if pages == "streamed" else pages, ranges)
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -162,16 +163,6 @@ class Artifact:
             for at, entry in entries.items()
         }
         return [loaded[at] if at in loaded else others[at] for at in program.weights]
-
-    def _experts_of(self, program: ProgramEntry, rank: int) -> set[tuple[int, int]]:
-        """List the experts (layer, expert) that a rank computes: its own, and all of layers that are not placed."""
-        placed = self.manifest.placement
-        assert placed is not None, "an artifact that is placed on ranks"
-        return {
-            (number, expert)
-            for number, layer in enumerate(program.streamed)
-            for expert in (range(layer.experts) if layer.placed is None else placed.layers[layer.placed].slots[rank])
-        }
 
     def weight_entries(self, program: ProgramEntry) -> list[WeightEntry]:
         return [self.manifest.weights[index] for index in program.weights]

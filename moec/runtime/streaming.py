@@ -15,6 +15,7 @@ import numpy as np
 
 from moec.common.errors import MoecError
 from moec.common.specs import StreamedExpertsSpec
+from moec.placing.placement import ExpertPlacement
 from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement
@@ -26,20 +27,27 @@ _MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
-    """Partition of a program's weights, of ``size`` bytes, into resident and streamed ones. ``layers``: places of the
-    experts, by the number of the layer; ``others``: ranges of the file with all other weights, which stay."""
+    """Partition of the weights that a process reads into resident and streamed ones. ``layers``: places of the
+    experts, by the number of the layer; ``own``: the experts (layer, expert) that the process computes; ``others``:
+    ranges of the file with all weights that are no experts', which stay."""
 
     streamed: Sequence[StreamedExpertsSpec]
     layers: Sequence[StreamedLayer]
+    own: Set[tuple[int, int]]
     others: Sequence[Range]
-    size: int
 
     @staticmethod
-    def of(streamed: Sequence[StreamedExpertsSpec], entries: Sequence[WeightEntry]) -> StreamPlan:
-        """Make a plan. ``entries``: the program's weights; their file may have others, of another stage."""
+    def of(
+        streamed: Sequence[StreamedExpertsSpec],
+        entries: Sequence[WeightEntry],
+        own: Set[tuple[int, int]] | None = None,
+    ) -> StreamPlan:
+        """Make a plan. ``entries``: the program's weights; their file may have others, of another stage. ``own``: None
+        for all experts."""
         layers = [_layer(spec, entries) for spec in streamed]
-        whole = list(_joined(entries))
-        return StreamPlan(streamed, layers, list(_others(layers, whole)), sum(end - start for start, end in whole))
+        if own is None:
+            own = {(number, expert) for number, spec in enumerate(streamed) for expert in range(spec.experts)}
+        return StreamPlan(streamed, layers, own, list(_others(layers, list(_joined(entries)))))
 
     @property
     def pinned(self) -> int:
@@ -47,35 +55,40 @@ class StreamPlan:
         return sum(end - start for start, end in self.others) + sum(layer.edges for layer in self.layers)
 
     @property
+    def size(self) -> int:
+        """Bytes of the file that the process reads if all of its experts stay."""
+        return sum(end - start for start, end in self.ranges())
+
+    @property
     def experts(self) -> int:
-        """Bytes of all experts."""
-        return sum(layer.bytes_of(expert) for layer in self.layers for expert in range(len(layer.places)))
+        """Bytes of all own experts."""
+        return sum(self.layers[layer].bytes_of(expert) for layer, expert in self.own)
 
     @property
     def least(self) -> int:
-        """Bytes with which one token can run: those that stay, and the largest experts of the layer that needs most."""
-        most = [
-            sum(sorted((layer.bytes_of(expert) for expert in range(spec.experts)), reverse=True)[: spec.chosen])
-            for spec, layer in zip(self.streamed, self.layers, strict=True)
-        ]
+        """Bytes with which one token can run: those that stay, and the largest own experts of the layer that needs
+        most."""
+        sizes: list[list[int]] = [[] for _ in self.layers]
+        for layer, expert in self.own:
+            sizes[layer].append(self.layers[layer].bytes_of(expert))
+        most = [sum(sorted(own, reverse=True)[: spec.chosen]) for own, spec in zip(sizes, self.streamed, strict=True)]
         return self.pinned + max(most, default=0)
 
     @property
     def order(self) -> list[tuple[int, int]]:
-        """Order in which experts (layer, expert) are read first: those with the largest shares, or by their number
+        """Order in which own experts (layer, expert) are read first: those with the largest shares, or by their number
         where none were measured."""
-        every = [
-            (layer.shares[expert] if layer.shares else 0.0, number, expert)
-            for number, layer in enumerate(self.streamed)
-            for expert in range(layer.experts)
-        ]
-        return [
-            (number, expert) for _, number, expert in sorted(every, key=lambda entry: (-entry[0], entry[2], entry[1]))
-        ]
 
-    def ranges_of(self, experts: Set[tuple[int, int]]) -> list[Range]:
-        """List the ranges of the file with these experts (layer, expert), and with all weights that stay."""
-        places = (place for layer, expert in sorted(experts) for place in self.layers[layer].places[expert])
+        def rank(place: tuple[int, int]) -> tuple[float, int, int]:
+            layer, expert = place
+            shares = self.streamed[layer].shares
+            return -shares[expert] if shares else 0.0, expert, layer
+
+        return sorted(self.own, key=rank)
+
+    def ranges(self) -> list[Range]:
+        """List the ranges of the file with own experts, and with all weights that stay."""
+        places = (place for layer, expert in sorted(self.own) for place in self.layers[layer].places[expert])
         return [*self.others, *places]
 
     def check(self, resident: int, where: str) -> None:
@@ -87,6 +100,21 @@ class StreamPlan:
                 f"experts and its experts of a layer, {self.least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; give it "
                 "at least those (resident)"
             )
+
+
+def own_experts(
+    streamed: Sequence[StreamedExpertsSpec], placement: ExpertPlacement | None, rank: int
+) -> set[tuple[int, int]]:
+    """List the experts (layer, expert) that a rank computes: its own, and all of layers that are not placed."""
+    return {
+        (number, expert)
+        for number, layer in enumerate(streamed)
+        for expert in (
+            range(layer.experts)
+            if placement is None or layer.placed is None
+            else placement.layers[layer.placed].slots[rank]
+        )
+    }
 
 
 def place_streamed(
@@ -103,19 +131,18 @@ def place_streamed(
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
-    plan = StreamPlan.of(program.streamed, entries)
-    order = [expert for expert in plan.order if own is None or expert in own]
-    room = sum(plan.layers[layer].bytes_of(expert) for layer, expert in order)
+    plan = StreamPlan.of(program.streamed, entries, own)
+    room = plan.experts
     if resident is not None:
         plan.check(resident, where)
         room = min(room, resident - plan.pinned)
     size = path.stat().st_size
     memory = ReservedMemory(size)
-    memory.open([(0, size)] if own is None else plan.ranges_of(own))
+    memory.open([(0, size)] if own is None else plan.ranges())
     reads = DirectReads(path, memory.array)
     read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
     experts = StreamedExperts(reads, memory.mapping, plan.layers, room, str(path), preferred, own)
-    experts.fill(order)
+    experts.fill(plan.order)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
     if own is not None and experts.has_room_for_all:

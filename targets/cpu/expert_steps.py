@@ -11,6 +11,7 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.common.work import GroupedWork
+from moec.ir.exchanged_rows import chosen_experts
 from moec.ir.streaming import shares_of
 from moec.placing.metadata import layer_of
 from moec.runtime.expert_calls import EXPERTS_THERE
@@ -125,7 +126,7 @@ class ExpertSteps:
         if not lowering.streams:
             return ordered
         starts = {variable: places for product in products for variable, places in expert_starts(*product).items()}
-        chosen = min(int(ids.ty.shape[1]), products[0][0].experts)
+        chosen = min(max(int(ids.ty.shape[1]), chosen_experts(self._node.node) or 1), products[0][0].experts)
         shares = shares_of(self._node.node, products[0][0].experts)
         layer = lowering.stream_experts(name, chosen, starts, shares, layer_of(self._node.node))
         arguments = [layer, ordered.blocks, ordered.block_count]

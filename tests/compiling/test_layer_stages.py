@@ -9,6 +9,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.layer_ranges import LayerRanges
 from moec.compiling.layer_stages import StageModel, stage_models
+from moec.ir.dialect import is_moec
 from moec.ir.states import states_of
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
@@ -49,6 +50,13 @@ def test_layers_are_the_same_with_experts_on_several_ranks() -> None:
         assert [stage.layers for stage in (first, second)] == [range(1), range(1, 3)]
         assert names(second.model.graph.inputs)[-1] == "x1"
         assert not any(node.domain == "moec" for node in first.model.graph)
+
+
+def test_a_stage_expects_experts_of_its_own_layers_alone() -> None:
+    stages = cut(pipelined_model(3), "0-1,2", "infer-shapes,hold-cache,stream-experts")
+    first, second = ([node for node in stage.model.graph if is_moec(node, "Expect")] for stage in stages)
+    assert [node.inputs[2].name for node in first] == ["down1"] and not second
+    assert "down2" not in stages[0].model.graph.initializers
 
 
 def test_a_constant_is_computed_by_each_stage() -> None:
@@ -109,10 +117,9 @@ def test_a_model_with_fewer_layers_is_refused() -> None:
     [
         ({"target": "cuda:sm_80"}, "runs in one process; compile without stages"),
         ({"form": "c"}, "compile without stages, or without form"),
-        ({"resident": "1GiB"}, "compile without resident, or without stages"),
     ],
 )
-def test_stages_are_programs_of_processors_with_all_their_weights(options: dict[str, str], message: str) -> None:
+def test_stages_are_programs_of_processors(options: dict[str, str], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         assert CompileOptions(stages="0-3,4-7", **options).layer_ranges  # type: ignore[arg-type]
     assert CompileOptions().layer_ranges is None

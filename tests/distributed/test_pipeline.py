@@ -15,6 +15,8 @@ import pytest
 
 import moec
 from moec.common.errors import ArtifactError, MoecError
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.distributed.generation import generate
 from moec.distributed.start import loaded
 from moec.runtime.artifact import open_artifact
@@ -25,6 +27,7 @@ from moec.runtime.streaming import StreamPlan
 from tests.distributed.gloo import start_ranks
 from tests.distributed.rounds import fail
 from tests.distributed.test_failures import lines
+from tests.language_model import language_model
 from tests.pipelined_model import pipelined_model
 
 TIMEOUT = 15
@@ -101,6 +104,25 @@ def test_stages_of_several_ranks_give_the_bits_of_one_process(
             assert {name: array.tobytes() for name, array in case.items()} == {
                 name: array.tobytes() for name, array in expected.items()
             }
+
+
+def streamed_results(rank: int, path: pathlib.Path) -> tuple[list[np.ndarray], bool]:
+    """Outputs of single tokens, and whether experts were read meanwhile."""
+    with loaded(path, threads=1) as model:
+        outputs = [model.run({"ids": np.array([[id]])})["y"] for id in range(12)]
+        return outputs, model.streamed is not None and model.streamed.bytes_read > 0
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("ranks", [None, 2])
+def test_each_stage_streams_its_own_layers(tmp_path: pathlib.Path, ranks: int | None) -> None:
+    model, path = language_model(tmp_path / "model.onnx"), tmp_path / "model.moec"
+    compiler.write(model, path, CompileOptions(stages=2, ranks=ranks, resident="140KiB", threads=1))
+    one = moec.compile(model, threads=1)
+    expected = [one.run({"ids": np.array([[id]])})["y"] for id in range(12)]
+    for outputs, has_read in start_ranks(processes_of(path), streamed_results, path).results():
+        assert has_read
+        assert all(actual.tobytes() == own.tobytes() for actual, own in zip(outputs, expected, strict=True))
 
 
 def run_until(rank: int, path: pathlib.Path, fault: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import threading
@@ -15,15 +16,17 @@ import pytest
 import moec
 from moec.common.errors import ArtifactError, MoecError, RoomError, UnsupportedError
 from moec.common.specs import StreamedWeight
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.ir import interpreter
 from moec.ir.dialect import is_moec
 from moec.passes import pipeline
-from moec.runtime.artifact import open_artifact
+from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.expert_pages import ExpertPages
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.model import CompiledModel
 from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
-from moec.runtime.streaming import StreamPlan
+from moec.runtime.streaming import StreamPlan, own_experts
 from tests.language_model import VOCABULARY, language_model
 
 from .forged_manifests import manifest_of, rewrite_program
@@ -164,9 +167,50 @@ def test_too_little_memory_is_refused_with_the_numbers(folder, tmp_path):
     least_bytes = least(folder)
     with pytest.raises(MoecError, match=r"0\.2 MiB are too few .*, 0\.2 of 0\.6 MiB"):
         moec.load(folder, resident=least_bytes - 1)
-    with pytest.raises(MoecError, match=r"model\.onnx: 0\.0 MiB are too few"):
-        moec.compile(language_model(tmp_path / "model.onnx"), resident="10 kB", output=tmp_path / "model.moec")
+    with pytest.raises(MoecError, match=r"model\.onnx, rank 0: 0\.0 MiB are too few"):
+        moec.compile(folder.parent / "model.onnx", ranks=2, resident="10 kB", output=tmp_path / "model.moec")
     assert not (tmp_path / "model.moec").exists()
+
+
+@pytest.fixture(scope="module")
+def uneven(folder) -> Artifact:
+    """Artifact on two ranks: of each layer the first holds one expert, the second seven."""
+    path, placement = folder.parent / "ranks.moec", folder.parent / "placement.json"
+    layers = [{"name": str(layer), "experts": 8, "slots": [[5], [0, 1, 2, 3, 4, 6, 7]]} for layer in range(2)]
+    placement.write_text(json.dumps({"ranks": 2, "nodes": 1, "layers": layers}))
+    moec.compile(folder.parent / "model.onnx", resident="1MiB", placement=placement, output=path)
+    return open_artifact(path)
+
+
+def own_plan(artifact: Artifact, rank: int) -> StreamPlan:
+    (program,) = artifact.manifest.programs
+    own = own_experts(program.streamed, artifact.manifest.placement, rank)
+    return StreamPlan.of(program.streamed, artifact.weight_entries(program), own)
+
+
+def test_a_rank_needs_memory_for_its_own_experts(uneven):
+    (program,) = uneven.manifest.programs
+    plans = [own_plan(uneven, rank) for rank in range(2)]
+    whole = StreamPlan.of(program.streamed, uneven.weight_entries(program))
+    assert [whole.least - plan.least for plan in plans] == [EXPERT, 0]  # a token takes two, and one rank has one
+    assert [plan.size for plan in plans] == [whole.size - 14 * EXPERT, whole.size - 2 * EXPERT]
+    for rank, plan in enumerate(plans):
+        assert uneven.weights(program, resident=plan.least, rank=rank)[2] is not None
+        with pytest.raises(MoecError, match="MiB are too few for its weights"):
+            uneven.weights(program, resident=plan.least - 1, rank=rank)
+    with pytest.raises(MoecError, match="MiB are too few for its weights"):
+        uneven.weights(program, resident=plans[0].least)
+
+
+def test_each_process_of_stages_and_ranks_has_memory_of_its_own(folder, tmp_path):
+    model, path = folder.parent / "model.onnx", tmp_path / "model.moec"
+    too_little_for_one = least(folder) - 1
+    compiler.write(model, path, CompileOptions(stages=2, ranks=2, threads=1, resident=too_little_for_one))
+    artifact = open_artifact(path)
+    for stage in artifact.manifest.pipeline:
+        for rank in range(2):
+            _, placement, experts = artifact.weights(stage.program, rank=rank)
+            assert placement.pages == "streamed" and experts is not None
 
 
 def test_a_run_of_more_tokens_than_memory_has_experts_for_is_refused(folder, expected):

@@ -113,6 +113,15 @@ def test_a_call_that_is_stopped_goes_on_later_and_leaves_no_process(kit):
     assert code == 0 and "2 passed" in said and "1 not taken" in said
 
 
+def test_a_call_under_nohup_goes_on_without_its_terminal(kit):
+    kit.pack({"long": f"{COUNT}; import time; time.sleep(0.5)", "later": COUNT})
+    call = kit.begin(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(kit.counted.exists)
+    call.send_signal(signal.SIGHUP)
+    said, _ = call.communicate(timeout=60)
+    assert call.returncode == 0 and "2 passed" in said
+
+
 def test_a_step_ends_with_a_runner_that_was_killed(kit):
     process = (
         "import os, sys, time, pathlib; from carried.places import end_with_parent; end_with_parent();"

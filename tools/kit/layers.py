@@ -79,7 +79,7 @@ def _pack_layer(layer: KitLayer, artifact: Artifact, store: KitStore, plan: KitP
         about = {**dataclasses.asdict(layer), "tokens": tokens}
         predictions = _predictions(artifact, tokens)
         store.tape(tape, {**data, "layer": about, "predictions": predictions, "variants": variants})
-        rank = 10 if place == 0 or layer.emulated else 40 + place
+        rank = 25 if layer.emulated else 40 + place if place else 10
         name = f"layer {layer.name} T={tokens}"
         plan.add(KitStep(1, rank, name, "layer_step", (tape,), 90, emulated=layer.emulated))
 

@@ -155,7 +155,8 @@ def main() -> int:
             report = FirstLightReport(asked.report, _MARK, {**about, "emulated": asked.emulate})
             call = Call(asked, report, folder)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, call.stop)
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
+                    signal.signal(number, call.stop)
             return call.take_all()
     except (OSError, ValueError) as error:
         hint = "; choose another folder by --work DIR" if isinstance(error, OSError) else ""

@@ -108,6 +108,19 @@ def test_a_kit_runs_in_the_emulator_and_goes_on_where_it_was(tmp_path, capsys):
     assert first_light.main(["--pack", str(kit)]) == 2  # a folder with files is left alone
 
 
+@pytest.mark.nightly
+def test_a_model_of_a_kit_runs_with_tensor_cores_and_as_graphs(tmp_path):
+    import first_light
+
+    kit, version = tmp_path / "kit", f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert first_light.main(["--pack", str(kit), "--python", version, "--only", "deepseek_v3"]) == 0
+    done = run(kit, "2", "--emulate")
+    assert done.returncode == 0 and "1 passed, 0 failed" in done.stdout, done.stdout
+    text = (kit / "emulated.2.txt").read_text()
+    assert "not in the kit" not in text and "as CUDA graphs: bits of 8 steps" in text
+    assert list((kit / "contents" / "tapes").glob("deepseek_v3-moe_grouped_gemm_wgmma*"))
+
+
 LAUNCHING = """
 import pathlib, sys
 from kit.carried.gpu import DriverError, KitGpu

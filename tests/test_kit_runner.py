@@ -186,15 +186,26 @@ TOOL = """#!/bin/sh
 echo "$(basename "$0") $*"
 [ "$1" != --import ] || { echo "  Duration   us   12.5"; exit; }
 while [ $# -gt 0 ] && [ "$1" != "%s" ]; do shift; done
-exec "$@"
+"$@"
+code=$?
+echo "========= ERROR SUMMARY: $code errors"
+exit $code
 """
 
 
 @pytest.mark.parametrize(
     ("tool", "called", "found"),
     [
-        ("memcheck", "compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 10", "42"),
-        ("racecheck", "compute-sanitizer --tool racecheck --error-exitcode 9 --print-limit 10", "42"),
+        (
+            "memcheck",
+            "compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 10",
+            "========= ERROR SUMMARY: 0 errors",
+        ),
+        (
+            "racecheck",
+            "compute-sanitizer --tool racecheck --error-exitcode 9 --print-limit 10",
+            "========= ERROR SUMMARY: 0 errors",
+        ),
         ("ncu", "--kernel-name product_kernel --launch-skip 1 --launch-count 1", "Duration us 12.5"),
     ],
 )
@@ -211,6 +222,7 @@ def test_tools_run_around_steps(kit, tmp_path, tool, called, found):
     results = json.loads((kit.folder / "report.json").read_text())["steps"]
     assert [results[name]["outcome"] for name in ("fine", "bad")] == ["passed", "failed"]
     assert f"* {found}\n" in results["fine"]["output"]
+    assert "* 42" not in results["fine"]["output"]
     assert called in results["bad"]["output"]
 
 

@@ -18,6 +18,7 @@ from .present import tool
 _METRICS = ("Duration", "SM Frequency", "Registers Per Thread", "Achieved Occupancy", "L2 Cache Throughput",
             "DRAM Throughput", "Compute (SM) Throughput", "No Eligible", "Executed Ipc Active", "L1/TEX Hit Rate",
             "L2 Hit Rate", "Local(?) Spill")  # fmt: skip
+_SANITIZED = ("SUMMARY", "Error:", "Internal")
 _QUERY = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,mig.mode.current"
 _SHOWN = 40
 
@@ -37,7 +38,7 @@ def main() -> int:
     if function:
         return _profiled(asked.folder.parent / f"{tapes[0]}-{function}.ncu-rep", function, step)
     command = [str(tool("compute-sanitizer")), "--tool", asked.tool, "--error-exitcode", "9", "--print-limit", "10"]
-    return _run([*command, *step])
+    return _run([*command, *step], _SANITIZED)
 
 
 def _profiled(output: pathlib.Path, function: str, step: list[str]) -> int:

@@ -182,6 +182,7 @@ def test_everything_can_be_written_elsewhere(kit, tmp_path):
     assert [path for path in sorted(kit.folder.iterdir()) if path not in before] == []
 
 
+SUMMARY = "========= ERROR SUMMARY: 0 errors"
 TOOL = """#!/bin/sh
 echo "$(basename "$0") $*"
 [ "$1" != --import ] || { echo "  Duration   us   12.5"; exit; }

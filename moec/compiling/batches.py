@@ -31,7 +31,7 @@ from moec.ir.dialect import is_moec
 from moec.ir.graphs import add_constant, is_op
 from moec.ir.masks.rules import elements
 from moec.ir.masks.visibility import read_window, uses_all_keys
-from moec.ir.sequence_cuts import SAME, SequenceCut, SizeNumbers, Use, known_shape, size_names
+from moec.ir.sequence_cuts import SAME, SIZES, SequenceCut, SizeNumbers, Use, known_shape, size_names
 from moec.ir.sequence_rules import cut_of_results
 from moec.ir.states import ATTENTION_CACHES, states_of
 from moec.passes import pipeline
@@ -291,10 +291,10 @@ class _Proof:
             raise _refusal(node, "it reads the state of all tokens, and is no attention over a cache")
 
     def _is_length(self, node: ir.Node) -> bool:
-        """Whether a node computes numbers from the length of a state, and from nothing of tokens."""
+        """Whether a node computes numbers from the length of a state, and at most from the number of tokens."""
         others = [value for value in node.inputs if value is not None and value not in self.lengths]
         is_size = is_op(node, "Shape") or not any(value in self.held for value in others)
-        return is_size and (is_op(node, "Shape") or all(self.cuts.get(value, SAME) == SAME for value in others))
+        return is_size and (is_op(node, "Shape") or all(self.cuts.get(value, SAME) in (SAME, SIZES) for value in others))
 
     def _check_new(self, node: ir.Node, value: ir.Value | None, axis: int) -> None:
         shape = known_shape(value)

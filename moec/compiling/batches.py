@@ -294,7 +294,9 @@ class _Proof:
         """Whether a node computes numbers from the length of a state, and at most from the number of tokens."""
         others = [value for value in node.inputs if value is not None and value not in self.lengths]
         is_size = is_op(node, "Shape") or not any(value in self.held for value in others)
-        return is_size and (is_op(node, "Shape") or all(self.cuts.get(value, SAME) in (SAME, SIZES) for value in others))
+        return is_size and (
+            is_op(node, "Shape") or all(self.cuts.get(value, SAME) in (SAME, SIZES) for value in others)
+        )
 
     def _check_new(self, node: ir.Node, value: ir.Value | None, axis: int) -> None:
         shape = known_shape(value)

@@ -350,7 +350,17 @@ def _triangle(use: Use) -> SequenceCut | None:
 
 def _rules() -> dict[str, dict[str, Rule]]:
     """Rules by domain and operator."""
-    elementwise = ELEMENTWISE | {"BitwiseAnd", "BitwiseNot", "BitwiseOr", "CastLike", "Identity", "IsInf", "IsNaN"}
+    elementwise = ELEMENTWISE | {
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "CastLike",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+    }
     reductions = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
     plain: dict[str, Rule] = dict.fromkeys(elementwise, _aligned)
     plain |= {f"Reduce{name}": _reduce for name in reductions}

@@ -26,13 +26,14 @@ from moec.common.names import node_name
 from moec.common.specs import POSITIONS, State
 from moec.compiling.model_inputs import ModelInputs
 from moec.ir import sizes
-from moec.ir.batches import WINDOW, mark_batched
+from moec.ir.batches import SINKS, WINDOW, mark_batched
 from moec.ir.dialect import is_moec
 from moec.ir.graphs import add_constant, is_op
 from moec.ir.masks.rules import elements
 from moec.ir.masks.visibility import read_window, uses_all_keys
 from moec.ir.sequence_cuts import SAME, SIZES, SequenceCut, SizeNumbers, Use, known_shape, size_names
 from moec.ir.sequence_rules import cut_of_results
+from moec.ir.sinks import sinks_of
 from moec.ir.states import ATTENTION_CACHES, states_of
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
@@ -55,6 +56,7 @@ def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
     batch = _BatchGraph.of(copy, interface)
     batch.fix_sizes()
     batch.see_all_tokens()
+    batch.move_sinks()
     pipeline.run(copy, pipeline.parse(_CLEANING), Report())
     batch.read_windows()
     batch.take_positions()
@@ -146,6 +148,15 @@ class _BatchGraph:
         result.dtype, result.shape = mask.dtype, mask.shape
         mask.replace_all_uses_with(result)
         self.graph.inputs.remove(mask)
+
+    def move_sinks(self) -> None:
+        """Let sinks be an operand of their own, so that keys are those of the cache."""
+        for node in self.graph:
+            sinks = sinks_of(node) if is_op(node, "Attention") else None
+            if sinks is not None:
+                node.resize_inputs(SINKS + 1)
+                for place, value in ((1, sinks.key), (2, sinks.value), (_MASK, sinks.mask), (SINKS, sinks.logits)):
+                    node.replace_input_with(place, value)
 
     def read_windows(self) -> None:
         """Let attributes say the windows that masks hold."""

@@ -20,6 +20,9 @@ BATCHED_KEY = "moec.batched"
 WINDOW = "window"
 """Attribute of a batched graph's causal Attention: each query sees the last so many of the keys up to its own."""
 
+SINKS = 7
+"""Input of a batched graph's Attention: logits [1, heads, 1, 1] of sinks, whose weights go to no value."""
+
 
 def mark_batched(model: ir.Model) -> None:
     """Say in the model's metadata that its tokens are those of several sequences."""

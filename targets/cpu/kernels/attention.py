@@ -29,15 +29,16 @@ from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, in_storage, w
 
 @functools.cache
 def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
-    """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv] (, mask[B|1, H|1, S|1, L]) (, lengths[B]),
-    result[B, H, S, Dv])``, or, for N sequences of different lengths, ``(query[1, H, S, D], key, value, lengths[N],
-    spans[N, 2], table[N, M], result[1, H, S, Dv])``.
+    """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv] (, mask[B|1, H|1, S|1, L]) (, lengths[B])
+    (, sinks[H]), result[B, H, S, Dv])``, or, for N sequences of different lengths, ``(query[1, H, S, D], key, value,
+    lengths[N], spans[N, 2], table[N, M] (, sinks[H]), result[1, H, S, Dv])``.
 
     Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored (int8:
     [pages, B, G, bytes of a page], see :mod:`moec.targets.tvm.kernels.int8_rows`), and a page holds a multiple of
     ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
     least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
     all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.
+    Sinks are scores beside those of keys, whose weights go to no value.
 
     Of sequences, number n has ``spans[n, 1]`` of the S queries, from ``spans[n, 0]`` on, and ``lengths[n]`` keys, of
     which page i is the page ``table[n, i]`` of ``key`` and ``value``.

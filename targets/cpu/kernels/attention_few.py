@@ -266,11 +266,12 @@ def _join_row(
     number = named("number", T.alloc_buffer((2,), "float32"))
     joined = named("joined", T.alloc_buffer((size,), "float32"))
     begin_step("the sum over the blocks of keys, in ascending order")
-    T.buffer_store(number, T.float32(LOWEST), [_LARGEST])
-    T.buffer_store(number, T.float32(0), [_TOTAL])
+    query_head = operands.head_of(group, row)
+    T.buffer_store(number, operands.first_largest(query_head), [_LARGEST])
     with loop("chunk", T.serial(chunks)) as chunk:
         largest = statistics[head * chunks + chunk, row, _LARGEST]
         T.buffer_store(number, T.max(number[_LARGEST], largest), [_LARGEST])
+    T.buffer_store(number, operands.first_total(query_head, number[_LARGEST]), [_TOTAL])
     with loop("d", T.vectorized(size)) as d:
         T.buffer_store(joined, T.float32(0), [d])
     with loop("chunk", T.serial(chunks)) as chunk:

@@ -116,8 +116,9 @@ class _RowBlock:
     def _begin(self) -> None:
         operands, scale = self._operands, T.float32(self._operands.problem.scale)
         with loop("row", T.serial(self._block)) as row:
-            T.buffer_store(self._largest, T.float32(LOWEST), [row])
-            T.buffer_store(self._total, T.float32(0), [row])
+            head = operands.head_of(self._group, self._first_row + T.min(row, self._rows - 1))
+            T.buffer_store(self._largest, operands.first_largest(head), [row])
+            T.buffer_store(self._total, operands.first_total(head, self._largest[row]), [row])
             T.buffer_store(self._frontier, operands.frontier(self._batch, self._query(row)), [row])
             if operands.problem.window:
                 T.buffer_store(self._first_seen, operands.first_key(self._batch, self._query(row)), [row])

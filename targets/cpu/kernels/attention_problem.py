@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import Parameter, loop, named
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
@@ -40,6 +41,8 @@ def attention_parameters(problem: AttentionProblem, dtype: str) -> list[Paramete
         parameters.append(Parameter("lengths", ("N" if problem.sequences else "B",), "int64"))
     if problem.sequences:
         parameters += [Parameter("spans", ("N", 2), "int64"), Parameter("table", ("N", "M"), "int64")]
+    if problem.has_sinks:
+        parameters.append(Parameter("sinks", ("H",), "float32"))
     places = ("B", "S", "H") if problem.query_major else ("B", "H", "S")
     return [*parameters, Parameter("result", (*places, problem.value_size), dtype)]
 
@@ -57,6 +60,7 @@ class AttentionBuffers:
     lengths: Any = None
     spans: Any = None
     table: Any = None
+    sinks: Any = None
 
     @property
     def in_int8(self) -> bool:
@@ -143,6 +147,14 @@ class AttentionBuffers:
         with loop("batch", T.serial(self.batches)) as batch:
             T.buffer_store(most, T.max(most[0], self.rows(batch)), [0])
         return most[0]
+
+    def first_largest(self, head: Any) -> Any:
+        """The largest score of a query before any key: that of the sink of its head, where there is one."""
+        return T.max(self.sinks[head], T.float32(LOWEST)) if self.problem.has_sinks else T.float32(LOWEST)
+
+    def first_total(self, head: Any, largest: Any) -> Any:
+        """The sum of exponentials, relative to the largest score, before any key."""
+        return exponential(self.sinks[head] - largest) if self.problem.has_sinks else T.float32(0)
 
     def place_of_query(self, batch: Any, head: Any, query: Any) -> tuple[Any, ...]:
         """Indices of a query in the tensor of queries, without the last axis."""

@@ -13,9 +13,9 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import operator_name
-from moec.ir.batches import WINDOW
+from moec.ir.batches import SINKS, WINDOW
 from moec.ir.masks.visibility import Window, read_window
-from moec.targets.tvm.heavy.attention_sinks import split_sinks
+from moec.targets.tvm.heavy.attention_sinks import logits_by_head, split_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
@@ -102,7 +102,7 @@ def lower_attention(
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
-    sinks = split_sinks(lowering, node) if takes_sinks else None
+    sinks = split_sinks(lowering, node) if takes_sinks and lowering.batch is None else None
     window = read_window(node, lowering.elements) if takes_windows else Window()
     if lowering.batch is not None:
         window = Window(attribute(node, WINDOW, 0))
@@ -111,11 +111,11 @@ def lower_attention(
     else:
         with sinks.alone(node) as rest:
             inputs, present = _attention_inputs(lowering, rest)
-        inputs, present = dataclasses.replace(inputs, sinks=sinks.logits(lowering)), []
+        inputs, present = dataclasses.replace(inputs, sinks=logits_by_head(lowering, sinks.values)), []
     is_turned = len(lowering.shape(required_input(node, 0))) == 3 or _is_only_turned(node.outputs[0])
     problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size, query_major=is_turned)
     if lowering.batch is not None:
-        inputs, problem = _of_sequences(lowering.batch, inputs, problem)
+        inputs, problem = _of_sequences(lowering, node, inputs, problem)
     batch, heads, queries, _ = inputs.query.ty.shape
     places = [queries, heads] if is_turned else [heads, queries]
     output = relax.TensorType([batch, *places, problem.value_size], str(inputs.query.ty.dtype))
@@ -131,15 +131,18 @@ def _is_only_turned(result: ir.Value) -> bool:
 
 
 def _of_sequences(
-    batch: BatchTensors, inputs: AttentionInputs, problem: AttentionProblem
+    lowering: LoweringContext, node: ir.Node, inputs: AttentionInputs, problem: AttentionProblem
 ) -> tuple[AttentionInputs, AttentionProblem]:
     """The attention of each sequence alone. Raises UnsupportedError for one that needs more than its own keys."""
-    if problem.causal != "lengths" or not problem.paged or problem.mask or problem.has_sinks:
+    if problem.causal != "lengths" or not problem.paged or problem.mask:
         raise UnsupportedError(
             "a batch of sequences needs attention over a cache in the causal order, with at most a window; "
             f"this one has {'a mask that says more' if problem.mask else 'another order, or no cache in pages'}"
         )
-    return dataclasses.replace(inputs, batch=batch), dataclasses.replace(problem, sequences=True)
+    logits = optional_input(node, SINKS)
+    sinks = None if logits is None else logits_by_head(lowering, logits)
+    inputs = dataclasses.replace(inputs, batch=lowering.batch, sinks=sinks)
+    return inputs, dataclasses.replace(problem, sequences=True, has_sinks=sinks is not None)
 
 
 def _attention_inputs(

@@ -48,13 +48,14 @@ class Sinks:
             for position in range(len(inputs)):
                 rest.replace_input_with(position, None)
 
-    def logits(self, lowering: LoweringContext) -> relax.Expr:
-        """The logits as float32 [H]."""
 
-        def build(values: te.Tensor) -> te.Tensor:
-            return te.compute((values.shape[1],), lambda h: values(0, h, 0, 0).astype("float32"), name="sinks")
+def logits_by_head(lowering: LoweringContext, values: ir.Value) -> relax.Expr:
+    """Logits [1, H, 1, 1] of sinks as float32 [H]."""
 
-        return lowering.compute(build, [lowering.tensor(self.values)], "sinks")[0]
+    def build(tensor: te.Tensor) -> te.Tensor:
+        return te.compute((tensor.shape[1],), lambda h: tensor(0, h, 0, 0).astype("float32"), name="sinks")
+
+    return lowering.compute(build, [lowering.tensor(values)], "sinks")[0]
 
 
 def split_sinks(lowering: LoweringContext, node: ir.Node) -> Sinks | None:

@@ -67,6 +67,21 @@ def test_more_query_heads_per_group_than_few_rows():
     check(AttentionProblem(8, 8, 0.3, heads_per_group=FEW_ROWS + 4), Machine.host())
 
 
+def test_sinks_take_weight_and_give_nothing():
+    """A sink is a further key of zeros to which the mask adds the sink; a sink of -inf has no effect."""
+    problem = dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=(True, False, False))
+    run = built(dataclasses.replace(problem, has_sinks=True), Machine.host())
+    sinks = np.array([2.5, -np.inf, 0, -1], np.float32)
+    for queries, keys in [(3, 70), (2, 0), (1, 300), (20, 70)]:
+        arrays = operands(problem, queries, keys)
+        padded = {name: np.pad(arrays[name], [(0, 0), (0, 0), (1, 0), (0, 0)]) for name in ("key", "value")}
+        column = np.broadcast_to(sinks[:, None, None], (1, 4, queries, 1))
+        padded["mask"] = np.concatenate([column, arrays["mask"]], axis=3)
+        result = np.full((*arrays["query"].shape[:3], problem.value_size), 7, np.float32)
+        actual = run(*arrays.values(), sinks, result)
+        np.testing.assert_allclose(actual, expected(problem, arrays | padded), rtol=3e-5, atol=3e-5)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 4e-3), (ml_dtypes.bfloat16, 3e-2)])
 def test_half_precision(dtype, tolerance):
     check(PROBLEM, Machine.host(), dtype, tolerance)

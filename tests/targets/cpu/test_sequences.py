@@ -59,6 +59,7 @@ def table_of(keys: tuple[int, ...], count: int) -> np.ndarray:
         dataclasses.replace(ALONE, heads_per_group=9, paged="bfloat16"),
         dataclasses.replace(ALONE, heads_per_group=1, paged="float16"),
         dataclasses.replace(ALONE, paged="int8", window=300),
+        dataclasses.replace(ALONE, has_sinks=True, window=90),
     ],
 )
 def test_each_sequence_has_the_bits_that_it_has_alone(problem):
@@ -69,12 +70,13 @@ def test_each_sequence_has_the_bits_that_it_has_alone(problem):
     query = np.random.default_rng(1).standard_normal((1, heads, total, problem.head_size), np.float32)
     result = np.full((1, heads, total, problem.value_size), 7, np.float32)
     together = built(dataclasses.replace(problem, sequences=True))
-    actual = together(query, key, value, np.array(KEYS), np.stack([starts, QUERIES], axis=1), table, result)
+    sinks = [np.array([2.5, -np.inf, 0, -1], np.float32)] if problem.has_sinks else []
+    spans = np.stack([starts, QUERIES], axis=1)
+    actual = together(query, key, value, np.array(KEYS), spans, table, *sinks, result)
     for start, new, keys, own in zip(starts, QUERIES, KEYS, table, strict=True):
         mine, part = own[: -(-keys // PAGE)], slice(start, start + new)
-        alone = built(problem)(
-            np.ascontiguousarray(query[:, :, part]), key[mine], value[mine], np.array([keys]), result[:, :, part].copy()
-        )
+        own_query, own_result = (np.ascontiguousarray(array[:, :, part]) for array in (query, result))
+        alone = built(problem)(own_query, key[mine], value[mine], np.array([keys]), *sinks, own_result)
         np.testing.assert_array_equal(actual[:, :, part], alone)
     assert not np.isin(actual, 7).any()
 

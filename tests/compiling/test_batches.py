@@ -55,7 +55,7 @@ COMBINES, READS = "it may combine tokens of different sequences", "it reads the 
         (HEAD, "z = Softmax <axis = 1> (x2) logits = MatMul (z, head)", "Softmax", COMBINES),
         ("k = 2, gate_layout", "k = 2, capacity = 3, gate_layout", "MoE", COMBINES),
         ("(places, place)", "(places, count)", "Gather", COMBINES),
-        (HEAD, "w = Cast <to = 1> (t) z = Mul (x2, w) logits = MatMul (z, head)", "Add", READS),
+        (HEAD, "w = Cast <to = 1> (t) z = Mul (x2, w) logits = MatMul (z, head)", "Mul", READS),
         (HEAD, "m = ReduceMax <keepdims = 0> (new_key0) z = Add (x2, m) logits = MatMul (z, head)", "ReduceMax", READS),
         ("up = LessOrEqual", "up = GreaterOrEqual", "Attention", "its mask is not known to be the causal order"),
         ("far = Sub (row, window)", "far = Mul (row, window)", "Attention", "its mask is not known"),

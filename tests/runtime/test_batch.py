@@ -12,6 +12,7 @@ import moec
 from moec.common.errors import InputError, UnsupportedError
 from moec.runtime.held import PAGE
 
+from ..frontend.gguf import tiny_models
 from .tiny_decoder import VOCABULARY, tiny_decoder
 
 
@@ -202,3 +203,39 @@ def test_a_model_that_was_compiled_without_has_no_batches(model, tmp_path, monke
     monkeypatch.setattr(model.artifact.manifest, "batch", None)
     with pytest.raises(UnsupportedError, match="has no program for batches of sequences; compile it with batches"):
         model.batch(2, 100)
+
+
+def steps_of_a_batch(model: moec.CompiledModel, alone: Alone, vocabulary: int) -> None:
+    """Check prompts of several lengths, a fork, and steps of one token against sessions."""
+    random = np.random.default_rng(0)
+    batch = model.batch(5, 6 * PAGE)
+    prompts = {batch.add(ids): ids for ids in (random.integers(0, vocabulary, count) for count in (5, 60, 1, 33))}
+    check(finish(batch), {number: alone.run(number, ids) for number, ids in prompts.items()})
+    fork = batch.fork(1)
+    alone.sessions[fork] = alone.sessions[1].fork()
+    for _ in range(2):
+        new = {number: random.integers(0, vocabulary, 1) for number in batch.sequences}
+        for number, ids in new.items():
+            batch.extend(number, ids)
+        check(batch.step(), {number: alone.run(number, ids) for number, ids in new.items()})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "kind"), [("gemma3", "F32"), ("qwen3moe", "Q8_0"), ("granitemoe", "Q4_0")])
+def test_files_of_llama_cpp_have_the_bits_of_sessions(name, kind, tmp_path):
+    model = moec.compile(tiny_models.write_model(name, tmp_path / "model.gguf", kind), batches=True)
+    steps_of_a_batch(model, Alone(model), tiny_models.VOCABULARY)
+
+
+@pytest.mark.nightly
+def test_sums_of_bfloat16_do_not_depend_on_neighbours():
+    model = moec.compile(tiny_decoder(), batches=True, experts="bf16")
+
+    def bits(neighbours: int) -> np.ndarray:
+        batch = model.batch(8, 8 * PAGE)
+        first = batch.add(tokens(7))
+        for seed in range(neighbours):
+            batch.add(tokens(20, seed))
+        return batch.step()[first]
+
+    np.testing.assert_array_equal(bits(0), bits(7))

@@ -28,7 +28,7 @@ from tvm.script.ir_builder import IRBuilder
 from moec.common.dtypes import dtype_of
 from moec.targets.gpu.kernels.fp8_rows import FP8, row_bytes
 from moec.targets.gpu.kernels.launch import ATTRIBUTES
-from moec.targets.gpu.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.packed_format import FACTOR_BYTES, PackedFormat
 from moec.targets.tvm.kernels.kernel import why_not_stored
 
 GATE_GROUP = 8
@@ -106,7 +106,7 @@ class GroupedProblem:
         if stored is None:
             return [((*rows, self.inner), self.matrix_dtype), (none, "float32"), (none, "uint8")]
         groups = (*rows, stored.groups(self.inner))
-        scales = (self.experts, groups[2], self.columns) if self.in_fp8 else groups
+        scales = (self.experts, groups[2], self.columns) if self.in_fp8 else (*rows, stored.scale_row(self.inner))
         tables = [(scales, stored.scale_storage), (groups if stored.zero_points else none, "uint8")]
         return [((*rows, stored.row_bytes(self.inner)), "uint8"), *tables]
 
@@ -180,8 +180,17 @@ class Matrix:
         """The scale of input ``k``, float32."""
         assert self.stored is not None
         number, line, group = self.group(expert, column, k)
+        if self.stored.has_factors:
+            code = self.scales[number, line, FACTOR_BYTES + group]
+            return self.stored.scale_value(code) * self._factors[number, line, 0]
         place = (number, group, line) if self.by_group else (number, line, group)
         return self.stored.scale_value(self.scales[place])
+
+    @property
+    def _factors(self) -> Any:
+        """The rows of scales as floats, of which the first is the factor of the column."""
+        experts, columns, row = (int(size) for size in self.scales.shape)
+        return T.decl_buffer((experts, columns, row // FACTOR_BYTES), "float32", data=self.scales.data)
 
     def zero(self, expert: Any, column: Any, k: Any) -> Any:
         """The zero point of input ``k``, int32."""
@@ -300,7 +309,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
 
     R is T if rows are gathered, else P. Q is T * k if results are scattered, else P. Bias is float32. Weights are read
     only if the problem is weighted. All sizes except E, columns, inner and width are dynamic. A quantised matrix takes
-    the three parameters ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``,
+    the three parameters ``matrix[E, columns, row bytes], scales[E, columns, row], zero_points[E, columns, groups]``,
     the last being [1, 1, 1] if there is no such table; see :mod:`.packed_format`.
     """
     width, (row_width, row_dtype) = problem.width, problem.row_type

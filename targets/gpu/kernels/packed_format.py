@@ -21,7 +21,8 @@ floats
 
 Integers are stored unsigned. The zero point of symmetric ones is the middle of their range, a constant in the code;
 others have a table of zero points. Scales and zero points are [columns, groups], where a group is ``group`` consecutive
-inputs, or all of them.
+inputs, or all of them. Scales of nvfp4 are codes of e4m3 times a float32 for the column: a row is that float, then the
+codes, then zeros up to a multiple of 4 bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ from moec.targets.tvm.kernels.stored_format import StoredFormat
 
 _PACKED_BITS = (2, 3, 4)
 """The numbers of bits that are packed; other integers take a byte."""
-_SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
+_SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu", "float8_e4m3fn")
+FACTOR_BYTES = 4
+"""Bytes of the float in front of the scales of a column in nvfp4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +54,23 @@ class PackedFormat(StoredFormat):
     @classmethod
     def of(cls, run: WeightRun) -> PackedFormat:
         stored = super().of(run)
+        if run.format.elements.has_factors:
+            stored = dataclasses.replace(stored, scale="float8_e4m3fn")
         in_bytes = stored.is_whole and stored.bits not in _PACKED_BITS
         return dataclasses.replace(stored, element="int8") if in_bytes else stored
 
     def row_bytes(self, inner: int) -> int:
         return -(-inner // 8) * 3 if self.bits == 3 else -(-inner * self.bits // 8)
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether scales are codes, times a float of their column."""
+        return self.scale == "float8_e4m3fn"
+
+    def scale_row(self, inner: int) -> int:
+        """Elements of a column's row of scales."""
+        groups = self.groups(inner)
+        return FACTOR_BYTES + -(-groups // FACTOR_BYTES) * FACTOR_BYTES if self.has_factors else groups
 
     def why_not(self, together: int = 1) -> str | None:
         """The reason why a kernel that reads ``together`` inputs at once, with one scale, cannot read this format, or
@@ -79,7 +94,7 @@ class PackedFormat(StoredFormat):
         """The number of a code, float32, without scale; ``zero``: its zero point. All such numbers are exact in float16
         and bfloat16."""
         if self.is_e4m3:
-            return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
+            return _e4m3(code)
         if not self.is_e2m1:
             return T.cast(code - zero, "float32")
         # Shift sign, exponent and fraction to their places in float32, then correct the exponent's bias from 127 to 1.
@@ -108,12 +123,19 @@ class PackedFormat(StoredFormat):
         return 1 << (self.bits - 1) if self.is_whole else 0
 
     def scale_value(self, stored: Any) -> Any:
-        """A scale as float32, from its stored value."""
+        """A scale as float32, from its stored value; in nvfp4 without the factor."""
+        if self.has_factors:
+            return _e4m3(T.cast(stored, "int32"))
         if self.scale != "float8_e8m0fnu":
             return T.cast(stored, "float32")
         exponent = T.cast(stored, "int32")
         # The smallest scale, 2**-127, is a subnormal float32.
         return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
+
+
+def _e4m3(code: Any) -> Any:
+    """The number of a code (int32), float32."""
+    return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
 
 
 def _power_of_two(exponent: Any) -> Any:
@@ -176,6 +198,14 @@ def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8)
     scales = np.ascontiguousarray(array)
     return scales.view(np.uint8) if stored.scale_storage == "uint8" else scales
+
+
+def scale_rows(stored: PackedFormat, codes: np.ndarray, factors: np.ndarray, inner: int) -> np.ndarray:
+    """Rows of scales in nvfp4, uint8 [columns, row], from codes [columns, groups] and factors [columns, 1]."""
+    rows = np.zeros((len(codes), stored.scale_row(inner)), np.uint8)
+    rows[:, :FACTOR_BYTES] = np.ascontiguousarray(factors, np.float32).view(np.uint8)
+    rows[:, FACTOR_BYTES : FACTOR_BYTES + codes.shape[1]] = np.ascontiguousarray(codes).view(np.uint8)
+    return rows
 
 
 def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:

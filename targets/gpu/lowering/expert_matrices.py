@@ -12,7 +12,7 @@ from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.gpu.kernels.packed_format import PackedFormat, pack
+from moec.targets.gpu.kernels.packed_format import PackedFormat, pack, scale_rows
 from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
 Parts = Callable[[int], Sequence[StoredMatrix]]
@@ -76,7 +76,7 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
     groups = stored.groups(problem.inner)
     row: dict[Table, int] = {
         "data": stored.row_bytes(problem.inner),
-        "scale": groups,
+        "scale": stored.scale_row(problem.inner),
         "zero_point": groups if stored.zero_points else 0,
     }
     operands = [_table(node, f"{name}.{table}", problem, table, row[table], parts) for table in row if row[table]]
@@ -108,6 +108,11 @@ def _filled_table(problem: GroupedProblem, table: Table, part: StoredMatrix) -> 
     """A table [outputs, inputs or groups] of a part, padded to the problem's sizes. Data is padded with the last
     group's zero point, which stands for the number zero."""
     array, stored = part.read(table), problem.stored
+    if table == "scale" and stored is not None and stored.has_factors:
+        codes, factors = part.read("scale_code"), part.read("scale_factor")
+        assert codes is not None and factors is not None, "the format has these levels"
+        rows = scale_rows(stored, codes.T, factors.T, problem.inner)
+        return filled(rows, problem.width, rows.shape[1])
     assert array is not None and stored is not None, "the format has the table"
     if table != "data":
         return filled(array.T, problem.width, stored.groups(problem.inner))

@@ -24,9 +24,9 @@ Stored = TypeVar("Stored", bound="StoredFormat")
 @dataclasses.dataclass(frozen=True)
 class StoredFormat:
     """``group``: consecutive inputs that share a scale, 0 for all of them. ``scale``: element type of the scales; those
-    of ``float8_e8m0fnu`` are powers of two, kept as bytes. ``zero_points``: whether there is a table of them. A target
-    adds how it lays them out. ``minima``: whether there is a table of floats, of the type of the scales, that are
-    subtracted."""
+    of ``float8_e8m0fnu``, which are powers of two, and of ``float8_e4m3fn`` are kept as bytes. ``zero_points``: whether
+    there is a table of them. A target adds how it lays them out. ``minima``: whether there is a table of floats, of the
+    type of the scales, that are subtracted."""
 
     element: FormatName
     group: int = 0
@@ -78,7 +78,7 @@ class StoredFormat:
     @property
     def scale_storage(self) -> str:
         """Element type of the array of scales."""
-        return "uint8" if self.scale == "float8_e8m0fnu" else self.scale
+        return "uint8" if self.scale.startswith("float8") else self.scale
 
     @property
     def name(self) -> str:

@@ -278,9 +278,10 @@ def test_numbers_of_8_bits_are_multiplied_as_they_are(name, architecture, instru
         (dataclasses.replace(_half(16), stored=INT4), AMPERE, 4.1),
         (dataclasses.replace(_half(16), stored=PackedFormat("mxfp4", 32, "float8_e8m0fnu")), AMPERE, 5.1),
         (dataclasses.replace(_half(16), stored=PackedFormat("fp4", 16, "float16")), AMPERE, 4.9),
+        (dataclasses.replace(_half(16), stored=PackedFormat("nvfp4", 16, "float8_e4m3fn")), AMPERE, 5.2),
         (dataclasses.replace(_FP8, block_rows=16), ADA, 3.9),
     ],
-    ids=["int4", "mxfp4", "nvfp4", "fp8"],
+    ids=["int4", "mxfp4", "fp4", "nvfp4", "fp8"],
 )
 def test_instructions_per_weight(problem, architecture, most):
     """A bound on the instructions per weight in the main loop of a product of few rows, counting all instructions.

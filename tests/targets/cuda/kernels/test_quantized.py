@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from moec.ir.weights import encode as encodings
-from moec.ir.weights.encode import Encoded
+from moec.ir.weights.encode import Encoded, Table
 from moec.ir.weights.format import WeightFormat
 from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
@@ -18,7 +19,7 @@ from moec.targets.gpu.kernels import grouped_gemm_simt, grouped_gemv
 from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.gpu.kernels.packed_format import PackedFormat, pack
+from moec.targets.gpu.kernels.packed_format import PackedFormat, pack, scale_rows
 
 from ....products import thinned
 from .kernel_runner import build
@@ -40,6 +41,7 @@ FORMATS = {
     "fp8 in blocks": (WeightFormat("fp8", 128), PackedFormat("fp8", 128)),
     "fp4": (WeightFormat("fp4", 16), PackedFormat("fp4", 16, "float16")),
     "mxfp4": (WeightFormat("mxfp4", 32), PackedFormat("mxfp4", 32, "float8_e8m0fnu")),
+    "nvfp4": (WeightFormat("nvfp4", 16), PackedFormat("nvfp4", 16, "float8_e4m3fn")),
 }
 
 
@@ -52,9 +54,16 @@ def packed(stored: PackedFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
     """Data, scales and zero points of all experts. ``matrices``: one, or gate and up."""
     arrays = []
     for table in ("data", "scale", "zero_point") if stored.zero_points else ("data", "scale"):
-        parts = [np.stack([pack(stored, table, getattr(expert, table)) for expert in matrix]) for matrix in matrices]
+        parts = [np.stack([packed_table(stored, table, expert) for expert in matrix]) for matrix in matrices]
         arrays.append(parts[0] if len(parts) == 1 else interleave(*parts))
     return arrays if stored.zero_points else [*arrays, np.zeros((1, 1, 1), np.uint8)]
+
+
+def packed_table(stored: PackedFormat, table: Table, expert: Encoded) -> np.ndarray:
+    if table == "scale" and stored.has_factors:
+        assert expert.scale_code is not None and expert.scale_factor is not None
+        return scale_rows(stored, expert.scale_code, expert.scale_factor, expert.data.shape[1])
+    return pack(stored, table, getattr(expert, table))
 
 
 def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **options: Any) -> None:
@@ -98,6 +107,7 @@ def test_few_tokens(name):
         ("int3 with zero points", 16, True),
         ("int2", 16, False),
         ("fp8 in blocks", 16, False),
+        ("nvfp4", 64, True),
     ],
     3,
 )
@@ -113,6 +123,7 @@ def test_tensor_cores(name, rows, gated):
         ("int3", 64, False, {}),
         ("fp8", 64, False, {}),
         ("mxfp4", 64, False, {"first_thread": 77}),
+        ("nvfp4", 128, True, {}),
     ],
     3,
 )
@@ -152,6 +163,25 @@ def test_every_number_of_mxfp4_and_its_smallest_scale():
     numbers = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]).repeat(2)
     expected = (numbers[:, None] * 2.0 ** (exponents.astype(float) - 127)).astype(np.float32)
     np.testing.assert_array_equal(out.reshape(32, 4), expected)
+
+
+def test_every_scale_of_nvfp4():
+    """The product of a row with a single 1 is the scale of its group, since all numbers of the matrix are 1."""
+    form, stored = FORMATS["nvfp4"]
+    codes = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)[None]
+    inner, factor = codes.size * form.group, np.full((1, 1), 0.3, np.float32)
+    problem = GroupedProblem(1, inner, 1, 16, gathered=True, scattered=True, stored=stored)
+    run = build(simt(problem, lambda total: total))
+    data, rows = np.full((1, 1, inner // 2), 0x22, np.uint8), np.eye(inner, dtype=np.float32)[:: form.group]
+    zeros, ids = np.zeros((1, 1, 1), np.uint8), np.zeros((codes.size, 1), np.int32)
+    others = zeros, np.zeros((1, 1), np.float32), np.ones(ids.shape, np.float32), *sort_pairs(1, 16, ids)
+
+    def sums(codes: np.ndarray) -> np.ndarray:
+        scales = scale_rows(stored, codes, factor, inner)[None]
+        return run(rows, data, scales, *others, undefined(ids.shape, "float32"))[:, 0]
+
+    np.testing.assert_array_equal(sums(codes), codes[0].astype(np.float32) * factor[0, 0])
+    assert np.isnan(sums(np.full_like(codes, np.nan))).all()
 
 
 def _mxfp4_problem() -> GroupedProblem:

@@ -228,6 +228,9 @@ class Program(Made):
     """Nodes because of which a captured run serves the lengths of its capture alone."""
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     """Experts that the program asks for before it uses them."""
+    blocks: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many blocks of memory a run takes for intermediate values and results, by their bytes as an expression of
+    sizes in C; for a device with memory of its own."""
     last: LastTokens | None = None
     """The output that can be computed for its last positions only; the caller says for how many."""
     host: Callable[[], HostProgram] | None = None

@@ -241,6 +241,7 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         lengths_in_memory=program.lengths_in_memory,
         fixed_lengths=list(program.fixed_lengths),
         streamed=list(program.streamed),
+        blocks=dict(program.blocks),
         last=program.last,
         kernels=[
             _kernel_entry(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moec.common.errors import MoecError
+from moec.common.free_memory import available_memory
 from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, from_runtime, to_runtime
 
@@ -104,6 +105,11 @@ class Device(Protocol):
         part reads results of the device."""
         ...
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of its memory that no program uses."""
+        ...
+
     def finish(self) -> None:
         """Wait for all work that the calling thread has submitted."""
         ...
@@ -139,6 +145,10 @@ class Host:
     architecture = gpu = None
     backend = GLOO
     is_capturing = False
+
+    @property
+    def free_bytes(self) -> int:
+        return available_memory()
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
         return _NOTHING

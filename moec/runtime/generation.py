@@ -22,8 +22,6 @@ from moec.runtime.token_selection import TokenSelection
 OnText = Callable[[int, str], None]
 """Callback with the index of a prompt and new text for it."""
 Ended = Literal["end", "stop", "length", "full"]
-PART = 512
-"""Tokens, over all prompts, that are run at once; more need more memory for intermediate values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +257,7 @@ def _run_in_parts(session: Session, ids: np.ndarray, run_last: Callable[[np.ndar
     room = session.max_tokens
     if room is not None and session.length + length > room:
         raise InputError(f"the prompt has {length} tokens, and the session holds {room - session.length} more")
-    step = (session.fixed_length or max(1, PART // len(ids))) if session.is_incremental else length
+    step = session.part_tokens(length)
     done = 0
     while True:
         part = ids[:, done : done + step]

@@ -63,6 +63,11 @@ class GpuDevice(abc.ABC):
     def fetch_all(self, tensors: Sequence[Any]) -> list[np.ndarray]:
         """See :meth:`moec.runtime.device.Device.fetch_all`."""
 
+    @property
+    @abc.abstractmethod
+    def free_bytes(self) -> int:
+        """See :meth:`moec.runtime.device.Device.free_bytes`."""
+
     @abc.abstractmethod
     def is_captured(self, stream: int) -> bool:
         """Whether work that is put on the stream is recorded instead of executed."""

@@ -23,6 +23,7 @@ from moec.runtime.interface import Interface
 from moec.runtime.load_options import DEFAULTS, LoadOptions
 from moec.runtime.manifest import digest_of
 from moec.runtime.probe import Probe
+from moec.runtime.run_memory import RunMemory
 from moec.runtime.session import Session
 from moec.runtime.streamed_experts import StreamCounts
 from moec.runtime.tuning import read_tuned
@@ -56,6 +57,9 @@ class CompiledModel:
             last=program.last,
             experts=self._experts,
             files=artifact,
+        )
+        self._run_memory = (
+            RunMemory(artifact.where, program.blocks, lambda: device.free_bytes) if device and program.blocks else None
         )
         self._first_states = FirstStates(self.interface)
         self.kernels: dict[str, CompiledKernel] = kernels_of(artifact, program)
@@ -152,7 +156,7 @@ class CompiledModel:
         ``max_tokens``: the most that it will hold, None where no limit is necessary. ``batch``: number of sequences
         that run together. Raises InputError for a model without token ids or logits, or with states of an unknown size.
         """
-        return Session(self.interface, self._executor, max_tokens, batch)
+        return Session(self.interface, self._executor, max_tokens, batch, self._run_memory)
 
     def batch(self, max_sequences: int, max_tokens: int, *, step_tokens: int | None = None) -> Batch:
         """Make a :class:`moec.Batch` of a language model that was compiled with ``batches``: sequences of different

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from moec.common.errors import InputError
 from moec.runtime.device_results import Ending
 from moec.runtime.interface import Interface
 from moec.runtime.roles import roles_of
+from moec.runtime.run_memory import LEAST_TOKENS, MOST_TOKENS, RunMemory
 from moec.runtime.session_states import Runner, SessionStates
 from moec.runtime.token_selection import Rows, TokenSelection
 
@@ -27,11 +29,19 @@ class Session:
     A model without states runs all tokens again each time, with the same results.
     """
 
-    def __init__(self, interface: Interface, executor: Runner, max_tokens: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self,
+        interface: Interface,
+        executor: Runner,
+        max_tokens: int | None = None,
+        batch: int = 1,
+        run_memory: RunMemory | None = None,
+    ) -> None:
+        """``run_memory``: of the program, where the memory of its device bounds how much of a prompt runs at once."""
         _check_count("batch", batch)
         if max_tokens is not None:
             _check_count("max_tokens", max_tokens)
-        self._interface, self._roles = interface, roles_of(interface)
+        self._interface, self._roles, self._run_memory = interface, roles_of(interface), run_memory
         self._states = SessionStates.empty(interface, executor, self._roles, max_tokens, batch)
         self._mask = np.ones((batch, 0), bool)
         self._seen = np.zeros((batch, 0), dtype_of(self._roles.ids.dtype))  # of a model without states
@@ -69,6 +79,18 @@ class Session:
         """Number of tokens that each run takes; None where it is free."""
         length = self._roles.ids.shape[1]
         return length if isinstance(length, int) else None
+
+    def part_tokens(self, new: int) -> int:
+        """Number of tokens of each sequence that one run of a prompt of ``new`` tokens should take. On a device it
+        follows from the memory that is free there, on a processor it is small, because caches are."""
+        if self.fixed_length is not None or not self.is_incremental:
+            return self.fixed_length or new
+        least = max(1, LEAST_TOKENS // self.batch)
+        if self._run_memory is None:
+            return least
+        sizes = functools.partial(self._states.sizes, self._interface, self._roles.ids, self.batch)
+        most, length = min(new, MOST_TOKENS // self.batch), self.length + new
+        return self._run_memory.tokens(least, most, lambda part: sizes(part, length))
 
     @property
     def is_incremental(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
+from moec.common.guards import parse_size
 from moec.common.specs import HeldState, State, TensorSpec
 from moec.runtime.device_results import DeviceResults, Ending
 from moec.runtime.held import StateMemory
@@ -100,6 +101,19 @@ class SessionStates:
         """Bytes of the states: of arrays, and of pages in use."""
         held_bytes = 0 if self.memory is None else self.memory.bytes_in_use
         return held_bytes + sum(array.nbytes for array in self.arrays.values())
+
+    def sizes(self, interface: Interface, ids: TensorSpec, batch: int, new: int, length: int) -> dict[str, int]:
+        """Named sizes of a run on ``new`` tokens of each sequence, where states hold ``length``."""
+        sizes: dict[Any, int] = dict(zip(ids.shape, (batch, new), strict=True))
+        specs = {spec.name: spec for spec in interface.inputs}
+        for state in self.states:
+            for axis, size in enumerate(specs[state.input].shape):
+                sizes.setdefault(size, self.rooms.get(state.input, length) if axis == state.axis else batch)
+        for name, total in interface.sizes.items():
+            expression = parse_size(total)
+            if name not in sizes and set(expression.names) <= sizes.keys():
+                sizes[name] = expression(sizes)
+        return {name: size for name, size in sizes.items() if isinstance(name, str)}
 
     def run(self, inputs: Mapping[str, Any], last: int, ending: Ending | None = None) -> tuple[Any, SessionStates]:
         """Run the model. Returns its outputs, with logits of the ``last`` tokens or of more, or what ``ending`` makes

@@ -27,6 +27,7 @@ from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
 from moec.targets.tvm.phases.host_code import object_of
 from moec.targets.tvm.phases.host_program import host_program
+from moec.targets.tvm.phases.planned_memory import planned_blocks
 from moec.targets.tvm.phases.records import kernel_records
 
 
@@ -97,6 +98,7 @@ def compile_program(
         lengths_in_memory=lowered.lengths_in_memory,
         fixed_lengths=[*lowered.fixed_lengths, *(f"the state {state.input!r}" for state in unsteady)],
         streamed=lowered.streamed,
+        blocks=planned_blocks(code.built.main, lowered.untold) if backend.rounds_storage else {},
         last=_renamed(lowered.last, code.names),
         host=lambda: code.host,
     )

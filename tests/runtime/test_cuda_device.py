@@ -8,7 +8,7 @@ import pytest
 
 import moec
 from moec.artifacts import loading
-from moec.common.errors import ArtifactError, DefectError, MoecError
+from moec.common.errors import ArtifactError, DefectError, MoecError, RoomError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.library import load_ffi
 from moec.targets.cuda.device import gpu
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(for_gpu, driver, message, monkeypatch):
 @pytest.mark.parametrize(
     ("message", "kind", "meaning"),
     [
-        ("CUDA Runtime Error: out of memory", MoecError, "out of memory; .*fewer tokens"),
+        ("CUDA Runtime Error: out of memory", RoomError, "out of memory; .*fewer tokens"),
         ("CUDAError: cuModuleLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU", ArtifactError, "compile it for this GPU"),
         ("CUDA: CUDA driver version is insufficient for CUDA runtime version", MoecError, "install a newer driver"),
         ("CUDA: no CUDA-capable device is detected", MoecError, "finds no GPU"),

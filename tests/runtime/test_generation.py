@@ -315,6 +315,7 @@ def test_prompts_are_run_in_parts_that_memory_has_room_for(room, parts):
         return np.full((1, ids.size, 1), len(seen))
 
     session = SimpleNamespace(max_tokens=None, length=0, fixed_length=None, is_incremental=True, run=run, feed=run)
+    session.part_tokens = lambda new: 512
     assert prefilled(session, list(range(9))) == [9]
     assert tried == parts and seen == list(range(9))
     room = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import onnx.parser
@@ -12,17 +13,22 @@ import pytest
 import moec
 from moec.common.errors import MoecError
 from moec.common.specs import State
+from moec.runtime import session
 from moec.runtime.device_results import DeviceResults
+from moec.runtime.generation import prefilled
 from moec.runtime.held import PAGE
+from moec.runtime.library import load_ffi
 from moec.runtime.model import CompiledModel
+from moec.runtime.run_memory import RunMemory
 from moec.runtime.sampling import NOT_NUMBERS, Sampling
+from moec.runtime.session import Session
 from moec.runtime.session_states import SessionStates
 from moec.runtime.token_selection import TokenSelection
 from moec.simulators.cuda.driver import emulated_driver
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.device.driver import CUDA
 
-from .emulated_gpu import Calls, numbers_of
+from .emulated_gpu import Calls, memory_left, numbers_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs g++")
 
@@ -168,3 +174,60 @@ def test_states_that_pass_through_the_host_do_so_when_results_stay():
     states = SessionStates(executor, [State("kept", "next", None)], {"kept": 5}, {}, None)
     value, after = states.run({"ids": 7}, 1, lambda results: results.tensors["logits"])
     assert (value, after.arrays, states.arrays) == (7, {"kept": 6}, {"kept": 5})
+
+
+BATCH = 32
+SEVERAL = np.random.default_rng(1).integers(0, VOCABULARY, (BATCH, 40))
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """The numbers of tokens of all runs of sessions, of which the least is 4 for each sequence."""
+    monkeypatch.setattr(session, "LEAST_TOKENS", 4 * BATCH)
+    counts, outputs = [], Session._outputs
+    monkeypatch.setattr(
+        Session, "_outputs", lambda self, ids, *rest: counts.append(ids.shape[1]) or outputs(self, ids, *rest)
+    )
+    return counts
+
+
+def bytes_for(model: CompiledModel, tokens: int) -> int:
+    """The bytes of a run on so many tokens, at the end of 40."""
+    return model._run_memory.bytes_of({"B": BATCH, "S": tokens, "P": 40})
+
+
+def session_of_several(model: CompiledModel) -> Session:
+    return model.session(max_tokens=PAGE, batch=BATCH)
+
+
+def test_prompts_are_cut_by_the_memory_that_is_free(model, parts):
+    """Half of it is taken. Where one kernel of attention serves all parts, results are the same bit for bit."""
+    whole = prefilled(session_of_several(model), SEVERAL)
+    assert parts == [40]
+    for tokens, expected in ((40, [40]), (39, [40]), (20, [32, 8]), (17, [32, 8]), (5, [8] * 5), (1, [4] * 10)):
+        fresh, room = moec.load(model.artifact.folder, emulate=True), 2 * bytes_for(model, tokens)
+        parts.clear()
+        with mock.patch.object(type(model._device), "free_bytes", room):
+            logits = prefilled(session_of_several(fresh), SEVERAL)
+        assert parts == expected
+        np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-3)
+
+
+def test_parts_of_one_kernel_have_the_same_bits(model, parts):
+    logits = []
+    for cut in (40, 23, 20):
+        with mock.patch.object(RunMemory, "tokens", lambda *_, cut=cut: cut):
+            logits.append(prefilled(session_of_several(model), SEVERAL))
+    assert parts == [40, 23, 17, 20, 20]
+    np.testing.assert_array_equal(logits[1], logits[0])
+    np.testing.assert_array_equal(logits[2], logits[0])
+
+
+def test_a_prompt_for_which_memory_does_not_suffice_runs_in_smaller_parts(model, parts):
+    """Two blocks for 40 tokens have 131,072 bytes; other programs may have taken what was free."""
+    several = session_of_several(model)
+    load_ffi().get_global_func("vm.builtin.memory_manager.clear")()
+    with memory_left(120_000), mock.patch.object(RunMemory, "tokens", lambda *_: 40):
+        logits = prefilled(several, SEVERAL)
+    assert parts[:2] == [40, 20] and len(parts) < 10
+    np.testing.assert_allclose(logits, prefilled(session_of_several(model), SEVERAL), rtol=1e-5, atol=1e-3)

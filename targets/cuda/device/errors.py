@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-from moec.common.errors import ArtifactError, DefectError, MoecError
+from moec.common.errors import ArtifactError, DefectError, MoecError, RoomError
 
 _KINDS: tuple[tuple[str, type[MoecError], str], ...] = (
     (
         r"out.?of.?memory|MemoryAllocation",
-        MoecError,
+        RoomError,
         "the GPU is out of memory; end other programs on it, use fewer tokens at once, or compile with smaller weights "
         "(--experts int4)",
     ),

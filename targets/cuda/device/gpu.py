@@ -83,6 +83,10 @@ class CudaGpu(GpuDevice):
         with self.driver.relaxed(), super().working(arrays, waits=waits):
             yield
 
+    @property
+    def free_bytes(self) -> int:
+        return self.driver.free_memory()
+
     def is_captured(self, stream: int) -> bool:
         return self.driver.is_capturing(stream)
 

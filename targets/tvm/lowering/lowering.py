@@ -66,6 +66,9 @@ class Lowered:
     """The experts that ``main`` asks for before it uses them, by the number of their layer."""
     last: LastTokens | None
     """Logits that ``main`` can compute for the last tokens alone; it takes their number as one more shape."""
+    untold: Mapping[str, Any]
+    """Sizes that no input tells, by their names, as expressions of others: of pages as in a plain run, and one token
+    whose logits are computed."""
     bodies: Sequence[Lowered]
     """The steps of the loops in ``main``, and of loops inside these, each as a ``main`` of its own."""
 
@@ -188,8 +191,15 @@ class Lowering(GraphValues):
             self.beyond,
             self.streamed_experts(),
             last,
+            self._untold(),
             self.bodies,
         )
+
+    def _untold(self) -> dict[str, Any]:
+        sizes = dict(self._of_one_page)
+        if self._last is not None:
+            sizes[self._last.wanted] = tirx.IntImm("int64", 1)
+        return {variable.name: size for variable, size in sizes.items()}
 
     def _with_sampler(self, last: LastTokens, results: Sequence[relax.Expr]) -> LastTokens:
         """The description with the kernel that selects tokens by these logits, if the target has one."""

@@ -18,10 +18,8 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from moec.runtime.run_memory import LEAST_BLOCK
 from moec.targets.tvm.phases.bound_storage import ALLOCATE
-
-_PAGE = 4096
-"""The runtime's smallest block, in bytes."""
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="RoundStorage")
@@ -40,6 +38,6 @@ def _rounded(call: tvm.ir.Call) -> tvm.ir.Call:
     (size,) = shape.values
     if isinstance(size, tirx.IntImm):
         return call
-    bits = tirx.IntImm("int64", 64) - tirx.clz(tirx.max(size, tirx.IntImm("int64", _PAGE)) - 1)
+    bits = tirx.IntImm("int64", 64) - tirx.clz(tirx.max(size, tirx.IntImm("int64", LEAST_BLOCK)) - 1)
     rounded = tirx.IntImm("int64", 1) << bits
     return relax.Call(call.op, [relax.ShapeExpr([rounded]), *rest], call.attrs, call.ty_args)

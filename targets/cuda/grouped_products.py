@@ -22,6 +22,7 @@ from moec.targets.cuda.estimates.crossovers import FEW_TOKENS, block_heights, fe
 from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
+from moec.targets.cuda.kernels.wgmma_tile import wgmma_tile
 from moec.targets.gpu.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.gpu.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
@@ -151,7 +152,9 @@ class GroupedProducts:
             numbers = tokens.numbers(self._node.lowering)
             arguments = [*numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
             attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
-            work = work_of_pairs(problem, self._experts, blocks.rows)
+            on_wgmma = chosen.kernel is GROUPED_GEMM_WGMMA
+            padded = wgmma_tile(tiled).computed_multiple if on_wgmma else blocks.rows
+            work = work_of_pairs(problem, self._experts, padded)
             yield KernelCall(chosen, function, arguments, attributes, tokens.names, sized_work=work)
 
     def rounded(self, hidden: relax.Var, rounding: RowRounding) -> relax.Var:
@@ -182,7 +185,7 @@ class GroupedProducts:
 
 def work_of_pairs(problem: GroupedProblem, experts: int, block_rows: int = 0) -> SizedWork:
     """The work of a product by the number of pairs. ``experts``: of the layer, of which the problem may have some;
-    ``block_rows``: of its blocks, 0 if it goes pair by pair."""
+    ``block_rows``: the multiple to which rows of an expert are computed, 0 if it goes pair by pair."""
     pairs = f"{TOKENS} * {SLOTS}"
     if problem.experts != experts:
         pairs = f"({pairs} * {problem.experts} / {experts})"

@@ -5,7 +5,8 @@ another (:mod:`.wgmma_tile`). One of a block's three warpgroups is the producer,
 stages in shared memory and runs ahead beyond the end of a tile (:mod:`.wgmma_ring`). The other two are consumers and
 take turns: each computes every other tile by ``wgmma``, with operands in shared memory and accumulators in registers.
 While one consumer is in its epilogue, the other multiplies; CUTLASS calls this schedule ping-pong. In fp8 both
-consumers share a tile (:mod:`.wgmma_scaled`).
+consumers share a tile (:mod:`.wgmma_scaled`). A block of 128 rows takes two instructions along its rows, and one if it
+has at most 64 rows; the rest of it is padding.
 
 If experts have rows for several blocks, two blocks of threads form a cluster. Each copies half of the matrix to both
 (multicast), so only half as many of its bytes are read from the L2 cache.
@@ -46,6 +47,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
 from moec.targets.cuda.kernels.wgmma_scaled import consume_together
 from moec.targets.cuda.kernels.wgmma_tile import (
     CONSUMERS,
+    GROUP_ROWS,
     HEIGHTS,
     WARPGROUP,
     GridPlace,
@@ -143,8 +145,21 @@ def _produce(operands, tile, ring, place, thread):
 
 
 @T.inline
+def _consume_tile(ring, tile, position, consumer, sums):
+    """Add the products of a tile to ``sums``. Where a block has at most 64 rows, only these are multiplied, in a loop
+    of its own: ptxas serialises products that depend on a condition within a loop."""
+    dtype, thread, steps = T.meta_var((tile.problem.dtype, tile.thread, ring.tile.row_steps))
+    if steps == 1:
+        consume_tile(ring, dtype, tile.k_tiles, 1, position, consumer, thread, sums)
+    else:
+        if tile.operands.pair(tile.block, GROUP_ROWS) < 0:
+            consume_tile(ring, dtype, tile.k_tiles, 1, position, consumer, thread, sums)
+        else:
+            consume_tile(ring, dtype, tile.k_tiles, steps, position, consumer, thread, sums)
+
+
+@T.inline
 def _consume(operands, epilogue, tile, ring, place, thread):
-    problem = T.meta_var(operands.problem)
     consumer: T.let = thread // WARPGROUP - 1
     warp_row: T.let = thread % WARPGROUP // WARP * MMA_ROWS
     position = T.meta_var(RingPosition(tile.stages, 0))
@@ -161,7 +176,7 @@ def _consume(operands, epilogue, tile, ring, place, thread):
             clear_sums(sums)
             position.go_to(tiles[0] * of_thread.k_tiles)
             wait_for_turn(ring, consumer, T.truncdiv(tiles[0], CONSUMERS))
-            consume_tile(ring, problem.dtype, of_thread.k_tiles, position, consumer, thread, sums)
+            _consume_tile(ring, of_thread, position, consumer, sums)
             if turn.stores:
                 store(of_thread, epilogue, sums)
         tiles[0] = tiles[0] + 1

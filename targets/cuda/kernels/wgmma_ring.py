@@ -324,13 +324,13 @@ def wait_for_turn(ring, consumer, tiles):
 
 
 @T.inline
-def consume_tile(ring, dtype, k_tiles, position, consumer, thread, sums):
-    """Add the products of a tile, whose first k-tile is at ``position``, to ``sums`` [row steps, column steps, 4].
+def consume_tile(ring, dtype, k_tiles, row_steps, position, consumer, thread, sums):
+    """Add the products of a tile, whose first k-tile is at ``position``, to ``sums`` [row steps, column steps, 4];
+    ``row_steps``: instructions along the rows, of which those beyond may be padding.
 
     A stage is released once the products of the next one have been started. The loop must not be unrolled or removed:
     if nvcc unrolls a short loop, or knows that it runs once, ptxas serialises the products (C7520).
     """
-    shape = T.meta_var(ring.tile)
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
@@ -344,7 +344,7 @@ def consume_tile(ring, dtype, k_tiles, position, consumer, thread, sums):
         )
         T.ptx.wgmma.fence.sync.aligned()
         for step in T.unroll(DEPTH // MMA_DEPTH):
-            for i in T.unroll(shape.row_steps):
+            for i in T.unroll(row_steps):
                 T.ptx[instruction](
                     *all_sums(sums, i),
                     left + T.cast(i * _GROUP_STEP + step * DEPTH_STEP, "uint64"),

@@ -74,6 +74,12 @@ class WgmmaTile:
         return 1 if self.together else self.rows // GROUP_ROWS
 
     @property
+    def computed_multiple(self) -> int:
+        """The multiple to which the rows of an expert are computed. Blocks of threads in a cluster wait for each other,
+        so one of few rows takes as long as its neighbour."""
+        return GROUP_ROWS if self.row_steps > 1 and self.cluster == 1 else self.rows
+
+    @property
     def instruction_columns(self) -> int:
         return self.columns // self.consumer_shape.column_warps
 

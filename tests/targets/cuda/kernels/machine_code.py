@@ -34,12 +34,15 @@ def _instruction(predicate: str | None, what: str) -> Instruction:
 
 
 def main_loop(sass: str, operation: str) -> list[str]:
-    """The instructions of the innermost loop with the most ``operation`` s. A loop is the code between a backward
-    branch and its target."""
+    """The instructions of the innermost loop with the most ``operation`` s."""
+    return max(inner_loops(sass), key=lambda body: sum(what.startswith(operation) for what in body))
+
+
+def inner_loops(sass: str) -> list[list[str]]:
+    """The instructions of all innermost loops. A loop is the code between a backward branch and its target."""
     code = instructions_of(sass)
     loops = _loops(code)
-    inner = [loop for loop in loops if not any(_is_within(other, loop) for other in loops)]
-    return max(_bodies(code, inner), key=lambda body: sum(what.startswith(operation) for what in body))
+    return _bodies(code, [loop for loop in loops if not any(_is_within(other, loop) for other in loops)])
 
 
 def loops_with(sass: str, operation: str) -> list[list[str]]:

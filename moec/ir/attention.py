@@ -42,7 +42,7 @@ def attention(
         key, value = np.concatenate([past_key, key], axis=2), np.concatenate([past_value, value], axis=2)
     past = 0 if past_key is None else past_key.shape[2]
     visible = _visible(query, key, bool(is_causal), past, lengths)
-    y = _attend(query, key, value, visible, mask, scale or query.shape[3] ** -0.5, softcap)
+    y = _attend(query, key, value, visible, mask, query.shape[3] ** -0.5 if scale is None else scale, softcap)
     if is_flat:
         y = np.swapaxes(y, 1, 2).reshape(y.shape[0], y.shape[2], -1)
     return y, key, value

@@ -38,8 +38,8 @@ def reference(*inputs: np.ndarray | None, **attributes: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "attributes",
-    [{}, {"is_causal": 1}, {"scale": 0.3}, {"softcap": 2.0, "is_causal": 1}],
-    ids=lambda names: ",".join(names),
+    [{}, {"is_causal": 1}, {"scale": 0.3}, {"scale": 0.0}, {"softcap": 2.0, "is_causal": 1}],
+    ids=str,
 )
 @pytest.mark.parametrize("mask", [None, normal(B, H, S, L), normal(B, H, S, L) > 0, normal(S, L - 2)])
 def test_masks(attributes, mask):

@@ -216,6 +216,13 @@ def test_grouped_heads(mask):
     _check(_model(text), inputs)
 
 
+def test_a_scale_of_zero_is_no_default():
+    text = """g (float[B,2,S,8] q, float[B,2,P,8] k, float[B,2,P,8] v) => (float[B,2,S,8] y) {
+        y = Attention <scale = 0.0> (q, k, v) }"""
+    keys, values = normal(1, 2, 9, 8), normal(1, 2, 9, 8)
+    _check(_model(text), *({"q": normal(1, 2, queries, 8), "k": keys, "v": values} for queries in (1, 2 * FEW_ROWS)))
+
+
 @pytest.mark.nightly  # every run has joined heads with a cache
 def test_joined_heads():
     text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v) => (float[B,S,32] y) {

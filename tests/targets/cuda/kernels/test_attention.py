@@ -265,8 +265,13 @@ def test_a_row_of_lowest_numbers_in_the_mask_has_equal_weights(mask):
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "changes",
-    [{"scale": -0.3}, {"scale": 1.5}, {"scale": 1.0, "mask": "bool", "mask_broadcast": (True, False, True)}],
-    ids=["the lowest product has the highest score", "a scale above one", "hidden keys"],
+    [
+        {"scale": -0.3},
+        {"scale": 0.0},
+        {"scale": 1.5},
+        {"scale": 1.0, "mask": "bool", "mask_broadcast": (True, False, True)},
+    ],
+    ids=["the lowest product has the highest score", "equal scores", "a scale above one", "hidden keys"],
 )
 def test_any_scale(changes):
     problem = dataclasses.replace(HALF, causal="last", **changes)

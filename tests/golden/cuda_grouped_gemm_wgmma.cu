@@ -2,6 +2,10 @@ __forceinline__ __device__ void wgmma_wait_group_1() {
   asm volatile("wgmma.wait_group.sync.aligned 1;" :  :  : "memory");
 }
 
+__forceinline__ __device__ void hold(float* number) {
+  asm volatile("" : "+f"(*number));
+}
+
 __forceinline__ __device__ void wgmma_mma_async_m64n128k16_f32_bf16_bf16(float __d[64], uint64_t __a_desc,
         uint64_t __b_desc, uint32_t __scale_d) {
   asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %66, 0; "
@@ -303,6 +307,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
           mbarrier_arrive(cvta_generic_to_shared(&turns[1 - consumer]), 1u);
         }
         wgmma_wait_group_0();
+        #pragma unroll
+        for (int i_6 = 0; i_6 < 64; ++i_6) {
+          hold(&sums_ptr[i_6]);
+        }
         if (thread % 128 == 0) {
           mbarrier_arrive(cvta_generic_to_shared(&empty[stage_1 < 1 ? stage_1 + 7 : stage_1 - 1]), 1u);
         }

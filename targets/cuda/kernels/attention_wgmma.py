@@ -41,6 +41,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     SWIZZLE,
     RingPosition,
     arrive_written,
+    await_products,
     multiply_instruction,
 )
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
@@ -223,12 +224,12 @@ def _attend_tile(own, ring, group, thread, step, seen):
     _wait(ring, keys)
     _start_scores(own, ring, group, keys % _STAGES)
     _start_sums(own, ring, (keys - 1) % _STAGES)
-    T.ptx.wgmma.wait_group.sync.aligned(1)
+    await_products(own.scores, 1)
     _release(ring, thread, keys)
     find_scores(own, step, seen)
     weigh(own)
     _wait(ring, keys + 1)
-    T.ptx.wgmma.wait_group.sync.aligned(0)
+    await_products(own.sums, 0)
     _release(ring, thread, keys - 1)
     rescale(own)
     pack_weights(own)
@@ -244,7 +245,7 @@ def _consume(own, ring, group, thread):
         seen: T.let = tiles_seen(own, group * GROUP_ROWS)
         _wait(ring, 0)
         _start_scores(own, ring, group, 0)
-        T.ptx.wgmma.wait_group.sync.aligned(0)
+        await_products(own.scores, 0)
         _release(ring, thread, 0)
         find_scores(own, 0, seen)
         weigh(own)
@@ -254,7 +255,7 @@ def _consume(own, ring, group, thread):
         for step in T.serial(1, steps):
             _attend_tile(own, ring, group, thread, step, seen)
         _start_sums(own, ring, (2 * steps - 1) % _STAGES)
-        T.ptx.wgmma.wait_group.sync.aligned(0)
+        await_products(own.sums, 0)
     store_rows(own)
 
 

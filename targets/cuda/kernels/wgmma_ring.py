@@ -20,6 +20,7 @@ K-tiles are stored in the 128-byte swizzle of :mod:`.grouped_gemm_mma`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
@@ -317,6 +318,26 @@ def clear_sums(sums):
                 sums[i, j, v] = T.float32(0)
 
 
+_HOLD = """__forceinline__ __device__ void hold(float* number) {
+  asm volatile("" : "+f"(*number));
+}
+"""
+
+
+@T.inline
+def await_products(sums, in_flight):
+    """Wait until at most ``in_flight`` groups of products are in flight, and the products of ``sums`` are not.
+
+    The sums are no operands of ``wait_group``, so nvcc might read them before it. An empty statement that may change
+    each of them stands between, and makes no instruction. CUTLASS has the same (``warpgroup_fence_operand``).
+    """
+    T.ptx.wgmma.wait_group.sync.aligned(in_flight)
+    count = T.meta_var(math.prod(map(int, sums.shape)))
+    registers = T.decl_buffer((count,), "float32", data=sums.data)
+    for i in T.unroll(count):
+        T.evaluate(T.cuda.func_call("hold", T.address_of(registers[i]), source_code=_HOLD))
+
+
 @T.inline
 def wait_for_turn(ring, consumer, tiles):
     """Wait for the turn of a consumer that has computed ``tiles`` tiles. Consumer 0 starts."""
@@ -362,5 +383,5 @@ def consume_tile(ring, dtype, k_tiles, row_steps, position, consumer, thread, su
         position.advance()
     if thread % WARP == 0:
         ring.turns.arrive(CONSUMERS - 1 - consumer)
-    T.ptx.wgmma.wait_group.sync.aligned(0)
+    await_products(sums, 0)
     give_back(ring, ring.before(position.stage), thread)

@@ -26,6 +26,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     SWIZZLE,
     RingPosition,
     all_sums,
+    await_products,
     give_back,
     multiply_instruction,
 )
@@ -51,7 +52,7 @@ def _multiply_k_tile(ring, tile, position, sums):
         inside = T.meta_var(T.cast(step * DEPTH_STEP, "uint64"))
         T.ptx[instruction](*all_sums(sums, 0), left + inside, right + inside, step != 0, 1, 1)
     T.ptx.wgmma.commit_group.sync.aligned()
-    T.ptx.wgmma.wait_group.sync.aligned(0)
+    await_products(sums, 0)
 
 
 @T.inline

@@ -158,8 +158,8 @@ class SizedWork:
 
     ``operations`` counts a multiply-add as two; ``arithmetic`` is the type of the factors. ``moved``: by the name of a
     tensor, the most of its numbers that are read or written; each other tensor moves as a whole. ``experts``: those of
-    the layer, among which tokens choose; 0 for other kernels than products of experts. ``block_rows``: the rows of a
-    block, all of which are computed; 0 where there are no blocks.
+    the layer, among which tokens choose; 0 for other kernels than products of experts. ``block_rows``: the multiple to
+    which the rows of an expert are computed; 0 where there are no blocks.
     """
 
     operations: str = "0"

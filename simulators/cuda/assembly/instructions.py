@@ -64,6 +64,10 @@ def to_cpp(assembly: InlineAssembly) -> str:
     """C++ statements equivalent to the PTX of an ``asm`` statement. Raises UnsupportedError for an instruction without
     a model, MoecError for one whose effects the statement does not declare."""
     statements = parse(assembly.text)
+    if assembly.operands and not assembly.text and not assembly.volatile:
+        raise MoecError(
+            "inline assembly that holds its operands: is not volatile; nvcc may move it; write asm volatile"
+        )
     for statement in statements:
         if isinstance(statement, Instruction):
             _expect_effect_told(statement.opcode, assembly)

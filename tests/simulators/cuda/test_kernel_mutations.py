@@ -175,7 +175,7 @@ def test_nothing_can_be_left_out(changed, name):
 
 
 REGISTERS_ONLY = re.compile(r'asm volatile\("(?:mma|cvt|lop3|prmt|ex2|rcp)\b')
-ORDERED_BY_OTHERS = re.compile(r"commit_group|wgmma\.mma_async|setmaxnreg")
+ORDERED_BY_OTHERS = re.compile(r'commit_group|wgmma\.mma_async|setmaxnreg|asm volatile\(""')
 """Instructions that touch no memory, or whose neighbours clobber it."""
 STATEMENT = re.compile(r"asm volatile\((?:[^()\"]|\"[^\"]*\"|\([^()]*(?:\([^()]*\)[^()]*)*\))*\)")
 

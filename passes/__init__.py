@@ -37,6 +37,7 @@ _CLASSES = {
     "fold-constants": "moec.passes.fold_constants:FoldConstants",
     "fold-shapes": "moec.passes.fold_shapes:FoldShapes",
     "fold-trivial-experts": "moec.passes.fold_trivial_experts:FoldTrivialExperts",
+    "follow-plan": "moec.passes.follow_plan:FollowPlan",
     "fuse-attention": "moec.passes.fuse_attention:FuseAttention",
     "fuse-normalization": "moec.passes.fuse_normalization:FuseNormalization",
     "fuse-route-dispatch": "moec.passes.fuse_route_dispatch:FuseRouteDispatch",

@@ -14,7 +14,7 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.bits import GIGABYTES_PER_SECOND, WeightBudget
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.judged_plan import apply_plan, assignable, choose
-from moec.passes.weights.plan import LayerPlan, read_plan
+from moec.placing.plan import LayerPlan, read_plan
 from moec.profiles import Profile
 from moec.profiles.keys import key_of
 
@@ -134,7 +134,7 @@ class AssignBits:
 
     def _plans(self, model: ir.Model, profile: Profile | None, report: Report) -> dict[str, LayerPlan]:
         if self.plan is not None:
-            return read_plan(self.plan)
+            return {layer.layer: layer for layer in read_plan(self.plan).layers if layer.formats}
         assert profile is not None
         budget = WeightBudget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
         forms = choices(self.formats, profile)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
@@ -23,9 +21,10 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_node, value_names
 from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer, as_float32
-from moec.placing.metadata import set_layer, set_placement
+from moec.placing.metadata import layers_of, listed, set_plan
 from moec.placing.place import DEFAULT_METHOD, Method, place_in_order, place_measured
-from moec.placing.placement import ExpertPlacement, read_placement_file
+from moec.placing.placement import ExpertPlacement
+from moec.placing.plan import ExpertPlan
 from moec.placing.volume import ExchangedLayer, RowBytes, TransportChoice, choose_for_all
 from moec.profiles.file import Profile
 from moec.profiles.measures import ExpertsMeasures
@@ -44,9 +43,10 @@ class PlaceExperts:
        that independent nodes, such as a shared expert, compute while rows travel.
     3. Weights that the expert multiplies its input with (``weight_on_input``) travel with the rows, and are not
        multiplied again.
-    4. The model records the placement [layer][rank][slot]: that in the file ``placement``; with ``profile``, a file of
-       ``moec profile``, one that ``method`` finds, with so many ``replicas`` of each layer's experts; else consecutive
-       experts on consecutive ranks. The transport of rows is the file's, or that of fewer bytes, with a remark.
+    4. The model's plan gets the placement [layer][rank][slot], unless it has one (``follow-plan``): with ``profile``, a
+       file of ``moec profile``, one that ``method`` finds, with so many ``replicas`` of each layer's experts; else
+       consecutive experts on consecutive ranks. The transport of rows is the plan's, or that of fewer bytes, with a
+       remark.
     5. Experts over dispatched rows (``moec.Dispatch``) stay on every rank, with a remark, as do those of other graphs
        than the model's own (bodies of loops and branches).
 
@@ -71,37 +71,28 @@ class PlaceExperts:
     name: ClassVar[str] = "place-experts"
     exactness: ClassVar[Exactness] = "exact"
 
-    ranks: int | None = None  # those of the file ``placement``, else 2
+    ranks: int = 2
     nodes: int = 1
     replicas: int = 0
     method: Method = DEFAULT_METHOD
     profile: str | None = None
-    placement: str | None = None
-
-    @functools.cached_property
-    def from_file(self) -> ExpertPlacement | None:
-        """The placement in the file, which is read once; None without a file. Raises MoecError for a file that is no
-        placement, or one on another number of ranks than asked for."""
-        if self.placement is None:
-            return None
-        placement = read_placement_file(self.placement)
-        if self.ranks not in (None, placement.ranks):
-            raise MoecError(f"{self.placement}: is for {placement.ranks} ranks, not for {self.ranks}")
-        return placement
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        layers = [node for node in model.graph if dialect.has_experts(node)]
+        layers = layers_of(model)
         self._report_others(model, report)
         if not layers:
             report.warn(self.name, "", "the model has no layer of experts that could be placed on ranks")
             return False
+        plan = listed(model)
         with self._measured(layers) as measures:
-            placement = self._placement(layers, measures)
-            choice = self._transport(layers, placement, measures)
-        if placement.transport is None:
+            if plan.placement is None:
+                plan = plan.placed(self._placement(plan, measures))
+            assert plan.placement is not None, "the plan was placed"
+            choice = self._transport(layers, plan.placement, measures)
+        if plan.transport is None:
             report.note(self.name, "", f"rows go to other ranks by {choice.transport}: {choice.reason}")
-            placement = dataclasses.replace(placement, transport=choice.transport)
-        set_placement(model, placement)
+            plan = dataclasses.replace(plan, transport=choice.transport)
+        set_plan(model, plan)
         set_streamed(model)
         for number, node in enumerate(layers):
             _send_rows(model.graph, with_route(model.graph, node), RanksSpec(number))
@@ -116,15 +107,12 @@ class PlaceExperts:
         with contextlib.closing(Profile.read(self.profile)) as profile:
             yield [profile.experts(node) for node in layers]
 
-    def _placement(self, layers: Sequence[ir.Node], measures: Sequence[ExpertsMeasures] | None) -> ExpertPlacement:
-        names = [node_name(node) for node in layers]
-        ranks = 2 if self.ranks is None else self.ranks
-        if self.from_file is not None:
-            return self._checked(self.from_file, names, layers)
+    def _placement(self, plan: ExpertPlan, measures: Sequence[ExpertsMeasures] | None) -> ExpertPlacement:
         if measures is None:
-            sizes = [ExpertWeights(node).experts for node in layers]
-            return place_in_order(zip(names, sizes, strict=True), ranks, self.nodes, self.replicas)
-        return place_measured(measures, ranks, self.nodes, self.replicas, self.method, names=names)
+            sizes = [(layer.name, layer.experts) for layer in plan.layers]
+            return place_in_order(sizes, self.ranks, self.nodes, self.replicas)
+        names = [layer.name for layer in plan.layers]
+        return place_measured(measures, self.ranks, self.nodes, self.replicas, self.method, names=names)
 
     def _transport(
         self, layers: Sequence[ir.Node], placement: ExpertPlacement, measures: Sequence[ExpertsMeasures] | None
@@ -137,17 +125,6 @@ class PlaceExperts:
             if (width := exchanged_bytes(node)) is not None and (k := chosen_experts(node)) is not None
         ]
         return choose_for_all(rows, placement.nodes)
-
-    def _checked(self, placement: ExpertPlacement, names: Sequence[str], layers: Sequence[ir.Node]) -> ExpertPlacement:
-        """Return a placement with the names of the model's layers. Raises MoecError for one of other layers."""
-        expected = [ExpertWeights(node).experts for node in layers]
-        actual = [layer.experts for layer in placement.layers]
-        if actual != expected:
-            raise MoecError(f"{self.placement}: places layers of {actual} experts; the model has layers of {expected}")
-        pairs = zip(placement.layers, names, strict=True)
-        return dataclasses.replace(
-            placement, layers=tuple(dataclasses.replace(each, name=name) for each, name in pairs)
-        )
 
     def _report_others(self, model: ir.Model, report: Report) -> None:
         for node in model.graph.all_nodes():
@@ -176,7 +153,6 @@ def _send_rows(graph: ir.Graph, node: ir.Node, layer: RanksSpec) -> None:
         operands = {name: _widened(write, name, value) for name, value in operands.items()}
     experts = dialect.make_node("Experts", {**own, **operands}, spec, name=node.name or node_name(node))
     experts.metadata_props.update(node.metadata_props)
-    set_layer(experts, layer.layer)
     results = write.insert(experts, "results")
     returned = dialect.make_node("ReturnRows", {"results": results, "experts": inputs["experts"]}, layer)
     write.insert(returned, "pairs", "positions")

@@ -20,6 +20,7 @@ from moec.passes.graph.edits import fresh_name, value_names
 from moec.passes.graph.router_product import RouterProduct, router_product
 from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer
+from moec.placing.metadata import layers_of, listed
 from moec.profiles.file import Profile
 
 
@@ -76,10 +77,11 @@ class StreamExperts:
     profile: str | None = None
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        layers = [node for node in model.graph if dialect.has_experts(node)]
+        layers = layers_of(model)
         taken = value_names(model.graph)
         if not set_streamed(model):
             return False
+        listed(model)
         if self.profile is not None:
             _note_shares(layers, Profile.read(self.profile))
         for node, following in itertools.pairwise(layers):

@@ -16,13 +16,13 @@ import numpy as np
 
 from moec import targets
 from moec.common.dtypes import dtype_of
-from moec.common.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError
 from moec.common.progress import Progress, reported, silent
 from moec.common.replacing import check_replaceable
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
-from moec.placing.placement import ExpertPlacement
+from moec.placing.plan import ExpertPlan
 from moec.runtime.artifact import checksum
 from moec.runtime.artifact_folder import new_artifact
 from moec.runtime.entries import StageEntry
@@ -41,7 +41,7 @@ from moec.runtime.manifest import (
     WeightEntry,
     print_manifest,
 )
-from moec.runtime.streaming import StreamPlan, own_experts
+from moec.runtime.residents import ProgramWeights
 from moec.targets.base import KernelRecord, Made, Program, Project, Projects, Weight
 
 WRITING = "writing the artifact"
@@ -82,8 +82,7 @@ class Context:
     unraised: list[Any]
     provenance: dict[str, Any]
     text: TextFiles | None = None
-    resident: int | None = None
-    placement: ExpertPlacement | None = None
+    plan: ExpertPlan | None = None
     sequences: str | None = None
     pipeline: Sequence[StageProgram] = ()
     batch: Program | None = None
@@ -107,22 +106,6 @@ def write_artifact(
         _write_files(folder, [result, *others], context, progress)
 
 
-def check_resident(
-    resident: int, programs: Sequence[Program], placement: ExpertPlacement | None, stages: Sequence[Program], where: str
-) -> None:
-    """Raise MoecError, with the numbers, where no token can run in a process whose weights take so many bytes of
-    memory, and where there are no experts to stream. The processes are all ranks of ``placement``, in each stage if
-    there are ``stages``."""
-    if not any(program.streamed for program in programs):
-        raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
-    for number, program in enumerate(stages or programs):
-        entries = placed_weights(program)[0]
-        for rank in range(1 if placement is None else placement.ranks):
-            process = [f"stage {number}"] * bool(stages) + [f"rank {rank}"] * (placement is not None)
-            own = own_experts(program.streamed, placement, rank)
-            StreamPlan.of(program.streamed, entries, own).check(resident, ", ".join([where, *process]))
-
-
 def placed_weights(program: Program) -> tuple[list[WeightEntry], int]:
     """The places of a program's weights in ``weights.bin``, and the size of that file, where no other program shares
     it."""
@@ -132,6 +115,13 @@ def placed_weights(program: Program) -> tuple[list[WeightEntry], int]:
         entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, start, _bytes_of(weight)))
         end = start + _bytes_of(weight)
     return entries, end
+
+
+def weights_of_programs(results: Sequence[Made], stages: Sequence[StageProgram]) -> list[ProgramWeights]:
+    """List the weights of the programs that an artifact will run: those of its stages where it has some."""
+    programs = [(stage.program, number) for number, stage in enumerate(stages)]
+    whole = [(part, None) for part in results if isinstance(part, Program)]
+    return [ProgramWeights(program.streamed, placed_weights(program)[0], stage) for program, stage in programs or whole]
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:
@@ -185,7 +175,6 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         weights=weights,
         files=files.entries,
         threads=context.threads,
-        resident=context.resident,
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,
         input_sizes=context.input_sizes,
@@ -199,7 +188,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         raised=context.raised,
         unraised=context.unraised,
         provenance=context.provenance,
-        placement=context.placement,
+        plan=context.plan,
         sequences=context.sequences,
         pipeline=_write_pipeline(files, context.pipeline, positions[len(programs) :]),
         batch=None if context.batch is None else _write_batch(files, context.batch, positions[-1]),

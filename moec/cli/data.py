@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli.options import Emulate, Json, Level, Model, Nodes, OptimisationLevel, Replicas, Threads, Workers
+from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads, Workers
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
@@ -115,120 +114,6 @@ def profile(
             progress=progress,
         )
     print_result(dataclasses.asdict(measured), as_json, measured_tables(measured, str(output)))
-
-
-def plan(
-    model: Model,
-    profile: Annotated[
-        Path | None, typer.Option(help="Read this .moeprof file, made by moec profile from MODEL.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Write the plan to this JSON file. Default for --ranks: standard output."),
-    ] = None,
-    avg: Annotated[
-        float | None, typer.Option(min=1, max=32, help="Keep to this average of bits per weight, without scales.")
-    ] = None,
-    megabytes: Annotated[
-        float | None, typer.Option(min=0, help="Keep to this size of the weights instead, scales included.")
-    ] = None,
-    microseconds: Annotated[
-        float | None,
-        typer.Option(min=0, help="Keep to this predicted time of reading the weights per decoded token instead."),
-    ] = None,
-    gigabytes_per_second: Annotated[
-        float | None,
-        typer.Option(min=0, help="Predict times with this memory bandwidth. Default: measured on this processor."),
-    ] = None,
-    level: OptimisationLevel = None,
-    passes: Annotated[str | None, typer.Option(help="Run the pipeline after which MODEL was profiled.")] = None,
-    formats: Annotated[
-        str | None, typer.Option(help="Choose from these formats, such as int8+int4/32+int2/32.")
-    ] = None,
-    linears: Annotated[bool, typer.Option(help="Also plan the weights of dense products.")] = False,
-    sensitivities: Annotated[
-        Path | None,
-        typer.Option(help="Weight the errors of each layer by this file, written by moec.tools.sensitivities."),
-    ] = None,
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Place experts on this many ranks instead. MODEL may also be a profile or an artifact."
-        ),
-    ] = None,
-    nodes: Nodes = 1,
-    replicas: Replicas = 0,
-    method: Annotated[
-        str | None, typer.Option(help="Place experts on --ranks by this method: joint (default), eplb, linear.")
-    ] = None,
-    slack: Annotated[
-        float,
-        typer.Option(min=0, help="Let joint add this imbalance to bring experts together that tokens select together."),
-    ] = 0.0,
-    as_json: Json = False,
-) -> None:
-    """Plan a format for every expert, or with --ranks a rank.
-
-    Edit the plan if you like, and apply it with assign-bits{plan=...}, or with --placement of compile and place.
-    """
-    from moec.inspect.profiles import plan_table
-    from moec.tools.planning import budget_of, plan
-
-    if ranks is not None:
-        if any(
-            option for option in (avg, megabytes, microseconds, gigabytes_per_second, formats, linears, sensitivities)
-        ):
-            raise MoecError("--ranks plans places, not formats; leave out the options of formats")
-        _plan_on_ranks(model, (ranks, nodes, replicas, method, slack), profile, output, pipeline_of(level, passes))
-        return
-    if profile is None or output is None:
-        raise MoecError("a plan of formats needs --profile and --output; add them, or plan places with --ranks")
-    if sum(limit is not None for limit in (avg, megabytes, microseconds)) != 1:
-        raise MoecError("expected one of --avg, --megabytes and --microseconds")
-    if microseconds is None and gigabytes_per_second is not None:
-        raise MoecError("--gigabytes-per-second needs --microseconds; leave it out")
-    budget = budget_of(avg, megabytes, microseconds, gigabytes_per_second)
-    prepared = pipeline_of(level, passes)
-    with shown_progress() as progress:
-        planned = plan(
-            model,
-            profile,
-            budget,
-            output,
-            passes=prepared,
-            formats=formats,
-            linears=linears,
-            sensitivities=sensitivities,
-            progress=progress,
-        )
-    print_result([dataclasses.asdict(layer) for layer in planned], as_json, [plan_table(planned)])
-    for remark in json.loads(output.read_text(encoding="utf-8"))["remarks"]:
-        print(f"note: {remark}", file=sys.stderr)
-
-
-def _plan_on_ranks(
-    source: Path,
-    numbers: tuple[int, int, int, str | None, float],
-    profile: Path | None,
-    output: Path | None,
-    passes: str,
-) -> None:
-    """Print the placement of experts on ranks, or write it where no file is. Remarks go to stderr."""
-    from moec.placing.place import DEFAULT_METHOD
-    from moec.tools.planning import write_plan
-    from moec.tools.planning_ranks import RanksTask, plan_on_ranks
-
-    ranks, nodes, replicas, method, slack = numbers
-    task = RanksTask(ranks, nodes, replicas, method or DEFAULT_METHOD, slack)
-    with shown_progress() as progress:
-        progress("placing experts")
-        placement, remarks = plan_on_ranks(source, task, profile, passes)
-    if output is None:
-        print(placement.text(), end="")
-    else:
-        write_plan(output, placement.text())
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
 
 
 def evaluate(

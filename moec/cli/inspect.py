@@ -64,9 +64,9 @@ def inspect(
             help="Take tokens for --ranks, with the experts that they select together, from this file of moec profile.",
         ),
     ] = None,
-    placement: Annotated[
+    plan: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="Place experts on --ranks as this file of moec plan --ranks says."),
+        typer.Option(metavar="JSON", help="Place experts on --ranks as this file of moec plan says."),
     ] = None,
     tokens: Annotated[
         str | None,
@@ -86,8 +86,8 @@ def inspect(
 
     if (expert is not None) + (kernel is not None) + launches + (ranks is not None) > 1:
         raise MoecError("give one of --expert, --kernel, --launches and --ranks")
-    if ranks is None and any(option is not None for option in (nodes, link, link_between, profile, placement)):
-        raise MoecError("--nodes, --link, --link-between, --profile and --placement need --ranks; add it")
+    if ranks is None and any(option is not None for option in (nodes, link, link_between, profile, plan)):
+        raise MoecError("--nodes, --link, --link-between, --profile and --plan need --ranks; add it")
     _check_estimates(launches, ranks is not None, gpu, tokens, past, architecture)
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
@@ -100,7 +100,7 @@ def inspect(
     if ranks is not None:
         subject = Subject(artifact.name, opened, architecture, profile, may_measure=True)
         counts = RANK_TOKENS if tokens is None else tokens
-        _show_ranks(subject, ranks, nodes or 1, link, link_between, counts, placement, gpu, as_json)
+        _show_ranks(subject, ranks, nodes or 1, link, link_between, counts, plan, gpu, as_json)
     elif launches:
         _show_launches(opened, gpu, TOKENS if tokens is None else tokens, past, as_json)
     elif kernel is not None:
@@ -136,7 +136,7 @@ def _show_ranks(
     link: str | None,
     between: str | None,
     tokens: str,
-    placement: Path | None,
+    plan: Path | None,
     gpu: str | None,
     as_json: bool,
 ) -> None:
@@ -150,7 +150,7 @@ def _show_ranks(
     inside = parse_link("--link", link)
     outside = inside if between is None else parse_link("--link-between", between)
     numbers = token_counts("tokens", tokens, least=1)
-    report = predict_on_ranks(subject, ranks, nodes, inside, outside, numbers, placement, gpu)
+    report = predict_on_ranks(subject, ranks, nodes, inside, outside, numbers, plan, gpu)
     print_result(report_data(report), as_json, ranks_tables(report))
 
 

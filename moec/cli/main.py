@@ -45,6 +45,7 @@ from moec.cli.options import (
     VerifyEach,
 )
 from moec.cli.place import place
+from moec.cli.plan import plan
 from moec.cli.printing import print_remarks, print_result, shown_progress
 from moec.cli.targets import target_commands
 from moec.common.errors import DefectError, MoecError, reporting
@@ -273,7 +274,7 @@ app.command()(times.bench)
 app.command()(times.tune)
 app.command()(text.generate)
 app.command()(data.profile)
-app.command()(data.plan)
+app.command()(plan)
 app.command()(place)
 app.command()(data.evaluate)
 app.command()(data.sweep)

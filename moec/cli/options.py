@@ -89,7 +89,9 @@ VerifyEach = Annotated[
     typer.Option("--verify-each", help="Check after every pass that the IR is valid and computes the same."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Placement = Annotated[Path | None, typer.Option(help="Place experts as this file of moec plan --ranks says.")]
+Plan = Annotated[
+    Path | None, typer.Option(help="Follow this file of moec plan: formats, ranks and memory of every expert.")
+]
 Stages = Annotated[
     str | None,
     typer.Option(help="Divide layers among processes: how many, or the layers of each, such as 0-11,12-23."),

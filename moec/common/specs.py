@@ -115,7 +115,7 @@ class StreamedExpertsSpec:
 
     ``chosen``: most experts that a token selects. ``shares``: share of the layer's tokens that selected each expert;
     empty where that was not measured. ``replaceable``: whether the router asks which experts are not in memory.
-    ``placed``: the number of the layer in the placement on ranks, None for experts that every rank has.
+    ``planned``: the number of the layer in the plan of experts, None where it has none.
     """
 
     name: str
@@ -124,7 +124,7 @@ class StreamedExpertsSpec:
     weights: tuple[StreamedWeight, ...]
     shares: tuple[float, ...] = ()
     replaceable: bool = False
-    placed: Size | None = None
+    planned: Size | None = None
 
 
 POSITIONS = "moec.positions"

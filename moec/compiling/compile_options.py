@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from moec.artifacts.c_form.form import CForm
     from moec.common.tokenizers import TextFiles
     from moec.passes.framework.base import Pass
+    from moec.placing.plan import ExpertPlan
 
 C = "c"
 """The form of a result as a C library, next to what Python loads."""
@@ -45,7 +48,7 @@ class CompileOptions:
     ranks: int | None = None
     nodes: int = 1
     replicas: int = 0
-    placement: str | os.PathLike[str] | None = None
+    plan: str | os.PathLike[str] | None = None
     stages: int | str | None = None
     profile: str | os.PathLike[str] | None = None
     target_options: Options | None = None
@@ -73,14 +76,39 @@ class CompileOptions:
         for name in ("ranks", "nodes", "replicas"):
             if getattr(self, name) is not None:
                 check_kind(name, getattr(self, name), int, "a whole number")
-        for name in ("tokenizer", "profile", "placement", "dump_to"):
+        for name in ("tokenizer", "profile", "plan", "dump_to"):
             if getattr(self, name) is not None:
                 check_path(name, getattr(self, name))
+
+    @functools.cached_property
+    def planned(self) -> ExpertPlan | None:
+        """The plan in the file, which is read once; None without one. Raises MoecError for a file that is no plan, for
+        one of another device, and for options that the plan has."""
+        if self.plan is None:
+            return None
+        from moec.placing.plan import read_plan
+
+        if self.resident is not None or self.ranks is not None or self.nodes != 1 or self.replicas:
+            raise MoecError("a plan says resident, ranks, nodes and replicas; leave these out, or edit the plan")
+        plan = read_plan(self.plan)
+        kind = targets.kind_of(self.target).name
+        if plan.device != kind:
+            raise MoecError(
+                f"{self.plan}: device is {plan.device!r}, and the target is '{self.target}'; compile with --target "
+                f"{plan.device}, or make the plan with --target {kind}"
+            )
+        if plan.has_formats and self.experts is not None:
+            raise MoecError(
+                f"{self.plan}: has formats of experts; compile without experts, or remove them from the plan"
+            )
+        return plan
 
     @property
     def resident_bytes(self) -> int | None:
         """Bytes that weights may take in memory. Raises MoecError for other text, and for targets without
         streaming."""
+        if self.planned is not None:
+            return self.planned.resident
         if self.resident is None:
             return None
         kind = targets.kind_of(self.target)
@@ -113,7 +141,7 @@ class CompileOptions:
         processor = kind.processor(self.target) if isinstance(kind, ProgramKind) else None
         if processor is None:
             raise UnsupportedError(f"--form c is for processors, not for target '{self.target}'; use --target cpu")
-        if self.resident is not None:
+        if self.resident_bytes is not None:
             raise UnsupportedError(
                 "--form c maps all weights, of which the system keeps in memory what fits; compile without --resident"
             )
@@ -127,23 +155,42 @@ class CompileOptions:
         Raises MoecError for a profile that cannot be read, and for one that no pass takes;
         UnsupportedError for passes that change nothing for the target.
         """
-        from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
+        from moec.passes.framework.shorthand import with_arithmetic, with_formats
 
         passes = default_passes(model, self.target) if self.passes is None else self.passes
-        rounded = with_arithmetic(with_formats(passes, self.experts, self.linears), self.arithmetic)
-        streamed = with_streaming(rounded, self.resident_bytes is not None)
-        joined = f"{streamed},join-products" if self.passes is None and joins_products(self.target) else streamed
-        chain = with_profile(joined, self.profile, self._placing())
+        rounding = with_arithmetic(with_formats("", self.experts, self.linears), self.arithmetic)
+        further = ["stream-experts"] if self.resident_bytes is not None else []
+        if self.passes is None and joins_products(self.target):
+            further.append("join-products")
+        parts = (passes, *self._following(), rounding, *further, *self._placing())
+        chain = with_profile(parts, self.profile)
         _check_rounding(chain, self.target)
         return chain
 
+    def _following(self) -> Iterator[Pass]:
+        """Make the passes that follow the file of a plan, which come before others change weights."""
+        from moec.passes.assign_bits import AssignBits
+        from moec.passes.follow_plan import FollowPlan
+
+        plan = self.planned
+        if plan is None or self.plan is None:
+            return
+        path = os.fspath(self.plan)
+        if plan.ranks is not None or plan.resident is not None:
+            yield FollowPlan(path)
+        if plan.has_formats:
+            profile = None if self.profile is None else os.fspath(self.profile)
+            linears = any("weight" in layer.formats for layer in plan.layers)
+            yield AssignBits(plan=path, profile=profile, linears=linears, method=plan.method or "rtn")
+
     def _placing(self) -> Sequence[Pass]:
-        """Make the pass that places experts on ranks, if there are any. Raises MoecError for numbers and files that are
-        no placement, UnsupportedError for targets whose programs run alone."""
+        """Make the pass that places experts on ranks, if there are any. Raises MoecError for numbers that do not fit,
+        UnsupportedError for targets whose programs run alone."""
         from moec.passes.place_experts import PlaceExperts
         from moec.placing.placement import ExpertPlacement
 
-        if self.ranks is None and self.placement is None:
+        ranks = self.ranks if self.planned is None else self.planned.ranks
+        if ranks is None:
             if self.nodes != 1 or self.replicas:
                 raise MoecError("nodes and replicas are about ranks: give their number (ranks)")
             return ()
@@ -152,14 +199,10 @@ class CompileOptions:
             raise UnsupportedError(f"target '{self.target}' holds all experts in one process; compile without ranks")
         if self.form is not None:
             raise UnsupportedError("a C library runs in one process; compile without ranks, or without form")
+        nodes = self.nodes if self.planned is None else self.planned.nodes
+        ExpertPlacement(ranks, (), nodes)  # checks the numbers
         profile = None if self.profile is None else os.fspath(self.profile)
-        if self.placement is None:
-            assert self.ranks is not None, "one of both was given"
-            ExpertPlacement(self.ranks, (), self.nodes)  # checks the numbers
-            return (PlaceExperts(self.ranks, self.nodes, self.replicas, profile=profile),)
-        step = PlaceExperts(self.ranks, placement=os.fspath(self.placement))
-        _ = step.from_file  # a file that does not fit is refused before the model is read
-        return (step,)
+        return (PlaceExperts(ranks, nodes, self.replicas, profile=profile),)
 
 
 DEFAULTS = CompileOptions()
@@ -211,17 +254,21 @@ def _check_rounding(passes: Sequence[Pass], target: str) -> None:
         )
 
 
-def with_profile(passes: str, profile: str | os.PathLike[str] | None, further: Sequence[Pass] = ()) -> Sequence[Pass]:
-    """Parse a pipeline, give the ``profile`` to passes that take one and name none, and add ``further`` passes, which
-    have it. Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
+def with_profile(parts: Sequence[str | Pass], profile: str | os.PathLike[str] | None) -> Sequence[Pass]:
+    """Make a pipeline of texts and passes, and give the ``profile`` to passes in texts that take one and name none.
+    Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
     from moec.passes import pipeline
 
-    if profile is None:
-        return (*pipeline.parse(passes), *further)
+    path = None if profile is None else os.fspath(profile)
+    chain = tuple(
+        itertools.chain.from_iterable(
+            pipeline.parse(part, path) if isinstance(part, str) else (part,) for part in parts
+        )
+    )
+    if path is None:
+        return chain
     from moec.profiles import Profile
 
-    path = os.fspath(profile)
-    chain = (*pipeline.parse(passes, path), *further)
     if not pipeline.take_profile(chain, path):
         raise MoecError(
             f"{path}: no pass reads this profile: the pipeline has none that takes a profile, or each names its own; "

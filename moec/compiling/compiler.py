@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
 from moec.common.arguments import check_flags, check_path, known_options
-from moec.common.errors import MoecError, UnsupportedError, reporting
-from moec.common.jobs import JobExecutor, job_runner
+from moec.common.errors import MoecError, reporting
+from moec.common.jobs import JobExecutor
 from moec.common.once import one_at_a_time
 from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
 from moec.common.scratch import ScratchFolder
-from moec.common.version import VERSION
-from moec.compiling.arithmetic import ActivationRounding, rounding_of
-from moec.compiling.compile_options import DEFAULTS, CompileOptions, kept_text_files, multiplies_bytes, with_profile
-from moec.compiling.model_inputs import ModelInputs, model_inputs
-from moec.compiling.provenance import provenance_of
-from moec.compiling.stages import pass_check, run_passes
+from moec.compiling.compile_options import DEFAULTS, CompileOptions, kept_text_files, with_profile
+from moec.compiling.generated import generated, step
+from moec.compiling.importing import import_model
+from moec.compiling.stages import pass_check
 from moec.targets.kind import Options, ProgramKind
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.artifacts.writer import Context
-    from moec.passes.framework.base import Remark, Report, Unraised
+    from moec.passes.framework.base import Remark, Unraised
+    from moec.placing.plan import ExpertPlan
     from moec.runtime.artifact import Artifact
     from moec.runtime.model import CompiledModel
     from moec.runtime.projects import CompiledProjects
-    from moec.targets.base import Made, Target
+    from moec.runtime.residents import ProgramWeights
 
 
 @known_options
@@ -56,7 +53,7 @@ def compile(
     ranks: int | None = None,
     nodes: int = 1,
     replicas: int = 0,
-    placement: str | os.PathLike[str] | None = None,
+    plan: str | os.PathLike[str] | None = None,
     stages: int | str | None = None,
     profile: str | os.PathLike[str] | None = None,
     target_options: Options | None = None,
@@ -107,8 +104,9 @@ def compile(
     ranks, nodes, replicas
         Number of processes that share the experts of each layer, of machines that these are on, and of further copies
         of each layer's busiest experts, which ``profile`` tells. torchrun starts the processes.
-    placement
-        A file of ``moec plan --ranks`` that says which rank holds which experts, instead of these numbers.
+    plan
+        A file of ``moec plan`` that says of each expert its format, the ranks that hold it, and whether it stays in
+        memory, instead of ``resident``, ``ranks``, ``nodes`` and ``replicas``.
     stages
         Pipeline by layers: a number of processes that each hold as many layers, or their layers (``0-11,12-23``),
         counted from 0 as ``moec explore`` shows them. torchrun starts the processes; one process alone runs the whole.
@@ -149,7 +147,7 @@ def compile(
         ranks=ranks,
         nodes=nodes,
         replicas=replicas,
-        placement=placement,
+        plan=plan,
         stages=stages,
         profile=profile,
         target_options=target_options,
@@ -203,131 +201,40 @@ def _written(model: Any, options: CompileOptions, output: str | os.PathLike[str]
 def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DEFAULTS) -> None:
     """Compile a model and write the artifact, without loading it: it may be for another machine. Raises what
     :func:`compile` does."""
-    from moec.artifacts.writer import WRITING, check_destination, check_resident, write_artifact
+    from moec.artifacts.writer import WRITING, check_destination, write_artifact
     from moec.frontend import sources
 
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_path("path", path)
     check_destination(path)
-    c_form, ranges = options.c_form(path), options.layer_ranges
+    c_form = options.c_form(path)
     text = kept_text_files(model, options.tokenizer)
 
-    from moec.compiling.batches import batch_program
-    from moec.compiling.layer_stages import stage_programs
-    from moec.ir.blocks import moe_blocks
-    from moec.ir.rounding import arithmetics_of
-    from moec.passes import pipeline
     from moec.passes.framework.base import Report
-    from moec.placing.metadata import placement_of
     from moec.targets.base import Program
 
     report = Report(progress=options.progress or silent)
-    limit, target = options.resident_bytes, options.target
-    chain, chosen = options.pipeline(model), targets.get_all(target, options.target_options)
-    report.progress("importing")
-    graph = import_model(model, options.example_inputs, options.dynamic_shapes, options.cache)
-    inputs, own = model_inputs(graph, model, report), arithmetics_of(graph)
-    with job_runner(options.workers, options.executor) as report.jobs:
-        stages = run_passes(graph, model, chain, report, verify_each=options.verify_each, dump_to=options.dump_to)
-    with _step(f"generating code for {target}", model, report):
-        blocks, rounding = moe_blocks(graph), rounding_of(graph, own, multiplies_bytes(target))
-        _report_rounding(rounding, target, report)
-        programs = _generate(graph, chosen, target, report)
-        of_stages = [] if ranges is None else stage_programs(graph, ranges, chosen[0])
-        of_batch = batch_program(graph, inputs, programs[0], chosen[0]) if options.batches else None
-    with _step(WRITING, model, report):
-        if limit is not None:
-            own = [program for program in programs if isinstance(program, Program)]
-            parts = [stage.program for stage in of_stages]
-            check_resident(limit, own, placement_of(graph), parts, str(model))
-        context = _context(
-            graph,
-            inputs,
-            programs[0],
-            report,
-            threads=options.threads,
-            moe_blocks=blocks,
-            stages=stages,
-            provenance=provenance_of(model, pipeline.print_pipeline(chain), rounding),
-            text=text,
-            resident=limit,
-            pipeline=of_stages,
-            batch=of_batch,
-        )
+    made = generated(model, options, report)
+    with step(WRITING, model, report):
+        context = made.context(options, report, text)
         if c_form is not None:
-            assert isinstance(programs[0], Program), "the target has a processor"
-            context = dataclasses.replace(context, more_files=c_form.maker(programs[0], context))
-        write_artifact(path, programs[0], context, *programs[1:], progress=report.progress)
+            assert isinstance(made.programs[0], Program), "the target has a processor"
+            context = dataclasses.replace(context, more_files=c_form.maker(made.programs[0], context))
+        write_artifact(path, made.programs[0], context, *made.programs[1:], progress=report.progress)
 
 
-def _report_rounding(rounding: ActivationRounding, target: str, report: Report) -> None:
-    """Report activations in int8 on a target whose products multiply floats."""
-    if "int8" not in rounding.activations or multiplies_bytes(target):
-        return
-    reason = "products multiply floats here: what is rounded to 8 bits is less exact, and no faster"
-    if rounding.own:
-        report.note("generating code", target, reason)
-    else:
-        report.warn("generating code", target, f"{reason}; -O2 rounds nothing")
+@one_at_a_time
+def weights_in_memory(model: Any, options: CompileOptions = DEFAULTS) -> tuple[ExpertPlan | None, list[ProgramWeights]]:
+    """Compile a model and write nothing: the plan of its experts, and the places of its programs' weights. Raises what
+    :func:`compile` does."""
+    from moec.artifacts.writer import weights_of_programs
+    from moec.frontend import sources
+    from moec.passes.framework.base import Report
+    from moec.placing.metadata import plan_of
 
-
-@contextlib.contextmanager
-def _step(name: str, source: Any, report: Report) -> Iterator[None]:
-    """Context that announces a step and names it in errors."""
-    report.progress(name)
-    with reporting(name, source):
-        yield
-
-
-def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report, **others: Any) -> Context:
-    """Collect the facts of a compilation that its artifact keeps. ``others``: fields that do not follow from the
-    arguments."""
-    from moec.artifacts.writer import Context
-    from moec.compiling.sequences import split_sequences
-    from moec.ir.states import states_of
-    from moec.placing.metadata import placement_of
-    from moec.runtime.interface import Interface
-
-    states, placement = states_of(graph), placement_of(graph)
-    interface = Interface(program.inputs, program.outputs, states, inputs.limits, inputs.sizes)
-    sequences = None if placement is None else split_sequences(graph, interface, report)
-    return Context(
-        moec_version=VERSION,
-        input_limits=inputs.limits,
-        input_sizes=inputs.sizes,
-        counted_inputs=inputs.counted,
-        guards=inputs.guards(graph, program),
-        states=states,
-        placement=placement,
-        sequences=sequences,
-        remarks=[dataclasses.asdict(remark) for remark in report.remarks],
-        losses=[dataclasses.asdict(loss) for loss in report.losses],
-        raised=[dataclasses.asdict(block) for block in report.raised],
-        unraised=[dataclasses.asdict(region) for region in report.unraised],
-        **others,
-    )
-
-
-def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
-    """Compile for all targets that ``name`` lists. A warning of several is reported once."""
-    try:
-        programs = [target.compile(graph) for target in chosen]
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{error}{_why_not_raised(graph, report)}") from error
-    for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
-        report.warn("generating code", name, warning)
-    return programs
-
-
-def _why_not_raised(graph: ir.Model, report: Report) -> str:
-    """Write the warnings of raising, for a target that refuses a model because it has no MoE block."""
-    from moec.ir.blocks import moe_blocks
-
-    warned = [remark for remark in report.remarks if (remark.pass_name, remark.severity) == ("raise-moe", "warning")]
-    if not warned or moe_blocks(graph):
-        return ""
-    more = f" (and {len(warned) - 1} more)" if len(warned) > 1 else ""
-    return f"; {warned[0].pass_name}: {warned[0].subject}: {warned[0].message}{more}"
+    sources.check(model)
+    made = generated(model, options, Report(progress=options.progress or silent))
+    return plan_of(made.graph), weights_of_programs(made.programs, made.of_stages)
 
 
 @one_at_a_time
@@ -349,7 +256,7 @@ def optimize(
     from moec.passes.framework.base import Report
 
     path, report = pathlib.Path(model), Report()
-    parsed = with_profile(passes, profile)
+    parsed = with_profile([passes], profile)
     unknown = set(print_after) - {"all", *(named.name for named in parsed)}
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
@@ -385,23 +292,3 @@ def _read_text_form(path: pathlib.Path) -> ir.Model:
         graph = parse_model(read_text(path, _LARGEST_TEXT_FORM))
         operators.check_operators(graph, str(path))
         return graph
-
-
-@one_at_a_time
-def import_model(
-    model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, cache: bool | None = None
-) -> ir.Model:
-    """Import the model as ONNX IR at the working opset, before any pass. Sources and errors as for :func:`compile`."""
-    from moec.frontend import sources
-
-    if sources.is_torch(model, "nn.Module"):
-        from moec.frontend.pytorch import importer as pytorch
-
-        return pytorch.import_module(model, example_inputs, dynamic_shapes, cache=bool(cache))
-    if example_inputs is not None or dynamic_shapes is not None:
-        raise MoecError(
-            "example_inputs and dynamic_shapes are for PyTorch modules; an exported model carries its shapes"
-        )
-    sources.check(model)
-    with reporting("importing", model):
-        return sources.import_exported(model, cache)

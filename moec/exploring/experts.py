@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from moec import targets
@@ -78,8 +77,7 @@ def _memory(subject: Subject) -> dict[str, list[str]]:
     if resident is None or graph is None:
         return {}
     plan = stream_plan(artifact)
-    sizes = accumulate(plan.layers[layer].bytes_of(expert) for layer, expert in plan.order)
-    kept = {place for place, size in zip(plan.order, sizes, strict=True) if size <= resident - plan.pinned}
+    kept = set(plan.fitting(resident))
     node_of = {value.name: node.name or "" for node in graph.all_nodes() for value in weight_inputs(node).values()}
     return {
         node_of.get(spec.name, spec.name): [KEPT if (layer, e) in kept else READ for e in range(spec.experts)]

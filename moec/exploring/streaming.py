@@ -24,7 +24,7 @@ def streaming(artifact: Artifact) -> dict[str, Any] | None:
         "least": plan.least,
         "layers": [{"name": spec.name, "experts": spec.experts, "chosen": spec.chosen} for spec in plan.streamed],
         "measured_shares": any(spec.shares for spec in plan.streamed),
-        "order": plan.order,
+        "order": plan.first,
         "replaceable": sum(spec.replaceable for spec in plan.streamed),
         "speed": predict_speed(artifact).as_data(),
     }

@@ -43,7 +43,7 @@ def changing_passes(options: ExportOptions) -> FilePipeline:
     from moec.passes.framework.shorthand import with_formats
 
     text = with_formats("O2" if options.passes is None else options.passes, options.experts, options.linears)
-    chain = with_profile(text, options.profile)
+    chain = with_profile([text], options.profile)
     lossy = [step for step in chain if step.exactness == "lossy"]
     for step in lossy:
         if step.name not in _CHANGING:

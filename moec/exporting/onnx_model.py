@@ -81,7 +81,7 @@ def read_model(source: Any, options: ExportOptions, report: Report, default: str
     from moec.passes.framework.shorthand import with_formats
 
     before = default if options.passes is None else options.passes
-    chain = with_profile(with_formats(before, options.experts, options.linears), options.profile)
+    chain = with_profile([with_formats(before, options.experts, options.linears)], options.profile)
     model = import_model(source, options.example_inputs, options.dynamic_shapes, options.cache)
     run_steps(model, source, chain, report)
     return model

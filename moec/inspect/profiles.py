@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -11,7 +11,6 @@ from rich.text import Text
 from moec.common.tables import table
 
 if TYPE_CHECKING:
-    from moec.tools.planning import Planned
     from moec.tools.profiling.driver import LayerSummary, Measured
 
 _HEADINGS = ("layer", "experts", "tokens", "least used", "with few tokens", "data needed")
@@ -41,13 +40,3 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
         needed = f"{layer.more + 1:.1f} times this"
     few = f"{layer.few} under {layer.enough}" if layer.few else ""
     return layer.name, str(layer.experts), str(layer.tokens), str(layer.least), few, needed
-
-
-def plan_table(planned: Sequence[Planned]) -> RenderableType:
-    """Count the experts of each layer in each format."""
-    rows = [
-        (layer.name, name, ", ".join(f"{count} x {form}" for form, count in sorted(counts.items())))
-        for layer in planned
-        for name, counts in layer.formats.items()
-    ]
-    return table("Plan", ("layer", "weight", "formats"), rows)

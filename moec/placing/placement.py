@@ -1,9 +1,5 @@
-"""The placement of experts on ranks: a table [layer][rank][slot] of expert ids, as an artifact and a JSON file hold it.
-
-::
-
-    {"ranks": 2, "nodes": 1,
-     "layers": [{"name": "layers.0.experts", "experts": 4, "slots": [[0, 3], [1, 2, 3]]}]}
+"""The placement of experts on ranks: a table [layer][rank][slot] of expert ids, the part of a plan
+(:mod:`moec.placing.plan`) that is about ranks.
 
 Slots of a rank are distinct experts; every expert has a slot on at least one rank. An expert with slots on several
 ranks has *replicas*: each of its rows goes to one of them (:meth:`LayerPlacement.destinations`).
@@ -14,18 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import os
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from moec.common.errors import MoecError
-from moec.common.plain_files import read_text
-from moec.common.records import read_json
 
-_LARGEST = 64 << 20
-"""Bytes of a file with a placement."""
 Transport = Literal["allgather", "alltoall"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 MOST_RANKS = 65_536
@@ -41,12 +31,15 @@ class LayerPlacement:
     slots: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        every = [expert for slots in self.slots for expert in slots]
-        if any(not 0 <= expert < self.experts for expert in every):
-            raise MoecError(f"placement of {self.name!r}: expected experts from 0 to {self.experts - 1} in its slots")
-        missing = sorted(set(range(self.experts)) - set(every))
-        if missing:
-            raise MoecError(f"placement of {self.name!r}: expert {missing[0]} has no slot; give it one on some rank")
+        every = {expert for slots in self.slots for expert in slots}
+        stray = next((expert for expert in every if not 0 <= expert < self.experts), None)
+        if stray is not None:
+            raise MoecError(
+                f"placement of {self.name!r}: slots have expert {stray}; expected experts from 0 to {self.experts - 1}"
+            )
+        missing = next((expert for expert in range(self.experts) if expert not in every), None)
+        if missing is not None:
+            raise MoecError(f"placement of {self.name!r}: expert {missing} has no slot; give it one on some rank")
         for rank, slots in enumerate(self.slots):
             if len(set(slots)) < len(slots):
                 raise MoecError(f"placement of {self.name!r}: rank {rank} has an expert in two slots; keep one of them")
@@ -112,39 +105,6 @@ class ExpertPlacement:
         for layer in self.layers:
             if len(layer.slots) != self.ranks:
                 raise MoecError(f"placement of {layer.name!r}: slots of {len(layer.slots)} ranks, not of {self.ranks}")
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the placement as data for JSON."""
-        layers = [
-            {"name": layer.name, "experts": layer.experts, "slots": [list(slots) for slots in layer.slots]}
-            for layer in self.layers
-        ]
-        head = {"ranks": self.ranks, "nodes": self.nodes}
-        return {**head, **({} if self.transport is None else {"transport": self.transport}), "layers": layers}
-
-    def text(self) -> str:
-        """Return the JSON file, with one line for each rank of a layer."""
-        lines = []
-        for layer in self.layers:
-            slots = ",\n    ".join(json.dumps(list(slots)) for slots in layer.slots)
-            head = f'{{"name": {json.dumps(layer.name)}, "experts": {layer.experts}, "slots": ['
-            lines.append(f"  {head}\n    {slots}]}}")
-        transport = "" if self.transport is None else f'"transport": "{self.transport}", '
-        head = f'{{"ranks": {self.ranks}, "nodes": {self.nodes}, {transport}"layers": ['
-        return head + "\n" + ",\n".join(lines) + "]}\n"
-
-
-def read_placement(text: str, where: str) -> ExpertPlacement:
-    """Read a placement from JSON. ``where``: the file, for messages. Raises MoecError for another form."""
-    try:
-        return read_json(ExpertPlacement, text, where, "expected a placement as moec plan --ranks prints it")
-    except MoecError as error:
-        raise error if str(error).startswith(where) else MoecError(f"{where}: {error}") from None
-
-
-def read_placement_file(path: str | os.PathLike[str]) -> ExpertPlacement:
-    """Read a placement from a JSON file. Raises MoecError as :func:`read_placement`."""
-    return read_placement(read_text(path, _LARGEST), os.fspath(path))
 
 
 def linear(name: str, experts: int, ranks: int) -> LayerPlacement:

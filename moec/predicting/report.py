@@ -10,7 +10,8 @@ from typing import Any
 from moec.common.errors import MoecError
 from moec.exploring.subject import Subject
 from moec.placing.place import place_in_order
-from moec.placing.placement import ExpertPlacement, read_placement_file
+from moec.placing.placement import ExpertPlacement
+from moec.placing.plan import read_plan
 from moec.placing.volume import ExchangedLayer, TransportChoice, choose_for_all
 from moec.predicting.advice import LEAST, RunChange, changes, other_placements
 from moec.predicting.artifact import ModelOnRanks, model_on_ranks
@@ -39,13 +40,13 @@ def predict_on_ranks(
     inside: Link,
     between: Link,
     tokens: Sequence[int],
-    placement: pathlib.Path | None = None,
+    plan: pathlib.Path | None = None,
     machine: str | None = None,
 ) -> RanksReport:
     """Predict runs of an artifact on ``ranks`` ranks of ``nodes`` machines, each rank with so many ``tokens``.
 
-    ``placement``: a file as ``moec plan --ranks`` prints it; without one, the artifact's own where it is for as many
-    ranks and nodes, else consecutive experts on consecutive ranks.
+    ``plan``: a file as ``moec plan --ranks`` prints it; without one, the artifact's own where it is for as many ranks
+    and nodes, else consecutive experts on consecutive ranks.
     ``machine``: a known GPU. Raises MoecError as :func:`moec.predicting.artifact.model_on_ranks`, and for a placement
     of other layers or ranks.
     """
@@ -53,7 +54,7 @@ def predict_on_ranks(
     model = model_on_ranks(subject, tokens[0], machine)
     compiled = subject.artifact.manifest.placement
     own = compiled if compiled is not None and (compiled.ranks, compiled.nodes) == (ranks, nodes) else None
-    placed, words = _placement(model.workload, ranks, nodes, placement, own)
+    placed, words = _placement(model.workload, ranks, nodes, plan, own)
     links = Links(inside, between, nodes, "nccl" if model.has_device else "gloo")
     rows = [
         ExchangedLayer(own, layer.k, layer.experts.width, layer.recorded)
@@ -80,9 +81,10 @@ def _placement(
     sizes = {layer.experts.name: len(layer.popularity) for layer in workload.layers}
     if path is None and compiled is None:
         return place_in_order(sizes.items(), ranks, nodes), "consecutive experts on consecutive ranks"
-    read = compiled if path is None else read_placement_file(path)
+    read = compiled if path is None else read_plan(path).placement
     where = "the artifact" if path is None else str(path)
-    assert read is not None
+    if read is None:
+        raise MoecError(f"{where}: ranks is missing; expected a plan of {ranks} ranks; make it with moec plan --ranks")
     if (read.ranks, read.nodes) != (ranks, nodes):
         raise MoecError(f"{where}: is for {read.ranks} ranks on {read.nodes} nodes, not for {ranks} on {nodes}")
     of_name = {layer.name: layer for layer in read.layers}

@@ -47,7 +47,7 @@ from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 from moec.runtime.read_manifest import parse_manifest
 from moec.runtime.streamed_experts import StreamedExperts
-from moec.runtime.streaming import StreamPlan, check_replaceable, own_experts, place_streamed
+from moec.runtime.streaming import StreamPlan, check_replaceable, place_streamed
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -127,16 +127,15 @@ class Artifact:
         if preferred:
             check_replaceable(program, pages, self.where)
         is_larger = resident is not None and resident < sum(entry.bytes for entry in entries)
-        own = None if rank is None else own_experts(program.streamed, self.manifest.placement, rank)
         try:
-            if (is_larger or own is not None) and pages in ("auto", "streamed"):
+            if (is_larger or rank is not None) and pages in ("auto", "streamed"):
                 memory, experts, placement = place_streamed(
-                    path, program, entries, resident, self.where, preferred, own
+                    path, program, entries, resident, self.where, preferred, self.manifest.plan, rank
                 )
             else:
                 ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries]
-                if own is not None:
-                    ranges = StreamPlan.of(program.streamed, entries, own).ranges()
+                if rank is not None:
+                    ranges = StreamPlan.of(program.streamed, entries, self.manifest.plan, rank).ranges()
                 memory, placement = place_file(path, "auto" if pages == "streamed" else pages, ranges)
         except OSError as error:
             if error.errno == errno.ENOMEM:

@@ -18,6 +18,7 @@ from moec.common.dtypes import ElementType
 from moec.common.records import Size
 from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, TensorSpec
 from moec.placing.placement import ExpertPlacement
+from moec.placing.plan import ExpertPlan
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
 FORMAT_VERSION = 27
@@ -124,7 +125,7 @@ class Manifest:
 
     ``programs`` are for different architectures, oldest first; ``weights`` are those of all programs. An artifact for
     an FPGA has ``projects`` in their place. ``threads``: default number of threads of a program; None for all available
-    cores. ``resident``: bytes of memory that weights take, where they may be more than memory holds. ``input_limits``:
+    cores. ``input_limits``:
     bound of the values of an integer input (token ids: the vocabulary), where known. ``input_sizes``: named sizes that
     are the sum of others (the attention mask: past and new tokens). ``counted_inputs``: inputs whose values give the
     lengths of sequences (a mask whose ones are counted). ``guards``: conditions on named sizes of the inputs, outside
@@ -132,7 +133,8 @@ class Manifest:
     that the next run takes as inputs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages`` and
     ``remarks`` are plain data for people, as are ``raised`` and ``unraised``: evidence for each MoE block that was
     raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
-    ``placement``: ranks that hold the experts; None where each process holds all. ``sequences``: the named size that
+    ``plan``: of the layers of experts, which ranks hold which and which stay in memory; None where one process has all
+    in its memory. ``sequences``: the named size that
     counts sequences, of which each is computed as if it were alone; None where that is not known.
     ``pipeline``: stages by layers, for a process each; empty where a process runs the whole model alone. ``batch``: for
     sequences of different lengths together; None where it was not compiled.
@@ -147,7 +149,6 @@ class Manifest:
     files: dict[str, FileEntry]
     projects: list[ProjectEntry] = dataclasses.field(default_factory=list)
     threads: int | None = None
-    resident: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     counted_inputs: list[str] = dataclasses.field(default_factory=list)
@@ -160,11 +161,21 @@ class Manifest:
     losses: list[LossEntry] = dataclasses.field(default_factory=list)
     raised: list[RaisedEntry] = dataclasses.field(default_factory=list)
     unraised: list[UnraisedEntry] = dataclasses.field(default_factory=list)
-    placement: ExpertPlacement | None = None
+    plan: ExpertPlan | None = None
     sequences: str | None = None
     pipeline: list[PipelineStage] = dataclasses.field(default_factory=list)
     batch: BatchEntry | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def placement(self) -> ExpertPlacement | None:
+        """Ranks that hold the experts; None where each process holds all."""
+        return None if self.plan is None else self.plan.placement
+
+    @property
+    def resident(self) -> int | None:
+        """Bytes of memory that weights take in a process; None where all are in memory."""
+        return None if self.plan is None else self.plan.resident
 
 
 def all_programs(manifest: Manifest) -> list[tuple[ProgramEntry, Sequence[TensorSpec], Sequence[TensorSpec]]]:

@@ -8,14 +8,16 @@ it needs room for files.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
 from moec.common.errors import MoecError
 from moec.common.specs import StreamedExpertsSpec
-from moec.placing.placement import ExpertPlacement
+from moec.placing.judge import holding, shares
+from moec.placing.plan import ExpertPlan
 from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement
@@ -28,26 +30,28 @@ _MIB = 1 << 20
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
     """Partition of the weights that a process reads into resident and streamed ones. ``layers``: places of the
-    experts, by the number of the layer; ``own``: the experts (layer, expert) that the process computes; ``others``:
+    experts, by the number of the layer; ``own``: the experts (layer, expert) that the process computes, with how much
+    they are used; ``kept``: those that are read before runs begin, None for as many as there is room for; ``others``:
     ranges of the file with all weights that are no experts', which stay."""
 
     streamed: Sequence[StreamedExpertsSpec]
     layers: Sequence[StreamedLayer]
-    own: Set[tuple[int, int]]
+    own: Mapping[tuple[int, int], float]
+    kept: Set[tuple[int, int]] | None
     others: Sequence[Range]
 
     @staticmethod
     def of(
         streamed: Sequence[StreamedExpertsSpec],
         entries: Sequence[WeightEntry],
-        own: Set[tuple[int, int]] | None = None,
+        plan: ExpertPlan | None = None,
+        rank: int | None = None,
     ) -> StreamPlan:
-        """Make a plan. ``entries``: the program's weights; their file may have others, of another stage. ``own``: None
-        for all experts."""
+        """Divide the weights of a program. ``entries``: its weights; their file may have others, of another stage.
+        ``plan``: the artifact's, with the experts of each rank; a process that is none of the ranks has all."""
         layers = [_layer(spec, entries) for spec in streamed]
-        if own is None:
-            own = {(number, expert) for number, spec in enumerate(streamed) for expert in range(spec.experts)}
-        return StreamPlan(streamed, layers, own, list(_others(layers, list(_joined(entries)))))
+        others = list(_others(layers, list(_joined(entries))))
+        return StreamPlan(streamed, layers, _own(streamed, plan, rank), _kept(streamed, plan, rank), others)
 
     @property
     def pinned(self) -> int:
@@ -76,15 +80,25 @@ class StreamPlan:
 
     @property
     def order(self) -> list[tuple[int, int]]:
-        """Order in which own experts (layer, expert) are read first: those with the largest shares, or by their number
-        where none were measured."""
+        """Order in which own experts (layer, expert) are read first: those that are used most, or by their number
+        where that was not measured."""
+        return sorted(self.own, key=lambda place: (-self.own[place], place[1], place[0]))
 
-        def rank(place: tuple[int, int]) -> tuple[float, int, int]:
-            layer, expert = place
-            shares = self.streamed[layer].shares
-            return -shares[expert] if shares else 0.0, expert, layer
+    @property
+    def first(self) -> list[tuple[int, int]]:
+        """The experts that are read before runs begin, in their order, as far as there is room for them."""
+        return [place for place in self.order if self.kept is None or place in self.kept]
 
-        return sorted(self.own, key=rank)
+    def room_in(self, resident: int) -> int:
+        """Bytes of experts for which so many bytes of weights have room: all where all weights fit."""
+        return self.experts if resident >= self.size else min(self.experts, resident - self.pinned)
+
+    def fitting(self, resident: int) -> list[tuple[int, int]]:
+        """List the first experts for which so many bytes of weights have room, as
+        :meth:`~moec.runtime.streamed_experts.StreamedExperts.fill` reads them."""
+        first, room = self.first, self.room_in(resident)
+        sizes = itertools.accumulate(self.layers[layer].bytes_of(expert) for layer, expert in first)
+        return [place for place, size in zip(first, sizes, strict=True) if size <= room]
 
     def ranges(self) -> list[Range]:
         """List the ranges of the file with own experts, and with all weights that stay."""
@@ -101,20 +115,47 @@ class StreamPlan:
                 "at least those (resident)"
             )
 
+    def check_kept(self, resident: int, where: str) -> None:
+        """Raise MoecError, with the numbers, where the experts that a plan keeps in memory do not fit into it."""
+        kept = sum(self.layers[layer].bytes_of(expert) for layer, expert in self.kept or ())
+        room = self.room_in(resident)
+        if kept > room:
+            raise MoecError(
+                f"{where}: the plan keeps experts of {kept / _MIB:.3f} MiB in memory, and there is room for "
+                f"{room / _MIB:.3f} MiB beside other weights; list fewer resident experts, or raise resident"
+            )
 
-def own_experts(
-    streamed: Sequence[StreamedExpertsSpec], placement: ExpertPlacement | None, rank: int
-) -> set[tuple[int, int]]:
-    """List the experts (layer, expert) that a rank computes: its own, and all of layers that are not placed."""
-    return {
-        (number, expert)
-        for number, layer in enumerate(streamed)
-        for expert in (
-            range(layer.experts)
-            if placement is None or layer.placed is None
-            else placement.layers[layer.placed].slots[rank]
-        )
-    }
+
+def _own(
+    streamed: Sequence[StreamedExpertsSpec], plan: ExpertPlan | None, rank: int | None
+) -> dict[tuple[int, int], float]:
+    """The experts (layer, expert) that a process computes, with the shares of tokens that bring each to it; 0 where
+    that was not measured."""
+    own: dict[tuple[int, int], float] = {}
+    placement = None if plan is None or rank is None else plan.placement
+    for number, spec in enumerate(streamed):
+        used = dict(enumerate(spec.shares or [0.0] * spec.experts))
+        if placement is not None and rank is not None and spec.planned is not None:
+            layer = placement.layers[spec.planned]
+            parts = shares(holding(layer), placement.nodes)[:, rank]
+            used = {expert: used[expert] * float(parts[expert]) for expert in layer.slots[rank]}
+        own |= {(number, expert): share for expert, share in used.items()}
+    return own
+
+
+def _kept(
+    streamed: Sequence[StreamedExpertsSpec], plan: ExpertPlan | None, rank: int | None
+) -> set[tuple[int, int]] | None:
+    """The experts (layer, expert) that a plan keeps in the memory of a rank, or of any where the process is none; None
+    for a plan that does not say so."""
+    kept: set[tuple[int, int]] = set()
+    if plan is None or not any(layer.resident for layer in plan.layers):
+        return None
+    for number, spec in enumerate(streamed):
+        of_ranks = () if spec.planned is None else plan.layers[spec.planned].resident
+        listed = of_ranks if rank is None else of_ranks[rank : rank + 1]
+        kept |= {(number, expert) for expert in itertools.chain(*listed)}
+    return kept
 
 
 def place_streamed(
@@ -124,25 +165,27 @@ def place_streamed(
     resident: int | None,
     where: str,
     preferred: float = 0.0,
-    own: Set[tuple[int, int]] | None = None,
+    planned: ExpertPlan | None = None,
+    rank: int | None = None,
 ) -> tuple[np.ndarray, StreamedExperts, Placement]:
-    """Load a file of weights, with at most ``resident`` bytes in memory at a time, and no experts (layer, expert)
-    except ``own``; None: all. ``preferred``: see :class:`StreamedExperts`.
+    """Load a file of weights, with at most ``resident`` bytes in memory at a time, and no experts except those that the
+    plan gives to ``rank``; None: all. ``preferred``: see :class:`StreamedExperts`.
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
-    plan = StreamPlan.of(program.streamed, entries, own)
+    plan = StreamPlan.of(program.streamed, entries, planned, rank)
+    own = None if rank is None else set(plan.own)
     room = plan.experts
     if resident is not None:
         plan.check(resident, where)
-        room = min(room, resident - plan.pinned)
+        room = plan.room_in(resident)
     size = path.stat().st_size
     memory = ReservedMemory(size)
     memory.open([(0, size)] if own is None else plan.ranges())
     reads = DirectReads(path, memory.array)
     read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
     experts = StreamedExperts(reads, memory.mapping, plan.layers, room, str(path), preferred, own)
-    experts.fill(plan.order)
+    experts.fill(plan.first)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
     if own is not None and experts.has_room_for_all:

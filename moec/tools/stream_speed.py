@@ -61,7 +61,7 @@ def stream_plan(artifact: Artifact) -> StreamPlan:
     program = artifact.program()
     if not program.streamed:
         raise UnsupportedError(f"{artifact.where}: has all weights in memory; compile it again with --resident")
-    return StreamPlan.of(program.streamed, artifact.weight_entries(program))
+    return StreamPlan.of(program.streamed, artifact.weight_entries(program), artifact.manifest.plan)
 
 
 def predict_speed(

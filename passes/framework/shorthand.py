@@ -43,12 +43,6 @@ def with_arithmetic(passes: str, arithmetic: str | None) -> str:
     return ",".join(filter(None, [passes, f"round-activations{{format={arithmetic}}}"]))
 
 
-def with_streaming(passes: str, streams: bool) -> str:
-    """The pipeline text ``passes``, followed by the pass that lets experts be read when they are selected, if
-    ``streams``."""
-    return f"{passes},stream-experts" if streams else passes
-
-
 def _experts_pass(text: str | None) -> str | None:
     if text == _TF32:
         return "round-to-tf32{weights=experts}"

@@ -23,8 +23,8 @@ from moec.ir.weights.stored import StoredWeight
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.calibration import Method, profile_reading
 from moec.passes.weights.method_gain import share_left
-from moec.passes.weights.plan import KEEP, LayerPlan
 from moec.passes.weights.sensitivities import read_sensitivities
+from moec.placing.plan import KEEP, LayerPlan
 from moec.profiles import Profile
 from moec.profiles.keys import key_of
 
@@ -238,11 +238,11 @@ def plans_of(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[Laye
     """The plans that give each item its selected format."""
     plans: dict[int, LayerPlan] = {}
     for item, form in zip(items, chosen, strict=True):
-        empty = LayerPlan(key_of(item.node), node_name(item.node), {})
+        stored = stored_weights(item.node)
+        empty = LayerPlan(key_of(item.node), node_name(item.node), next(iter(stored.values())).experts)
         plan = plans.setdefault(id(item.node), empty)
         for operand in item.operands:
-            experts = stored_weights(item.node)[operand].experts
-            formats = plan.formats.setdefault(operand, [KEEP] * experts)
+            formats = plan.formats.setdefault(operand, [KEEP] * plan.experts)
             for expert in item.experts:
                 formats[expert] = str(form)
     return list(plans.values())

@@ -26,7 +26,7 @@ from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.linears import MINIMUM, make_linears
 from moec.passes.weights.loss import Layer
 from moec.passes.weights.output_change import OutputChange
-from moec.passes.weights.plan import KEEP, LayerPlan
+from moec.placing.plan import KEEP, LayerPlan
 from moec.profiles import Profile
 from moec.profiles.keys import key_of
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from moec import load
 from moec.cli.main import app
 from moec.common.errors import MoecError
-from moec.placing.placement import read_placement, read_placement_file
+from moec.placing.plan import parse_plan, read_plan
 from moec.profiles import Profile
 
 from ..language_model import language_model, some_tokens
@@ -45,12 +48,13 @@ def test_a_plan_is_edited_and_compiled(model, profile, tmp_path):
     done = moec("plan", model, "--profile", profile, "--avg", 5, "-o", path)
     assert done.exit_code == 0
     plan = json.loads(path.read_text())
-    assert plan["avg"] == 5 and len(plan["layers"]) == 2
-    assert plan["remarks"][-1].startswith("the plan was not judged against int4/32 for all: the profile holds no data")
-    assert f"note: {plan['remarks'][-1]}" in done.output
+    notes = plan["notes"]
+    assert notes["avg"] == 5 and plan["method"] == "gptq" and len(plan["layers"]) == 2
+    assert notes["remarks"][-1].startswith("the plan was not judged against int4/32 for all: the profile holds no data")
+    assert f"note: {notes['remarks'][-1]}" in done.output
     plan["layers"][0]["formats"]["down"][3] = "int8"
     path.write_text(json.dumps(plan))
-    done = moec("compile", model, "-o", artifact, "--profile", profile, "--passes", f"O2,assign-bits{{plan={path}}}")
+    done = moec("compile", model, "-o", artifact, "--profile", profile, "--plan", path)
     assert done.exit_code == 0
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["artifacts"][0]["moe_blocks"]
     assert blocks[0]["formats"]["down"] == plan["layers"][0]["formats"]["down"]
@@ -113,9 +117,9 @@ def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(model, pro
         return json.loads((tmp_path / name).read_text())
 
     reported = planned("told", "--gigabytes-per-second", 1000)
-    assert reported["microseconds"] == 1 and reported["gigabytes_per_second"] == 1000
+    assert reported["notes"]["microseconds"] == 1 and reported["notes"]["gigabytes_per_second"] == 1000
     assert {form for layer in reported["layers"] for forms in layer["formats"].values() for form in forms} == {"int8"}
-    measured = planned("measured", "--microseconds", 10000)["gigabytes_per_second"]
+    measured = planned("measured", "--microseconds", 10000)["notes"]["gigabytes_per_second"]
     assert 0.1 < measured < 10000
 
 
@@ -123,7 +127,7 @@ def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(model, pro
     ("options", "message"),
     [
         (("--avg", 3, "--microseconds", 5), "expected one of --avg, --megabytes and --microseconds"),
-        ((), "expected one of --avg, --megabytes and --microseconds"),
+        (("--linears",), "formats are chosen within a budget; add --avg, --megabytes or --microseconds"),
         (("--avg", 3, "--gigabytes-per-second", 5), "--gigabytes-per-second needs --microseconds"),
         (("--microseconds", 5, "--gigabytes-per-second", 0), "gigabytes_per_second is 0; expected a number above 0"),
         (("--microseconds", 0, "--gigabytes-per-second", 5), "microseconds is 0; expected a number above 0"),
@@ -140,35 +144,96 @@ def test_a_placement_on_ranks_is_planned_from_a_profile(model, profile, tmp_path
     path = tmp_path / "placement.json"
     printed = moec("plan", profile, "--ranks", 4, "--replicas", 4)
     assert printed.exit_code == 0, printed.exception
-    placement = read_placement(printed.stdout, "stdout")
+    placement = parse_plan(printed.stdout, "stdout")
     assert [(layer.experts, sum(map(len, layer.slots))) for layer in placement.layers] == [(8, 12)] * 2
     assert "note: predicted imbalance, the highest load of a rank over the mean: 1." in printed.stderr
     written = moec("plan", model, "--profile", profile, "--ranks", 4, "--replicas", 4, "-o", path)
-    assert written.exit_code == 0 and written.stdout == ""
-    assert [layer.slots for layer in read_placement_file(path).layers] == [layer.slots for layer in placement.layers]
+    assert written.exit_code == 0 and "3, 3, 3, 3" in written.stdout
+    assert [layer.slots for layer in read_plan(path).layers] == [layer.slots for layer in placement.layers]
     again = moec("plan", profile, "--ranks", 4, "-o", path)
     assert "is there already; plans are edited by people" in str(again.exception)
 
 
 def test_experts_are_planned_by_number_without_a_profile(model):
     done = moec("plan", model, "--ranks", 3)
-    assert [layer.slots for layer in read_placement(done.stdout, "stdout").layers] == [
-        ((0, 1), (2, 3, 4), (5, 6, 7))
-    ] * 2
-    assert "without a profile the loads of ranks are not known" in done.stderr
+    assert [layer.slots for layer in parse_plan(done.stdout, "stdout").layers] == [((0, 1), (2, 3, 4), (5, 6, 7))] * 2
+    assert "the loads of ranks are not known without a profile" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--ranks", 4, "--avg", 3), "leave out the options of formats"),
         (("--ranks", 4, "--replicas", 2), "a profile says which experts need them"),
-        (("--avg", 3), "a plan of formats needs --profile and --output"),
+        (("--avg", 3), "formats are chosen by what a profile says of their errors; add one"),
+        (("--replicas", 2), "--nodes, --replicas, --method and --slack are about --ranks; add it"),
+        (("--resident", "1 kB"), "model.onnx: 0.0 MiB are too few for its weights"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(model, options, message):
     done = moec("plan", model, *options)
     assert isinstance(done.exception, MoecError) and message in str(done.exception)
+
+
+def check_followed(model: pathlib.Path, profile: pathlib.Path, path: pathlib.Path, data: pathlib.Path) -> None:
+    """Compile a plan, and compare with the same formats in one process that has all weights in memory."""
+    plan, artifact, plain = read_plan(path), path.parent / "m.moec", path.parent / "plain.moec"
+    for rank in range(2):
+        kept = [set(layer.resident[rank]) for layer in plan.layers]
+        held = [set(layer.slots[rank]) for layer in plan.layers]
+        assert 0 < sum(map(len, kept)) < 10 and all(own <= every for own, every in zip(kept, held, strict=True))
+    done = moec("compile", model, "-o", artifact, "--plan", path, "--profile", profile)
+    assert done.exit_code == 0, done.exception
+    shown = parse_plan(moec("plan", artifact).stdout, "stdout")
+    assert dataclasses.replace(plan, notes={}, transport=shown.transport) == shown
+    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["artifacts"][0]["moe_blocks"]
+    assert not plan.has_formats or [block["formats"] for block in blocks] == [layer.formats for layer in plan.layers]
+    layers = tuple(dataclasses.replace(layer, slots=(), resident=()) for layer in plan.layers)
+    path.write_text(dataclasses.replace(plan, layers=layers, ranks=None, resident=None).text())
+    given = ("--plan", path, "--profile", profile) if plan.has_formats else ("--plan", path)
+    assert moec("compile", model, "-o", plain, *given).exit_code == 0
+    expected, actual = load(plain), load(artifact)
+    assert actual.placement.pages == "streamed" and expected.placement.pages == "mapped"
+    for token in np.load(data)["ids"][0, :20]:
+        inputs = {"ids": token[None, None]}
+        assert actual.run(inputs)["y"].tobytes() == expected.run(inputs)["y"].tobytes()
+
+
+def test_one_plan_is_all_of_a_compilation(model, profile, data, tmp_path):
+    path = tmp_path / "plan.json"
+    listed = ("--ranks", 2, "--replicas", 2, "--resident", "250KiB", "--profile", profile)
+    done = moec("plan", model, *listed, "-o", path)
+    assert done.exit_code == 0, done.exception
+    assert "predicted: " in done.stderr and "of the experts that tokens choose are in memory" in done.stderr
+    plan = read_plan(path)
+    assert not plan.has_formats and plan.ranks == 2 and plan.resident == 250 << 10
+    check_followed(model, profile, path, data)
+
+
+@pytest.mark.nightly
+def test_a_plan_of_all_tiers_is_compiled(data, tmp_path):
+    model, profile, path = language_model(tmp_path / "m.onnx", 256, 128), tmp_path / "p.moeprof", tmp_path / "plan.json"
+    assert moec("profile", model, "--data", data, "-o", profile, "--formats", "int8,int4/32").exit_code == 0
+    listed = ("--ranks", 2, "--replicas", 2, "--resident", "700KiB", "--avg", 5, "--profile", profile)
+    done = moec("plan", model, *listed, "-o", path)
+    assert done.exit_code == 0, done.exception
+    assert read_plan(path).has_formats
+    check_followed(model, profile, path, data)
+
+
+def test_an_artifact_follows_another_plan_without_compiling(model, profile, tmp_path):
+    artifact, path = tmp_path / "m.moec", tmp_path / "plan.json"
+    assert moec("compile", model, "-o", artifact, "--ranks", 2).exit_code == 0
+    assert moec("plan", artifact, "--ranks", 4, "--resident", "200KiB", "--profile", profile, "-o", path).exit_code == 0
+    done = moec("place", artifact, "--plan", path)
+    assert "2 layers are placed on 4 ranks" in done.output and "at most 204800 bytes of memory" in done.output
+    moved = parse_plan(moec("plan", artifact).stdout, "stdout")
+    assert moved.layers == read_plan(path).layers
+    path.write_text(dataclasses.replace(moved, resident=1000).text())
+    done = moec("place", artifact, "--plan", path)
+    assert isinstance(done.exception, MoecError) and f"{path}, rank 0: 0.0 MiB are too few" in str(done.exception)
+    for options in ((), ("--plan", path, "--ranks", 2), ("--plan", path, "--profile", profile)):
+        assert isinstance(moec("place", artifact, *options).exception, MoecError)
+    assert parse_plan(moec("plan", artifact).stdout, "stdout") == moved
 
 
 @pytest.mark.nightly
@@ -180,8 +245,7 @@ def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(model, data
     options = ("--profile", profile, "--avg", 3, "--linears", "-o", path)
     done = moec("plan", model, *options)
     assert done.exit_code == 0, done.exception
-    passes = f"O2,assign-bits{{plan={path},profile={profile},linears=true}}"
-    done = moec("compile", model, "-o", artifact, "--passes", passes)
+    done = moec("compile", model, "-o", artifact, "--plan", path, "--profile", profile)
     assert done.exit_code == 0, done.exception
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["artifacts"][0]["moe_blocks"]
     actual = {form for block in blocks for formats in block["formats"].values() for form in formats}

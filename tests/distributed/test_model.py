@@ -27,6 +27,7 @@ from moec.runtime.load_options import LoadOptions
 from moec.tools.evaluate import evaluate
 from tests.distributed.gloo import group_of, start_ranks
 from tests.language_model import UNITS, VOCABULARY, WIDTH, language_model, some_tokens
+from tests.plans import plan_file
 from tests.products import thinned
 
 SIZES = [0, 1, 3, 64, 420]
@@ -44,11 +45,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("placed")
     model = language_model(path / "m.onnx")
     some_tokens(path / "data.npz")
-    layers = [{"name": str(place), "experts": 8, "slots": slots} for place, slots in enumerate(UNEVEN)]
-    (path / "uneven.json").write_text(json.dumps({"ranks": 4, "nodes": 1, "layers": layers}))
     moec.compile(model).save(path / "plain")
     moec.compile(model, ranks=2).save(path / "2")
-    moec.compile(model, ranks=4, placement=path / "uneven.json").save(path / "4")
+    moec.compile(model, plan=plan_file(path / "uneven.json", model, UNEVEN)).save(path / "4")
     return path
 
 
@@ -232,9 +231,7 @@ def test_bits_of_all_placements_and_transports(folder, tmp_path, size):
     paths = []
     for number, slots in enumerate(placements(size)):
         file, path = tmp_path / f"{number}.json", tmp_path / str(number)
-        layers = [{"name": name, "experts": 8, "slots": slots} for name in "ab"]
-        file.write_text(json.dumps({"ranks": size, "nodes": 1, "layers": layers}))
-        moec.compile(folder / "m.onnx", ranks=size, placement=file).save(path)
+        moec.compile(folder / "m.onnx", plan=plan_file(file, folder / "m.onnx", [slots, slots])).save(path)
         paths.append(path)
     shapes = [shape for tokens in (0, 1, 3, 64, 257) for shape in {(tokens, 1), (1, tokens), (tokens, 2)}]
     cases = [np.random.default_rng(place).integers(0, VOCABULARY, shape) for place, shape in enumerate(shapes)]

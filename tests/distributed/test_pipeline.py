@@ -194,7 +194,7 @@ def test_other_artifacts_and_numbers_of_ranks_are_refused(
     staged: pathlib.Path, monkeypatch: pytest.MonkeyPatch, stages: int, message: str
 ) -> None:
     artifact = open_artifact(staged)
-    artifact.manifest.placement = None
+    artifact.manifest.plan = None
     del artifact.manifest.pipeline[stages:]
     monkeypatch.setattr("moec.distributed.start.open_artifact", lambda *_, **__: artifact)
     monkeypatch.setenv("RANK", "0")

@@ -19,6 +19,7 @@ from moec.inspect.one_expert import find_expert
 from moec.ir.dialect import has_experts
 from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import ELEMENTS, WeightFormat
+from moec.placing.plan import ExpertPlan
 from moec.profiles.file import write_profile
 from moec.profiles.head import DataPiece, Head, LayerEntry
 
@@ -210,12 +211,10 @@ def test_hostile_names_and_addresses_are_text(running, tmp_path):
 
 def test_experts_that_do_not_fit_are_read_when_selected(char_lm, monkeypatch):
     streamed = Subject.open(char_lm)
-    streamed.artifact.manifest.resident = 100 + 3 * 10
+    streamed.artifact.manifest.plan = ExpertPlan((), resident=100 + 3 * 10)
     nodes = [node for node in streamed.graph if has_experts(node)]
     specs = [SimpleNamespace(name=list(weight_inputs(node).values())[-1].name, experts=8) for node in reversed(nodes)]
-    sizes = SimpleNamespace(bytes_of=lambda expert: 10)
-    order = [(0, 5), (1, 2), (0, 1), *((layer, expert) for layer in (0, 1) for expert in (0, 3, 4, 6, 7))]
-    plan = SimpleNamespace(streamed=specs, order=order, pinned=100, layers=[sizes, sizes])
+    plan = SimpleNamespace(streamed=specs, fitting=lambda room: [(0, 5), (1, 2), (0, 1)][: (room - 100) // 10])
     monkeypatch.setattr(experts_module, "stream_plan", lambda artifact: plan)
     first, second = (layer["experts"] for layer in experts(streamed)["layers"])
     assert [expert["memory"] for expert in second] == [{1: "kept", 5: "kept"}.get(at, "read") for at in range(8)]

@@ -20,7 +20,7 @@ from moec.ir.dialect import has_experts
 from moec.ir.interpreter import run
 from moec.passes import pipeline
 from moec.passes.framework.shorthand import with_formats
-from moec.passes.weights.plan import LayerPlan, plan_text
+from moec.placing.plan import ExpertPlan, LayerPlan
 from moec.profiles.keys import key_of
 
 from ..command import moec
@@ -138,7 +138,8 @@ def test_a_plan_gives_layers_and_projections_types_of_their_own(tmp_path: Path) 
     formats = [{"gate": "int4/32", "up": "int4/32", "down": "int8/32"}, {"down": "int4/32z"}]
     alike = [{name: [form] * EXPERTS for name, form in layer.items()} for layer in formats]
     plan = tmp_path / "plan"
-    plan.write_text(plan_text([LayerPlan(key_of(n), "layer", f) for n, f in zip(nodes, alike, strict=True)], {}))
+    layers = tuple(LayerPlan(key_of(n), "layer", EXPERTS, f) for n, f in zip(nodes, alike, strict=True))
+    plan.write_text(ExpertPlan(layers).text())
     passes = f"assign-bits{{plan={plan},method=rtn}}"
     after = exported(source, passes=passes)
     kinds = [{part: after.tensors[f"blk.{i}.ffn_{part}_exps.weight"].kind for part in ("gate", "down")} for i in (0, 1)]
@@ -147,7 +148,7 @@ def test_a_plan_gives_layers_and_projections_types_of_their_own(tmp_path: Path) 
     difference = np.abs(decoded(after.tensors["blk.1.ffn_down_exps.weight"]) - before)
     assert 0 < difference.max() <= np.abs(before).max() * (1 / 15 + 1 / 1024)
     alike[0]["gate"][3] = "int8/32"
-    plan.write_text(plan_text([LayerPlan(key_of(nodes[0]), "layer", alike[0])], {}))
+    plan.write_text(ExpertPlan((LayerPlan(key_of(nodes[0]), "layer", EXPERTS, alike[0]),)).text())
     with pytest.raises(UnsupportedError, match=r"formats int4/32, int8/32; .* as by assign-bits\{per_layer=true\}"):
         export(source, tmp_path / "mixed.gguf", passes=passes)
 

@@ -16,8 +16,8 @@ from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.stored import StoredWeight
 from moec.passes import pipeline
 from moec.passes.weights.bits import WeightBudget, plan_bits
-from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.passes.weights.sensitivities import sensitivities_text
+from moec.placing.plan import ExpertPlan, LayerPlan
 from moec.profiles import Profile
 from moec.profiles.keys import key_of
 from moec.profiles.measures import PRIOR_SHARE
@@ -299,7 +299,7 @@ def test_formats_without_groups_beside_others_run(spec, tmp_path):
     model = experts_model(spec)
     node = last_moec_node(model)
     plan = {name: ["int8", *["int4/32"] * (E - 1)] for name in weight_inputs(node)}
-    (tmp_path / "plan.json").write_text(plan_text([LayerPlan(key_of(node), "layer", plan)], {}))
+    (tmp_path / "plan.json").write_text(ExpertPlan((LayerPlan(key_of(node), "layer", E, plan),)).text())
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32
     compiled = moec.compile(experts_model(spec), passes=f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
@@ -313,7 +313,7 @@ def test_a_plan_is_applied_as_it_is_edited(spec, profile, tmp_path):
     with_profile = Profile.read(profile)
     (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], WeightBudget(3.5))
     plan.formats["down"] = ["int8", "keep", *["int4/32z"] * (E - 2)]
-    (tmp_path / "plan.json").write_text(plan_text([plan], {}))
+    (tmp_path / "plan.json").write_text(ExpertPlan((plan,)).text())
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
     assert all_formats(model)["down"] == ["int8", "float32", *["int4/32z"] * (E - 2)]
 
@@ -371,7 +371,10 @@ def test_what_cannot_be_is_refused(options, message, spec, profile):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda layer: layer["formats"].update(up=["int8"]), r"up: 1 formats for 6 experts; give one for each"),
+        (
+            lambda layer: layer["formats"].update(up=["int8"]),
+            r"formats.up has 1 formats for 6 experts; give",
+        ),
         (lambda layer: layer["formats"].update(gates=["int8"] * 6), r"has no weight 'gates'; expected up or down"),
         (lambda layer: layer["formats"].update(up=["int9"] * 6), r"up: no format 'int9'; expected int8, int6"),
         (lambda layer: layer["formats"].update(up=["fp16"] * 6), r"up: no format 'fp16'; expected int8, int6"),
@@ -380,9 +383,9 @@ def test_what_cannot_be_is_refused(options, message, spec, profile):
 )
 def test_a_plan_that_was_edited_wrongly_is_refused(change, message, tmp_path):
     model = experts_model(SPECS[0])
-    layer = {"layer": key_of(last_moec_node(model)), "name": "layer", "formats": {"up": ["int8"] * 6}}
+    layer = {"layer": key_of(last_moec_node(model)), "name": "layer", "experts": 6, "formats": {"up": ["int8"] * 6}}
     change(layer)
-    (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "layers": [layer]}))
+    (tmp_path / "plan.json").write_text(json.dumps({"version": 2, "layers": [layer]}))
     with pytest.raises(MoecError, match=message):
         apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import onnx
 import onnx.parser
@@ -11,12 +9,12 @@ import pytest
 import moec
 from moec.common.dtypes import DTYPES
 from moec.common.errors import MoecError
-from moec.compiling.compile_options import CompileOptions
 from moec.ir.dialect import is_moec
 from moec.ir.streaming import is_streamed
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
-from moec.placing.metadata import layer_of, placement_of
+from moec.placing.metadata import layer_of, plan_of
+from moec.placing.placement import ExpertPlacement
 
 from ..products import thinned
 from .before_after import HEADER, check, model_of
@@ -25,6 +23,11 @@ from .profiles import with_measures, write_routed
 WEIGHTS = "float[3,4,5] up, float[3,5,4] down"
 PLACED = ",place-experts"
 ROUTED = 'moec.MoE <gate_layout = "none", up_transposed = 1, down_transposed = 1, k = 2'
+
+
+def placement_of(model: ir.Model) -> ExpertPlacement | None:
+    plan = plan_of(model)
+    return None if plan is None else plan.placement
 
 
 def placed(text: str, passes: str = "place-experts") -> tuple[ir.Model, Report]:
@@ -130,39 +133,3 @@ def test_replicas_need_a_profile():
             f"{{ a = MatMul (x, r) y = {ROUTED}> (x, a, , up, down) }}",
             "place-experts{replicas=1}",
         )
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"ranks": 3, "layers": []}, "is for 3 ranks, not for 2"),
-        ({"ranks": 2, "layers": []}, "places layers of"),
-        ({"ranks": 2, "layers": [{"name": "y", "experts": 2, "slots": [[0], [1]]}]}, "places layers of"),
-        ({"ranks": 2}, "layers"),
-    ],
-)
-def test_placements_of_other_models_are_refused(tmp_path, data, message):
-    file = tmp_path / "p.json"
-    file.write_text(json.dumps(data))
-    with pytest.raises(MoecError, match=message) as refusal:
-        placed(
-            f"(float[T,4] x) => (float[T,4] y) <float[4,3] r, {WEIGHTS}> "
-            f"{{ a = MatMul (x, r) y = {ROUTED}> (x, a, , up, down) }}",
-            f"place-experts{{ranks=2,placement={file}}}",
-        )
-    assert str(file) in str(refusal.value)
-
-
-def test_a_file_with_a_placement_is_read_once(tmp_path):
-    file = tmp_path / "p.json"
-    file.write_text(json.dumps({"ranks": 3, "layers": [{"name": "other", "experts": 3, "slots": [[2], [0], [1]]}]}))
-    chain = CompileOptions(passes="infer-shapes", placement=file).pipeline(None)
-    file.unlink()
-    model = model_of(
-        f"(float[T,4] x) => (float[T,4] y) <float[4,3] r, {WEIGHTS}> "
-        f"{{ a = MatMul (x, r) y = {ROUTED}> (x, a, , up, down) }}"
-    )
-    pipeline.run(model, chain, Report())
-    placement = placement_of(model)
-    assert placement is not None and placement.layers[0].slots == ((2,), (0,), (1,))
-    assert [node.name for node in model.graph if is_moec(node, "Experts")] == [placement.layers[0].name] == ["y"]

@@ -1,22 +1,14 @@
-"""A placement is read from a file, refused where it is none, and sends every pair to a rank that holds its expert."""
+"""A placement sends every pair to a rank that holds its expert, and is refused where it is none."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 
 from moec.common.errors import MoecError
-from moec.placing.placement import ExpertPlacement, LayerPlacement, linear, read_placement
+from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
 
 REPLICATED = LayerPlacement("a", 3, ((0, 1), (1, 2), (1,), (2, 0)))
-
-
-def test_the_text_is_read_back():
-    placement = ExpertPlacement(4, (REPLICATED, linear("b", 6, 4)), 2)
-    assert read_placement(placement.text(), "p.json") == placement
-    assert json.loads(placement.text()) == placement.as_data()
 
 
 @pytest.mark.parametrize("experts", [1, 3, 8, 9])
@@ -47,21 +39,23 @@ def test_no_token_goes_nowhere():
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("experts", "slots", "message"),
     [
-        ([], "as moec plan --ranks prints it"),
-        ({"ranks": 2, "layers": 3}, "layers"),
-        ({"ranks": True, "layers": []}, "ranks"),
-        ({"ranks": 3, "nodes": 2, "layers": []}, "multiple of the number of nodes"),
-        ({"ranks": 1, "layers": [{"name": "a", "experts": 2, "slots": [[0]]}]}, "expert 1 has no slot"),
-        ({"ranks": 1, "layers": [{"name": "a", "experts": 1, "slots": [[0, 0]]}]}, "in two slots"),
-        ({"ranks": 1, "layers": [{"name": "a", "experts": 1, "slots": [[0, 1]]}]}, "from 0 to 0"),
-        ({"ranks": 2, "layers": [{"name": "a", "experts": 1, "slots": [[0]]}]}, "slots of 1 ranks"),
-        ({"ranks": 1, "layers": [{"name": 1, "experts": 1, "slots": [[0]]}]}, "name"),
-        ({"ranks": 1, "layers": [{"name": "a", "experts": 1, "slots": [["x"]]}]}, "slots"),
+        (2, ((0,),), "expert 1 has no slot"),
+        (10**18, ((0,),), "expert 1 has no slot"),
+        (1, ((0, 0),), "in two slots"),
+        (1, ((0, 1),), "slots have expert 1; expected experts from 0 to 0"),
+        (1, ((0, -1),), "slots have expert -1"),
     ],
 )
-def test_other_files_are_refused(data, message):
-    with pytest.raises(MoecError, match=message) as refusal:
-        read_placement(json.dumps(data), "p.json")
-    assert str(refusal.value).startswith("p.json: ")
+def test_other_slots_are_refused(experts, slots, message):
+    with pytest.raises(MoecError, match=message):
+        LayerPlacement("a", experts, slots)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "message"), [(3, 2, "multiple of the number of nodes"), (0, 1, "0 ranks"), (2, 1, "of 1 ranks")]
+)
+def test_other_numbers_of_ranks_are_refused(ranks, nodes, message):
+    with pytest.raises(MoecError, match=message):
+        ExpertPlacement(ranks, (LayerPlacement("a", 1, ((0,),)),), nodes)

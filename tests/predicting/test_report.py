@@ -12,6 +12,7 @@ from moec.common.roofline import FLOAT32, Peak, Roofline
 from moec.exploring import kernel_runs
 from moec.exploring.subject import Subject
 from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
+from moec.placing.plan import ExpertPlan, LayerPlan
 from moec.predicting.artifact import model_on_ranks
 from moec.predicting.links import Link
 from moec.predicting.report import predict_on_ranks, report_data
@@ -62,15 +63,20 @@ def _kind(subject: Subject):
     return targets.kind_of(subject.artifact.manifest.target)
 
 
+def planned(placement: ExpertPlacement) -> ExpertPlan:
+    layers = tuple(LayerPlan(layer.name, layer.name, layer.experts) for layer in placement.layers)
+    return ExpertPlan(layers).placed(placement)
+
+
 def test_a_placement_from_a_file_is_taken_in_the_order_of_the_layers(subject, tmp_path):
-    file = tmp_path / "placement.json"
+    file = tmp_path / "plan.json"
     placed = ExpertPlacement(2, tuple(linear(name, 8, 2) for name in reversed(BLOCKS)))
-    file.write_text(placed.text())
+    file.write_text(planned(placed).text())
     with_file = predict_on_ranks(subject, 2, 1, LINK, LINK, [16], file)
     without = predict_on_ranks(subject, 2, 1, LINK, LINK, [16])
     assert [layer.name for layer in with_file.predictions[0][0].layers] == BLOCKS
     assert with_file.predictions == without.predictions
-    assert (with_file.placed, without.placed) == ("as in placement.json", "consecutive experts on consecutive ranks")
+    assert (with_file.placed, without.placed) == ("as in plan.json", "consecutive experts on consecutive ranks")
 
 
 @pytest.mark.parametrize(
@@ -82,20 +88,20 @@ def test_a_placement_from_a_file_is_taken_in_the_order_of_the_layers(subject, tm
     ],
 )
 def test_a_placement_of_another_model_or_number_of_ranks_is_refused(subject, tmp_path, placed, expected):
-    file = tmp_path / "placement.json"
-    file.write_text(placed.text())
+    file = tmp_path / "plan.json"
+    file.write_text(planned(placed).text())
     with pytest.raises(MoecError, match=expected):
         predict_on_ranks(subject, 2, 1, LINK, LINK, [16], file)
 
 
 def test_the_placement_and_transport_of_the_artifact_count_where_ranks_are_as_many(subject):
     layers = tuple(LayerPlacement(name, 8, ((1, 3), (5, 7), (0, 2), (4, 6))) for name in BLOCKS)
-    subject.artifact.manifest.placement = ExpertPlacement(4, layers, transport="allgather")
+    subject.artifact.manifest.plan = planned(ExpertPlacement(4, layers, transport="allgather"))
     try:
         report = predict_on_ranks(subject, 4, 1, LINK, LINK, [16])
         other = predict_on_ranks(subject, 2, 1, LINK, LINK, [16])
     finally:
-        subject.artifact.manifest.placement = None
+        subject.artifact.manifest.plan = None
     assert report.predictions[0][0].setup.placement.layers == layers
     assert (report.placed, report.choice.transport) == ("as compiled", "allgather")
     assert report.choice.reason.startswith("as compiled; else alltoall: ")
@@ -152,7 +158,7 @@ def test_the_command_prints_layers_and_what_would_help(char_lm):
     ("options", "expected"),
     [
         (("--ranks", "4"), "--ranks needs the links between them: add --link"),
-        (("--link", "1GB/s,1us"), "--profile and --placement need --ranks"),
+        (("--link", "1GB/s,1us"), "--profile and --plan need --ranks"),
         (("--ranks", "4", "--link", "fast"), "--link is 'fast'; expected a bandwidth and a latency"),
         (("--ranks", "4", "--nodes", "3", "--link", "1GB/s,1us"), "4 ranks on 3 nodes"),
         (("--ranks", "4", "--launches"), "give one of --expert, --kernel, --launches and --ranks"),

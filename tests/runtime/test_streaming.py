@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import threading
@@ -26,8 +25,9 @@ from moec.runtime.expert_pages import ExpertPages
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.model import CompiledModel
 from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
-from moec.runtime.streaming import StreamPlan, own_experts
+from moec.runtime.streaming import StreamPlan
 from tests.language_model import VOCABULARY, language_model
+from tests.plans import plan_file
 
 from .forged_manifests import manifest_of, rewrite_program
 
@@ -175,17 +175,15 @@ def test_too_little_memory_is_refused_with_the_numbers(folder, tmp_path):
 @pytest.fixture(scope="module")
 def uneven(folder) -> Artifact:
     """Artifact on two ranks: of each layer the first holds one expert, the second seven."""
-    path, placement = folder.parent / "ranks.moec", folder.parent / "placement.json"
-    layers = [{"name": str(layer), "experts": 8, "slots": [[5], [0, 1, 2, 3, 4, 6, 7]]} for layer in range(2)]
-    placement.write_text(json.dumps({"ranks": 2, "nodes": 1, "layers": layers}))
-    moec.compile(folder.parent / "model.onnx", resident="1MiB", placement=placement, output=path)
+    path, model = folder.parent / "ranks.moec", folder.parent / "model.onnx"
+    slots = [[5], [0, 1, 2, 3, 4, 6, 7]]
+    moec.compile(model, plan=plan_file(folder.parent / "plan.json", model, [slots, slots]), output=path)
     return open_artifact(path)
 
 
 def own_plan(artifact: Artifact, rank: int) -> StreamPlan:
     (program,) = artifact.manifest.programs
-    own = own_experts(program.streamed, artifact.manifest.placement, rank)
-    return StreamPlan.of(program.streamed, artifact.weight_entries(program), own)
+    return StreamPlan.of(program.streamed, artifact.weight_entries(program), artifact.manifest.plan, rank)
 
 
 def test_a_rank_needs_memory_for_its_own_experts(uneven):

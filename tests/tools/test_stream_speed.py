@@ -24,7 +24,9 @@ def artifact(tmp_path_factory) -> Artifact:
     path = tmp_path_factory.mktemp("speed")
     moec.compile(language_model(path / "model.onnx"), resident="1MiB", output=path / "model.moec")
     opened = open_artifact(path / "model.moec")
-    opened.manifest.resident = stream_plan(opened).pinned + 4 * EXPERT
+    assert opened.manifest.plan is not None
+    resident = stream_plan(opened).pinned + 4 * EXPERT
+    opened.manifest.plan = dataclasses.replace(opened.manifest.plan, resident=resident)
     return opened
 
 

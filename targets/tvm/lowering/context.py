@@ -139,13 +139,13 @@ class LoweringContext(Protocol):
         chosen: int,
         starts: Mapping[relax.Var, Sequence[int]],
         shares: Sequence[float] = (),
-        placed: int | None = None,
+        planned: int | None = None,
     ) -> int:
         """Declare that weights of this layer are read expert by expert, and return the layer's number.
 
         ``chosen``: the most experts of a token; ``starts``: for each weight, the byte offsets at which its experts
         start, and at last its size; ``shares``: measured share of the tokens of each expert, if there is one;
-        ``placed``: the number of the layer in the placement on ranks, if it has one."""
+        ``planned``: the number of the layer in the plan of experts, if it has one."""
         ...
 
     def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:

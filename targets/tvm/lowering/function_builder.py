@@ -174,11 +174,11 @@ class FunctionBuilder:
         chosen: int,
         starts: Mapping[relax.Var, Sequence[int]],
         shares: Sequence[float] = (),
-        placed: int | None = None,
+        planned: int | None = None,
     ) -> int:
         layer = self.streamed_layer(name)
         before, earlier, *_ = self._streamed[name] or (0, {})
-        self._streamed[name] = max(chosen, before), {**earlier, **starts}, tuple(shares), placed
+        self._streamed[name] = max(chosen, before), {**earlier, **starts}, tuple(shares), planned
         return layer
 
     def streamed_experts(self) -> list[StreamedExpertsSpec]:
@@ -198,9 +198,9 @@ class FunctionBuilder:
                 ),
                 shares,
                 name in self._replaceable,
-                placed,
+                planned,
             )
-            for name, chosen, starts, shares, placed in declared
+            for name, chosen, starts, shares, planned in declared
         ]
 
     def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:

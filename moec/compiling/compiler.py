@@ -214,13 +214,13 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     from moec.targets.base import Program
 
     report = Report(progress=options.progress or silent)
-    made = generated(model, options, report)
+    compiled = generated(model, options, report)
     with step(WRITING, model, report):
-        context = made.context(options, report, text)
+        context = compiled.context(options, report, text)
         if c_form is not None:
-            assert isinstance(made.programs[0], Program), "the target has a processor"
-            context = dataclasses.replace(context, more_files=c_form.maker(made.programs[0], context))
-        write_artifact(path, made.programs[0], context, *made.programs[1:], progress=report.progress)
+            assert isinstance(compiled.programs[0], Program), "the target has a processor"
+            context = dataclasses.replace(context, more_files=c_form.maker(compiled.programs[0], context))
+        write_artifact(path, compiled.programs[0], context, *compiled.programs[1:], progress=report.progress)
 
 
 @one_at_a_time
@@ -233,8 +233,8 @@ def weights_in_memory(model: Any, options: CompileOptions = DEFAULTS) -> tuple[E
     from moec.placing.metadata import plan_of
 
     sources.check(model)
-    made = generated(model, options, Report(progress=options.progress or silent))
-    return plan_of(made.graph), weights_of_programs(made.programs, made.of_stages)
+    compiled = generated(model, options, Report(progress=options.progress or silent))
+    return plan_of(compiled.graph), weights_of_programs(compiled.programs, compiled.of_stages)
 
 
 @one_at_a_time

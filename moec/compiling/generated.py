@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Generated:
+class GeneratedModel:
     """A model after its passes, with its programs, and those of its stages. ``stages``: texts of the model."""
 
     source: Any
@@ -48,12 +48,13 @@ class Generated:
         Raises MoecError for less memory than a process needs."""
         from moec.artifacts.writer import weights_of_programs
         from moec.placing.metadata import plan_of
+        from moec.placing.plan import device_of
         from moec.runtime.residents import check_resident
 
         plan, resident = plan_of(self.graph), options.resident_bytes
         if plan is None:
             return None
-        plan = dataclasses.replace(plan, device=targets.kind_of(options.target).name, resident=resident)
+        plan = dataclasses.replace(plan, device=device_of(targets.kind_of(options.target).name), resident=resident)
         if resident is not None:
             check_resident(plan, weights_of_programs(self.programs, self.of_stages), str(options.plan or self.source))
         return plan
@@ -93,7 +94,7 @@ class Generated:
         )
 
 
-def generated(model: Any, options: CompileOptions, report: Report) -> Generated:
+def generated(model: Any, options: CompileOptions, report: Report) -> GeneratedModel:
     """Import a model, run the passes and generate code."""
     from moec.compiling.batches import batch_program
     from moec.compiling.layer_stages import stage_programs
@@ -113,7 +114,7 @@ def generated(model: Any, options: CompileOptions, report: Report) -> Generated:
         programs = _generate(graph, chosen, target, report)
         of_stages = [] if ranges is None else stage_programs(graph, ranges, chosen[0])
         of_batch = batch_program(graph, inputs, programs[0], chosen[0]) if options.batches else None
-    return Generated(model, graph, chain, inputs, stages, blocks, rounding, programs, of_stages, of_batch)
+    return GeneratedModel(model, graph, chain, inputs, stages, blocks, rounding, programs, of_stages, of_batch)
 
 
 @contextlib.contextmanager

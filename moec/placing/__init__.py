@@ -1,1 +1,1 @@
-"""Placements: which rank of a distributed run holds which experts, and how they are found and judged."""
+"""Plans of experts: their formats, ranks and memory, and how placements on ranks are found and judged."""

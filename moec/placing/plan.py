@@ -37,7 +37,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Set
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json, read_bytes
@@ -46,6 +46,8 @@ from moec.placing.placement import ExpertPlacement, LayerPlacement, Transport
 
 VERSION = 2
 KEEP = "keep"
+Device = Literal["cpu", "cuda"]
+Method = Literal["rtn", "gptq", "awq"]
 _LARGEST = 64 << 20
 _EXPECTED = "expected a plan as moec plan writes it"
 
@@ -72,8 +74,8 @@ class LayerPlan:
             where = f"{self.where}: resident[{rank}]"
             if len(set(experts)) < len(experts):
                 raise MoecError(f"{where} lists an expert twice; keep it once")
-            held = self.held(rank)
-            stray = next((expert for expert in experts if expert not in held), None)
+            own = self.held(rank)
+            stray = next((expert for expert in experts if expert not in own), None)
             if stray is not None:
                 raise MoecError(f"{where} lists expert {stray}; expected experts that this rank holds")
 
@@ -95,12 +97,12 @@ class ExpertPlan:
 
     layers: tuple[LayerPlan, ...]
     version: int = VERSION
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     ranks: Size | None = None
     nodes: Size = 1
     transport: Transport | None = None
     resident: Size | None = None
-    method: str | None = None
+    method: Method | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,8 +152,8 @@ class ExpertPlan:
     def text(self) -> str:
         """Return the JSON file, with one line for each operand of a layer, and for each of its ranks."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        known = {name: value for name, value in fields.items() if value not in (None, {}) and name != "layers"}
-        head = "".join(f"{json.dumps(name)}: {json.dumps(value)}, " for name, value in known.items())
+        present = {name: value for name, value in fields.items() if value not in (None, {}) and name != "layers"}
+        head = "".join(f"{json.dumps(name)}: {json.dumps(value)}, " for name, value in present.items())
         return f"{{{head}{json.dumps('layers')}: [\n" + ",\n".join(map(_layer_text, self.layers)) + "]}\n"
 
 
@@ -167,6 +169,14 @@ def _tiers(layer: LayerPlan) -> Iterator[str]:
     for name, ranks in (("slots", layer.slots), ("resident", layer.resident)):
         if ranks:
             yield f'   "{name}": [\n' + ",\n".join(f"    {json.dumps(list(own))}" for own in ranks) + "]"
+
+
+def device_of(kind: str) -> Device:
+    """The device of a kind of targets. Raises MoecError for kinds whose programs hold no experts by a plan."""
+    for device in get_args(Device):
+        if device == kind:
+            return device
+    raise MoecError(f"target {kind!r} follows no plan of experts; expected {' or '.join(get_args(Device))}")
 
 
 def parse_plan(text: str | bytes, where: str) -> ExpertPlan:

@@ -28,7 +28,7 @@ from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.calibration import Method
 from moec.passes.weights.judged_plan import Chosen, assignable, choose
 from moec.placing.metadata import layers_of, planned_layer
-from moec.placing.plan import ExpertPlan, LayerPlan
+from moec.placing.plan import ExpertPlan, LayerPlan, device_of
 from moec.profiles import Profile
 from moec.runtime.artifact import open_artifact
 from moec.runtime.machine import check_threads
@@ -138,8 +138,7 @@ def _from_model(path: pathlib.Path, task: PlanTask, profile: _Path | None, progr
     is_planned = assignable(graph.graph, task.formats is not None and task.formats.linears)
     if not is_planned:
         raise MoecError(f"{path}: no MoE block was raised; there is nothing to plan")
-    device: Any = targets.kind_of(task.target).name
-    planned = ExpertPlan(tuple(map(planned_layer, nodes)), device=device)
+    planned = ExpertPlan(tuple(map(planned_layer, nodes)), device=device_of(targets.kind_of(task.target).name))
     notes: dict[str, Any] = {"passes": passes} | ({} if profile is None else {"profile": pathlib.Path(profile).name})
     remarks: list[str] = []
     if task.ranks is not None:

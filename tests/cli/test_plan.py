@@ -179,8 +179,8 @@ def check_followed(model: pathlib.Path, profile: pathlib.Path, path: pathlib.Pat
     plan, artifact, plain = read_plan(path), path.parent / "m.moec", path.parent / "plain.moec"
     for rank in range(2):
         kept = [set(layer.resident[rank]) for layer in plan.layers]
-        held = [set(layer.slots[rank]) for layer in plan.layers]
-        assert 0 < sum(map(len, kept)) < 10 and all(own <= every for own, every in zip(kept, held, strict=True))
+        slots = [set(layer.slots[rank]) for layer in plan.layers]
+        assert 0 < sum(map(len, kept)) < 10 and all(own <= every for own, every in zip(kept, slots, strict=True))
     done = moec("compile", model, "-o", artifact, "--plan", path, "--profile", profile)
     assert done.exit_code == 0, done.exception
     shown = parse_plan(moec("plan", artifact).stdout, "stdout")
@@ -189,8 +189,8 @@ def check_followed(model: pathlib.Path, profile: pathlib.Path, path: pathlib.Pat
     assert not plan.has_formats or [block["formats"] for block in blocks] == [layer.formats for layer in plan.layers]
     layers = tuple(dataclasses.replace(layer, slots=(), resident=()) for layer in plan.layers)
     path.write_text(dataclasses.replace(plan, layers=layers, ranks=None, resident=None).text())
-    given = ("--plan", path, "--profile", profile) if plan.has_formats else ("--plan", path)
-    assert moec("compile", model, "-o", plain, *given).exit_code == 0
+    profiled = ("--profile", profile) if plan.has_formats else ()
+    assert moec("compile", model, "-o", plain, "--plan", path, *profiled).exit_code == 0
     expected, actual = load(plain), load(artifact)
     assert actual.placement.pages == "streamed" and expected.placement.pages == "mapped"
     for token in np.load(data)["ids"][0, :20]:

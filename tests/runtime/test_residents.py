@@ -98,8 +98,8 @@ def test_on_later_tokens_they_are_chosen_more_often_than_experts_by_number():
     trace = zipf_trace(4000, EXPERTS, 2, seed=3, drift=0.1)
     counts = np.bincount(trace[:2000].ravel(), minlength=EXPERTS) / 2000
     slots = (tuple(range(0, 16, 2)), tuple(range(1, 16, 2)))
-    found = []
+    hits = []
     for shares in (counts, ()):
         plan = with_residents(planned(DENSE + 3 * PAGE, 1, *slots), [weights(np.array(shares))], "m")
-        found.append(np.isin(trace[2000:], np.concatenate(plan.layers[0].resident)).mean())
-    assert found[0] > 1.3 * found[1]
+        hits.append(np.isin(trace[2000:], np.concatenate(plan.layers[0].resident)).mean())
+    assert hits[0] > 1.3 * hits[1]

@@ -14,7 +14,6 @@ from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RanksSpec
 from moec.ir.exchanged_rows import chosen_experts, computes_in_float32, exchanged_bytes
-from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import read_values
 from moec.ir.streaming import set_streamed
 from moec.passes.framework.base import Exactness, Report

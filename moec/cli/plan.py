@@ -31,8 +31,8 @@ def plan(
     nodes: Nodes = 1,
     replicas: Replicas = 0,
     method: Annotated[
-        str, typer.Option(help="Place experts on --ranks by this method: joint, eplb, linear.")
-    ] = "joint",
+        str | None, typer.Option(help="Place experts on --ranks by this method: joint (default), eplb, linear.")
+    ] = None,
     slack: Annotated[
         float,
         typer.Option(min=0, help="Let joint add this imbalance to bring experts together that tokens select together."),
@@ -71,6 +71,7 @@ def plan(
     """
     from moec.common.replacing import check_replaceable
     from moec.inspect.plans import plan_table
+    from moec.placing.place import DEFAULT_METHOD
     from moec.tools.planning import FormatsTask, PlanTask, budget_of, edited, write_plan
     from moec.tools.planning import plan as make_plan
     from moec.tools.planning_ranks import RanksTask
@@ -84,7 +85,7 @@ def plan(
         raise MoecError("formats are chosen within a budget; add --avg, --megabytes or --microseconds")
     if microseconds is None and gigabytes_per_second is not None:
         raise MoecError("--gigabytes-per-second needs --microseconds; leave it out")
-    if ranks is None and (nodes != 1 or replicas or slack or method != "joint"):
+    if ranks is None and (nodes != 1 or replicas or slack or method is not None):
         raise MoecError("--nodes, --replicas, --method and --slack are about --ranks; add it")
     chosen = None
     if limits:
@@ -92,7 +93,7 @@ def plan(
         chosen = FormatsTask(budget, formats, linears, sensitivities)
     task = PlanTask(
         chosen,
-        None if ranks is None else RanksTask(ranks, nodes, replicas, method, slack),
+        None if ranks is None else RanksTask(ranks, nodes, replicas, method or DEFAULT_METHOD, slack),
         None if resident is None else bytes_of("resident", resident),
         target,
         asked_pipeline(level, passes),

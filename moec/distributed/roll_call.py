@@ -1,8 +1,9 @@
 """Roll call of ranks: when a collective fails, all ranks learn from the store which of them is to blame.
 
 A collective that fails says at most that some connection is closed, which may be that of a rank that noticed the
-failure earlier. So each rank has a thread that answers when the roll is called, whatever the rank computes; a rank
-that does not answer was killed or stopped. A rank that ends by an error of its own leaves its message first.
+failure earlier. So each rank has a thread that answers when the roll is called, whatever the rank computes, and that
+keeps the verdict for the time when the rank's own collective fails; a rank that does not answer was killed or stopped.
+A rank that ends by an error of its own leaves its message first.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class RollCall:
         self._store, self._rank, self._ranks = store, rank, range(size)
         self._holds_store, self._place = holds_store, place
         self._begun: float | None = None
+        self._heard: RollVerdict | None = None
         self._over = threading.Event()
         self._listener = threading.Thread(target=self._listen, args=(store.clone(),), name="moec-roll", daemon=True)
         self._listener.start()
@@ -69,14 +71,15 @@ class RollCall:
         """Leave the message of the error that ends this rank. The first rank that does is the one that failed."""
         self._begin()
         failure = json.dumps({"failed": self._rank, "message": message})
-        self._within(lambda: self._store.compare_set("failure", "", failure))
+        self._within(lambda: self._store.compare_set("failure", "", failure) and self._store.set("roll", "ended"))
 
     def call(self, how: str, is_cause: bool = False) -> RollVerdict:
         """Find out who is to blame. All ranks that call get the verdict of the first one. ``is_cause``: whether what
         this rank noticed cannot follow from another rank's end, as a closed connection does; it is then what the
         verdict says."""
         self._begin()
-        return self._within(lambda: self._verdict(how, is_cause)) or RollVerdict(how=how, unreachable=True)
+        verdict = self._heard or self._within(lambda: self._verdict(how, is_cause)) or self._heard
+        return verdict or RollVerdict(how=how, unreachable=True)
 
     def linger(self) -> None:
         """Wait until the other ranks have their verdicts, if the store ends with this process."""
@@ -107,21 +110,21 @@ class RollCall:
             store.set(f"here/{self._rank}", self._place())
             everybody = [f"here/{rank}" for rank in self._ranks]
             self._wait_for(everybody, "verdict", ANSWER_SECONDS)
-        is_known = store.check(["failure"])
-        verdict = RollVerdict(**json.loads(store.get("failure"))) if is_known else self._agreed(how)
+            if not store.check(["failure"]):
+                self._agree(how)
+        verdict = _read(store)
         for rank in (self._rank, *verdict.missing):
             store.set(f"done/{rank}", "")
         return verdict
 
-    def _agreed(self, how: str) -> RollVerdict:
+    def _agree(self, how: str) -> None:
+        """Write a verdict, unless another rank has."""
         here = [rank for rank in self._ranks if self._store.check([f"here/{rank}"])]
         missing = sorted({*self._ranks} - {*here})
         how = self._store.get("cause").decode() if self._store.check(["cause"]) else how
         asked = () if missing else here
         busy = [rank for rank in asked if self._store.get(f"here/{rank}").decode() == COMPUTING]
-        text = self._store.compare_set("verdict", "", json.dumps({"missing": missing, "busy": busy, "how": how}))
-        data = json.loads(text)
-        return RollVerdict(tuple(data["missing"]), tuple(data["busy"]), data["how"])
+        self._store.compare_set("verdict", "", json.dumps({"missing": missing, "busy": busy, "how": how}))
 
     def _wait_for(self, keys: list[str], or_key: str, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -129,10 +132,26 @@ class RollCall:
             time.sleep(_POLL_SECONDS)
 
     def _listen(self, store: Any) -> None:
+        """Answer when the roll is called, and keep the verdict: the store may have gone when this rank needs it."""
         try:
-            while not self._over.wait(_POLL_SECONDS):
-                if store.check(["roll"]):
-                    store.set(f"here/{self._rank}", self._place())
-                    return
+            if self._waited(lambda: store.check(["roll"])):
+                store.set(f"here/{self._rank}", self._place())
+                if self._waited(lambda: store.check(["failure"]) or store.check(["verdict"])):
+                    self._heard = _read(store)
+                    store.set(f"done/{self._rank}", "")
         except RuntimeError:  # the process that holds the store has ended: who needs an answer sees that, too
             return
+
+    def _waited(self, is_there: Callable[[], bool]) -> bool:
+        """Wait until something is there, or this rank answers no more."""
+        while not self._over.wait(_POLL_SECONDS):
+            if is_there():
+                return True
+        return False
+
+
+def _read(store: Any) -> RollVerdict:
+    """Read what all ranks were told: that a rank failed, or the verdict of the first one that called."""
+    data: dict[str, Any] = json.loads(store.get("failure" if store.check(["failure"]) else "verdict"))
+    missing, busy = (tuple(data.pop(name, ())) for name in ("missing", "busy"))
+    return RollVerdict(missing, busy, **data)

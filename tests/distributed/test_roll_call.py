@@ -7,6 +7,7 @@ import datetime
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -52,10 +53,40 @@ def test_a_time_out_outweighs_the_connections_that_it_closed(
         roll.close()
 
 
+def test_a_rank_that_notices_nothing_has_the_verdict_when_the_store_is_gone(store: Any) -> None:
+    """Rank 2 is lost. Rank 1 waits for rank 0, which has told it, and ends with the store."""
+    own = rolls(store, 3, [0, 1])
+    assert own[0].call("closed").missing == (2,)
+    own[0].linger()
+    own[1]._store = mock.Mock(check=mock.Mock(side_effect=RuntimeError))
+    assert own[1].call("closed") == RollVerdict((2,), (), "closed")
+    for roll in own:
+        roll.close()
+
+
+def test_the_message_of_a_failure_is_told_to_all(store: Any) -> None:
+    own = rolls(store, 2, [0, 1])
+    own[0].report("no prompts")
+    own[0].linger()
+    own[1]._store = mock.Mock(check=mock.Mock(side_effect=RuntimeError))
+    assert own[1].call("closed") == RollVerdict(failed=0, message="no prompts")
+    for roll in own:
+        roll.close()
+
+
+def test_a_store_that_is_gone_says_nothing(store: Any) -> None:
+    (own,) = rolls(store, 2, [1])
+    own._store = mock.Mock(check=mock.Mock(side_effect=RuntimeError))
+    assert own.call("closed").unreachable
+    own.close()
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_the_store_waits_for_a_slow_rank_in_the_time_that_is_left(store: Any, is_there: bool) -> None:
-    """Rank 1 reads its verdict later than LINGER says, or never."""
+    """Rank 1, whose thread does not run, reads its verdict later than LINGER says, or never. Rank 2 is lost."""
     own = rolls(store, 3, [0, 1])
+    own[1].close()
+    store.set("here/1", "somewhere")
     start = time.monotonic()
     assert own[0].call("closed").missing == (2,)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,11 +24,13 @@ from moec.runtime.page_pool import PagePool
 @dataclasses.dataclass
 class _Sequence:
     """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages``. ``wanted``: number of
-    last tokens whose logits are wanted. ``logits``: those computed so far."""
+    last tokens whose logits are wanted. ``logits``: those computed so far. ``whole_parts``: number of first pages that
+    were computed in one part each."""
 
     tokens: list[int]
     wanted: int
     computed: int = 0
+    whole_parts: int = 0
     pages: list[int] = dataclasses.field(default_factory=list)
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -44,7 +48,8 @@ class Batch:
     same bit for bit whatever runs beside it: tokens that wait together are computed in parts that end at multiples of
     256 tokens, however many there is time for.
 
-    States lie in pages of 256 tokens. A fork shares them until it writes.
+    States lie in pages of 256 tokens. A fork shares them until it writes. A new sequence shares the pages of another's
+    prompt that begin it: a page of a prompt follows from the tokens up to its end, and from nothing else.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Batch:
             tokens = self._checked(ids)
             sequence = _Sequence(tokens, _wanted(last, len(tokens)))
             self._check_length(len(tokens))
+            self._share_prefix(sequence)
             return self._new(sequence)
 
     def extend(self, sequence: int, ids: Any, *, last: int | None = 1) -> None:
@@ -158,6 +164,7 @@ class Batch:
             own.wanted = max(0, own.wanted - (len(own.tokens) - length))
             del own.tokens[length:]
             own.computed = min(own.computed, length)
+            own.whole_parts = min(own.whole_parts, length // PAGE)
             self._keep(own, -(-own.computed // PAGE))
             if not own.waiting:
                 own.logits.clear()
@@ -210,8 +217,8 @@ class Batch:
 
     def _make_room(self, sequence: _Sequence) -> None:
         first, end = sequence.computed // PAGE, -(-(sequence.computed + _part_size(sequence)) // PAGE)
-        if first < len(sequence.pages) and self._pool.is_shared(sequence.pages[first]):
-            sequence.pages[first] = self._pool.own(sequence.pages[first])
+        if first < len(sequence.pages):
+            sequence.pages[first] = self._pool.writable(sequence.pages[first])
         while len(sequence.pages) < end:
             sequence.pages.append(self._pool.take())
 
@@ -220,6 +227,26 @@ class Batch:
         last = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
         return SequencePart(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, last)
 
+    def _share_prefix(self, sequence: _Sequence) -> None:
+        """Let a new sequence hold pages that others have of its first tokens, up to those whose logits are wanted."""
+        most = (len(sequence.tokens) - max(1, sequence.wanted)) // PAGE
+        for name in itertools.islice(_page_names(sequence.tokens), max(0, most)):
+            page = self._pool.find(name)
+            if page is None:
+                return
+            self._pool.hold(page)
+            sequence.pages.append(page)
+            sequence.computed += PAGE
+            sequence.whole_parts += 1
+
+    def _note_whole_part(self, sequence: _Sequence, part: SequencePart) -> None:
+        """Give a page its name if it and all before it were computed in one part each."""
+        number = part.start // PAGE
+        if len(part.tokens) == PAGE and sequence.whole_parts == number:
+            sequence.whole_parts += 1
+            name = next(itertools.islice(_page_names(sequence.tokens), number, None))
+            self._pool.name(sequence.pages[number], name)
+
     def _take(self, parts: Mapping[int, SequencePart], logits: np.ndarray) -> dict[int, np.ndarray]:
         """Note what was computed, and let these sequences wait behind the others."""
         done, first = {}, 0
@@ -227,6 +254,7 @@ class Batch:
             sequence = self._sequences.pop(number)
             self._sequences[number] = sequence
             sequence.computed = part.end
+            self._note_whole_part(sequence, part)
             sequence.logits.append(logits[first : first + part.wanted])
             first += part.wanted
             if not sequence.waiting:
@@ -296,6 +324,14 @@ class Batch:
             yield
         finally:
             self._lock.release()
+
+
+def _page_names(tokens: Sequence[int]) -> Iterator[bytes]:
+    """Names of the whole pages of a sequence: each follows from all tokens up to the end of the page."""
+    digest = hashlib.sha256()
+    for start in range(0, len(tokens) - PAGE + 1, PAGE):
+        digest.update(np.array(tokens[start : start + PAGE], np.int64).tobytes())
+        yield digest.digest()
 
 
 def _part_size(sequence: _Sequence) -> int:

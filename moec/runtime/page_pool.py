@@ -38,6 +38,8 @@ class PagePool:
                 ) from error
         self._holders = np.zeros(count, np.int64)
         self._free = list(range(count - 1, -1, -1))
+        self._named: dict[bytes, int] = {}
+        self._names: dict[int, bytes] = {}
 
     @property
     def free(self) -> int:
@@ -69,12 +71,23 @@ class PagePool:
         self._holders[page] -= 1
         if not self._holders[page]:
             self._free.append(page)
+            self._named.pop(self._names.pop(page, b""), None)
 
-    def is_shared(self, page: int) -> bool:
-        return bool(self._holders[page] > 1)
+    def name(self, page: int, name: bytes) -> None:
+        """Let a page be found by a name that says all that its entries follow from."""
+        if name not in self._named:
+            self._named[name], self._names[page] = page, name
 
-    def own(self, page: int) -> int:
-        """Return a page with the same entries that no other sequence holds, in the place of a shared one."""
+    def find(self, name: bytes) -> int | None:
+        """Return the page of that name that a sequence holds; None where there is none."""
+        return self._named.get(name)
+
+    def writable(self, page: int) -> int:
+        """Return a page with the same entries that one sequence alone holds and that no name finds: a copy in the place
+        of a shared page. Raises InputError where there is no free page for it."""
+        if self._holders[page] == 1:
+            self._named.pop(self._names.pop(page, b""), None)
+            return page
         copy = self.take()
         for array in self.arrays.values():
             array[copy] = array[page]

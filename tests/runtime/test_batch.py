@@ -116,6 +116,47 @@ def test_forks_share_pages_until_they_write(model):
     assert (batch.free_pages, batch.state_bytes) == (batch.pages, 0)
 
 
+def test_a_prompt_that_another_begins_with_is_computed_once(model):
+    batch, alone = model.batch(4, 16 * PAGE), Alone(model)
+    system = tokens(2 * PAGE + 30)
+    first = batch.add(np.append(system, 3))
+    finish(batch)
+    prompts = [np.append(system, 4), np.append(system[:PAGE], system[:PAGE]), np.append(tokens(PAGE, 9), system)]
+    numbers = [batch.add(ids) for ids in prompts]
+    assert [batch.waiting(number) for number in numbers] == [31, PAGE, 3 * PAGE + 30]
+    check(finish(batch), {number: alone.run(number, ids) for number, ids in zip(numbers, prompts, strict=True)})
+    assert batch.pages - batch.free_pages == 3 + 1 + 1 + 4
+    for number in (first, *numbers):
+        batch.remove(number)
+    assert batch.waiting(batch.add(system)) == len(system)
+
+
+def test_pages_of_other_parts_or_with_wanted_logits_are_computed_again(model):
+    batch = model.batch(4, 8 * PAGE)
+    first = batch.add(tokens(100))
+    batch.step()
+    batch.extend(first, tokens(PAGE)[100:])  # the page is computed in two parts, so its bits may be others
+    finish(batch)
+    second = batch.add(np.append(tokens(PAGE), 1))
+    assert batch.waiting(second) == PAGE + 1
+    finish(batch)
+    assert batch.waiting(batch.add(np.append(tokens(PAGE), 1), last=2)) == PAGE + 1
+    assert batch.waiting(batch.add(np.append(tokens(PAGE), 1))) == 1
+
+
+def test_a_page_that_is_written_again_is_found_no_more(model):
+    batch = model.batch(3, 8 * PAGE)
+    first = batch.add(tokens(PAGE))
+    batch.step()
+    batch.truncate(first, PAGE - 1)
+    second = batch.add(tokens(PAGE + 1))
+    assert batch.waiting(second) == 1
+    batch.remove(second)
+    batch.extend(first, [0])
+    batch.step()
+    assert batch.waiting(batch.add(tokens(PAGE + 1))) == PAGE + 1
+
+
 def test_truncated_tokens_are_forgotten(model):
     batch, alone = model.batch(2, 8 * PAGE), Alone(model)
     number = batch.add(tokens(520))

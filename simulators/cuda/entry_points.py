@@ -9,6 +9,7 @@ from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS
 from moec.simulators.cuda.kernels import KernelSource
 from moec.simulators.cuda.launch import EmulatedLaunch
 
+_TENSOR_MAP = "CUtensorMap"
 _EXTENT = re.compile(r"(?:blockIdx|threadIdx|clusterCtaIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
 
 
@@ -27,6 +28,7 @@ def entry_point(kernel: KernelSource, launch: EmulatedLaunch) -> str:
     passed = ", ".join(f"arguments.{field}" for _, field in kernel.parameters)
     begins_early = str(BEGINS_EARLY_TAG in launch.tags).lower()
     listed = ", ".join(f'"{tag}"' for tag in tags)
+    maps = "".join(f"{place}, " for place, (type_, _) in enumerate(kernel.parameters) if type_ == _TENSOR_MAP)
     return f"""
 struct {name}_arguments {{
 {fields}}};
@@ -39,7 +41,8 @@ extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_{name}(
     void*, const TVMFFIAny* values, int32_t count, TVMFFIAny* result) {{
   *result = TVMFFIAny{{}};
   const auto entry = reinterpret_cast<void*>(__tvm_ffi_{name});
-  if (emulator::recorder && emulator::recorder(entry, values, count)) return 0;
+  static constexpr int32_t maps[] = {{{maps}-1}};
+  if (emulator::recorder && emulator::recorder(entry, values, count, maps)) return 0;
   return emulator::call("{name}", [=] {{
     emulator::expect_count(count, {count + len(tags)});
     static const emulator::Kernel kernel = {{"{name}", run_{name}, {kernel.most_threads}, {kernel.shared_bytes},

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from moec.common.errors import MoecError, UnsupportedError
+from moec.runtime.library import load_ffi
+from moec.simulators.cuda import EmulatedLaunch, emulated_library
+from moec.simulators.cuda.driver import emulated_driver, launch_recorder
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 
 from .barrier_functions import BARRIER_FUNCTIONS
-from .emulated import aligned, load
+from .emulated import TAGS, aligned, load
 
+NUMBERS = np.arange(40 * 64, dtype=np.int32).reshape(40, 64)
 SOURCE = (
     BARRIER_FUNCTIONS
     + """
@@ -108,7 +112,7 @@ def _swizzled(box: np.ndarray, swizzle: int) -> np.ndarray:
 @pytest.mark.parametrize(("swizzle", "columns"), [(0, 16), (1, 8), (2, 16), (3, 32)])
 @pytest.mark.parametrize("at", [(0, 0), (5, 12), (-3, 20), (100, 0)])
 def test_a_box_is_loaded(kernels, completion, swizzle, columns, at):
-    tensor = aligned(np.arange(40 * 64, dtype=np.int32).reshape(40, 64))
+    tensor = aligned(NUMBERS)
     results = np.full(32 + 16 * columns, -7, np.int32)
     encoded = _map(tensor, (16, columns), swizzle)
     kernels["load_box"](encoded, at[1], at[0], 64 * columns, results, dynamic_bytes=64 * columns)
@@ -117,6 +121,26 @@ def test_a_box_is_loaded(kernels, completion, swizzle, columns, at):
     expected = _swizzled(box, swizzle).ravel()
     np.testing.assert_array_equal(results[32:], expected)
     np.testing.assert_array_equal(results[:32], expected[:32] if completion == "earliest" else [-1] * 32)
+
+
+def test_a_graph_keeps_the_tensor_map_of_a_launch():
+    """As a GPU's driver does: host code makes maps on its stack."""
+    driver = emulated_driver()
+    path = emulated_library(SOURCE, [EmulatedLaunch("load_box", TAGS)], soon_ready=True)
+    library, stream, tensor = load_ffi().load_module(str(path)), driver.new_stream(), aligned(NUMBERS)
+    library["record_by"](launch_recorder())
+    results, encoded = np.full(32 + 256, -7, np.int32), _map(tensor, (16, 16), 0)
+    arguments = [ctypes.c_void_p(encoded.ctypes.data), 0, 0, 1024, ctypes.c_void_p(results.ctypes.data)]
+    driver.begin_capture(stream)
+    with load_ffi().use_raw_stream(load_ffi().device("cuda:0"), stream):
+        library["load_box"](*arguments, 1, 1, 32, 1024)
+    graph = driver.end_capture(stream)
+    assert (results == -7).all()
+    encoded[:] = 0
+    for _ in range(2):
+        tensor += 1
+        driver.launch(graph, stream)
+        np.testing.assert_array_equal(results[32:], tensor[:16, :16].ravel())
 
 
 def test_a_wrong_count_of_bytes_never_completes(kernels):

@@ -3,6 +3,7 @@
 #include <tvm/ffi/c_api.h>
 #include <tvm/ffi/extra/c_env_api.h>
 
+#include "../emulator/tensor_map.h"
 #include "device_api.h"
 
 using namespace driver;
@@ -15,6 +16,8 @@ using namespace driver;
 namespace {
 
 using Entry = int32_t (*)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
+
+const CUtensorMap* map_at(const TVMFFIAny& value) { return static_cast<const CUtensorMap*>(value.v_ptr); }
 
 void* address(uint64_t number) { return reinterpret_cast<void*>(number); }
 
@@ -36,12 +39,17 @@ EXPORT void* emulated_device_api() {
   return &device;
 }
 
-// Whether the launch was recorded; if not, the caller runs it now.
-EXPORT bool record_launch(void* entry, const TVMFFIAny* values, int32_t number) {
+// Whether the launch was recorded; if not, the caller runs it now. `maps`: the places of values that are addresses of
+// tensor maps, then -1: a graph keeps the maps themselves, as it keeps all that a kernel takes by value.
+EXPORT bool record_launch(void* entry, const TVMFFIAny* values, int32_t number, const int32_t* maps) {
   void* stream = TVMFFIEnvGetStream(kDLCUDA, 0);
   std::lock_guard<std::recursive_mutex> lock(turn);
   if (!capture_on(stream) || replaying) return count(replaying ? "launch in a graph" : "launch"), false;
-  submit(stream, [=, values = std::vector<TVMFFIAny>(values, values + number)] {
+  std::vector<std::shared_ptr<CUtensorMap>> kept;
+  for (; *maps >= 0; ++maps) kept.push_back(std::make_shared<CUtensorMap>(*map_at(values[*maps])));
+  std::vector<int32_t> places(maps - kept.size(), maps);
+  submit(stream, [=, values = std::vector<TVMFFIAny>(values, values + number)]() mutable {
+    for (size_t i = 0; i < kept.size(); ++i) values[places[i]].v_ptr = kept[i].get();
     TVMFFIAny nothing{};
     return reinterpret_cast<Entry>(entry)(nullptr, values.data(), number, &nothing) ? illegal_address : success;
   });

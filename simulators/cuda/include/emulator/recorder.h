@@ -4,8 +4,8 @@
 
 namespace emulator {
 
-// Whether the driver recorded the launch.
-using Recorder = bool (*)(void* entry, const TVMFFIAny* values, int32_t count);
+// Whether the driver recorded the launch. `maps`: the places of values that are addresses of tensor maps, then -1.
+using Recorder = bool (*)(void* entry, const TVMFFIAny* values, int32_t count, const int32_t* maps);
 extern Recorder recorder;  // nullptr without a driver
 
 }  // namespace emulator

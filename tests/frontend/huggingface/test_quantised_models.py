@@ -137,10 +137,11 @@ def test_nvfp4_stays(tmp_path: pathlib.Path) -> None:
             codes = RNG.integers(0, 16, tuple(weight.shape))
             scale = (torch.rand(weight.shape[0], weight.shape[1] // 16) + 0.5).to(torch.float8_e4m3fn)
             stored[name] = torch.from_numpy((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
-            stored |= {f"{name}_scale": scale, f"{name}_scale_2": torch.tensor(0.013)}
+            factor = torch.tensor(float(RNG.uniform(0.01, 0.02)))
+            stored |= {f"{name}_scale": scale, f"{name}_scale_2": factor}
             stored[f"{name.removesuffix('weight')}input_scale"] = torch.tensor(1.0)
             numbers = np.concatenate([VALUES, -VALUES])[codes]
-            plain[name] = torch.from_numpy(numbers) * (scale.float() * 0.013).repeat_interleave(16, 1)
+            plain[name] = torch.from_numpy(numbers) * (scale.float() * factor).repeat_interleave(16, 1)
     module = replace_weights(folder, plain, stored, {"quant_method": "modelopt", "quant_algo": "NVFP4"})
     change_config(folder, quantization_config=None)
     config = folder / "hf_quant_config.json"

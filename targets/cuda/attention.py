@@ -13,7 +13,7 @@ from moec.common.work import SizedWork
 from moec.targets.base import SizeRange
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
-from moec.targets.gpu.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together
+from moec.targets.gpu.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, keys_divided, rows_together
 from moec.targets.gpu.kernels.attention_join import ATTENTION_JOIN, parts_for
 from moec.targets.gpu.kernels.attention_operands import AttentionLaunch, kernel_operands, slices_of
 from moec.targets.gpu.kernels.attention_tiled import ATTENTION_TILED
@@ -60,19 +60,23 @@ def _way(launch: AttentionLaunch, chosen: Selection) -> LaunchChoice:
 
 
 def _work(launch: AttentionLaunch) -> SizedWork:
-    """The work of an attention in which all keys are in use. Scores and sums of hidden keys do not count."""
+    """The work of an attention in which all keys are in use. Scores and sums of hidden keys do not count, and keys
+    before all windows are not read."""
     problem, queries = launch.problem, "S"
     keys = "(pages * page)" if problem.paged else "P"
     few = f"min({queries}, {keys})"
     seen = f"{queries} * {keys}"
-    if problem.causal == "first":
+    moved = {}
+    if problem.window:
+        seen, inside = f"{queries} * min({keys}, {problem.window})", f"min({keys}, {queries} + {problem.window})"
+        moved |= {"key": f"B * G * {inside} * {problem.head_size}", "value": f"B * G * {inside} * {problem.value_size}"}
+    elif problem.causal == "first":
         seen = f"({few} * ({few} + 1) / 2 + ({queries} - {few}) * {keys})"
     elif problem.causal:
         seen = f"({few} * ({few} + 1) / 2 + {few} * ({keys} - {few}))"
     numbers = problem.heads_per_group * (problem.head_size + problem.value_size)
-    moved = {}
     if launch.queries.most is not None:  # results of parts are written only if there are several
-        moved = {name: f"min(parts - 1, 1) * {LARGEST}" for name in ("sums", "statistics")}
+        moved |= {name: f"min(parts - 1, 1) * {LARGEST}" for name in ("sums", "statistics")}
     return SizedWork(f"2 * B * G * {numbers} * {seen}", launch.dtype, moved)
 
 
@@ -109,7 +113,7 @@ def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
     problem, (query, key, *_) = launch.problem, operands
     batch, heads, queries, _ = query.ty.shape
     sizes = key.ty.shape
-    keys = sizes[0] * sizes[3] if problem.paged else sizes[2]
+    keys = keys_divided(problem, sizes[0] * sizes[3] if problem.paged else sizes[2], queries)
     rows = rows_together(problem, launch.dtype)
     tiles = (queries * problem.heads_per_group + (rows - 1)) // rows
     return parts_for(batch * (heads // problem.heads_per_group) * tiles * slices_of(problem), keys)

@@ -26,7 +26,9 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
     """The converters of the dense operators, for GPUs of an architecture."""
 
     def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
-        return lower_attention(lowering, node, functools.partial(attend, architecture), takes_sinks=True)
+        return lower_attention(
+            lowering, node, functools.partial(attend, architecture), takes_sinks=True, takes_windows=True
+        )
 
     return {
         "Attention": convert_attention,

@@ -149,5 +149,19 @@ def read_window(node: ir.Node, elements: TensorElements) -> Window:
     return Window(min(windows, default=0), bool(windows) and None not in sizes)
 
 
+def read_order(node: ir.Node, elements: TensorElements) -> Window | None:
+    """The window of an Attention with neither past nor lengths whose mask shows each query the keys up to its own,
+    where the last query belongs to the last key; None for any other mask. Hidden keys may be hidden by any number."""
+    mask = mask_of(node, elements)
+    if mask is None:
+        return None
+    offset = sympy.expand(mask.axes.keys - mask.axes.queries)
+    rest = [condition for condition in mask.conditions if causal_offset(condition, mask.axes) != offset]
+    if len(rest) == len(mask.conditions):
+        return None
+    sizes = [window_of(condition, mask.axes, offset) for condition in rest]
+    return Window(min((size for size in sizes if size is not None), default=0), None not in sizes)
+
+
 def _operand(node: ir.Node, position: int) -> ir.Value | None:
     return node.inputs[position] if position < len(node.inputs) else None

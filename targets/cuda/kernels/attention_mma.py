@@ -201,12 +201,13 @@ def _attend(tile):
     )
     start_rows(own)
     steps: T.let = T.ceildiv(tile.rows.end, KEYS)
+    begin: T.let = tile.rows.begin // KEYS
     copy_queries(tile)
-    copy_keys(tile, 0)
+    copy_keys(tile, begin * KEYS)
     T.ptx.cp.async_.commit_group()
-    copy_values(tile, 0)
+    copy_values(tile, begin * KEYS)
     T.ptx.cp.async_.commit_group()
-    for step in T.serial(steps):
+    for step in T.serial(begin, steps):
         # All copies of this thread except the newest group have arrived; after the barrier, those of all threads have.
         T.ptx.cp.async_.wait_group(1)
         T.cuda.cta_sync()

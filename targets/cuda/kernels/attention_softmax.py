@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.gpu.kernels.attention_operands import LOWEST, AttentionOperands, quotient, start_row
 from moec.targets.gpu.kernels.attention_rows import RowTile
 from moec.targets.tvm.heavy.attention import AttentionProblem
@@ -150,7 +150,7 @@ def _hide(own, first_key):
             for v in T.unroll(2):
                 at = T.meta_var((j, lower * 2 + v))
                 key: T.let = first_key + own.column(j) + v
-                sees = T.meta_var(T.And(rows.has(row), key < frontier))
+                sees = T.meta_var(rows.sees(row, key, frontier))
                 found = T.meta_var(
                     own.operands.masked(own.scores[at], rows.batch, rows.head(row), rows.query(row), key)
                 )
@@ -163,12 +163,21 @@ def tiles_seen(own: LaneRows, row: Any) -> Any:
     return T.int32(0) if own.operands.problem.mask else T.truncdiv(T.max(own.rows.frontier(row), 0), own.keys)
 
 
+def _may_hide(own: LaneRows, step: Any, seen: Any) -> Any:
+    """Whether a key of a tile may be hidden from a row: behind the first ``seen`` tiles, or before the window of the
+    last row of the warp."""
+    is_behind = step >= seen
+    if not own.operands.problem.window:
+        return is_behind
+    return T.Or(is_behind, step * own.keys < own.rows.first_key(own.first + MMA_ROWS - 1))
+
+
 @T.inline
 def find_scores(own, step, seen):
     """Turn the products with a tile of keys into scores. ``seen``: :func:`tiles_seen` of the rows."""
     if own.exponent.is_scaled:
         _scale(own)
-    if step >= seen:
+    if _may_hide(own, step, seen):
         _hide(own, step * own.keys)
 
 

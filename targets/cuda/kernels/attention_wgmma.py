@@ -116,7 +116,8 @@ class _CopyTile:
 
 @T.inline
 def _produce(rows, ring, thread):
-    steps = T.meta_var(T.ceildiv(rows.end, ring.keys))
+    begin: T.let = rows.begin // ring.keys
+    steps = T.meta_var(T.ceildiv(rows.end, ring.keys) - begin)
     position = T.meta_var(RingPosition(_STAGES, 0))
     copy_queries(_CopyTile(rows, thread, ring.queries, None, None))
     T.ptx.cp.async_.commit_group()
@@ -125,7 +126,7 @@ def _produce(rows, ring, thread):
     for item in T.serial(2 * steps):
         ring.empty.wait(position.stage, position.phase)
         stages = T.meta_var(ring.stages)
-        first_key: T.let = item // 2 * ring.keys
+        first_key: T.let = (begin + item // 2) * ring.keys
         if item % 2 == 0:
             copy_keys(_CopyTile(rows, thread, None, _RingStage(stages, position.stage), None), first_key)
         else:
@@ -213,8 +214,8 @@ def _release(ring, thread, item):
 
 
 @T.inline
-def _attend_tile(own, ring, group, thread, step, seen):
-    """Attend to a tile after the first.
+def _attend_tile(own, ring, group, thread, begin, step, seen):
+    """Attend to the tile ``step`` tiles after the first, ``begin``.
 
     The wait for this tile's values, which are multiplied next, stands between the weights and the wait for the sums,
     because ptxas moves no instruction over its loop. Without it the wait for the sums would come first, and nothing
@@ -226,7 +227,7 @@ def _attend_tile(own, ring, group, thread, step, seen):
     _start_sums(own, ring, (keys - 1) % _STAGES)
     await_products(own.scores, 1)
     _release(ring, thread, keys)
-    find_scores(own, step, seen)
+    find_scores(own, begin + step, seen)
     weigh(own)
     _wait(ring, keys + 1)
     await_products(own.sums, 0)
@@ -238,7 +239,8 @@ def _attend_tile(own, ring, group, thread, step, seen):
 @T.inline
 def _consume(own, ring, group, thread):
     """Compute a consumer's rows."""
-    steps = T.meta_var(T.ceildiv(own.rows.end, own.keys))
+    begin: T.let = own.rows.begin // own.keys
+    steps = T.meta_var(T.ceildiv(own.rows.end, own.keys) - begin)
     start_rows(own)
     ring.queries_full.wait(0, 0)
     if steps > 0:
@@ -247,13 +249,13 @@ def _consume(own, ring, group, thread):
         _start_scores(own, ring, group, 0)
         await_products(own.scores, 0)
         _release(ring, thread, 0)
-        find_scores(own, 0, seen)
+        find_scores(own, begin, seen)
         weigh(own)
         rescale(own)
         pack_weights(own)
         _wait(ring, 1)
         for step in T.serial(1, steps):
-            _attend_tile(own, ring, group, thread, step, seen)
+            _attend_tile(own, ring, group, thread, begin, step, seen)
         _start_sums(own, ring, (2 * steps - 1) % _STAGES)
         await_products(own.sums, 0)
     store_rows(own)

@@ -225,7 +225,7 @@ def _score_keys(block, first, state, keys, scores):
             for i in T.unroll(work.of_keys.count):
                 scores[r, k] = scores[r, k] + state.queries[r, i] * T.cast(keys[k, i], "float32")
             scores[r, k] = reduce_lanes(scores[r, k], "sum", work.lanes)
-            if T.And(rows.has(r), key < frontier):
+            if rows.sees(r, key, frontier):
                 scores[r, k] = block.operands.score(scores[r, k], rows.batch, rows.head(r), rows.query(r), key)
             else:
                 scores[r, k] = T.float32(float("-inf"))
@@ -341,6 +341,17 @@ def _attend(block, shared):
     _store(block, shared)
 
 
+def keys_divided(problem: AttentionProblem, keys: Any, queries: Any) -> Any:
+    """The most keys that are divided into parts: all, or those of the windows of all queries, from the multiple of
+    :data:`KEYS_TOGETHER` before them on."""
+    return tirx.min(keys, queries + (problem.window + KEYS_TOGETHER)) if problem.window else keys
+
+
+def _before_windows(rows: RowTile, multiple: int) -> Any:
+    """The last multiple of a number of keys that is not behind the first key that any row sees."""
+    return rows.begin // multiple * multiple
+
+
 def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.kernel_of_parts`."""
     work = _WorkPartition(problem, problem.paged or dtype)
@@ -357,10 +368,11 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         def attend(rows, thread):
             team: T.let = thread // work.lanes
             lane: T.let = thread % work.lanes
-            blocks: T.let = T.ceildiv(operands.keys, KEYS_TOGETHER)
+            blocks: T.let = T.ceildiv(keys_divided(problem, operands.keys, operands.queries), KEYS_TOGETHER)
             length: T.let = T.ceildiv(blocks, operands.parts.count) * KEYS_TOGETHER
-            first: T.let = rows.part * length
-            end: T.let = T.min(rows.end, first + length)
+            part_first: T.let = _before_windows(rows, KEYS_TOGETHER) + rows.part * length
+            end: T.let = T.min(rows.end, part_first + length)
+            first: T.let = T.max(part_first, _before_windows(rows, work.step_keys))
             block = T.meta_var(_BlockRows(rows, work, dtype, first, end, thread, team, lane))
             with one_block_is_enough():
                 _attend(block, shared)

@@ -140,12 +140,22 @@ class AttentionOperands:
         and it does not decrease from one query to the next."""
         if not self.problem.causal:
             return self.used_keys(batch)
+        return T.min(self._behind_own(batch, query), self.used_keys(batch))
+
+    def _behind_own(self, batch: Any, query: Any) -> Any:
+        """The key after that which belongs to a query of a causal attention. It may be negative, or not exist."""
         offset = {
             "first": 0,
             "last": self.keys - self.queries,
             "lengths": self.used_keys(batch) - self.queries,
         }[self.problem.causal]
-        return T.min(query + 1 + offset, self.used_keys(batch))
+        return query + 1 + offset
+
+    def first_key(self, batch: Any, query: Any) -> Any:
+        """The first key of a query's window; 0 without a window. It does not decrease from one query to the next."""
+        if not self.problem.window:
+            return T.int32(0)
+        return T.max(self._behind_own(batch, query) - self.problem.window, 0)
 
     def score(self, total: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
         """The score of an existing key, float32. ``total``: the product of query and key."""

@@ -49,6 +49,20 @@ class RowTile:
         last = T.min(self.query(self.count - 1), self.operands.queries - 1)
         return T.max(self.operands.frontier(self.batch, last), 0)
 
+    def first_key(self, row: Any) -> Any:
+        """The first key of the row's window."""
+        return self.operands.first_key(self.batch, self.query(row))
+
+    @property
+    def begin(self) -> Any:
+        """The first key in the window of any row of the tile, at most ``end``."""
+        return T.min(self.first_key(0), self.end) if self.operands.problem.window else T.int32(0)
+
+    def sees(self, row: Any, key: Any, frontier: Any) -> Any:
+        """Whether the row exists and sees a key, as far as the mask does not hide it. ``frontier``: of the row."""
+        is_before = T.And(self.has(row), key < frontier)
+        return T.And(is_before, key >= self.first_key(row)) if self.operands.problem.window else is_before
+
     def has_column(self, column: Any) -> Any:
         """Whether the column of the slice exists; the last slice may have fewer columns."""
         whole = self.operands.problem.value_size % self.operands.slice_columns == 0

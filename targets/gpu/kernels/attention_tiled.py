@@ -166,7 +166,7 @@ def _compute_scores(tile, shared, first_key, scores):
         frontier: T.let = tile.rows.frontier(row)
         for j in T.unroll(_PER_THREAD):
             key: T.let = first_key + tile.column(j)
-            if T.And(tile.rows.has(row), key < frontier):
+            if tile.rows.sees(row, key, frontier):
                 scores[i, j] = operands.score(
                     scores[i, j], tile.rows.batch, tile.rows.head(row), tile.rows.query(row), key
                 )
@@ -235,7 +235,7 @@ def _attend(tile, shared):
         start_row(tile.operands, rows.head(row), rows.has(row), largest, totals, i)
         for j in T.unroll(tile.columns_per_thread):
             sums[i, j] = T.float32(0)
-    for step in T.serial(T.ceildiv(tile.rows.end, KEYS)):
+    for step in T.serial(tile.rows.begin // KEYS, T.ceildiv(tile.rows.end, KEYS)):
         _compute_scores(tile, shared, step * KEYS, scores)
         _weigh(tile, shared, scores, state)
         _add_values(tile, shared, step * KEYS, sums)

@@ -106,14 +106,19 @@ def lower_attention(
     window = read_window(node, lowering.elements) if takes_windows else Window()
     if lowering.batch is not None:
         window = Window(attribute(node, WINDOW, 0))
+    order = None
     if sinks is None:
         inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone)
     else:
         with sinks.alone(node) as rest:
-            inputs, present = _attention_inputs(lowering, rest)
+            order = sinks.order(lowering, rest) if takes_windows else None
+            window = order or Window()
+            inputs, present = _attention_inputs(lowering, rest, has_mask=not window.is_alone)
         inputs, present = dataclasses.replace(inputs, sinks=logits_by_head(lowering, sinks.values)), []
     is_turned = len(lowering.shape(required_input(node, 0))) == 3 or _is_only_turned(node.outputs[0])
     problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size, query_major=is_turned)
+    if order is not None:  # the operator's own order would hide the sink
+        problem = dataclasses.replace(problem, causal="last" if inputs.lengths is None else "lengths")
     if lowering.batch is not None:
         inputs, problem = _of_sequences(lowering, node, inputs, problem)
     batch, heads, queries, _ = inputs.query.ty.shape

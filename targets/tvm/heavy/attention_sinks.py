@@ -7,7 +7,9 @@
     mask = Add (Pad (m, [1, 0], , [3]), Pad (logits, [0, P], , [3]))   # or the second alone; logits [1, H, 1, 1]
     y = Attention (q, keys, values, mask)
 
-A kernel that starts from the logits needs neither this key nor a mask per head.
+A kernel that starts from the logits needs neither this key nor a mask per head. Where the rest of the mask is the
+causal order, with a window or without, it needs no mask at all. A number that hides keys need not be -inf for that:
+next to a sink whose logit is no such number, a hidden key has weight 0 even where all keys are hidden.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 from tvm import relax, te
 
 from moec.common.names import operator_name
+from moec.ir.masks.visibility import Window, read_order
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.sizes.shapes import static_size
 
+_LARGEST_LOGIT = 1e4
+"""The magnitude below which a sink's logit is far from the numbers that hide keys, which are at most -65504."""
 _INPUTS = 4
 """Query, key, value and mask; sinks are not looked for beside a past or lengths, which count keys."""
 
@@ -47,6 +53,14 @@ class Sinks:
         finally:
             for position in range(len(inputs)):
                 rest.replace_input_with(position, None)
+
+    def order(self, lowering: LoweringContext, rest: ir.Node) -> Window | None:
+        """The window of a mask that is the causal order; None where it is another or not known. ``rest``: the attention
+        without sinks."""
+        logits = lowering.constant(self.values)
+        if self.mask is None or logits is None or not (np.abs(logits.astype(np.float64)) < _LARGEST_LOGIT).all():
+            return None
+        return read_order(rest, lowering.elements)
 
 
 def logits_by_head(lowering: LoweringContext, values: ir.Value) -> relax.Expr:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir import interpreter
+from moec.passes import pipeline
 
 TEXT = """<ir_version: 10, opset_import: ["" : 24]>
 g (float[B,4,S,8] q, float[B,2,S,8] k, float[B,2,S,8] v, float[B,2,P,8] pk, float[B,2,P,8] pv, float[S,N] mask,
@@ -53,6 +54,63 @@ def test_equals_the_interpreter(emulated):
         values = _feeds(new, past)
         expected, actual = interpreter.run(model, values, dtype=np.float64), run(values)
         np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-4, atol=1e-4)
+
+
+CAUSAL = """
+    <int64 none = {0}, int64 one = {1}, int64 size = {SIZE}, float shown = {0.0}, float hidden = {HIDDEN}> {
+    news = Shape <start = 2, end = 3> (q)
+    olds = Shape <start = 2, end = 3> (pk)
+    s = Squeeze (news)
+    p = Squeeze (olds)
+    t = Add (p, s)
+    columns = Range (none, t, one)
+    numbers = Range (none, s, one)
+    places = Add (numbers, p)
+    row = Unsqueeze (places, last)
+    before = LessOrEqual (columns, row)
+    far = Sub (row, size)
+    inside = Greater (columns, far)
+    visible = And (before, inside)
+    mask = Where (visible, shown, hidden)
+"""
+"""The mask of a window, in the place of the input with any mask."""
+
+
+def _causal(hidden: str, size: int, logit: float = 0.5) -> str:
+    """The model with a causal mask, and sinks that are constants."""
+    made = CAUSAL.replace("HIDDEN", hidden).replace("SIZE", str(size))
+    constants, nodes = made.split("> {", 1)
+    sinks = f"float[1,4,1,1] sinks = {{{logit}, -1.0, 2.0, 0.0}}"
+    text = TEXT.replace(", float[S,N] mask,\n   float[1,4,1,1] sinks)", ")")
+    return text.replace(
+        "float fill = {0.0}> {", f"float fill = {{0.0}}, {sinks},{constants.split('<', 1)[1]}> {{{nodes}"
+    )
+
+
+@pytest.mark.parametrize(("hidden", "size"), [("-3.4e38", 3), ("-65504.0", 2000)])
+def test_a_causal_order_needs_no_mask_beside_sinks(hidden, size, emulated, program_of):
+    """Whatever number hides keys: a sink has weight where all keys are hidden."""
+    model = _model(_causal(hidden, size))
+    pipeline.run(model, pipeline.parse("fold-shapes"))
+    kernels = {kernel.name: kernel for kernel in program_of(model).kernels}
+    found = [kernels["attention_few"].attributes[name] for name in ("has_sinks", "causal", "window", "mask")]
+    assert found == [True, "lengths", size, ""]
+    run = emulated(model)
+    for new, past in ((1, 300), (20, 5)):
+        values = {name: value for name, value in _feeds(new, past).items() if name not in ("mask", "sinks")}
+        expected, actual = interpreter.run(model, values, dtype=np.float64), run(values)
+        np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "logit"), [("-3.4e38", -3.4e38), ("-100.0", 0.5)])
+def test_numbers_that_leave_hidden_keys_weight_stay_in_the_mask(hidden, logit, program_of):
+    model = _model(_causal(hidden, 3, logit))
+    pipeline.run(model, pipeline.parse("fold-shapes"))
+    kernels = {kernel.name: kernel for kernel in program_of(model).kernels}
+    assert (kernels["attention_few"].attributes["causal"], kernels["attention_few"].attributes["mask"]) == (
+        "",
+        "float32",
+    )
 
 
 @pytest.mark.parametrize(

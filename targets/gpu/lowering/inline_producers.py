@@ -53,7 +53,7 @@ def inline_producers(module: tvm.IRModule) -> Joined:
     body = relax.SeqExpr([block], function.body.body)
     joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
     joined = relax.transform.DeadCodeElimination()(joined)
-    return Joined(joined, inlining.parts)
+    return Joined(joined, inlining.parts, computed=inlining.computed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,7 @@ class _Inlining:
 
     def __init__(self, module: tvm.IRModule, bindings: Sequence[relax.VarBinding], result: relax.Expr) -> None:
         self.builder, self.kept, self.parts = relax.BlockBuilder(module), list[relax.VarBinding](), dict[str, Any]()
+        self.computed: dict[relax.Var, list[relax.Var]] = {}
         self._module, self._result = module, variables(result)
         self._binding_of = {binding.var: binding for binding in bindings}
         self._readers: dict[Any, list[relax.VarBinding]] = {}
@@ -166,18 +167,21 @@ class _Inlining:
         *,
         stores: bool,
     ) -> None:
-        value, types = reader.value, list(reader.value.ty_args)
+        value, types, maker = reader.value, list(reader.value.ty_args), operand.maker.var
+        calls = [*self.computed.pop(maker, [maker]), reader.var]
         more = len(arguments) - len(value.args[1])
         if is_call_of(value, IN_PLACE):
             places = [place + more if place >= 0 else -1 for place in places_of(value)]
             self._bind(reader.var, relax.op.call_tir_inplace(symbol, list(arguments), places, types))
+            self.computed[reader.var] = calls
             return
         if not stores:
             self._bind(reader.var, relax.call_tir(symbol, list(arguments), types if len(types) > 1 else types[0]))
+            self.computed[reader.var] = calls
             return
         taken = value.args[1][int(self._module[value.args[0]].attrs[TAKES])]
         both = self._new("both", relax.call_tir(symbol, list(arguments), [taken.ty, *types]))
-        maker = operand.maker.var
+        self.computed[both] = calls
         if operand.views:
             stored = self._new("stored", relax.TupleGetItem(both, 0))
             self._bind(maker, relax.op.reshape(stored, list(maker.ty.shape)))

@@ -17,13 +17,17 @@ from moec.targets.tvm.phases.pipeline import Joined
 def join_kernels(module: tvm.IRModule) -> Joined:
     """The module with joined kernels, without the attributes that allow it."""
     inlined = inline_producers(module)
-    grouped, members = side_by_side(inlined.module)
+    grouped = side_by_side(inlined.module)
+    members = grouped.parts
+    computed = {**inlined.computed}
+    for result, calls in grouped.computed.items():
+        computed[result] = [before for call in calls for before in inlined.computed.get(call, [call])]
     parts: dict[str, Sequence[str]] = dict(inlined.parts)
     for symbol, names in members.items():
         parts[symbol] = [part for name in names for part in inlined.parts.get(name, [name])]
     launched = {symbol: [inlined.parts.get(name, [name])[0] for name in names] for symbol, names in members.items()}
-    plain = {symbol: _without_marks(each) for symbol, each in grouped.functions.items()}
-    return Joined(tvm.IRModule(plain, grouped.attrs), parts, launched)
+    plain = {symbol: _without_marks(each) for symbol, each in grouped.module.functions.items()}
+    return Joined(tvm.IRModule(plain, grouped.module.attrs), parts, launched, computed)
 
 
 def _without_marks(function: tvm.ir.BaseFunc) -> tvm.ir.BaseFunc:

@@ -34,6 +34,7 @@ from moec.targets.gpu.lowering.element_formula import ElementFormula, formula_of
 from moec.targets.gpu.lowering.inline_producers import inlined_kernel
 from moec.targets.gpu.lowering.launch_conditions import LAUNCH_IF, launched_sizes
 from moec.targets.tvm.kernels.te_kernels import OPAQUE
+from moec.targets.tvm.phases.pipeline import Joined
 from moec.targets.tvm.phases.provenance import bindings_of
 from moec.targets.tvm.phases.share_views import is_call_of, variables
 
@@ -45,11 +46,11 @@ _REACH = 128
 """Bindings after a kernel among which others are looked for: those of a layer, so that time grows with the model."""
 
 
-def side_by_side(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, list[str]]]:
-    """The module with launches of several kernels, and by the symbol of each new kernel those in it. Kernels of rows
-    come first, since elements are computed from their results. They are grouped until nothing changes, since those that
-    wait for a group may form another one."""
+def side_by_side(module: tvm.IRModule) -> Joined:
+    """The module with launches of several kernels. Kernels of rows come first, since elements are computed from their
+    results. They are grouped until nothing changes, since those that wait for a group may form another one."""
     parts: dict[str, list[str]] = {}
+    computed: dict[relax.Var, list[relax.Var]] = {}
     for of_elements in (False, True):
         while True:
             function = module["main"]
@@ -63,7 +64,8 @@ def side_by_side(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, list[str
             joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
             module = relax.transform.DeadCodeElimination()(joined)
             parts |= grouping.parts
-    return module, parts
+            computed |= grouping.computed
+    return Joined(module, parts, computed=computed)
 
 
 @dataclasses.dataclass
@@ -105,6 +107,7 @@ class _LaunchGroups:
 
     def __init__(self, module: tvm.IRModule, bindings: Sequence[relax.VarBinding], of_elements: bool) -> None:
         self.builder, self.parts = relax.BlockBuilder(module), dict[str, list[str]]()
+        self.computed: dict[relax.Var, list[relax.Var]] = {}
         self._module, self._bindings, self._of_elements = module, bindings, of_elements
         memory = MemoryOfCalls({binding.var: binding for binding in bindings})
         self._effects = [
@@ -211,6 +214,7 @@ class _LaunchGroups:
         )
         called = self.builder.normalize(called)
         results = relax.DataflowVar("beside", called.ty)
+        self.computed[results] = [binding.var for binding in group]
         kept, place = [relax.VarBinding(results, called)], 0
         for binding in group:
             count = len(results_of(binding.value))

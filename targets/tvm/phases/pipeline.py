@@ -26,7 +26,7 @@ from moec.targets.tvm.phases.limit_fusion import fused_within
 from moec.targets.tvm.phases.merge_alike import merge_alike
 from moec.targets.tvm.phases.order_bindings import OrderBindings
 from moec.targets.tvm.phases.order_sizes import OrderSizes
-from moec.targets.tvm.phases.provenance import nodes_by_kernel
+from moec.targets.tvm.phases.provenance import nodes_by_call, nodes_of_kernels
 from moec.targets.tvm.phases.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.phases.round_storage import RoundStorage
 from moec.targets.tvm.phases.schedule import ScheduleGenericKernels
@@ -175,11 +175,13 @@ class Generated:
 class Joined:
     """A module in which kernels are joined. ``parts``: by the symbol of a new kernel those that it is made from, first
     the target's own that describes it. ``launched``: of a launch of several the target's own kernel of each, or another
-    name; the sizes of the second are those with ``_2`` behind their names, and so on."""
+    name; the sizes of the second are those with ``_2`` behind their names, and so on. ``computed``: by the variable of
+    a call in ``main`` those of the module before whose calls it stands for, where these are others."""
 
     module: tvm.IRModule
     parts: Mapping[str, Sequence[str]]
     launched: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    computed: Mapping[relax.Var, Sequence[relax.Var]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,11 +251,8 @@ def optimize(
         merged = merge_alike(joined.module)
         fused = backend.schedule(merged.module)
     computed: dict[str, list[ir.Node]] = {}
-    before = nodes_by_kernel(limited.before, limited.after, nodes)
-    before |= {
-        symbol: [node for part in parts for node in before.get(part, [])] for symbol, parts in joined.parts.items()
-    }
-    for symbol, of_symbol in before.items():
+    by_call = nodes_by_call(limited.before, limited.after, nodes)
+    for symbol, of_symbol in nodes_of_kernels(joined.module, by_call, joined.computed).items():
         computed.setdefault(merged.instead.get(symbol, symbol), []).extend(of_symbol)
     names = readable_names(fused, used)
     apart = {node_name(nodes[name]): budget for name, budget in limited.apart.items() if name in nodes}

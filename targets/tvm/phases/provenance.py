@@ -8,7 +8,7 @@ arguments as before fusion, and for these the node is known.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -27,7 +27,31 @@ def nodes_by_kernel(
     ``before`` and ``after``: the module on both sides of FuseOps. ``node_of_variable``: the node that made a variable
     of ``before``, by the variable's name.
     """
+    by_call = nodes_by_call(before, after, node_of_variable)
+    return nodes_of_kernels(after, by_call)
+
+
+def nodes_by_call(
+    before: tvm.IRModule, after: tvm.IRModule, node_of_variable: Mapping[str, ir.Node]
+) -> dict[relax.Var, list[ir.Node]]:
+    """Nodes by the variable of ``after`` that a call of a kernel is bound to; see :func:`nodes_by_kernel`."""
     return _Replay(before, after, node_of_variable).run()
+
+
+def nodes_of_kernels(
+    module: tvm.IRModule,
+    by_call: Mapping[relax.Var, Sequence[ir.Node]],
+    computed: Mapping[relax.Var, Sequence[relax.Var]] = {},
+) -> dict[str, list[ir.Node]]:
+    """Nodes by the symbol of a kernel that ``main`` calls. ``by_call``: by the variables of calls; ``computed``: by the
+    variable of a call those of the calls that it stands for, where these are others."""
+    nodes: dict[str, list[ir.Node]] = {}
+    for binding in bindings_of(module["main"]):
+        symbol = _kernel_symbol(binding.value) or _fused_symbol(binding.value)
+        if symbol is not None:
+            calls = computed.get(binding.var, [binding.var])
+            nodes.setdefault(symbol, []).extend(node for call in calls for node in by_call.get(call, ()))
+    return {symbol: list(dict.fromkeys(several)) for symbol, several in nodes.items() if several}
 
 
 def fused_groups(before: tvm.IRModule, after: tvm.IRModule) -> list[list[relax.Var]]:
@@ -48,19 +72,20 @@ class _Replay:
         self._after = after
         self._node_of_variable = node_of_variable
         self._originals: dict[Key, list[relax.Var]] = {}
-        self._nodes: dict[str, list[ir.Node]] = {}
+        self._nodes: dict[relax.Var, list[ir.Node]] = {}
         self.groups: list[list[relax.Var]] = []
         for binding in bindings_of(before["main"]):
             self._originals.setdefault(_key(binding, {}), []).append(binding.var)
 
-    def run(self) -> dict[str, list[ir.Node]]:
-        self._replay(self._after["main"], {}, kernel=None)
-        return {kernel: list(dict.fromkeys(nodes)) for kernel, nodes in self._nodes.items()}
+    def run(self) -> dict[relax.Var, list[ir.Node]]:
+        self._replay(self._after["main"], {}, call=None)
+        return self._nodes
 
-    def _replay(self, function: relax.Function, values: dict[relax.Var, Any], kernel: str | None) -> Any:
+    def _replay(self, function: relax.Function, values: dict[relax.Var, Any], call: relax.Var | None) -> Any:
         """Follow a function's bindings to the original of its result. ``values``: the original of each variable.
 
-        ``kernel``: the fused kernel this function becomes; None in ``main``, where every call is a kernel of its own.
+        ``call``: the variable that a call of the function is bound to; None for ``main``, where every call is one of a
+        kernel.
         """
         for binding in bindings_of(function):
             callee = self._fused_callee(binding.value)
@@ -69,15 +94,17 @@ class _Replay:
                 body = self._after[callee]
                 values_of = dict(zip(body.params, arguments, strict=True))
                 self.groups.append([])
-                values[binding.var] = self._replay(body, values_of, callee.name_hint)
+                values[binding.var] = self._replay(body, values_of, binding.var)
                 continue
             original = self._next_original(_key(binding, values))
             values[binding.var] = original
-            if kernel is not None and original is not None:
+            if call is not None and original is not None:
                 self.groups[-1].append(original)
             symbol = _kernel_symbol(binding.value)
             if symbol is not None and original is not None and original.name in self._node_of_variable:
-                self._nodes.setdefault(kernel or symbol, []).append(self._node_of_variable[original.name])
+                self._nodes.setdefault(binding.var if call is None else call, []).append(
+                    self._node_of_variable[original.name]
+                )
         return _original(function.body.body, values)
 
     def _next_original(self, key: Key) -> relax.Var | None:
@@ -99,6 +126,10 @@ def _kernel_symbol(value: relax.Expr) -> str | None:
     if isinstance(value, relax.Call) and value.args and isinstance(value.args[0], tvm.ir.GlobalVar):
         return value.args[0].name_hint
     return None
+
+
+def _fused_symbol(value: relax.Expr) -> str | None:
+    return value.op.name_hint if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar) else None
 
 
 def _key(binding: relax.Binding, values: Mapping[relax.Var, Any]) -> Key:

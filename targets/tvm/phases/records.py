@@ -38,6 +38,10 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         own_record = own.get(parts[0])
         nodes = optimized.nodes[name]
         record = dataclasses.replace(own_record, name=name) if own_record else _generic_record(name, nodes)
+        if (
+            own_record and nodes and optimized.joined.parts
+        ):  # others of its calls may be in kernels that it is joined to
+            record = dataclasses.replace(record, nodes=list(dict.fromkeys(map(node_name, nodes))))
         if len(parts) > 1:
             record = _joined_record(record, nodes)
             for position, part in enumerate(optimized.joined.launched.get(before, ())):

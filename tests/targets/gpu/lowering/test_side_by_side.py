@@ -21,6 +21,7 @@ import moec
 from moec import targets
 from moec.common.kernel_sizes import evaluate
 from moec.runtime.artifact import open_artifact
+from moec.targets.base import KernelRecord
 from moec.targets.cuda import nvcc
 from moec.targets.gpu.kernels.append import THREADS as APPEND_THREADS
 from moec.targets.gpu.kernels.append import append
@@ -41,15 +42,18 @@ LAUNCHES = [("mixtral", 11, 10), ("granitemoe", 12, 12), ("qwen3moe", 12, 8), ("
 """Models, their launches per layer, and those outside of layers."""
 
 
-def names(body: str) -> list[str]:
+def kernels_of(body: str) -> list[KernelRecord]:
     scale = ",".join(["1.5"] * 64)
     head = '<ir_version: 10, opset_import: ["" : 24]> g (float[T,64] x, float[S,64] y) => (float[T,N] v, float[S,M] w)'
     text = f"{head} <float[64] scale = {{{scale}}}> {{{body}}}"
     model = onnx.parser.parse_model(text)
     for name, columns in (("a", 8), ("b", 12)):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, columns), np.float32), name))
-    program = targets.get("cuda:sm_80").compile(ir.from_proto(model))
-    return [kernel.name for kernel in program.kernels]
+    return list(targets.get("cuda:sm_80").compile(ir.from_proto(model)).kernels)
+
+
+def names(body: str) -> list[str]:
+    return [kernel.name for kernel in kernels_of(body)]
 
 
 def test_normalisations_of_different_rows_share_a_launch():
@@ -70,12 +74,26 @@ def test_products_share_a_launch_that_is_made_for_the_sizes_of_both(body: str, k
     assert names(body) == kernels
 
 
+def test_kernels_name_the_nodes_of_their_own_calls():
+    """Two calls of a kernel, of which one is joined to a sum, and another's launch has two products."""
+    body = """n = RMSNormalization (x, scale) s = Add (x, n) r = RMSNormalization (s, scale)
+        v = MatMul (r, a) w = MatMul (r, b)"""
+    nodes = {kernel.name: [name.split("_")[-1] for name in kernel.nodes] for kernel in kernels_of(body)}
+    assert nodes == {
+        "rms_norm": ["n"],
+        "add_rms_norm": ["s", "r"],
+        "gemv_gemv": ["v", "w"],
+        "gemm_simt": ["v"],
+        "gemm_simt_2": ["w"],
+    }
+
+
 def test_elements_are_computed_beside_kernels_with_fewer_threads_which_have_several_results():
     def write(calls: Calls) -> list[Any]:
         weights, chosen = calls.route(calls.logits)
         return [weights, chosen, calls.add(calls.x, calls.y)]
 
-    assert kernels_after(lambda module: side_by_side(module)[0], write) == ["route_add"]
+    assert kernels_after(lambda module: side_by_side(module).module, write) == ["route_add"]
 
 
 def test_elements_that_need_a_result_are_computed_after_it():
@@ -83,7 +101,7 @@ def test_elements_that_need_a_result_are_computed_after_it():
         weights, chosen = calls.route(calls.logits)
         return [chosen, calls.elements("scaled", lambda weights, at: weights[at[1], 0] * 2, weights)]
 
-    assert kernels_after(lambda module: side_by_side(module)[0], write) == ["route", "scaled"]
+    assert kernels_after(lambda module: side_by_side(module).module, write) == ["route", "scaled"]
 
 
 def test_grids_count_more_than_two_to_the_31_elements():
@@ -126,7 +144,7 @@ def test_what_needs_a_result_or_has_other_threads_does_not_share_it():
     ids=["two states", "one state", "reads another state", "reads what was written", "reads before it is written"],
 )
 def test_memory_is_read_and_written_in_order(write: Callable[[Calls], list[Any]], kernels: list[str]):
-    assert kernels_after(lambda module: side_by_side(module)[0], write) == kernels
+    assert kernels_after(lambda module: side_by_side(module).module, write) == kernels
 
 
 @pytest.mark.parametrize("is_read_between", [False, True])
@@ -140,7 +158,7 @@ def test_calls_that_need_an_early_result_wait(is_read_between: bool):
         return [appended, calls.norm(other, calls.scale)]
 
     expected = ["norm", "append", "first", "norm"] if is_read_between else ["norm_norm", "append"]
-    assert kernels_after(lambda module: side_by_side(module)[0], write) == expected
+    assert kernels_after(lambda module: side_by_side(module).module, write) == expected
 
 
 def _is_made(launch: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from moec.targets.tvm.phases.share_views import is_call_of
 
 from ...products import sampled, thinned
 from ..attention_cases import PROBLEM, expected, inside_windows, normal, operands, room, variants, windows
+from ..cuda.test_attention_sinks import causal_model, feeds
 from .kernel_runner import Kernel, build, machines
 from .test_dense import _check, _compiled, _model
 
@@ -80,6 +81,21 @@ def test_sinks_take_weight_and_give_nothing():
         result = np.full((*arrays["query"].shape[:3], problem.value_size), 7, np.float32)
         actual = run(*arrays.values(), sinks, result)
         np.testing.assert_allclose(actual, expected(problem, arrays | padded), rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("size", [3, 2000])
+def test_a_causal_order_beside_sinks_is_read_from_the_mask(size, monkeypatch):
+    problems = []
+    monkeypatch.setattr(
+        "moec.targets.cpu.attention.select",
+        lambda kernels, launch, machine: problems.append(launch[0]) or select(kernels, launch, machine),
+    )
+    runs = [
+        {name: value for name, value in feeds(new, past).items() if name not in ("mask", "sinks")}
+        for new, past in ((1, 300), (20, 5), (0, 7))
+    ]
+    _check(causal_model("-3.4e38", size), *runs)
+    assert [(problem.causal, problem.window, problem.mask) for problem in problems] == [("last", size, "")]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 4e-3), (ml_dtypes.bfloat16, 3e-2)])

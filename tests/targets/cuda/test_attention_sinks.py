@@ -32,7 +32,7 @@ def _model(text: str) -> ir.Model:
     return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
 
 
-def _feeds(new: int, past: int) -> dict[str, np.ndarray]:
+def feeds(new: int, past: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(past)
     shapes = {"q": (2, 4, new, 8), "k": (2, 2, new, 8), "v": (2, 2, new, 8), "pk": (2, 2, past, 8)}
     shapes |= {"pv": (2, 2, past, 8), "mask": (new, past + new), "sinks": (1, 4, 1, 1)}
@@ -51,7 +51,7 @@ def test_equals_the_interpreter(emulated):
     model = _model(TEXT)
     run = emulated(model)
     for new, past in ((1, 0), (1, 300), (20, 5)):
-        values = _feeds(new, past)
+        values = feeds(new, past)
         expected, actual = interpreter.run(model, values, dtype=np.float64), run(values)
         np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-4, atol=1e-4)
 
@@ -76,36 +76,35 @@ CAUSAL = """
 """The mask of a window, in the place of the input with any mask."""
 
 
-def _causal(hidden: str, size: int, logit: float = 0.5) -> str:
+def causal_model(hidden: str, size: int, logit: float = 0.5) -> ir.Model:
     """The model with a causal mask, and sinks that are constants."""
     made = CAUSAL.replace("HIDDEN", hidden).replace("SIZE", str(size))
     constants, nodes = made.split("> {", 1)
     sinks = f"float[1,4,1,1] sinks = {{{logit}, -1.0, 2.0, 0.0}}"
     text = TEXT.replace(", float[S,N] mask,\n   float[1,4,1,1] sinks)", ")")
-    return text.replace(
-        "float fill = {0.0}> {", f"float fill = {{0.0}}, {sinks},{constants.split('<', 1)[1]}> {{{nodes}"
-    )
+    declared = f"float fill = {{0.0}}, {sinks},{constants.split('<', 1)[1]}"
+    model = _model(text.replace("float fill = {0.0}> {", f"{declared}> {{{nodes}"))
+    pipeline.run(model, pipeline.parse("fold-shapes"))
+    return model
 
 
 @pytest.mark.parametrize(("hidden", "size"), [("-3.4e38", 3), ("-65504.0", 2000)])
 def test_a_causal_order_needs_no_mask_beside_sinks(hidden, size, emulated, program_of):
     """Whatever number hides keys: a sink has weight where all keys are hidden."""
-    model = _model(_causal(hidden, size))
-    pipeline.run(model, pipeline.parse("fold-shapes"))
+    model = causal_model(hidden, size)
     kernels = {kernel.name: kernel for kernel in program_of(model).kernels}
     found = [kernels["attention_few"].attributes[name] for name in ("has_sinks", "causal", "window", "mask")]
     assert found == [True, "lengths", size, ""]
     run = emulated(model)
     for new, past in ((1, 300), (20, 5)):
-        values = {name: value for name, value in _feeds(new, past).items() if name not in ("mask", "sinks")}
+        values = {name: value for name, value in feeds(new, past).items() if name not in ("mask", "sinks")}
         expected, actual = interpreter.run(model, values, dtype=np.float64), run(values)
         np.testing.assert_allclose(actual["y"], expected["y"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("hidden", "logit"), [("-3.4e38", -3.4e38), ("-100.0", 0.5)])
 def test_numbers_that_leave_hidden_keys_weight_stay_in_the_mask(hidden, logit, program_of):
-    model = _model(_causal(hidden, 3, logit))
-    pipeline.run(model, pipeline.parse("fold-shapes"))
+    model = causal_model(hidden, 3, logit)
     kernels = {kernel.name: kernel for kernel in program_of(model).kernels}
     assert (kernels["attention_few"].attributes["causal"], kernels["attention_few"].attributes["mask"]) == (
         "",

@@ -38,7 +38,20 @@ def without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
 
 
-LAUNCHES = [("mixtral", 11, 10), ("granitemoe", 12, 12), ("qwen3moe", 12, 8), ("qwen2moe", 12, 10)]
+LAUNCHES = [
+    ("mixtral", 11, 10),
+    ("granitemoe", 12, 12),
+    ("qwen2moe", 12, 10),
+    ("qwen3moe", 12, 8),
+    ("olmoe", 12, 8),
+    ("ernie4_5-moe", 12, 8),
+    ("glm4moe", 13, 6),
+    ("dots1", 13, 6),
+    ("phimoe", 13, 11),
+    ("dbrx", 15, 10),
+    ("deepseek2 of keys and values", 16, 6),
+    ("deepseek2", 22, 6),
+]
 """Models, their launches per layer, and those outside of layers."""
 
 

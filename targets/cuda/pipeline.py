@@ -14,7 +14,12 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx.build import split_host_device_mods
 
-from moec.targets.cuda.early_launches import AskForEarlyLaunches, WaitForKernelsBefore, has_early_launches
+from moec.targets.cuda.early_launches import (
+    AskForEarlyLaunches,
+    LeaveOutBeforeWait,
+    WaitForKernelsBefore,
+    has_early_launches,
+)
 from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
 from moec.targets.cuda.nvcc import MISSING, PREAMBLE, SOURCE, compile_source
 from moec.targets.cuda.text import finished
@@ -77,6 +82,7 @@ def kernel_phases(architecture: str) -> list[tvm.transform.Pass]:
         # For each kernel, a function of the host checks the arguments and launches the device's function.
         loops.SplitHostDevice(),
         *([WaitForKernelsBefore()] if early else []),
+        LeaveOutBeforeWait(),
         ApplyLaunchConditions(),
         loops.MakePackedAPI(),
         loops.FP8StorageLegalize(),

@@ -83,3 +83,8 @@ def _wait_for_kernels_before(match: Match[str]) -> str:
 def _nothing_to_compute(match: Match[str], *operands: Operand) -> str:
     """Model fences and prefetches as nothing, since the emulator has neither caches nor reordered accesses."""
     return ""
+
+
+@model(r"ld\.relaxed\.gpu\.global\.s32", Effect.MEMORY)
+def _load_any_time(match: Match[str], result: str, address: str) -> str:
+    return f"{result} = emulator::load_any_time<int32_t>({address})"

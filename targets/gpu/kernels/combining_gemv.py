@@ -4,6 +4,8 @@ A block of threads computes some outputs of one token. One warp for each slot of
 :data:`MOST_TOGETHER` at a time) multiplies the slot's row with the same columns of its expert's matrix, see
 :mod:`.gemv_tile`, and stores the sums in shared memory. Then one warp adds them up in the order of the slots, in
 float32, as :mod:`.combine` does.
+
+The preceding launch computes the rows, so a block that begins early fetches its first numbers of the matrix meanwhile.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
+from moec.targets.gpu.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, fetch_rows, multiply_rows
 from moec.targets.gpu.kernels.gemv_tile import why_not as why_no_tile
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
-from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
-from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP
+from moec.targets.gpu.kernels.instructions import reduce_lanes, set_without_waiting, sync_block
+from moec.targets.gpu.kernels.launch import BEFORE_WAIT, EARLY_ATTRIBUTES, WARP
 from moec.targets.tvm.heavy.experts import CombineProblem
 from moec.targets.tvm.kernels.activation import within
 from moec.targets.tvm.kernels.kernel import Kernel
@@ -91,6 +93,16 @@ def _add_results(problem, lane, team, results, total):
 
 
 @T.inline
+def _fetch_ahead(product, matrix, chosen, token, slot, first, lane):
+    """Start to fetch the matrix of a pair; its expert was chosen before the preceding launch began."""
+    expert = T.local_scalar("int32")
+    set_without_waiting(expert, chosen.ptr_to([token, slot]))
+    if T.And(expert >= 0, expert < product.experts):
+        tile = T.meta_var(WarpTile(product, first, lane, lambda _: 0))
+        fetch_rows(tile, matrix, expert)
+
+
+@T.inline
 def _sum_token(problem, operands, weights, chosen, y, tokens):
     product = T.meta_var(problem.product)
     index = T.cta_id([T.max(tokens, 1) * problem.parts])
@@ -103,6 +115,9 @@ def _sum_token(problem, operands, weights, chosen, y, tokens):
     first: T.let = (index % problem.parts * problem.teams + team) * COLUMNS_PER_WARP
     total = T.alloc_local((1,), "float32")
     total[0] = T.float32(0)
+    with T.attr(0, BEFORE_WAIT, 1):
+        if T.And(token < tokens, T.And(warp % problem.together < problem.slots, first < product.width)):
+            _fetch_ahead(product, operands[1], chosen, token, warp % problem.together, first, lane)
     if token < tokens:  # the same for all threads of a block, so all of them reach the barriers
         for turn in T.serial(-(-problem.slots // problem.together)):
             slot: T.let = turn * problem.together + warp % problem.together

@@ -16,6 +16,7 @@ from tvm.script import tirx as T
 from moec.common.dtypes import dtype_of
 from moec.targets.gpu.kernels.fp8_rows import GROUP, decode_pairs, place_of_scale, words_of
 from moec.targets.gpu.kernels.grouped_problem import GATE_GROUP, GroupedProblem
+from moec.targets.gpu.kernels.instructions import fetch_into_cache
 from moec.targets.gpu.kernels.launch import LOAD_BYTES, WARP, neighbours, read_at_once
 from moec.targets.gpu.kernels.packed_format import decode_word
 from moec.targets.gpu.kernels.tf32 import round_value
@@ -225,6 +226,18 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
             if stored.has_words and stored.word_factor != 1:
                 partial = partial * T.float32(stored.word_factor)
             sums[r, c] = sums[r, c] + partial * scales[c]
+
+
+@T.inline
+def fetch_rows(tile, matrix, expert):
+    """Start to fetch the numbers of this lane's first steps into the second-level cache."""
+    count = T.meta_var(tile.inputs)
+    elements = T.meta_var(count if matrix.stored is None else count * matrix.stored.bits // 8)
+    for step in T.unroll(AHEAD):
+        part: T.let = step * WARP + tile.lane
+        if part < tile.problem.inner // count:
+            for c in T.unroll(COLUMNS_PER_WARP):
+                fetch_into_cache(matrix.data.ptr_to([T.cast(expert, "int64"), tile.column(c), part * elements]))
 
 
 @T.inline

@@ -71,3 +71,13 @@ def set_halves_of_fp8(target: Any, pair: Any) -> Any:
 def set_tf32(target: Any, value: Any) -> Any:
     """Set ``target`` (uint32) to the bits of a float32 rounded to 10 bits of fraction, ties away from zero."""
     return T.ptx["cvt.rna.tf32.f32"](target, value)
+
+
+def set_without_waiting(target: Any, address: Any) -> Any:
+    """Set ``target`` (int32) to the number at an address, which another kernel may be writing."""
+    return T.ptx["ld.relaxed.gpu.global.s32"](target, address)
+
+
+def fetch_into_cache(address: Any) -> Any:
+    """Start to fetch the bytes around an address into the second-level cache."""
+    return T.ptx["prefetch.global.L2"](address)

@@ -22,6 +22,9 @@ ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
 EARLY_ATTRIBUTES = {**ATTRIBUTES, BEGINS_EARLY: True}
 """Attributes of kernels that may begin early. For few tokens these kernels take about as long as a launch, so they
 gain. nvcc then has to assume that their tensors overlap, which makes products on tensor cores slower, but not these."""
+BEFORE_WAIT = "moec.before_wait"
+"""The attribute around statements of a kernel that begins early which do not wait for the preceding one. They only
+fetch what will be read later, since what they read may change. Where kernels do not begin early, they are left out."""
 
 TAKES = "moec.takes"
 """The attribute of a kernel with the index of an operand that others may compute. Each thread reads the elements that

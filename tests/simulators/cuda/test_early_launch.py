@@ -22,6 +22,7 @@ extern "C" __global__ void {name}(const float* x, float* y) {{
 """
 LOAD, STORE = "value = x[threadIdx.x];", "y[threadIdx.x] = value + kept_ptr[threadIdx.x];"
 PREFETCH = 'asm volatile("prefetch.global.L2 [%0];" : : "l"(x));'
+LOAD_AT_ANY_TIME = 'int n; asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(x) : "memory");'
 COPY = (
     'if (threadIdx.x < 8) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" '
     ': : "r"(__cvta_generic_to_shared(&kept_ptr[32 + threadIdx.x * 4])), "l"(x + threadIdx.x * 4) : "memory");'
@@ -30,6 +31,7 @@ COPY = (
 FINE = {
     "waits_first": WAIT + TRIGGER + LOAD + STORE,
     "prefetches": PREFETCH + WAIT + LOAD + STORE,
+    "loads_at_any_time": LOAD_AT_ANY_TIME + "if (n) " + PREFETCH + WAIT + LOAD + STORE,
     "lets_others_begin_at_once": TRIGGER + WAIT + LOAD + STORE,
 }
 TOO_EARLY = {

@@ -20,6 +20,7 @@ from moec.targets.cuda.launches import LaunchRecorder, facts_of
 from moec.targets.cuda.nvcc import compile_source, find_tool
 from moec.targets.cuda.pipeline import lowered_kernels
 from moec.targets.gpu.kernels import combine, dispatch, route
+from moec.targets.gpu.kernels.combining_gemv import CombiningProblem, combining_gemv
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES
@@ -94,6 +95,28 @@ def test_every_thread_waits_before_it_does_anything(name):
     assert body.index(WAIT) < body.index(TRIGGER)
     assert "_ptr" not in re.sub(r"alignas.*|__shared__.*", "", before)
     assert "__restrict__" not in body
+
+
+def _combining() -> Case:
+    product = GroupedProblem(4, 64, 32, 16, dtype="bfloat16", matrix_dtype="bfloat16", out_dtype="float32")
+    summed = CombineProblem(4, 32, "bfloat16", weighted=True)
+    weights, bias = RANDOM.random((3, 2), np.float32), np.zeros(product.bias_shape, np.float32)
+    arrays = [_numbers(6, 64), _numbers(4, 32, 64), bias, weights, IDS, _numbers(3, 32)]
+    return combining_gemv(CombiningProblem(product, summed, 2)), arrays
+
+
+def test_numbers_of_the_matrix_are_fetched_before_the_wait():
+    """The expert is read by a load that is free to race, and again after the wait. Older GPUs fetch nothing ahead."""
+    kernel, arrays = _combining()
+    body = source_of(kernel, "sm_90a").rpartition('extern "C"')[2]
+    before, _, behind = body[body.index("{") :].partition(WAIT)
+    used = re.findall(r"(\w+)\((?:\w+, )?&(\w+_ptr)\[", before)
+    assert used == [("ld_relaxed_gpu_s32", "chosen_ptr"), ("prefetch_L2", "matrix_ptr")]
+    assert behind.count(TRIGGER) == 1 and "= chosen_ptr[" in behind and "prefetch" not in behind
+    older = source_of(kernel, "sm_80").rpartition('extern "C"')[2]
+    assert "prefetch" not in older and "relaxed" not in older and "= chosen_ptr[" in older
+    results = [kernel_runner.build(kernel, architecture, watch=True)(*arrays) for architecture in ("sm_80", "sm_90a")]
+    assert np.any(results[0]) and np.array_equal(*(result.view(np.uint16) for result in results))
 
 
 @pytest.mark.parametrize("name", KERNELS)

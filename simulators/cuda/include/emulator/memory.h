@@ -26,6 +26,12 @@ EMULATOR_UNWATCHED Value atomically(Value* address, Change change) {
   return old;
 }
 
+// A load that may race with stores of kernels before (ld.relaxed): what it finds is of use whether it changes or not.
+template <class Value>
+EMULATOR_UNWATCHED Value load_any_time(const void* address) {
+  return __atomic_load_n(static_cast<const Value*>(address), __ATOMIC_RELAXED);
+}
+
 // The second operand may need a conversion to the first's type, so it takes no part in choosing it.
 template <class Value> struct Same { using type = Value; };
 template <class Value> using same = typename Same<Value>::type;

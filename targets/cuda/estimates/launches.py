@@ -266,9 +266,10 @@ def _work_of(
     kernel: Mapping[str, Any], launch: Mapping[str, Any], sizes: Mapping[str, int], where: str
 ) -> tuple[Work, WeightReads | None]:
     """The work of a launch, and the weights in it: the operations of its kernel, and the bytes of the tensors that it
-    is given."""
+    is given, some of them by tensor maps."""
     sized = SizedWork() if kernel["sized_work"] is None else SizedWork(**kernel["sized_work"])
-    own = [parameter for parameter in kernel["parameters"] if f"{parameter['name']}_ptr" in launch["arguments"]]
+    reached = {*launch["arguments"], *(f"{tensor_map['tensor']}_ptr" for tensor_map in launch["tensor_maps"])}
+    own = [parameter for parameter in kernel["parameters"] if f"{parameter['name']}_ptr" in reached]
     moved = tensor_bytes(own, sized.moved, sizes, where)
     work = Work(evaluate(sized.operations, sizes, where, LARGEST_WORK), moved, sized.arithmetic)
     reads = sized_reads(kernel, own, sized.moved, sizes, where)

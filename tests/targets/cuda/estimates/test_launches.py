@@ -49,6 +49,7 @@ def kernel(
     launch = {
         "function": f"{name}_kernel",
         "arguments": ["pairs_ptr", "matrix_ptr"],
+        "tensor_maps": [],
         "grid": [grid],
         "block": [str(threads)],
         "shared_bytes": "65536",
@@ -226,6 +227,24 @@ def test_a_model_without_layers_of_experts_is_estimated_by_the_rows_of_its_produ
 def drawing(work: SizedWork) -> dict:
     record = kernel("many", work, "B * 16")
     return {**record, "attributes": {"experts": 8, "inner": 1024, "width": 2048, "gated": False}}
+
+
+def test_a_matrix_that_is_given_by_a_tensor_map_counts():
+    work = dataclasses.replace(PRODUCT, experts=8, block_rows=16)
+    record = drawing(work)
+    by_map = copy.deepcopy(record)
+    (launch,) = by_map["launches"]
+    launch["arguments"] = ["pairs_ptr", "matrix_map"]
+    launch["tensor_maps"] = [{"name": "matrix_map", "tensor": "matrix", "dtype": "bfloat16", "rank": 3, "numbers": []}]
+    without = copy.deepcopy(by_map)
+    without["launches"][0]["tensor_maps"] = []
+    works, reads = [], []
+    for each in (record, by_map, without):
+        (layer,) = estimate_launches(artifact(each), "a100", [40]).layers
+        works.append(layer.launches[0].work)
+        reads.append(layer.launches[0].reads)
+    assert works[0] == works[1] and reads[0] == reads[1]
+    assert reads[2] is None and works[2].bytes_moved < works[0].bytes_moved
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 40])

@@ -20,6 +20,8 @@ _SHARE = 2
 other sizes that stay allocated, and other programs."""
 LEAST_BLOCK = 4096
 """Bytes of the smallest block."""
+LARGEST_BLOCK = 1 << 31
+"""Bytes of the largest block of a part: kernels may count its elements with 32 bits, and refuse more."""
 Sizes = Mapping[str, int]
 
 
@@ -43,7 +45,8 @@ class RunMemory:
         fits, fails = least, most + 1
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            if self.bytes_of(sizes_of(middle)) <= room:
+            blocks = self._blocks_of(sizes_of(middle))
+            if sum(size * count for size, count in blocks) <= room and max(blocks)[0] <= LARGEST_BLOCK:
                 fits = middle
             else:
                 fails = middle
@@ -52,9 +55,13 @@ class RunMemory:
 
     def bytes_of(self, sizes: Sizes) -> int:
         """Bytes of a run with these sizes."""
-        return sum(
-            count * _rounded(evaluate(text, sizes, self._where, LARGEST_WORK)) for text, count in self._blocks.items()
-        )
+        return sum(size * count for size, count in self._blocks_of(sizes))
+
+    def _blocks_of(self, sizes: Sizes) -> list[tuple[int, int]]:
+        """Bytes of a block, and how many there are of it."""
+        return [
+            (_rounded(evaluate(text, sizes, self._where, LARGEST_WORK)), count) for text, count in self._blocks.items()
+        ]
 
 
 def _rounded(size: int) -> int:

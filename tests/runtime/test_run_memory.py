@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.common.errors import ArtifactError
-from moec.runtime.run_memory import RunMemory
+from moec.runtime.run_memory import LARGEST_BLOCK, RunMemory
 
 BLOCKS = {"S * 100": 2, "(S + P) / 2 * 4": 1, "8": 3}
 """Blocks of a run on S tokens behind P."""
@@ -38,6 +38,13 @@ def test_the_most_tokens_that_half_of_the_free_memory_has_room_for(free):
     tokens = memory.tokens(3, 5000, sizes)
     fitting = [count for count in range(3, 5001) if memory.bytes_of(sizes(count)) <= free // 2]
     assert tokens == max(fitting, default=3)
+
+
+def test_no_block_is_larger_than_kernels_count():
+    """A mask of all new tokens by all tokens."""
+    blocks = {"S * P * 4": 1}
+    tokens = RunMemory("art", blocks, lambda: 1 << 50).tokens(512, 1 << 15, lambda new: {"S": new, "P": 1 << 18})
+    assert tokens == LARGEST_BLOCK // (4 << 18)
 
 
 def test_what_runs_keep_is_room_for_the_next():

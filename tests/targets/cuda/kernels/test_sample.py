@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,20 +21,26 @@ UNTOUCHED = 99
 class Case:
     """Logits [V] of one sequence, what it has seen, and how its next token is chosen."""
 
-    def __init__(self, logits, seed: int = 0, seen=(), **options) -> None:
+    def __init__(self, logits, seed: int = 0, seen=(), number: float | None = None, **options) -> None:
         self.logits = np.asarray(logits, np.float32)
-        self.sampling, self._seed = Sampling(**options, seed=seed), seed
+        self.sampling, self._seed, self._number = Sampling(**options, seed=seed), seed, number
         self.seen = np.zeros(self.logits.size, bool)
         self.seen[list(seen)] = True
 
+    def _random(self):
+        """Random numbers by the seed, or one that the case gives."""
+        if self._number is None:
+            return np.random.default_rng(self._seed)
+        return SimpleNamespace(random=lambda: self._number)
+
     @property
     def options(self) -> list[float]:
-        return self.sampling.options(np.random.default_rng(self._seed))
+        return self.sampling.options(self._random())
 
     @property
     def expected(self) -> int:
         try:
-            return self.sampling.choose(self.logits, self.seen, np.random.default_rng(self._seed))
+            return self.sampling.choose(self.logits, self.seen, self._random())
         except MoecError:
             return NOT_NUMBERS
 
@@ -116,12 +123,32 @@ def test_vocabularies_of_other_sizes(vocabulary, dtype):
     for number in range(0, len(CHOICES), 17):
         logits = random.standard_normal(vocabulary).astype(np.float32) * 3
         cases.append(case_of(number, (np.round(logits) if number % 3 else logits).astype(numbers).astype(np.float32)))
+    excluded = np.zeros(vocabulary)
+    excluded[:-1] = -np.inf
+    cases += [Case(excluded, number=number, temperature=1.0) for number in (0.0, 1 - 2**-53)]
     check(build(sample(SampleProblem(vocabulary, dtype))), cases, numbers)
 
 
 @pytest.mark.parametrize("logits", EXTREMES.values(), ids=EXTREMES)
 def test_extreme_logits(of_37, logits):
     check(of_37, [Case(logits, seed, [7, 20], **options) for options in OPTIONS for seed in range(3)])
+
+
+def test_ties_that_are_too_unlikely_are_not_drawn(of_37):
+    """Two of the three tokens that top-k keeps have the least logit, and less than half of the weight of the other."""
+    logits = np.where(np.arange(37) == 9, 1.0, 0.0)
+    cases = [Case(logits, seed, temperature=1.0, top_k=3, min_p=least) for seed in range(8) for least in (0.5, 0.3)]
+    assert {case.expected for case in cases[::2]} == {9} != {case.expected for case in cases[1::2]}
+    check(of_37, cases)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.9}])
+def test_the_ends_of_the_draw(of_37, options):
+    """The first and the last token have no weight, so that neither the least nor the greatest number draws them."""
+    logits = np.concatenate([[-np.inf], np.sort(NORMAL[1:36]), [-np.inf]])
+    cases = [Case(logits, number=number, temperature=1.0, **options) for number in (0.0, 1 - 2**-53)]
+    assert not {case.expected for case in cases} & {0, 36}
+    check(of_37, cases)
 
 
 def test_a_penalty_changes_what_is_greatest(of_37):

@@ -80,6 +80,23 @@ def run(kit: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(
+    ("repeated", "agrees"),
+    [
+        (b"\x05\xff\xff", True),  # writes the first byte, and leaves the others alone
+        (b"\x05\x02\xff", True),  # writes the second one, too, with what was there
+        (b"\x06\xff\xff", False),  # the result depends on the old content
+        (b"\x05\x03\xff", False),
+        (b"\xff\xff\xff", False),
+    ],
+)
+def test_old_content_is_dropped_where_no_result_depends_on_it(repeated, agrees):
+    from kit.recording import KitTensor, is_repeated
+
+    tensor = KitTensor("y", "uint8", [3], 0, 3, before=b"\x01\x02\x03", after=b"\x05\x02\x03")
+    assert is_repeated(tensor, repeated) == agrees
+
+
 @pytest.mark.nightly
 def test_a_kit_runs_in_the_emulator_and_goes_on_where_it_was(tmp_path, capsys):
     import first_light

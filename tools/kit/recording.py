@@ -14,11 +14,12 @@ import functools
 import hashlib
 import pathlib
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kit.carried.tape import POISON
 from moec.common.once import once
 from moec.runtime.artifact import Artifact
 from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS, DeviceCall, DeviceModule
@@ -120,6 +121,9 @@ class TapeRecorder:
         self._kernels: dict[str, tuple[str, DeviceCall, Any]] = {}
         self._maps: dict[int, dict[str, Any]] = {}
         self._call: KitCall | None = None
+        self._run: list[tuple[Any, list[Any], list[Any]]] = []
+        """The emulated launches of the call: function, values, and the tensor maps among these, which are kept."""
+        self._poisoned: set[str] = set()
 
     def load(self, artifact: Artifact) -> CompiledModel:
         """Load a model on the recorder. No model on another recorder may run until this one is done."""
@@ -153,12 +157,15 @@ class TapeRecorder:
                 tensors = [_tensor_of(tensor) for tensor in tensors_of(arguments)]
                 for tensor, name in zip(tensors, names.get(symbol, ()), strict=False):
                     tensor.name = name
-                self._call = KitCall(symbol, tensors, [])
+                self._call, self._run = KitCall(symbol, tensors, []), []
             assert self._call is not None, "an instrument is called before and after"
             for tensor in self._call.tensors:
                 if largest is None or tensor.size <= largest:
                     setattr(tensor, "before" if before else "after", tensor.read())
             if not before:
+                if largest is None and symbol not in self._poisoned and self._run and changed(self._call):
+                    self._poisoned.add(symbol)
+                    self._forget_unread(self._call)
                 calls.append(self._call)
                 self._call = None
             return NO_INSTRUMENT_ACTION
@@ -200,6 +207,34 @@ class TapeRecorder:
             self._call.launches.append(record)
         if emulated is not None:
             emulated[name](*values)
+            self._run.append((emulated[name], *self._kept(kernel, values)))
+
+    def _kept(self, kernel: DeviceCall, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The values of a launch with tensor maps in memory of their own, and that memory."""
+        kept, rooms = list(values), []
+        for place in kernel.tensor_maps:
+            data, room = self._maps[_number(values[place])], np.zeros(256, np.uint8)
+            address = room.ctypes.data + -room.ctypes.data % 64
+            encode_tensor_map(address, data["dtype"], data["rank"], data["address"], *data["numbers"])
+            kept[place] = ctypes.c_void_p(address)
+            rooms.append(room)
+        return kept, rooms
+
+    def _forget_unread(self, call: KitCall) -> None:
+        """Repeat a call with poison in what it changes. Where that changes no result, the old content is never read:
+        the call is noted with poison, which takes no room in a kit, unlike what earlier kernels left there."""
+        tensors = list(changed(call).values())
+        for tensor in tensors:
+            ctypes.memset(tensor.address, POISON, tensor.size)
+        for function, values, _ in self._run:
+            function(*values)
+        repeated = [tensor.read() for tensor in tensors]
+        agrees = all(map(is_repeated, tensors, repeated))
+        for tensor, again in zip(tensors, repeated, strict=True):
+            assert tensor.after is not None, "a changed tensor was read"
+            ctypes.memmove(tensor.address, tensor.after, tensor.size)
+            if agrees:
+                tensor.before, tensor.after = bytes([POISON]) * tensor.size, again
 
     def _argument(self, code: int, bits: int, is_map: bool, value: Any) -> list[Any]:
         if is_map:
@@ -244,6 +279,12 @@ def _forwarding_library(names: list[str]) -> pathlib.Path:
         subprocess.run(command, input=text, text=True, check=True)
 
     return cached("emulator", f"{key}.so", build)
+
+
+def is_repeated(tensor: KitTensor, repeated: bytes) -> bool:
+    """Whether a call that began with poison changed a tensor to the same, and left poison where it changes nothing."""
+    before, after, again = (np.frombuffer(data or b"", np.uint8) for data in (tensor.before, tensor.after, repeated))
+    return bool(np.all((again == after) | ((before == after) & (again == POISON))))
 
 
 def changed(call: KitCall) -> Mapping[str, KitTensor]:

@@ -129,6 +129,20 @@ class CompileOptions:
             raise UnsupportedError("a C library runs in one process; compile without stages, or without form")
         return LayerRanges.parse(self.stages)
 
+    def check_batches(self) -> None:
+        """Raise UnsupportedError for batches where one process with all weights in memory, on a processor, is not what
+        runs the model."""
+        if not self.batches:
+            return
+        kind = targets.kind_of(self.target)
+        if not isinstance(kind, ProgramKind) or kind.processor(self.target) is None:
+            raise UnsupportedError(f"batches run on processors, not on target '{self.target}'; compile without batches")
+        apart = {"resident": self.resident, "ranks": self.ranks, "plan": self.plan, "stages": self.stages}
+        for name, value in apart.items():
+            if value is not None:
+                where = "in one process with all weights in memory"
+                raise UnsupportedError(f"a batch runs {where}; compile without {name}, or without batches")
+
     def c_form(self, path: str | os.PathLike[str]) -> CForm | None:
         """The form C of an artifact at ``path``, after which its program is called; None where it is not asked for.
         Raises UnsupportedError for targets whose programs C cannot call, MoecError without a C compiler."""

@@ -207,6 +207,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_path("path", path)
     check_destination(path)
+    options.check_batches()
     c_form = options.c_form(path)
     text = kept_text_files(model, options.tokenizer)
 

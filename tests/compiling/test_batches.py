@@ -8,6 +8,8 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.common.specs import POSITIONS, tensor_specs
 from moec.compiling.batches import batched_model
+from moec.compiling.compile_options import CompileOptions
+from moec.compiling.compiler import write
 from moec.ir.batches import WINDOW, is_batched
 from moec.ir.graphs import is_op
 from moec.ir.states import states_of
@@ -41,6 +43,22 @@ def test_masks_become_the_causal_order_and_windows_and_positions_an_input():
 def test_the_model_says_that_it_is_one_of_a_batch():
     assert is_batched(batched())
     assert not is_batched(ir.from_proto(tiny_decoder()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "cuda:sm_80"}, "batches run on processors, not on target 'cuda:sm_80'"),
+        ({"target": "hls:zcu102"}, "batches run on processors, not on target 'hls:zcu102'"),
+        ({"resident": "1GiB"}, "compile without resident, or without batches"),
+        ({"ranks": 2}, "compile without ranks, or without batches"),
+        ({"stages": 2}, "compile without stages, or without batches"),
+    ],
+)
+def test_batches_are_for_one_process_on_a_processor(options, message, tmp_path):
+    with pytest.raises(UnsupportedError, match=message):
+        write(tiny_decoder(), tmp_path / "model.moec", CompileOptions(batches=True, **options))
+    assert not any(tmp_path.iterdir())
 
 
 HEAD = "logits = MatMul (x2, head)"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -76,13 +77,22 @@ def test_a_rank_lost_at_any_moment_ends_the_others(seed, tmp_path):
     lost_at_random(seed, tmp_path / "begun")
 
 
-def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the program of this folder on three ranks."""
+def command(*words: str, options: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments of subprocess for torchrun and the program of this folder."""
     program = ROOT / "tests" / "distributed" / "torchrun_program.py"
-    options = ["--standalone", "--nproc-per-node", "3", "--max-restarts", str(restarts)]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, str(program), *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    return {
+        "args": [sys.executable, "-m", "torch.distributed.run", *options, str(program), *words],
+        "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+
+
+def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the program on three ranks."""
+    options = ("--standalone", "--nproc-per-node", "3", "--max-restarts", str(restarts))
+    return subprocess.run(**command(*words, options=options), timeout=300, check=False)
 
 
 @pytest.mark.nightly
@@ -103,3 +113,36 @@ def test_torchrun_starts_again():
     done = torchrun("kill", restarts=1)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {rank} is done" for rank in range(3)]
+
+
+def children(process: int) -> list[int]:
+    return [int(number) for number in pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.nightly
+def test_an_interrupt_of_torchrun_leaves_no_rank_behind(tmp_path):
+    begun = tmp_path / "begun"
+    with subprocess.Popen(**command("", "long", str(begun), options=("--standalone", "--nproc-per-node", "3"))) as run:
+        end = time.monotonic() + 120
+        while not begun.exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        ranks = children(run.pid)
+        assert begun.exists() and len(ranks) == 3 and run.poll() is None
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert not [rank for rank in ranks if pathlib.Path(f"/proc/{rank}").exists()]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("fault", "code"), [("", 0), ("kill", 1)])
+def test_launchers_of_two_nodes_run_one_job(tmp_path, fault, code):
+    """They meet in a file: a port that is free now may be taken soon."""
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", str(tmp_path / "meeting"), "--rdzv-conf", "store_type=file")
+    options = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "job", *meeting)
+    runs = [subprocess.Popen(**command(fault, options=options)) for _ in range(2)]
+    said = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [code] * 2, said
+    assert sorted(out for out, _ in said) == (["", ""] if code else [f"rank {rank} is done\n" for rank in range(2)])
+    lines = [line for _, errors in said for line in errors.splitlines() if line.startswith("error")]
+    assert len(lines) == code and all("rank 1 closed its connection" in line for line in lines)

@@ -1,6 +1,7 @@
 """A program for torchrun, which ends as commands do: rank 1 of the first attempt meets a fault in its third round.
 
-``wait`` lets the other ranks compute meanwhile, in which only the launcher can tell them."""
+``wait`` lets the other ranks compute meanwhile, in which only the launcher can tell them; ``long FILE`` does not end by
+itself, and writes the file when it has begun."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ def main() -> None:
         if words == ["wait"] and is_first and rank != 1:
             time.sleep(30)
 
+    begun, rounds = (words[1], 1_000_000) if words[:1] == ["long"] else ("", 5)
     try:
-        run_rounds(rank, size, "alltoall", fault if is_first else "", rounds=5, meanwhile=wait)
+        run_rounds(rank, size, "alltoall", fault if is_first else "", begun, rounds, wait)
     except MoecError as error:
         wait_if_ending()
         say_error(str(error))

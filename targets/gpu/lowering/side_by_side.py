@@ -34,6 +34,7 @@ from moec.targets.gpu.lowering.element_formula import ElementFormula, formula_of
 from moec.targets.gpu.lowering.inline_producers import inlined_kernel
 from moec.targets.gpu.lowering.launch_conditions import LAUNCH_IF, launched_sizes
 from moec.targets.tvm.kernels.te_kernels import OPAQUE
+from moec.targets.tvm.phases.order_bindings import sizes_read_by
 from moec.targets.tvm.phases.pipeline import Joined
 from moec.targets.tvm.phases.provenance import bindings_of
 from moec.targets.tvm.phases.share_views import is_call_of, variables
@@ -70,7 +71,7 @@ def side_by_side(module: tvm.IRModule) -> Joined:
 
 @dataclasses.dataclass
 class _Effects:
-    """The variables that bindings make and use, and the memory that they read and write."""
+    """The variables, those of sizes included, that bindings make and use, and the memory that they read and write."""
 
     results: set[Any] = dataclasses.field(default_factory=set)
     used: set[Any] = dataclasses.field(default_factory=set)
@@ -111,7 +112,12 @@ class _LaunchGroups:
         self._module, self._bindings, self._of_elements = module, bindings, of_elements
         memory = MemoryOfCalls({binding.var: binding for binding in bindings})
         self._effects = [
-            _Effects({each.var}, set(variables(each.value)), memory.read(each.value), memory.written(each.value))
+            _Effects(
+                {each.var, *sizes_read_by(each)},
+                set(variables(each.value)),
+                memory.read(each.value),
+                memory.written(each.value),
+            )
             for each in bindings
         ]
         self._formulas: dict[str, ElementFormula | None] = {}

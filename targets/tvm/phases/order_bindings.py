@@ -26,10 +26,8 @@ def _ordered(block: relax.BindingBlock) -> relax.BindingBlock:
     definitions: dict[tvm.ir.Var, relax.Binding] = {}
     for binding in block.bindings:
         definitions[binding.var] = binding
-        if isinstance(binding, relax.MatchCast) and isinstance(binding.ty, relax.ShapeType):
-            for size in binding.ty.values:
-                if isinstance(size, tirx.Var):
-                    definitions.setdefault(size, binding)
+        for size in sizes_read_by(binding):
+            definitions.setdefault(size, binding)
     ordered: list[relax.Binding] = []
     placed: set[tvm.ir.Var] = set()
 
@@ -50,6 +48,13 @@ def _ordered(block: relax.BindingBlock) -> relax.BindingBlock:
     for binding in block.bindings:
         place(binding)
     return type(block)(ordered)
+
+
+def sizes_read_by(binding: relax.Binding) -> list[tirx.Var]:
+    """The symbolic sizes that a binding matches with a shape."""
+    if not isinstance(binding, relax.MatchCast) or not isinstance(binding.ty, relax.ShapeType):
+        return []
+    return [size for size in binding.ty.values if isinstance(size, tirx.Var)]
 
 
 def _needed(binding: relax.Binding, definitions: dict[tvm.ir.Var, relax.Binding]) -> list[relax.Binding]:

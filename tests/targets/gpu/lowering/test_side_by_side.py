@@ -117,6 +117,19 @@ def test_elements_that_need_a_result_are_computed_after_it():
     assert kernels_after(lambda module: side_by_side(module).module, write) == ["route", "scaled"]
 
 
+def test_elements_wait_for_their_number_where_it_follows_from_a_result():
+    def write(calls: Calls) -> list[Any]:
+        count = tirx.Var("count", "int64")
+        shape = relax.call_pure_packed("count", calls.norm(calls.x, calls.scale), ty_args=relax.ShapeType(ndim=1))
+        calls.builder.match_cast(calls.builder.emit(shape), relax.ShapeType([count]))
+        ones = te.create_prim_func([te.compute((count,), lambda i: tirx.const(1, "float32"))], "int64")
+        symbol = calls.builder.add_func(ones.without_attr("global_symbol"), "ones")
+        counted = calls.builder.emit(relax.call_tir(symbol, [], relax.TensorType([count], "float32")))
+        return [counted, calls.norm(calls.y, calls.scale)]
+
+    assert kernels_after(lambda module: side_by_side(module).module, write) == ["norm_norm", "ones"]
+
+
 def test_grids_count_more_than_two_to_the_31_elements():
     size = tirx.Var("T", "int64")
     x = te.placeholder((size, 64), "float32")

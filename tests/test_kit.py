@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -78,6 +80,30 @@ def run(kit: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.defpath, "HOME": str(kit), "PYTHON": sys.executable}
     command = [str(kit / "run.sh"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_runtime_of_a_kit_imports_nothing_that_it_lacks():
+    """Only imports when a module is loaded: those inside functions are for work that a kit does not do."""
+    from kit.runtime_files import ROOT, own_files
+
+    files = {target.as_posix(): source for source, target in own_files()}
+    present = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files}
+    assert "moec.runtime.model" in present and "moec.simulators.cuda.driver" in present
+    lacking = {
+        (name, module)
+        for name, source in files.items()
+        if name.endswith(".py")
+        for module in modules_of(ast.parse((ROOT / source).read_text(encoding="utf-8")))
+        if module not in present
+    }
+    assert not lacking
+
+
+def modules_of(tree: ast.Module) -> Iterator[str]:
+    """The modules of moec that are imported as a module is loaded."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("moec."):
+            yield str(node.module)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 
 from moec.simulators.cuda.driver import BUILT, driver_library
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _OWN = (
     *("moec/__init__.py", "moec/common", "moec/runtime", "moec/artifacts/__init__.py", "moec/artifacts/loading.py"),
-    *("moec/placing/__init__.py", "moec/placing/placement.py", "simulators/__init__.py", "simulators/cuda"),
+    *("moec/placing/__init__.py", "moec/placing/placement.py", "moec/placing/plan.py", "moec/placing/judge.py"),
+    *("simulators/__init__.py", "simulators/cuda"),
     *("targets/__init__.py", "targets/kind.py", "targets/build_cache.py", "targets/cpu/__init__.py"),
     *("targets/cpu/kind.py", "targets/hls/__init__.py", "targets/hls/kind.py", "targets/cuda/__init__.py"),
     *("targets/cuda/kind.py", "targets/cuda/device", "targets/cuda/hardware"),
@@ -31,13 +33,9 @@ _NOT_RUN = ("include", "src", "3rdparty", "cython", "share", "tests", "__pycache
 def copy_runtime(folder: pathlib.Path, python: str, wheels: pathlib.Path) -> None:
     """Copy everything into ``folder``. ``python``: the version to run it with (``3.12``); ``wheels``: the folder of
     wheels for it, which gets those that it lacks. Raises RuntimeError where one cannot be had."""
-    for name in _OWN:
-        source, target = ROOT / name, folder / (name if name.startswith("moec/") else f"moec/{name}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "include"))
-        else:
-            shutil.copy(source, target)
+    for source, target in own_files():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, folder / target)
     shutil.copy(driver_library(), folder / "moec" / "simulators" / "cuda" / BUILT.name)
     for package in ("tvm_ffi_orcjit", "typing_extensions", "filelock"):
         _copy_installed(package, folder)
@@ -51,6 +49,16 @@ def copy_runtime(folder: pathlib.Path, python: str, wheels: pathlib.Path) -> Non
             _copy_installed(package, folder)
         else:
             _unpack(_wheel(distribution, python, wheels), folder)
+
+
+def own_files() -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Iterate over moec's own files: each with its place in the repository and in the folder."""
+    for name in _OWN:
+        path = ROOT / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not {"__pycache__", "include"} & set(file.relative_to(ROOT).parts):
+                source = file.relative_to(ROOT)
+                yield source, source if name.startswith("moec/") else pathlib.Path("moec", source)
 
 
 def _package(name: str) -> pathlib.Path:

@@ -10,19 +10,24 @@ from moec.common.specs import POSITIONS, tensor_specs
 from moec.compiling.batches import batched_model
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.compiler import write
-from moec.ir.batches import WINDOW, is_batched
+from moec.frontend.gguf import import_file
+from moec.ir.batches import SINKS, WINDOW, is_batched
 from moec.ir.graphs import is_op
 from moec.ir.states import states_of
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.interface import Interface
 
+from ..frontend.gguf.tiny_models import write_model
 from ..runtime.tiny_decoder import WINDOW as SIZE
 from ..runtime.tiny_decoder import tiny_decoder
 
 
 def batched(replaced: dict[str, str] | None = None) -> ir.Model:
-    model = ir.from_proto(tiny_decoder(replaced or {}))
+    return batch_of(ir.from_proto(tiny_decoder(replaced or {})))
+
+
+def batch_of(model: ir.Model) -> ir.Model:
     pipeline.run(model, pipeline.parse("O2"), Report())
     inputs, outputs = (tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs))
     before = [str(node) for node in model.graph]
@@ -38,6 +43,13 @@ def test_masks_become_the_causal_order_and_windows_and_positions_an_input():
     assert all(node.attributes.get_int("is_causal", 0) and node.inputs[3] is None for node in attentions)
     assert [value.name for value in graph.inputs] == ["input_ids", "key0", "value0", "key1", "value1", POSITIONS]
     assert not any(is_op(node, "Range", "LessOrEqual", "Where") for node in graph)
+
+
+def test_sinks_of_a_file_of_llama_cpp_become_an_operand(tmp_path):
+    model = batch_of(import_file(write_model("gpt-oss", tmp_path / "model.gguf"), cache=True))
+    attentions = [node for node in model.graph if is_op(node, "Attention")]
+    assert [node.attributes.get_int(WINDOW, 0) for node in attentions] == [5, 0]
+    assert all(node.inputs[3] is None and node.inputs[SINKS] is not None for node in attentions)
 
 
 def test_the_model_says_that_it_is_one_of_a_batch():

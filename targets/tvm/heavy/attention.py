@@ -15,7 +15,8 @@ from moec.common.errors import UnsupportedError
 from moec.common.names import operator_name
 from moec.ir.batches import SINKS, WINDOW
 from moec.ir.masks.visibility import Window, read_window
-from moec.targets.tvm.heavy.attention_sinks import logits_by_head, split_sinks
+from moec.ir.sinks import sinks_of
+from moec.targets.tvm.heavy.attention_sinks import logits_by_head, order_beside, without_sinks
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
@@ -102,7 +103,7 @@ def lower_attention(
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
-    sinks = split_sinks(lowering, node) if takes_sinks and lowering.batch is None else None
+    sinks = sinks_of(node) if takes_sinks and lowering.batch is None else None
     window = read_window(node, lowering.elements) if takes_windows else Window()
     if lowering.batch is not None:
         window = Window(attribute(node, WINDOW, 0))
@@ -110,11 +111,11 @@ def lower_attention(
     if sinks is None:
         inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone)
     else:
-        with sinks.alone(node) as rest:
-            order = sinks.order(lowering, rest) if takes_windows else None
+        with without_sinks(node, sinks) as rest:
+            order = order_beside(lowering, sinks, rest) if takes_windows else None
             window = order or Window()
             inputs, present = _attention_inputs(lowering, rest, has_mask=not window.is_alone)
-        inputs, present = dataclasses.replace(inputs, sinks=logits_by_head(lowering, sinks.values)), []
+        inputs, present = dataclasses.replace(inputs, sinks=logits_by_head(lowering, sinks.logits)), []
     is_turned = len(lowering.shape(required_input(node, 0))) == 3 or _is_only_turned(node.outputs[0])
     problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size, query_major=is_turned)
     if order is not None:  # the operator's own order would hide the sink

@@ -235,6 +235,12 @@ class Builder:
         first, last = (self.write.op("Squeeze", value, self.write.numbers(0)) for value in (self.before, self.total))
         return self.write.op("Range", first, last, self.write.whole(1), label="positions")
 
+    @functools.cached_property
+    def columns(self) -> ir.Value:
+        """Position of each key, past or new."""
+        last = self.write.op("Squeeze", self.total, self.write.numbers(0))
+        return self.write.op("Range", self.write.whole(0), last, self.write.whole(1), label="keys")
+
     def past(self, kind: str, layer: int, shape: tuple[int | str, ...]) -> ir.Value:
         """Add an input for a layer's state of the past tokens; :meth:`keep` returns the next state."""
         state = self.write.input(f"{PAST}_{kind}_{layer}", FLOAT, shape)

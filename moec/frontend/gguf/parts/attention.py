@@ -126,16 +126,15 @@ def attend_heads(
     attributes = {"scale": heads.size**-0.5 if form.scale is None else form.scale}
     if form.softcap:
         attributes["softcap"] = form.softcap
-    mask, lengths = _window_mask(build, form.window) if form.window else None, None
     if form.sinks:
-        key, value = (
+        padded = (
             write.op("Pad", tensor, write.numbers(1, 0), None, write.numbers(2), label=f"{name}.behind_sink")
             for tensor in (key, value)
         )
-        mask = _with_sinks(build, layer, mask, heads.queries)
-    if form.sinks or build.with_cache:
-        used = write.op("Add", build.total, write.numbers(1)) if form.sinks else build.total
-        lengths = write.op("Expand", used, build.batch, label=f"{name}.visible")
+        mask = _order_and_sinks(build, layer, form.window, heads.queries)
+        return write.op("Attention", query, *padded, mask, label=f"{name}.attention", **attributes)
+    mask = _window_mask(build, form.window) if form.window else None
+    lengths = write.op("Expand", build.total, build.batch, label=f"{name}.visible") if build.with_cache else None
     inputs = [query, key, value, mask, None, None, lengths]
     while inputs[-1] is None:
         inputs.pop()
@@ -147,26 +146,24 @@ def _window_mask(build: Builder, window: int) -> ir.Value:
     query."""
     if window not in build.windows:
         write = build.write
-        last = write.op("Squeeze", build.total, write.numbers(0))
-        columns = write.op("Range", write.whole(0), last, write.whole(1), label="keys")
         first = write.op("Sub", build.positions, write.whole(window), label="before_window")
         build.windows[window] = write.op(
-            "Greater", columns, write.op("Unsqueeze", first, write.numbers(1)), label="window"
+            "Greater", build.columns, write.op("Unsqueeze", first, write.numbers(1)), label="window"
         )
     return build.windows[window]
 
 
-def _with_sinks(build: Builder, layer: int, mask: ir.Value | None, heads: int) -> ir.Value:
-    """Additive mask [1,H,S|1,1+P+S] that gives the sink's logits to its key of zeros, the first one, and 0 or -inf to
-    the others."""
+def _order_and_sinks(build: Builder, layer: int, window: int, heads: int) -> ir.Value:
+    """Additive mask [1,H,S,1+P+S] of the causal order, with a window unless that is 0, and of the sinks' logits, which
+    are for the key of zeros before the others. :mod:`moec.ir.sinks` finds sinks in this form."""
     write, name = build.write, f"blk.{layer}.attn_sinks"
-    sinks = build.numbers(f"{name}.weight", heads).reshape(1, heads, 1, 1)
-    column = write.constant(sinks, name)
-    pads = write.op("Concat", write.numbers(0), build.total, axis=0)
-    added = write.op("Pad", column, pads, None, write.numbers(3), label=f"{name}.added")
-    if mask is None:
-        return added
-    sink = write.constant(np.ones((1, 1), bool), "sees_sink")
-    shape = write.op("Concat", write.op("Shape", mask, start=0, end=1), write.numbers(1), axis=0)
-    visible = write.op("Concat", write.op("Expand", sink, shape), mask, axis=1)
-    return write.op("Where", visible, added, write.scalar(-np.inf), label=f"{name}.mask")
+    own = write.op("Unsqueeze", build.positions, write.numbers(1))
+    visible = write.op("LessOrEqual", build.columns, own, label=f"{name}.causal")
+    if window:
+        visible = write.op("And", visible, _window_mask(build, window), label=f"{name}.visible")
+    order = write.op("Where", visible, write.scalar(0.0), write.scalar(-np.inf), label=f"{name}.order")
+    logits = write.constant(build.numbers(f"{name}.weight", heads).reshape(1, heads, 1, 1), name)
+    after = write.op("Concat", write.numbers(0), build.total, axis=0)
+    padded = write.op("Pad", order, write.numbers(1, 0), None, write.numbers(1), label=f"{name}.order_behind_sink")
+    sinks = write.op("Pad", logits, after, None, write.numbers(3), label=f"{name}.added")
+    return write.op("Add", padded, sinks, label=f"{name}.mask")

@@ -40,6 +40,7 @@ def without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LAUNCHES = [
     ("mixtral", 11, 10),
+    ("gpt-oss", 11, 8),
     ("granitemoe", 12, 12),
     ("qwen2moe", 12, 10),
     ("qwen3moe", 12, 8),

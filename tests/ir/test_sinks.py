@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import onnx_ir as ir
 import pytest
 
@@ -14,7 +16,7 @@ from moec.passes.framework.base import Report
 from ..frontend.gguf.tiny_models import write_model
 
 
-def attentions(name, folder) -> list[ir.Node]:
+def attentions(name: str, folder: pathlib.Path) -> list[ir.Node]:
     model = import_file(write_model(name, folder / "model.gguf"), cache=True)
     pipeline.run(model, pipeline.parse("infer-shapes"), Report())
     return [node for node in model.graph if is_op(node, "Attention")]

@@ -237,7 +237,7 @@ class Builder:
 
     @functools.cached_property
     def columns(self) -> ir.Value:
-        """Position of each key, past or new."""
+        """Position of each key, past or new, [P+S]."""
         last = self.write.op("Squeeze", self.total, self.write.numbers(0))
         return self.write.op("Range", self.write.whole(0), last, self.write.whole(1), label="keys")
 

@@ -16,7 +16,7 @@ from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.judged_plan import apply_plan, assignable, choose
 from moec.placing.plan import LayerPlan, read_plan
 from moec.profiles import Profile
-from moec.profiles.keys import key_of
+from moec.profiles.keys import key_of, numbered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +118,8 @@ class AssignBits:
         with opened(self.name, self.method, self.profile) as profile:
             plans = self._plans(model, profile, report)
             changed = [
-                apply_plan(self.name, node, plans.pop(key_of(node), None), profile, self.method, report, where)
-                for node in nodes
+                apply_plan(self.name, node, plans.pop(key, None), profile, self.method, report, where)
+                for node, key in zip(nodes, numbered(map(key_of, nodes)), strict=True)
             ]
         if plans:
             other = next(iter(plans.values()))

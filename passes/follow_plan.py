@@ -8,9 +8,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
-from moec.common.names import node_name
 from moec.passes.framework.base import Exactness, Report
-from moec.placing.metadata import layers_of, number_layers, planned_layer
+from moec.placing.metadata import layers_of, number_layers, planned_layers
 from moec.placing.plan import ExpertPlan, read_plan
 
 
@@ -20,8 +19,8 @@ class FollowPlan:
     changes no result.
 
     1. The plan has an entry for every layer of experts, with as many experts. Layers are recognised by their weights
-       (:mod:`moec.profiles.keys`), so this pass comes before those that round weights. A plan of another model is
-       refused.
+       (:mod:`moec.profiles.keys`), and those with the same weights by their order, so this pass comes before those that
+       round weights. A plan of another model is refused.
     2. The model's metadata gets these entries, in the order of the graph, with the names of its nodes; each node gets
        the number of its entry (:mod:`moec.placing.metadata`).
     3. Formats are applied by ``assign-bits{plan=FILE}``, ranks by ``place-experts``, memory by ``stream-experts`` and
@@ -51,12 +50,11 @@ class FollowPlan:
         """Return the plan with the layers of the model, in their order. Raises MoecError for one of another model."""
         by_key = {layer.layer: layer for layer in plan.layers}
         unused, layers = set(by_key), []
-        for node in layers_of(model):
-            own = planned_layer(node)
+        for own in planned_layers(layers_of(model)):
             layer = by_key.get(own.layer)
             if layer is None:
                 raise MoecError(
-                    f"{self.plan}: has no layer {own.layer}, which is {node_name(node)} of this model; expected a plan "
+                    f"{self.plan}: has no layer {own.layer}, which is {own.name} of this model; expected a plan "
                     "of this model after the same passes; make it with moec plan"
                 )
             if layer.experts != own.experts:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from moec.compiling import compiler
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
-from moec.placing.metadata import layers_of, planned_layer
+from moec.placing.metadata import layers_of, planned_layers
 from moec.placing.placement import ExpertPlacement, LayerPlacement
 from moec.placing.plan import ExpertPlan
 
@@ -26,7 +26,7 @@ def plan_of(source: pathlib.Path | ir.Model, slots: Sequence[Slots] | None = Non
     if isinstance(model, pathlib.Path):
         model = compiler.import_model(model, cache=False)
         pipeline.run(model, pipeline.parse("O2"), Report())
-    plan = ExpertPlan(tuple(map(planned_layer, layers_of(model))), **fields)
+    plan = ExpertPlan(planned_layers(layers_of(model)), **fields)
     if slots is None:
         return plan
     layers = [

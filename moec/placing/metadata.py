@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
@@ -9,7 +11,7 @@ from moec.common.names import node_name
 from moec.ir.dialect import has_experts
 from moec.ir.expert_weights import ExpertWeights
 from moec.placing.plan import ExpertPlan, LayerPlan, parse_plan
-from moec.profiles.keys import key_of
+from moec.profiles.keys import key_of, numbered
 
 PLAN_KEY = "moec.plan"
 """Key of a model's metadata: the plan of its layers of experts, in their order, in JSON."""
@@ -39,7 +41,7 @@ def listed(model: ir.Model) -> ExpertPlan:
     MoecError for metadata with a plan of other layers."""
     plan, layers = plan_of(model), layers_of(model)
     if plan is None:
-        plan = ExpertPlan(tuple(map(planned_layer, layers)))
+        plan = ExpertPlan(planned_layers(layers))
         number_layers(model, plan)
     if len(plan.layers) != len(layers):
         raise MoecError(
@@ -48,10 +50,13 @@ def listed(model: ir.Model) -> ExpertPlan:
     return plan
 
 
-def planned_layer(node: ir.Node) -> LayerPlan:
-    """Make the entry of a layer of experts, which says nothing of it. Raises UnsupportedError for weights that are not
-    stored in the model."""
-    return LayerPlan(key_of(node), node_name(node), ExpertWeights(node).experts)
+def planned_layers(nodes: Sequence[ir.Node]) -> tuple[LayerPlan, ...]:
+    """Make the entries of all layers of experts of a model, which say nothing of them. Raises UnsupportedError for
+    weights that are not stored in the model."""
+    keys = numbered(map(key_of, nodes))
+    return tuple(
+        LayerPlan(key, node_name(node), ExpertWeights(node).experts) for key, node in zip(keys, nodes, strict=True)
+    )
 
 
 def number_layers(model: ir.Model, plan: ExpertPlan) -> None:

@@ -16,7 +16,8 @@ memory. One form serves as JSON file, which people read and edit, and in an arti
         [1, 2]]}]}
 
 ``layer`` is the key of the layer in a profile (:mod:`moec.profiles.keys`), by which the plan of another model is
-recognised; ``name`` is for people. Each tier may be left out:
+recognised; the second layer with the same weights, in the order of the graph, has ``#2`` after it. ``name`` is for
+people. Each tier may be left out:
 
 - ``formats``: one per expert for each weight operand, written as for ``--experts``; ``keep`` leaves a weight as it is.
   ``method`` is how weights are rounded to them. Without formats weights stay as they are. Dense products have formats
@@ -48,7 +49,7 @@ VERSION = 2
 KEEP = "keep"
 Device = Literal["cpu", "cuda"]
 Method = Literal["rtn", "gptq", "awq"]
-_LARGEST = 64 << 20
+_LARGEST = 16 << 20
 _EXPECTED = "expected a plan as moec plan writes it"
 
 

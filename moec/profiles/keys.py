@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +49,16 @@ def key_of(node: ir.Node) -> str:
         for expert in sorted({0, weight.experts - 1}):
             digest.update(_sample(weight.run_of(expert).decoded(expert)))
     return digest.hexdigest()[:_DIGITS]
+
+
+def numbered(keys: Iterable[str]) -> list[str]:
+    """Tell layers with the same weights apart: the second layer with a key, in the order of the graph, is ``key#2``."""
+    counts: Counter[str] = Counter()
+    distinct = []
+    for key in keys:
+        counts[key] += 1
+        distinct.append(key if counts[key] == 1 else f"{key}#{counts[key]}")
+    return distinct
 
 
 def key_of_linear(weight: np.ndarray) -> str:

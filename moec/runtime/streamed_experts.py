@@ -188,7 +188,7 @@ class StreamedExperts:
             raise RoomError(
                 f"{len(keys)} experts of {self._layers[layer].name!r} are chosen in one run, which take "
                 f"{needed / _MIB:.1f} MiB, and there is room for {self.room / _MIB:.1f} MiB of experts; run fewer "
-                "tokens at a time, or give the model more memory (resident)"
+                f"tokens at a time, or give the model {needed - self.room} bytes more memory (resident)"
             )
 
     def _settle(self) -> None:

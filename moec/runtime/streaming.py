@@ -107,12 +107,12 @@ class StreamPlan:
 
     def check(self, resident: int, where: str) -> None:
         """Raise MoecError, with the numbers, where one token cannot run in so many bytes."""
-        if resident < min(self.least, self.size):
+        least = min(self.least, self.size)
+        if resident < least:
             raise MoecError(
                 f"{where}: {resident / _MIB:.1f} MiB are too few for its weights: one token needs the weights "
-                "outside of "
-                f"experts and its experts of a layer, {self.least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; give it "
-                "at least those (resident)"
+                f"outside of experts and its experts of a layer, {least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; "
+                f"give it at least {least} bytes (resident)"
             )
 
     def check_kept(self, resident: int, where: str) -> None:

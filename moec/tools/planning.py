@@ -27,9 +27,10 @@ from moec.passes.framework.base import Report
 from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.calibration import Method
 from moec.passes.weights.judged_plan import Chosen, assignable, choose
-from moec.placing.metadata import layers_of, planned_layer
+from moec.placing.metadata import layers_of, planned_layers
 from moec.placing.plan import ExpertPlan, LayerPlan, device_of
 from moec.profiles import Profile
+from moec.profiles.keys import numbered
 from moec.runtime.artifact import open_artifact
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import MANIFEST
@@ -103,7 +104,9 @@ def _from_profile(path: pathlib.Path, task: PlanTask) -> ExpertPlan:
     if task.formats is not None or task.resident is not None or task.ranks is None:
         raise MoecError(f"{path}: is a profile, by which ranks can be planned alone (ranks); give the model, too")
     with contextlib.closing(Profile.read(path)) as measured:
-        layers = tuple(LayerPlan(layer.key, layer.name, layer.experts) for layer in measured.all_experts())
+        measures = list(measured.all_experts())
+    keys = numbered(layer.key for layer in measures)
+    layers = tuple(LayerPlan(key, own.name, own.experts) for key, own in zip(keys, measures, strict=True))
     if not layers:
         raise MoecError(f"{path}: has no layers of experts; there is nothing to place")
     placed, remark = place_on_ranks(ExpertPlan(layers), task.ranks, path)
@@ -138,7 +141,7 @@ def _from_model(path: pathlib.Path, task: PlanTask, profile: _Path | None, progr
     is_planned = assignable(graph.graph, task.formats is not None and task.formats.linears)
     if not is_planned:
         raise MoecError(f"{path}: no MoE block was raised; there is nothing to plan")
-    planned = ExpertPlan(tuple(map(planned_layer, nodes)), device=device_of(targets.kind_of(task.target).name))
+    planned = ExpertPlan(planned_layers(nodes), device=device_of(targets.kind_of(task.target).name))
     notes: dict[str, Any] = {"passes": passes} | ({} if profile is None else {"profile": pathlib.Path(profile).name})
     remarks: list[str] = []
     if task.ranks is not None:

@@ -26,7 +26,7 @@ from moec.passes.weights.method_gain import share_left
 from moec.passes.weights.sensitivities import read_sensitivities
 from moec.placing.plan import KEEP, LayerPlan
 from moec.profiles import Profile
-from moec.profiles.keys import key_of
+from moec.profiles.keys import key_of, numbered
 
 Array = np.ndarray[Any, Any]
 
@@ -236,11 +236,13 @@ def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]
 
 def plans_of(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerPlan]:
     """The plans that give each item its selected format."""
-    plans: dict[int, LayerPlan] = {}
+    nodes = list(dict.fromkeys(item.node for item in items))
+    plans = {
+        node: LayerPlan(key, node_name(node), next(iter(stored_weights(node).values())).experts)
+        for node, key in zip(nodes, numbered(map(key_of, nodes)), strict=True)
+    }
     for item, form in zip(items, chosen, strict=True):
-        stored = stored_weights(item.node)
-        empty = LayerPlan(key_of(item.node), node_name(item.node), next(iter(stored.values())).experts)
-        plan = plans.setdefault(id(item.node), empty)
+        plan = plans[item.node]
         for operand in item.operands:
             formats = plan.formats.setdefault(operand, [KEEP] * plan.experts)
             for expert in item.experts:

@@ -28,7 +28,7 @@ from moec.passes.weights.loss import Layer
 from moec.passes.weights.output_change import OutputChange
 from moec.placing.plan import KEEP, LayerPlan
 from moec.profiles import Profile
-from moec.profiles.keys import key_of
+from moec.profiles.keys import key_of, numbered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,9 @@ def _divergences(
     for plans in variants:
         variant = model.clone()
         by_key = {plan.layer: plan for plan in plans}
-        for node in assignable(variant.graph, linears):
-            apply_plan("judging", node, by_key.get(key_of(node)), profile, method, Report(), "judging")
+        nodes = assignable(variant.graph, linears)
+        for node, key in zip(nodes, numbered(map(key_of, nodes)), strict=True):
+            apply_plan("judging", node, by_key.get(key), profile, method, Report(), "judging")
         divergences.append(change.of(variant))
     return divergences
 

@@ -26,9 +26,13 @@ import os
 from collections.abc import Mapping
 from typing import Annotated
 
-from moec.common.records import FieldRule
-from moec.passes.weights.layers_file import VERSION, read_layers
+from moec.common.errors import MoecError
+from moec.common.plain_files import read_bytes
+from moec.common.records import FieldRule, read_json
 
+VERSION = 1
+_LARGEST = 64 << 20
+_Version = Annotated[int, FieldRule(lambda version: version == VERSION, f"{VERSION}, that of this moec")]
 _Factor = Annotated[float, FieldRule(lambda factor: 0 <= factor < math.inf, "a finite number from 0 up")]
 
 
@@ -39,11 +43,21 @@ class _LayerWeight:
     weight: _Factor
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sensitivities:
+    version: _Version
+    layers: list[_LayerWeight]
+
+
 def read_sensitivities(path: str | os.PathLike[str]) -> dict[str, float]:
-    """The weights of layers by their keys. Raises MoecError for a file of another form, and for weights that are not
-    numbers or negative."""
-    layers = read_layers(path, _LayerWeight, "file of sensitivities", "moec.tools.sensitivities")
-    return {key: layer.weight for key, layer in layers.items()}
+    """The weights of layers by their keys. Raises MoecError for a file of another form, for weights that are not
+    numbers or negative, and for a layer that is named twice."""
+    expected = "expected a file of sensitivities as moec.tools.sensitivities writes it"
+    layers = read_json(_Sensitivities, read_bytes(path, _LARGEST), str(path), expected).layers
+    weights = {layer.layer: layer.weight for layer in layers}
+    if len(weights) < len(layers):
+        raise MoecError(f"{path}: names a layer twice; give each layer once")
+    return weights
 
 
 def sensitivities_text(weights: Mapping[tuple[str, str], float]) -> str:

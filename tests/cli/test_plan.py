@@ -198,6 +198,7 @@ def check_followed(model: pathlib.Path, profile: pathlib.Path, path: pathlib.Pat
         assert actual.run(inputs)["y"].tobytes() == expected.run(inputs)["y"].tobytes()
 
 
+@pytest.mark.nightly
 def test_one_plan_is_all_of_a_compilation(model, profile, data, tmp_path):
     path = tmp_path / "plan.json"
     listed = ("--ranks", 2, "--replicas", 2, "--resident", "250KiB", "--profile", profile)

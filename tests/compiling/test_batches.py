@@ -64,6 +64,7 @@ def test_the_model_says_that_it_is_one_of_a_batch():
         ({"target": "hls:zcu102"}, "batches run on processors, not on target 'hls:zcu102'"),
         ({"resident": "1GiB"}, "compile without resident, or without batches"),
         ({"ranks": 2}, "compile without ranks, or without batches"),
+        ({"plan": "plan.json"}, "compile without plan, or without batches"),
         ({"stages": 2}, "compile without stages, or without batches"),
     ],
 )

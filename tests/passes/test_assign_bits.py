@@ -204,7 +204,7 @@ def test_sensitivities_of_another_model_or_without_a_layer_are_refused(spec, pro
 
 
 def test_a_negative_sensitivity_is_refused(tmp_path):
-    with pytest.raises(MoecError, match=r"layer 1: weight is -1; expected a finite number from 0 up"):
+    with pytest.raises(MoecError, match=r"layers\[1\].weight is -1; expected a finite number from 0 up"):
         with_sensitivities(tmp_path, (1, -1))
 
 

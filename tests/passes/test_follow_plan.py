@@ -10,6 +10,7 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.compiling.compile_options import CompileOptions
+from moec.ir.weight_operands import stored_weights
 from moec.passes import pipeline
 from moec.passes.assign_bits import AssignBits
 from moec.passes.follow_plan import FollowPlan
@@ -31,9 +32,9 @@ TEXT = """(float[T,4] x, float[T,3] a) => (float[T,4] z)
 SLOTS = [((0, 1), (2,)), ((2, 0), (1,))]
 
 
-def followed(plan: ExpertPlan, path: pathlib.Path, more: str = "") -> ir.Model:
+def followed(plan: ExpertPlan, path: pathlib.Path, more: str = "", text: str = TEXT) -> ir.Model:
     path.write_text(plan.text())
-    model = model_of(TEXT)
+    model = model_of(text)
     pipeline.run(model, pipeline.parse(f"infer-shapes,follow-plan{{plan={path}}}{more}"), Report())
     return model
 
@@ -45,6 +46,34 @@ def test_layers_are_found_by_their_weights(tmp_path):
     assert [layer_of(node) for node in layers_of(model)] == [0, 1]
     assert plan_of(model) == dataclasses.replace(plan, method="rtn")  # formats were for assign-bits
     assert [node.op_type for node in model.graph] == ["MoE", "MoE"]
+
+
+TWINS = TEXT.replace("(y, a, , other_up, other_down)", "(y, a, , up, down)")
+
+
+def test_layers_with_the_same_weights_are_found_by_their_order(tmp_path):
+    plan = plans.plan_of(model_of(TWINS), SLOTS)
+    first, second = plan.layers
+    assert second.layer == f"{first.layer}#2"
+    model = followed(dataclasses.replace(plan, layers=(second, first)), tmp_path / "p", text=TWINS)
+    assert plan_of(model) == plan and [layer.slots for layer in plan.layers] == SLOTS
+    with pytest.raises(MoecError, match=rf"names layer {first.layer} 2 times; give each layer once"):
+        followed(dataclasses.replace(plan, layers=(first, first)), tmp_path / "p", text=TWINS)
+    with pytest.raises(MoecError, match=rf"has no layer {first.layer}#2, which is z of this model"):
+        followed(dataclasses.replace(plan, layers=(first,)), tmp_path / "p", text=TWINS)
+    third = dataclasses.replace(second, layer=f"{first.layer}#3")
+    with pytest.raises(MoecError, match=rf"layer {first.layer}#3 \(z\) is not in this model; remove it"):
+        followed(dataclasses.replace(plan, layers=(first, second, third)), tmp_path / "p", text=TWINS)
+
+
+def test_layers_with_the_same_weights_have_formats_of_their_own(tmp_path):
+    plan = plans.plan_of(model_of(TWINS))
+    formats = [["int8", "keep", "int8"], ["keep", "int4", "keep"]]
+    layers = [dataclasses.replace(layer, formats={"up": own}) for layer, own in zip(plan.layers, formats, strict=True)]
+    rounding = f",assign-bits{{plan={tmp_path / 'p'},method=rtn}}"
+    model = followed(dataclasses.replace(plan, layers=tuple(layers)), tmp_path / "p", rounding, TWINS)
+    stored = [list(map(str, stored_weights(node)["up"].formats)) for node in layers_of(model)]
+    assert stored == [["int8", "float32", "int8"], ["float32", "int4", "float32"]]
 
 
 def test_later_passes_follow_the_plan(tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from moec.common.errors import MoecError
 from moec.placing.placement import ExpertPlacement, linear
-from moec.placing.plan import ExpertPlan, LayerPlan, read_plan
+from moec.placing.plan import ExpertPlan, LayerPlan, parse_plan, read_plan
 
 LAYER = LayerPlan(
     "0123456789abcdef", "a", 3, {"up": ["int4/32", "keep", "int8"]}, ((0, 2), (1, 2)), resident=((2,), ())
@@ -91,6 +92,74 @@ def test_what_is_no_plan_is_refused(data, message, tmp_path):
     with pytest.raises(MoecError, match=message) as refusal:
         read_plan(path)
     assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Iterate over the paths of all values in JSON."""
+    yield path
+    for key, inner in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from places(inner, (*path, key))
+
+
+def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Copy JSON with another value at a path."""
+    if not path:
+        return value
+    copy = data.copy()
+    copy[path[0]] = changed(copy[path[0]], path[1:], value)
+    return copy
+
+
+WRONG = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    1 << 61,
+    10**400,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 10_000,
+    [],
+    [[]],
+    {},
+    {"": 0},
+)
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: str(value)[:8])
+def test_no_value_at_any_place_ends_with_a_traceback(value):
+    data = json.loads(PLAN.text())
+    refused = 0
+    for path in places(data):
+        text = json.dumps(changed(data, path, value))
+        try:
+            parse_plan(text, "p").text()
+        except MoecError as error:
+            refused += 1
+            assert str(error).startswith("p: ") and "\n" not in str(error) and len(str(error)) < 600, path
+    assert refused > 20
+
+
+def test_no_part_of_a_plan_is_a_plan():
+    text = PLAN.text().rstrip().encode()
+    for end in range(len(text)):
+        with pytest.raises(MoecError, match=r"^p: is not JSON: .*; expected a plan as moec plan writes it$"):
+            parse_plan(text[:end], "p")
+    assert parse_plan(text, "p") == PLAN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\xfe{}", PLAN.text().encode("utf-16"), b'{"a": "\\ud800"}', b'{"a":' * 5000, b"[" * 10**6, b"\0", b""],
+)
+def test_bytes_that_are_no_json_are_refused_in_one_line(text):
+    with pytest.raises(MoecError, match=r"^p: is not JSON: [^\n]{1,300}; expected a plan") as refusal:
+        parse_plan(text, "p")
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_plan_that_is_not_there(tmp_path):

@@ -22,7 +22,7 @@ def test_what_is_no_weight_is_refused(weight, tmp_path):
     data = json.loads(sensitivities_text(WEIGHTS))
     data["layers"][1]["weight"] = weight
     (tmp_path / "s").write_text(json.dumps(data))
-    with pytest.raises(MoecError, match=r"s: layer 1: weight is .*; expected a finite number from 0 up"):
+    with pytest.raises(MoecError, match=r"s: layers\[1\].weight is .*; expected a finite number from 0 up"):
         read_sensitivities(tmp_path / "s")
 
 
@@ -31,9 +31,9 @@ def test_what_is_no_weight_is_refused(weight, tmp_path):
     [
         (lambda data: "[", "is not JSON: .*; expected a file of sensitivities as moec.tools.sensitivities writes it"),
         (lambda data: {**data, "layers": {}}, "layers is an object; expected a list"),
-        (lambda data: {**data, "version": 2}, "is a file of sensitivities of version 2; this moec reads version 1"),
+        (lambda data: {**data, "version": 2}, "version is 2; expected 1, that of this moec; expected a file of"),
         (lambda data: {**data, "layers": data["layers"] * 2}, "names a layer twice"),
-        (lambda data: {**data, "layers": [{"layer": "a"}]}, "layer 0: name is missing; expected a text"),
+        (lambda data: {**data, "layers": [{"layer": "a"}]}, r"layers\[0\].name is missing; expected a text"),
     ],
 )
 def test_what_is_no_such_file_is_refused(change, message, tmp_path):

@@ -220,9 +220,9 @@ def test_a_run_of_more_tokens_than_memory_has_experts_for_is_refused(folder, exp
     with pytest.raises(RoomError, match=refused) as refusal:
         run(model, IDS)
     check_tokens(model, expected)
-    found = re.search(refused, str(refusal.value))
-    assert found is not None
-    run(moec.load(folder, resident=least(folder) + int(found[1])), IDS)
+    match = re.search(refused, str(refusal.value))
+    assert match is not None
+    run(moec.load(folder, resident=least(folder) + int(match[1])), IDS)
 
 
 def test_a_file_that_is_truncated_meanwhile(folder, expected, tmp_path):

@@ -18,7 +18,7 @@ from moec.common.guards import parse_size
 from moec.ir.graphs import is_op
 from moec.ir.weights.stored import constant
 
-Kind = Literal["same", "cut", "sizes", "numbers", "places"]
+Kind = Literal["same", "cut", "sizes", "numbers", "places", "first rows", "rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,13 @@ class SequenceCut:
 
     ``same``: equal for any sequences and any number of them. ``cut``: along ``axis``. ``sizes``: it depends on
     the number of sequences alone. ``numbers``: its elements are the numbers of sequences, which count along ``axis``.
-    ``places``: its last axis has places in a value cut along axis 0: first the number of the sequence.
+    ``places``: its last axis has places in a value cut along axis 0: first the number of the sequence. ``first rows``
+    and ``rows``: places in a value of ``step`` rows for each sequence, which count along ``axis``.
     """
 
     kind: Kind
     axis: int = 0
+    step: int | str = 1
 
 
 SAME, SIZES = SequenceCut("same"), SequenceCut("sizes")

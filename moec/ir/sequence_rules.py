@@ -5,6 +5,7 @@ A node without a rule, or whose operands do not fit it, may combine sequences.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from moec.ir.dialect import RouteSpec
 from moec.ir.graphs import is_op
 from moec.ir.last_tokens import ELEMENTWISE
 from moec.ir.sequence_cuts import SAME, SIZES, SequenceCut, Use, known_shape
+from moec.ir.sequence_places import chosen_rows, first_rows, own_rows
 
 Rule = Callable[[Use], SequenceCut | None]
 
@@ -37,7 +39,10 @@ def _aligned(use: Use) -> SequenceCut | None:
     if kinds <= {"same", "sizes"}:
         return SIZES
     if use.node.op_type in ("Cast", "Identity"):
-        return use.first
+        is_exact = use.node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        return use.first if use.first.kind == "cut" or is_exact else None
+    if "numbers" in kinds or "first rows" in kinds:
+        return {"Mul": first_rows, "Add": own_rows}.get(use.node.op_type, lambda _: None)(use)
     cut = _from_the_last(use, len(use.output)) if kinds <= {"same", "cut"} else None
     if cut is not None:
         counted = [use.shape(place)[own.axis] for place, own in enumerate(use.cuts) if own.kind == "cut"]
@@ -171,7 +176,7 @@ def _reshape(use: Use) -> SequenceCut | None:
     # One unknown size follows from the others, none of which depends on the number of sequences.
     if not is_cut or len(unknown) > 1 or use.sizes.product(use.output[: axes[0]]) != front:
         return None
-    return SequenceCut(use.first.kind, axes[0])
+    return dataclasses.replace(use.first, axis=axes[0])
 
 
 def _repeated(use: Use) -> SequenceCut | None:
@@ -192,7 +197,7 @@ def _expand(use: Use) -> SequenceCut | None:
         return SIZES if not any(map(use.sizes.counts, use.output)) else None
     others = [size for place, size in enumerate(use.output) if place != axis]
     is_kept = use.output[axis] == use.shape(0)[use.first.axis] and not any(map(use.sizes.counts, others))
-    return SequenceCut(use.first.kind, axis) if is_kept else None
+    return dataclasses.replace(use.first, axis=axis) if is_kept else None
 
 
 def _squeeze(use: Use) -> SequenceCut | None:
@@ -203,7 +208,7 @@ def _squeeze(use: Use) -> SequenceCut | None:
     rank, axes = len(use.shape(0)), use.integers(1, "axes")
     if axes is None or use.first.axis in (dropped := {axis % rank for axis in axes}):
         return None
-    return SequenceCut(use.first.kind, use.first.axis - sum(axis < use.first.axis for axis in dropped))
+    return dataclasses.replace(use.first, axis=use.first.axis - sum(axis < use.first.axis for axis in dropped))
 
 
 def _unsqueeze(use: Use) -> SequenceCut | None:
@@ -214,7 +219,7 @@ def _unsqueeze(use: Use) -> SequenceCut | None:
         return None
     added = {axis % len(use.output) for axis in axes}
     kept = [axis for axis in range(len(use.output)) if axis not in added]
-    return SequenceCut(use.first.kind, kept[use.first.axis])
+    return dataclasses.replace(use.first, axis=kept[use.first.axis])
 
 
 def _slice(use: Use) -> SequenceCut | None:
@@ -250,6 +255,8 @@ def _gather(use: Use) -> SequenceCut | None:
         return _chosen_sizes(use)
     if data == SAME and places.kind == "cut":
         return SequenceCut("cut", axis + places.axis)
+    if places.kind == "rows":
+        return chosen_rows(use)
     if data.kind != "cut" or places != SAME or axis == data.axis:
         return None
     return SequenceCut("cut", data.axis if data.axis < axis else data.axis + len(use.output) - rank)

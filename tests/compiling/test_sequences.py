@@ -56,6 +56,7 @@ def differs(nodes: str) -> bool:
 
 
 ROWS = "f = Reshape (x, rows) z = Shape (x) "
+FLAT = COLUMN + "f = Reshape (x, rows) "
 ALONE = {
     "product": "logits = MatMul (x, w)",
     "softmax": "logits = Softmax (x)",
@@ -75,6 +76,9 @@ ALONE = {
     "equal parts": SIZES + "e = Expand (six, z) logits = Mul (x, e)",
     "einsum": 'logits = Einsum <equation = "bsd,bse->bse"> (x, x)',
     "places": COLUMN + "p = Concat <axis = 2> (hu, tu) logits = GatherND (x, p)",
+    "chosen rows": FLAT + "start = Mul (c1, s) p = Add (start, time) logits = Gather (f, p)",
+    "chosen rows by a sum the other way": FLAT
+    + "g = Unsqueeze (time, i0) start = Mul (ss, c1) p = Add (g, start) logits = Gather (f, p)",
     "scattered places": COLUMN + "p = Concat <axis = 2> (hu, tu) y = MatMul (x, w) logits = ScatterND (x, p, y)",
     "padding in time": "p = Pad (x, earlier) y = Slice (p, i0, last, i1) logits = Add (x, y)",
     "sort": "v, i = TopK <axis = -1> (x, i2) m = ReduceSum (v, last) logits = Add (x, m)",
@@ -106,6 +110,21 @@ COMBINED = {
     "number of the sequence": SIZES
     + """f = CastLike (count, x) g = Unsqueeze (f, i1) h = Unsqueeze (g, i2)
         logits = Add (x, h)""",
+    "chosen rows of the next sequence": FLAT
+    + """start = Mul (c1, s) later = Add (time, n1) l = Add (start, later) e = Mul (b, s) en = Sub (e, i1)
+        p = Min (l, en) logits = Gather (f, p)""",
+    "rows of a wrong length": FLAT + "p = Add (c1, time) logits = Gather (f, p)",
+    "rows of a wrong order": FLAT
+    + "start = Mul (time, b) turned = Unsqueeze (start, i0) p = Add (turned, c1) logits = Gather (f, p)",
+    "rows of twice the length": FLAT
+    + """w2 = Concat <axis = 0> (f, f) start = Mul (c1, s) twice = Add (start, start) p = Add (twice, time)
+        logits = Gather (w2, p)""",
+    "rows counted from one": FLAT
+    + """end = Add (ss, n1) ones = Range (n1, end, n1) start = Mul (c1, s) p = Add (start, ones)
+        longer = Concat <axis = 0> (f, f) logits = Gather (longer, p)""",
+    "rows of a number that became a truth": FLAT
+    + """t = Cast <to = 9> (c1) one = Cast <to = 7> (t) start = Mul (one, s) p = Add (start, time)
+        logits = Gather (f, p)""",
     "places of numbers as times": COLUMN + "p = Concat <axis = 2> (tu, hu) logits = GatherND (x, p)",
     "shifted": "p = Pad (x, before) y = Slice (p, i0, last, i0) logits = Add (x, y)",
     "slice by the number": SIZES

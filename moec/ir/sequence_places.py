@@ -75,10 +75,7 @@ def _size_in(value: ir.Value | None) -> int | str | None:
 def _counts_to(value: ir.Value | None, step: int | str) -> bool:
     """Whether all elements of a value are among 0, 1, ... step - 1."""
     node = _plain(value)
-    if node is None or not is_op(node, "Range"):
+    if node is None or not is_op(node, "Range") or known_shape(node.outputs[0]) != [step]:
         return False
-    start, _, delta = (constant(operand) for operand in node.inputs)
-    is_whole = all(number is not None and number.dtype.is_integer() for number in (start, delta))
-    return (
-        is_whole and (start.numpy().item(), delta.numpy().item()) == (0, 1) and known_shape(node.outputs[0]) == [step]
-    )
+    start, _, delta = map(constant, node.inputs)
+    return start is not None and delta is not None and (start.numpy().item(), delta.numpy().item()) == (0, 1)

@@ -1,4 +1,4 @@
-"""Memory of a rank: its experts and the dense part. Models that one process cannot hold run on two."""
+"""Memory of a rank: its experts and the dense part; of a stage: its layers. Large models run on two processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDS = np.random.default_rng(0).integers(0, VOCABULARY, (4, 8))
 WIDTH, UNITS = 512, 2048
 EXPERT = 3 * WIDTH * UNITS * 4
 HALF = 8 * EXPERT
-"""Bytes of one rank's experts, of two layers."""
+"""Bytes of one rank's experts, of two layers, and of one stage's, of one layer."""
 
 pytestmark = [
     pytest.mark.nightly,
@@ -41,10 +41,13 @@ class Used:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Artifacts for two ranks: ``large``, and a ``small`` one, which loads all libraries."""
+    """Artifacts for two ranks: ``large``, and a ``small`` one, which loads all libraries; for two stages: ``staged``
+    and ``small staged``."""
     path = tmp_path_factory.mktemp("memory")
     moec.compile(language_model(path / "small.onnx"), ranks=2, output=path / "small", threads=1)
     moec.compile(language_model(path / "large.onnx", WIDTH, UNITS), ranks=2, output=path / "large", threads=1)
+    moec.compile(path / "small.onnx", stages=2, output=path / "small staged", threads=1)
+    moec.compile(path / "large.onnx", stages=2, output=path / "staged", threads=1)
     return path
 
 
@@ -54,21 +57,25 @@ def status(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def used(path: pathlib.Path, more_data: int | None = None) -> Used:
-    """Run the large artifact on a rank, or alone. ``more_data``: bytes that the process may have beyond those in use
+def used(path: pathlib.Path, more_data: int | None = None, small: str = "small", large: str = "large") -> Used:
+    """Run a large artifact on a rank, or alone. ``more_data``: bytes that the process may have beyond those in use
     (RLIMIT_DATA: private memory that can be written to)."""
-    with loaded(path / "small", threads=1) as model:
+    with loaded(path / small, threads=1) as model:
         model.run({"ids": IDS})
     if more_data is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + more_data,) * 2)
     before = status("VmRSS")
-    with loaded(path / "large", threads=1) as model:
+    with loaded(path / large, threads=1) as model:
         y = model.run({"ids": IDS})["y"]
         return Used(y, status("VmRSS") - before)
 
 
 def used_by_rank(rank: int, path: pathlib.Path, more_data: int | None = None) -> Used:
     return used(path, more_data)
+
+
+def used_by_stage(rank: int, path: pathlib.Path) -> Used:
+    return used(path, small="small staged", large="staged")
 
 
 def refused(rank: int, path: pathlib.Path, more_data: int) -> str:
@@ -83,6 +90,14 @@ def test_a_rank_takes_memory_for_its_experts_and_the_dense_part(folder):
     dense = (folder / "large" / WEIGHTS).stat().st_size - 2 * HALF
     for rank in start_ranks(2, used_by_rank, folder).results():
         assert HALF + dense < rank.bytes < 1.1 * (HALF + dense)
+
+
+def test_a_stage_takes_memory_for_its_layers_and_what_stages_share(folder):
+    shared = (folder / "staged" / WEIGHTS).stat().st_size - 2 * HALF
+    expected = moec.load(folder / "staged", threads=1).run({"ids": IDS})["y"]
+    for stage in start_ranks(2, used_by_stage, folder).results():
+        assert HALF < stage.bytes < 1.1 * (HALF + shared)
+        assert np.array_equal(stage.y, expected)
 
 
 def test_experts_that_exceed_the_memory_of_one_process_run_on_two(folder):

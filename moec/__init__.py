@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from moec.exploring.explore import explore
     from moec.exporting.driver import export
     from moec.runtime.batch import Batch
-    from moec.runtime.generation import Generation, generate
+    from moec.runtime.generation import generate
     from moec.runtime.model import CompiledModel
     from moec.runtime.projects import CompiledProjects
+    from moec.runtime.prompt_row import Generation
     from moec.runtime.session import Session
     from moec.tools.bench import bench
     from moec.tools.evaluate import evaluate
@@ -82,7 +83,8 @@ _HOMES = {
     "CompiledModel": "moec.runtime.model",
     "CompiledProjects": "moec.runtime.projects",
     "load": "moec.artifacts.loading",
-    **dict.fromkeys(["Generation", "generate"], "moec.runtime.generation"),
+    "Generation": "moec.runtime.prompt_row",
+    "generate": "moec.runtime.generation",
     "Session": "moec.runtime.session",
     "bench": "moec.tools.bench",
     "evaluate": "moec.tools.evaluate",

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from moec.common.errors import MoecError
@@ -62,6 +62,26 @@ def end_when_told() -> None:
         os._exit(128 + number)
 
     threading.Thread(target=wait, name="moec-end", daemon=True).start()
+
+
+@contextlib.contextmanager
+def call_when_told(stop: Callable[[], None]) -> Iterator[None]:
+    """Context in which Ctrl-C, SIGTERM and SIGHUP call ``stop`` on the main thread instead of ending the process. Off
+    the main thread, which alone hears signals, it has no effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wakeup = signal.set_wakeup_fd(-1)  # the thread of end_when_told sleeps
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda _signal, _frame: stop())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
 
 def wait_if_ending() -> None:

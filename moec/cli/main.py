@@ -47,6 +47,7 @@ from moec.cli.options import (
 from moec.cli.place import place
 from moec.cli.plan import plan
 from moec.cli.printing import print_remarks, print_result, shown_progress
+from moec.cli.serve import serve
 from moec.cli.targets import target_commands
 from moec.common.errors import DefectError, MoecError, reporting
 from moec.common.version import VERSION
@@ -273,6 +274,7 @@ def pipeline(
 app.command()(times.bench)
 app.command()(times.tune)
 app.command()(text.generate)
+app.command()(serve)
 app.command()(data.profile)
 app.command()(plan)
 app.command()(place)

@@ -25,8 +25,8 @@ from moec.common.errors import MoecError
 from moec.common.plain_files import read_text
 
 if TYPE_CHECKING:
-    from moec.runtime.generation import Generation
     from moec.runtime.model import CompiledModel
+    from moec.runtime.prompt_row import Generation
 
 _STDIN = "-"
 _LARGEST_PROMPT = 256 << 20

@@ -9,8 +9,8 @@ from typing import Any
 from moec.distributed.model import RankedModel
 from moec.distributed.values import gathered_data
 from moec.runtime import generation
-from moec.runtime.generation import Generation, OnText
 from moec.runtime.model import CompiledModel
+from moec.runtime.prompt_row import Generation, OnText
 
 
 def generate(

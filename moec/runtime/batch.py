@@ -110,6 +110,14 @@ class Batch:
         """Number of tokens of a sequence that are still to be computed. Raises InputError for an unknown sequence."""
         return self._known(sequence).waiting
 
+    def can_hold(self, tokens: int) -> bool:
+        """Whether the model and all pages together can hold a sequence of so many tokens."""
+        try:
+            self._check_length(tokens)
+        except InputError:
+            return False
+        return True
+
     def add(self, ids: Any, *, last: int | None = 1) -> int:
         """Add a sequence with its first tokens, integers [1 or more], and return its number.
 

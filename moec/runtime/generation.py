@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from moec.common.arguments import check_kind, check_optional_text, known_options
 from moec.common.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.model import CompiledModel
+from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
-from moec.runtime.text_codec import TextCodec, TextStream
+from moec.runtime.text_codec import TextCodec
 from moec.runtime.token_selection import TokenSelection
-
-OnText = Callable[[int, str], None]
-"""Callback with the index of a prompt and new text for it."""
-Ended = Literal["end", "stop", "length", "full"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """Result for one prompt: text and token ids, without those that ended it.
-
-    ``ended``: by an ``end`` of text, a ``stop`` string, the requested ``length``, or because the session is ``full``.
-    ``text`` is empty where the artifact has no tokenizer. ``prefill_seconds`` are those of the prompt, including the
-    first new token, ``decode_seconds`` those of the tokens after it; prompts that ran together share the time equally.
-    """
-
-    prompt: Prompt
-    text: str
-    ids: list[int]
-    prompt_tokens: int
-    ended: Ended
-    prefill_seconds: float
-    decode_seconds: float
-
-    def __repr__(self) -> str:
-        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
-        return f"<Generation {text!r}: {len(self.ids)} tokens after {self.prompt_tokens}, ended by {self.ended}>"
 
 
 @reporting("generating")
@@ -92,7 +66,7 @@ def generate(
     codec = _codec(model, prompts, stops)
     encoded = encoded_prompts(codec, prompts, chat, system)
     rows = [
-        _PromptRow(place, ids, max_new_tokens, _TextWriter(codec, ids, stops, place, on_text))
+        PromptRow(place, ids, max_new_tokens, TextWriter(codec, ids, stops, place, on_text))
         for place, ids in enumerate(encoded)
         if places is None or place in places
     ]
@@ -106,78 +80,6 @@ def _check_counts(**counts: int) -> None:
         check_kind(name, count, int, "a whole number from 1 up")
         if count < 1:
             raise MoecError(f"{name} is {count}; expected 1 or more")
-
-
-class _TextWriter:
-    """Text of one prompt as it is generated; empty without a tokenizer."""
-
-    def __init__(
-        self, codec: TextCodec | None, prompt: Sequence[int], stops: Sequence[str], place: int, on_text: OnText | None
-    ) -> None:
-        self.end_ids = frozenset() if codec is None else codec.end_ids
-        self.text = ""
-        self._stream = TextStream((lambda ids: "") if codec is None else codec.decode, prompt, stops)
-        self._place, self._on_text = place, on_text
-
-    def push(self, token: int) -> bool:
-        """Add a token. Returns whether a stop string ends the text here."""
-        self._write(self._stream.push(token))
-        return self._stream.is_stopped
-
-    def end(self) -> bool:
-        """Write the rest of the text. Returns whether a stop string in it ends the text."""
-        self._write(self._stream.rest())
-        return self._stream.is_stopped
-
-    def _write(self, text: str) -> None:
-        self.text += text
-        if text and self._on_text is not None:
-            self._on_text(self._place, text)
-
-
-class _PromptRow:
-    """One prompt in progress: tokens that the model still has to process, and those that it generated."""
-
-    def __init__(self, place: int, prompt: list[int], most: int, writer: _TextWriter) -> None:
-        self.place, self.prompt, self.pending = place, prompt, list(prompt)
-        self.ended: Ended | None = None
-        self._most, self._writer = most, writer
-        self._new: list[int] = []
-        self._has_begun = False
-        self._seconds = {"prefill": 0.0, "decode": 0.0}
-        self._phase = "prefill"
-
-    def give(self, count: int) -> list[int]:
-        """Take the next ``count`` tokens for the model."""
-        self._phase = "decode" if self._has_begun else "prefill"
-        tokens, self.pending = self.pending[:count], self.pending[count:]
-        return tokens
-
-    def take(self, token: int, is_full: bool) -> None:
-        """Take the token selected after all tokens so far. ``is_full``: no token can follow."""
-        self._has_begun = True
-        if token in self._writer.end_ids:
-            self._end("end")
-            return
-        self._new.append(token)
-        if self._writer.push(token):
-            self._end("stop")
-        elif len(self._new) == self._most or is_full:
-            self._end("length" if len(self._new) == self._most else "full")
-        else:
-            self.pending = [token]
-
-    def spend(self, seconds: float) -> None:
-        """Count the time since :meth:`give`."""
-        self._seconds[self._phase] += seconds
-
-    def generation(self, prompt: Prompt) -> Generation:
-        assert self.ended is not None
-        seconds = self._seconds["prefill"], self._seconds["decode"]
-        return Generation(prompt, self._writer.text, self._new, len(self.prompt), self.ended, *seconds)
-
-    def _end(self, ended: Ended) -> None:
-        self.ended = "stop" if self._writer.end() else ended
 
 
 def _codec(model: CompiledModel, prompts: Sequence[Prompt], stops: Sequence[str]) -> TextCodec | None:
@@ -205,10 +107,10 @@ def _most_rows(model: CompiledModel, batch: int) -> int:
     return 1 if is_fixed or model.streamed is not None else batch
 
 
-def _side_by_side(rows: Sequence[_PromptRow], most: int, difference: int) -> Iterator[list[_PromptRow]]:
+def _side_by_side(rows: Sequence[PromptRow], most: int, difference: int) -> Iterator[list[PromptRow]]:
     """Group rows into at most ``most``, whose prompts differ by at most ``difference`` tokens. Rows begin together, so
     the excess of a prompt over the shortest one runs in steps of one token."""
-    group: list[_PromptRow] = []
+    group: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)) if most > 1 else rows:
         if group and (len(group) == most or len(row.prompt) - len(group[0].prompt) > difference):
             yield group
@@ -218,7 +120,7 @@ def _side_by_side(rows: Sequence[_PromptRow], most: int, difference: int) -> Ite
         yield group
 
 
-def _run(session: Session, rows: Sequence[_PromptRow], sampling: Sampling) -> None:
+def _run(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> None:
     """Generate until all rows have ended. All rows have processed the same number of tokens, so that nothing is padded
     or masked: each step takes as many tokens of every row, from its prompt or the generated one, as all rows have."""
     longest = max(len(row.prompt) for row in rows)

@@ -33,6 +33,11 @@ class TextCodec:
         self._tokenizer = Tokenizer(content, f"{artifact.where}: {entry.tokenizer}", entry.checked_by)
         self.end_ids = frozenset(entry.end_ids)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it can encode conversations."""
+        return self._template is not None
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encode a text, with the tokenizer's leading tokens. Raises MoecError for text that UTF-8 cannot express (lone
         surrogates)."""

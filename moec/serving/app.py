@@ -1,0 +1,238 @@
+"""The application: addresses of OpenAI's API, and what happens between a request and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from moec.common.errors import DefectError, MoecError, one_line
+from moec.runtime.prompt_row import Generation
+from moec.runtime.prompts import encoded_prompts
+from moec.runtime.text_codec import TextCodec
+from moec.serving.limits import ServerLimits
+from moec.serving.parameters import Request, request_of
+from moec.serving.refusals import RequestError
+from moec.serving.replies import DONE, Reply, event_of, to_json
+from moec.serving.scheduler import Event, Scheduler, Ticket
+
+if TYPE_CHECKING:
+    import starlette.applications
+    import starlette.requests
+    import starlette.responses
+
+_BODY_SECONDS = 30
+"""Seconds until a body has arrived."""
+_TEMPLATES = 2
+"""Prompts that are encoded at once: each chat template takes a process."""
+
+
+class Application:
+    """Answers of a server. ``name``: of the model. ``key``: that requests have to give, or None."""
+
+    def __init__(
+        self, scheduler: Scheduler, codec: TextCodec, limits: ServerLimits, name: str, key: str | None
+    ) -> None:
+        self._scheduler, self._codec, self._limits, self._name, self._key = scheduler, codec, limits, name, key
+        self._created = int(time.time())
+        self._encoding = asyncio.Semaphore(_TEMPLATES)
+
+    def routes(self) -> starlette.applications.Starlette:
+        """Make the application of starlette."""
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.routing import Route
+
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._checked(self._models)),
+                Route("/v1/models/{name:path}", self._checked(self._model)),
+                Route("/v1/completions", self._checked(self._completion), methods=["POST"]),
+                Route("/v1/chat/completions", self._checked(self._chat), methods=["POST"]),
+            ],
+            exception_handlers={RequestError: _refusal, HTTPException: _other_refusal, Exception: _defect},
+        )
+
+    def _checked(self, answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Let a function answer only requests with the key."""
+
+        async def checked(request: starlette.requests.Request) -> Any:
+            actual = request.headers.get("authorization", "").encode("latin-1")
+            if self._key is not None and not hmac.compare_digest(actual, f"Bearer {self._key}".encode()):
+                message = "the API key is missing or wrong; send it as: Authorization: Bearer KEY"
+                raise RequestError(401, message, code="invalid_api_key")
+            return await answer(request)
+
+        return checked
+
+    async def _health(self, request: starlette.requests.Request) -> starlette.responses.Response:
+        is_stopping = self._scheduler.is_stopping
+        return _json({"status": "stopping" if is_stopping else "ok"}, 503 if is_stopping else 200)
+
+    async def _models(self, request: starlette.requests.Request) -> starlette.responses.Response:
+        return _json({"object": "list", "data": [self._description()]})
+
+    async def _model(self, request: starlette.requests.Request) -> starlette.responses.Response:
+        self._check_model(request.path_params["name"])
+        return _json(self._description())
+
+    async def _completion(self, request: starlette.requests.Request) -> Any:
+        return await self._answered(request, chat=False)
+
+    async def _chat(self, request: starlette.requests.Request) -> Any:
+        if not self._codec.has_chat_template:
+            raise RequestError(400, f"model {self._name!r} has no chat template; use /v1/completions")
+        return await self._answered(request, chat=True)
+
+    async def _answered(self, request: starlette.requests.Request, *, chat: bool) -> Any:
+        from starlette.responses import StreamingResponse
+
+        asked = request_of(await self._body(request), chat=chat)
+        self._check_model(asked.model)
+        reply = Reply(self._name, chat=chat, streams_usage=asked.streams_usage)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            ticket = self._scheduler.enter(lambda event: _tell(loop, events, event))
+            stack.callback(self._scheduler.leave, ticket)
+            await self._start(ticket, asked)
+            if not asked.streams:
+                return _json(reply.whole(await _while_connected(request, _result(events))))
+            first = await _while_connected(request, events.get())
+            if isinstance(first, RequestError):  # while it can still be the answer's status
+                raise first
+            stream = StreamingResponse(_stream(first, events, reply), media_type="text/event-stream")
+            return _Closing(stream, stack.pop_all())
+
+    async def _start(self, ticket: Ticket, asked: Request) -> None:
+        """Encode the prompt and hand it to the scheduler."""
+        async with self._encoding:
+            try:
+                (prompt,) = await asyncio.to_thread(encoded_prompts, self._codec, [asked.prompt], False, None)
+            except DefectError:
+                raise
+            except MoecError as error:
+                raise RequestError(400, str(error)) from error
+        self._scheduler.start(ticket, prompt, asked.sampling, asked.new_tokens, asked.stops)
+
+    async def _body(self, request: starlette.requests.Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # browsers let pages of others send different types without asking
+            raise RequestError(415, f"the content type is {kind[:60]!r}; expected application/json")
+        try:
+            return await asyncio.wait_for(self._read(request), _BODY_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise RequestError(408, f"the body did not arrive within {_BODY_SECONDS} s") from error
+
+    async def _read(self, request: starlette.requests.Request) -> bytes:
+        from starlette.requests import ClientDisconnect
+
+        body, most = bytearray(), self._limits.body_bytes
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise RequestError(413, f"the body has more than {most} bytes, which is the most here")
+        except ClientDisconnect as error:
+            raise _gone() from error
+        return bytes(body)
+
+    def _check_model(self, name: str) -> None:
+        if name != self._name:
+            message = f"there is no model {name[:100]!r}; this server has {self._name!r}"
+            raise RequestError(404, message, parameter="model", code="model_not_found")
+
+    def _description(self) -> dict[str, Any]:
+        return {"id": self._name, "object": "model", "created": self._created, "owned_by": "moec"}
+
+
+class _Closing:
+    """A response that closes something behind it, also where it is interrupted before its first part."""
+
+    def __init__(self, response: starlette.responses.Response, stack: contextlib.ExitStack) -> None:
+        self._response, self._stack = response, stack
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with self._stack:
+            await self._response(scope, receive, send)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
+    """Pass an event from the scheduler's thread to the loop, unless the loop has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+
+async def _result(events: asyncio.Queue[Event]) -> Generation:
+    while True:
+        event = await events.get()
+        if isinstance(event, RequestError):
+            raise event
+        if isinstance(event, Generation):
+            return event
+
+
+async def _stream(event: Event, events: asyncio.Queue[Event], reply: Reply) -> AsyncIterator[bytes]:
+    """Parts of a stream. One that fails ends with the error, as OpenAI's clients expect."""
+    for part in reply.begin():
+        yield part
+    while isinstance(event, str):
+        yield reply.text(event)
+        event = await events.get()
+    if isinstance(event, RequestError):
+        yield event_of(event.body())
+        yield DONE
+        return
+    for part in reply.end(event):
+        yield part
+
+
+async def _while_connected(request: starlette.requests.Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for work, or end it when the client has gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise _gone()
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _gone() -> RequestError:
+    return RequestError(499, "the client has gone")  # the status that nginx logs; nobody reads it
+
+
+def _json(value: Any, status: int = 200) -> starlette.responses.Response:
+    from starlette.responses import Response
+
+    return Response(to_json(value), status, media_type="application/json")
+
+
+async def _refusal(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
+    assert isinstance(error, RequestError)
+    response = _json(error.body(), error.status)
+    if error.status in (429, 503):
+        response.headers["retry-after"] = "1"
+    return response
+
+
+async def _other_refusal(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
+    """Answer addresses and methods that are not served."""
+    status = getattr(error, "status_code", 500)
+    where = f"{request.method} {request.url.path[:100]}"
+    return _json(RequestError(status, f"{where} is not served; docs/serving.md lists what is").body(), status)
+
+
+async def _defect(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
+    return _json(RequestError(500, f"moec failed: {one_line(error)}").body(), 500)

@@ -1,0 +1,202 @@
+"""Parameters of a request: those that are served are checked, all others are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from moec.common.arguments import shown
+from moec.common.errors import MoecError
+from moec.runtime.prompts import Prompt
+from moec.runtime.sampling import Sampling
+from moec.serving.refusals import RequestError
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SERVED = frozenset({"model", "max_tokens", "stop", "stream", "stream_options", *_SAMPLING})
+_OF_CHATS = frozenset({"messages", "max_completion_tokens"})
+_OF_TEXTS = frozenset({"prompt"})
+_WITHOUT_EFFECT = frozenset({"user", "metadata"})
+"""Parameters that name a request for its sender and change nothing in its text."""
+_NEUTRAL: Mapping[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "echo": False,
+    "store": False,
+    "logprobs": False,
+    "logit_bias": {},
+    "tools": [],
+    "tool_choice": "none",
+    "functions": [],
+    "response_format": {"type": "text"},
+    "suffix": "",
+    "parallel_tool_calls": True,
+}
+"""Parameters that are not served, with the values that ask for nothing."""
+_ROLES = ("system", "user", "assistant")
+_MOST_STOPS, _LONGEST_STOP = 4, 500
+_LARGEST = 1 << 31
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request for one text. ``new_tokens``: None for as many as the server allows. ``streams_usage``: whether the
+    stream ends with the numbers of tokens."""
+
+    model: str
+    prompt: Prompt
+    sampling: Sampling
+    new_tokens: int | None
+    stops: list[str]
+    streams: bool
+    streams_usage: bool
+
+
+def request_of(body: bytes, *, chat: bool) -> Request:
+    """Read the body of a request for a chat or for a text. Raises RequestError, which names the parameter."""
+    asked = _object(body)
+    _check_names(asked, _SERVED | (_OF_CHATS if chat else _OF_TEXTS))
+    streams, options = _flag(asked, "stream"), asked.get("stream_options", {})
+    if options and not streams:
+        raise _wrong("stream_options", "is about streams; expected stream to be true")
+    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
+        raise _wrong("stream_options", "has other options than include_usage, the only one")
+    return Request(
+        model=_text("model", asked.get("model")),
+        prompt=_messages(asked.get("messages")) if chat else _prompt(asked.get("prompt")),
+        sampling=_sampling(asked),
+        new_tokens=_new_tokens(asked),
+        stops=_stops(asked.get("stop", [])),
+        streams=streams,
+        streams_usage=_flag(options, "include_usage"),
+    )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """Parse a body. A parameter that is null counts as left out, as in OpenAI's API."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        asked = json.loads(body, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body is not JSON ({str(error)[:100]}); send one object") from error
+    if not isinstance(asked, dict):
+        raise RequestError(400, f"the body is {shown(asked)}; expected an object of parameters")
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _check_names(asked: Mapping[str, Any], served: frozenset[str]) -> None:
+    for name, value in asked.items():
+        if name in served or name in _WITHOUT_EFFECT:
+            continue
+        if name not in _NEUTRAL:
+            raise RequestError(
+                400,
+                f"{name[:60]!r} is no parameter that is served; leave it out",
+                parameter=name[:60],
+                code="unknown_parameter",
+            )
+        if value != _NEUTRAL[name]:
+            neutral = json.dumps(_NEUTRAL[name])
+            raise RequestError(
+                400,
+                f"{name} is not supported; leave it out, or give {neutral}",
+                parameter=name,
+                code="unsupported_parameter",
+            )
+
+
+def _sampling(asked: dict[str, Any]) -> Sampling:
+    """Options of the draws. As in OpenAI's API the temperature is 1 and the seed another each time, if not given."""
+    options: dict[str, Any] = {name: asked[name] for name in _SAMPLING if name in asked}
+    usual: dict[str, Any] = {"temperature": 1.0, "seed": secrets.randbits(48)}
+    for name, value in options.items():
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise _wrong(name, "has more than 64 bits")
+        try:
+            Sampling(**{**usual, name: value})
+        except MoecError as error:
+            raise RequestError(400, str(error), parameter=name) from error
+    try:
+        return Sampling(**{**usual, **options})
+    except MoecError as error:
+        raise RequestError(400, str(error), parameter="temperature") from error
+
+
+def _new_tokens(asked: Mapping[str, Any]) -> int | None:
+    names = [name for name in ("max_tokens", "max_completion_tokens") if name in asked]
+    for name in names:
+        value = asked[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _LARGEST:
+            raise _wrong(name, f"is {shown(value)}; expected a whole number from 1 up")
+    if len(names) > 1:
+        raise _wrong("max_tokens", "is another name of max_completion_tokens; give one of them")
+    return asked[names[0]] if names else None
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > _MOST_STOPS:
+        raise _wrong("stop", f"is {shown(value)}; expected a string, or a list of at most {_MOST_STOPS}")
+    for stop in stops:
+        if not isinstance(stop, str) or not 0 < len(stop) <= _LONGEST_STOP:
+            raise _wrong("stop", f"has {shown(stop)}; expected a string of 1 to {_LONGEST_STOP} characters")
+    return stops
+
+
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
+        value = value[0]
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise _wrong("prompt", f"is {shown(value)}; expected a text, or a list of token ids")
+    for token in value:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < _LARGEST:
+            raise _wrong("prompt", f"has {shown(token)}; expected one text, or a list of token ids")
+    return value
+
+
+def _messages(value: Any) -> Prompt:
+    if not isinstance(value, list) or not value:
+        raise _wrong("messages", f"is {shown(value)}; expected a list of messages")
+    return [_message(f"messages[{place}]", message) for place, message in enumerate(value)]
+
+
+def _message(where: str, message: Any) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise _wrong(where, f"is {shown(message)}; expected an object with role and content")
+    extra = [name for name, value in message.items() if name not in ("role", "content") and value not in (None, [])]
+    if extra:
+        raise _wrong(f"{where}.{extra[0][:60]}", "is not supported; a message has role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise _wrong(f"{where}.role", f"is {shown(role)}; expected one of {', '.join(_ROLES)}")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise _wrong(f"{where}.content", "has something other than text; expected a text, or parts of type text")
+    return {"role": role, "content": "".join(part["text"] for part in parts)}
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, f"is {shown(value)}; expected a string")
+    return value
+
+
+def _flag(asked: Mapping[str, Any], name: str) -> bool:
+    value = asked.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(name, f"is {shown(value)}; expected true or false")
+    return value is True
+
+
+def _wrong(name: str, what: str) -> RequestError:
+    return RequestError(400, f"{name} {what}", parameter=name)

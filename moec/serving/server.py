@@ -1,0 +1,107 @@
+"""The server: a socket, uvicorn, and an end that lets texts finish."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from moec.common.errors import MoecError
+from moec.runtime.model import CompiledModel
+from moec.runtime.text_codec import TextCodec
+from moec.serving.app import Application
+from moec.serving.limits import ServerLimits
+from moec.serving.scheduler import Scheduler
+
+Heard = Callable[[Callable[[], None]], AbstractContextManager[None]]
+"""Context in which the function that it gets is called when the server shall stop."""
+
+
+def serve(
+    model: CompiledModel,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    key: str | None,
+    limits: ServerLimits,
+    told_to_stop: Heard,
+    on_start: Callable[[str], None],
+) -> None:
+    """Answer requests until told to stop; texts in progress then have ``limits.grace_seconds`` to end.
+
+    ``name``: of the model in requests. ``port``: 0 for a free one. ``key``: that requests have to give, or None.
+    ``on_start`` is called with the server's address as soon as it answers. Raises MoecError for a missing package, an
+    address that cannot be used, a key that a header cannot hold, an artifact without tokenizer, and UnsupportedError
+    for one without a program for batches.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise MoecError('moec serve needs starlette and uvicorn: pip install "moec[serve]"') from error
+
+    if key is not None and not (key and key.isascii() and key.isprintable()):
+        raise MoecError("the API key is empty or has characters beyond ASCII; headers hold printable ASCII")
+    codec = TextCodec(model.artifact)
+    with _listening(host, port) as listener:
+        scheduler = Scheduler(model, codec, limits)
+        config = uvicorn.Config(
+            Application(scheduler, codec, limits, name, key).routes(),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            log_level="error",
+            timeout_graceful_shutdown=limits.grace_seconds + 5,
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # told_to_stop hears them
+        _run(server, listener, scheduler, told_to_stop, on_start)
+
+
+def _run(
+    server: Any, listener: socket.socket, scheduler: Scheduler, told_to_stop: Heard, on_start: Callable[[str], None]
+) -> None:
+    import asyncio
+
+    def stop() -> None:
+        server.force_exit = server.should_exit  # the second time
+        server.should_exit = True
+        scheduler.stop()
+
+    async def answer() -> None:
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        while not (server.started or serving.done()):
+            await asyncio.sleep(0.01)
+        if not serving.done():
+            on_start(_address(listener))
+        await serving
+
+    with told_to_stop(stop):
+        asyncio.run(answer())
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        is_used = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        advice = "is in use; choose another with --port, or 0 for a free one" if is_used else f"cannot be used: {error}"
+        raise MoecError(f"port {port} of {host} {advice}") from error
+    with listener:
+        yield listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

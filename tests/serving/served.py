@@ -1,0 +1,113 @@
+"""A server in this process for tests: a small model of letters, and a way to stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import pathlib
+import string
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+import moec
+from moec.serving.limits import ServerLimits
+
+from ..runtime.tiny_decoder import VOCABULARY, tiny_decoder
+
+NAME = "letters"
+LETTERS = string.ascii_lowercase + " .,!?\n" + string.ascii_uppercase[: VOCABULARY - 34]
+TEMPLATE = (
+    "{% for message in messages %}{% if message.content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
+    "{{ message.role }} {{ message.content }}.{% endfor %}A "
+)
+
+
+def compiled(folder: pathlib.Path) -> moec.CompiledModel:
+    """Compile a decoder with a token for each letter, an end of text, a chat template and a program for batches."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {letter: token for token, letter in enumerate(LETTERS)}
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={**vocabulary, "?u": len(LETTERS)}, merges=[]))
+    built.decoder = tokenizers.decoders.Fuse()
+    built.add_special_tokens(["</s>"])
+    built.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return moec.compile(tiny_decoder(), tokenizer=folder / "tokenizer.json", batches=True)
+
+
+class Served:
+    """A running server. ``scheduler``: its scheduler."""
+
+    def __init__(self, url: str, stop: Callable[[], None], thread: threading.Thread, scheduler: Any) -> None:
+        self.url, self.stop, self.thread, self.scheduler = url, stop, thread, scheduler
+
+    def client(self, **options: Any) -> Any:
+        openai = pytest.importorskip("openai")
+        return openai.OpenAI(
+            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 20, **options}
+        )
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Send a request as it is. Returns the status and the answer, which is JSON."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=20)
+        content = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with contextlib.closing(connection):
+            connection.request(method, path, content, {"content-type": "application/json", **named})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+
+@contextlib.contextmanager
+def served(model: moec.CompiledModel, key: str | None = None, **limits: int) -> Iterator[Served]:
+    """Context of a server on a free port, which is stopped at its end."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from moec.serving import server
+
+    stops: list[Callable[[], None]] = []
+    schedulers: list[Any] = []
+    addresses: list[str] = []
+    started = threading.Event()
+
+    @contextlib.contextmanager
+    def told_to_stop(stop: Callable[[], None]) -> Iterator[None]:
+        stops.append(stop)
+        yield
+
+    def begin(address: str) -> None:
+        addresses.append(address)
+        started.set()
+
+    class Kept(server.Scheduler):
+        def __init__(self, *arguments: Any) -> None:
+            schedulers.append(self)
+            super().__init__(*arguments)
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "Scheduler", Kept)
+            server.serve(
+                model,
+                name=NAME,
+                host="127.0.0.1",
+                port=0,
+                key=key,
+                limits=ServerLimits(**limits),
+                told_to_stop=told_to_stop,
+                on_start=begin,
+            )
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(20)
+    try:
+        yield Served(addresses[0], stops[0], thread, schedulers[0])
+    finally:
+        stops[0]()
+        thread.join(20)
+        assert not thread.is_alive()

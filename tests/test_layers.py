@@ -79,6 +79,7 @@ def test_what_commands_print_is_imported_by_the_command_line_alone():
         "moec.cli.data",
         "moec.cli.export",
         "moec.cli.inspect",
+        "moec.cli.plan",
         "moec.cli.printing",
         "moec.cli.times",
     }

@@ -48,13 +48,12 @@ class GeneratedModel:
         Raises MoecError for less memory than a process needs."""
         from moec.artifacts.writer import weights_of_programs
         from moec.placing.metadata import plan_of
-        from moec.placing.plan import device_of
         from moec.runtime.residents import check_resident
 
         plan, resident = plan_of(self.graph), options.resident_bytes
         if plan is None:
             return None
-        plan = dataclasses.replace(plan, device=device_of(targets.kind_of(options.target).name), resident=resident)
+        plan = dataclasses.replace(plan, device=targets.program_kind_of(options.target).name, resident=resident)
         if resident is not None:
             check_resident(plan, weights_of_programs(self.programs, self.of_stages), str(options.plan or self.source))
         return plan

@@ -38,7 +38,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Set
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json, read_bytes
@@ -47,7 +47,6 @@ from moec.placing.placement import ExpertPlacement, LayerPlacement, Transport
 
 VERSION = 2
 KEEP = "keep"
-Device = Literal["cpu", "cuda"]
 Method = Literal["rtn", "gptq", "awq"]
 _LARGEST = 16 << 20
 _EXPECTED = "expected a plan as moec plan writes it"
@@ -98,7 +97,7 @@ class ExpertPlan:
 
     layers: tuple[LayerPlan, ...]
     version: int = VERSION
-    device: Device = "cpu"
+    device: str = "cpu"
     ranks: Size | None = None
     nodes: Size = 1
     transport: Transport | None = None
@@ -170,14 +169,6 @@ def _tiers(layer: LayerPlan) -> Iterator[str]:
     for name, ranks in (("slots", layer.slots), ("resident", layer.resident)):
         if ranks:
             yield f'   "{name}": [\n' + ",\n".join(f"    {json.dumps(list(own))}" for own in ranks) + "]"
-
-
-def device_of(kind: str) -> Device:
-    """The device of a kind of targets. Raises MoecError for kinds whose programs hold no experts by a plan."""
-    for device in get_args(Device):
-        if device == kind:
-            return device
-    raise MoecError(f"target {kind!r} follows no plan of experts; expected {' or '.join(get_args(Device))}")
 
 
 def parse_plan(text: str | bytes, where: str) -> ExpertPlan:

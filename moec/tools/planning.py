@@ -28,7 +28,7 @@ from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.calibration import Method
 from moec.passes.weights.judged_plan import Chosen, assignable, choose
 from moec.placing.metadata import layers_of, planned_layers
-from moec.placing.plan import ExpertPlan, LayerPlan, device_of
+from moec.placing.plan import ExpertPlan, LayerPlan
 from moec.profiles import Profile
 from moec.profiles.keys import numbered
 from moec.runtime.artifact import open_artifact
@@ -141,7 +141,7 @@ def _from_model(path: pathlib.Path, task: PlanTask, profile: _Path | None, progr
     is_planned = assignable(graph.graph, task.formats is not None and task.formats.linears)
     if not is_planned:
         raise MoecError(f"{path}: no MoE block was raised; there is nothing to plan")
-    planned = ExpertPlan(planned_layers(nodes), device=device_of(targets.kind_of(task.target).name))
+    planned = ExpertPlan(planned_layers(nodes), device=targets.program_kind_of(task.target).name)
     notes: dict[str, Any] = {"passes": passes} | ({} if profile is None else {"profile": pathlib.Path(profile).name})
     remarks: list[str] = []
     if task.ranks is not None:

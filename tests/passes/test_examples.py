@@ -9,6 +9,8 @@ import pytest
 from moec.common.errors import MoecError
 from moec.passes import PASSES, pipeline
 from moec.passes.remove_dead_nodes import RemoveDeadNodes
+from moec.placing.metadata import layers_of, planned_layers
+from moec.placing.plan import ExpertPlan
 
 from .before_after import check, examples, model_of
 from .profiles import write_measured, write_routed
@@ -26,6 +28,10 @@ def test_examples(name, tmp_path):
             else:
                 write_measured(path, model, "int8+int4/32+int2/32")
             passes = passes.replace("PROFILE", str(path))
+        if passes is not None and "PLAN" in passes:
+            planned = ExpertPlan(planned_layers(layers_of(model_of(before))))
+            (tmp_path / "plan.json").write_text(planned.text())
+            passes = passes.replace("PLAN", str(tmp_path / "plan.json"))
         refusal = re.fullmatch(r"\s*MoecError: (.*)", after)
         if refusal is None:
             check(passes or name, before, after)

@@ -20,8 +20,6 @@ from moec.runtime.device_module import DeviceCall
 
 LARGEST = 60 << 20
 """Bytes of the folder."""
-_LARGE = 16 << 20
-"""Bytes of a file from which LZMA, which is slower, earns its time: those of the library that links host code."""
 _HERE = pathlib.Path(__file__).resolve().parent
 _TAGS = ("blockIdx.x", "threadIdx.x")
 _RUN = """#!/bin/sh
@@ -87,10 +85,9 @@ def _write(folder: pathlib.Path, contents: pathlib.Path) -> int:
     """Write the folder that is carried: contents are packed into one file. Raises MoecError where it is too large."""
     folder.mkdir(parents=True, exist_ok=True)
     write_runner(folder)
-    with zipfile.ZipFile(folder / "contents.zip", "w") as archive:
+    with zipfile.ZipFile(folder / "contents.zip", "w", zipfile.ZIP_LZMA) as archive:  # a sixth smaller than deflated
         for path in sorted(path for path in contents.rglob("*") if path.is_file()):
-            method = zipfile.ZIP_LZMA if path.stat().st_size > _LARGE else zipfile.ZIP_DEFLATED
-            archive.write(path, path.relative_to(contents), method)
+            archive.write(path, path.relative_to(contents))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         shutil.rmtree(folder)

@@ -12,6 +12,7 @@ Sizes that a program is given or computes, such as [2**40, 2**40], may multiply 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -26,20 +27,28 @@ _OPERATORS = {tirx.Mul: lambda a, b: a * b, tirx.Add: lambda a, b: a + b, tirx.S
 @tvm.ir.transform.module_pass(opt_level=0, name="BoundStorage")
 class BoundStorage:
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        module["main"] = tvm_ffi.structural_map(module["main"], [(tvm.ir.Call, _bounded)])
-        return module
+        return with_sizes(module, _bounded)
 
 
-def _bounded(call: tvm.ir.Call) -> tvm.ir.Call:
-    if call.op != tvm.ir.Op.get(ALLOCATE):
-        return call
-    shape, *rest = call.args
-    (size,) = shape.values
-    if isinstance(size, tirx.IntImm):
-        return call
+def with_sizes(module: tvm.IRModule, change: Callable[[Any], tirx.Expr]) -> tvm.IRModule:
+    """The module in which each number of bytes that is known only at run time is what ``change`` makes of it."""
+
+    def changed(call: tvm.ir.Call) -> tvm.ir.Call:
+        if call.op != tvm.ir.Op.get(ALLOCATE):
+            return call
+        shape, *rest = call.args
+        (size,) = shape.values
+        if isinstance(size, tirx.IntImm):
+            return call
+        return relax.Call(call.op, [relax.ShapeExpr([change(size)]), *rest], call.attrs, call.ty_args)
+
+    module["main"] = tvm_ffi.structural_map(module["main"], [(tvm.ir.Call, changed)])
+    return module
+
+
+def _bounded(size: Any) -> tirx.Expr:
     fits = as_float(size) < tirx.const(float(TOO_MUCH), "float64")
-    bounded = tirx.Select(fits, size, tirx.IntImm("int64", TOO_MUCH))
-    return relax.Call(call.op, [relax.ShapeExpr([bounded]), *rest], call.attrs, call.ty_args)
+    return tirx.Select(fits, size, tirx.IntImm("int64", TOO_MUCH))
 
 
 def as_float(size: Any) -> tirx.Expr:

@@ -14,12 +14,13 @@ the largest run, because those of each power of two are at most twice too large,
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
-import tvm_ffi
-from tvm import relax, tirx
+from tvm import tirx
 
 from moec.runtime.run_memory import LEAST_BLOCK
-from moec.targets.tvm.phases.bound_storage import ALLOCATE
+from moec.targets.tvm.phases.bound_storage import with_sizes
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="RoundStorage")
@@ -27,17 +28,9 @@ class RoundStorage:
     """Runs behind :class:`~moec.targets.tvm.phases.bound_storage.BoundStorage`, whose bound is a power of two."""
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        module["main"] = tvm_ffi.structural_map(module["main"], [(tvm.ir.Call, _rounded)])
-        return module
+        return with_sizes(module, _rounded)
 
 
-def _rounded(call: tvm.ir.Call) -> tvm.ir.Call:
-    if call.op != tvm.ir.Op.get(ALLOCATE):
-        return call
-    shape, *rest = call.args
-    (size,) = shape.values
-    if isinstance(size, tirx.IntImm):
-        return call
+def _rounded(size: Any) -> tirx.Expr:
     bits = tirx.IntImm("int64", 64) - tirx.clz(tirx.max(size, tirx.IntImm("int64", LEAST_BLOCK)) - 1)
-    rounded = tirx.IntImm("int64", 1) << bits
-    return relax.Call(call.op, [relax.ShapeExpr([rounded]), *rest], call.attrs, call.ty_args)
+    return tirx.IntImm("int64", 1) << bits

@@ -156,7 +156,7 @@ def _prompt(value: Any) -> Prompt:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise _wrong("prompt", f"is {shown(value)}; expected a text, or a list of token ids")
+        raise _wrong("prompt", f"is {shown(value)}; expected a text, or a list of 1 or more token ids")
     for token in value:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < _LARGEST:
             raise _wrong("prompt", f"has {shown(token)}; expected one text, or a list of token ids")
@@ -165,7 +165,7 @@ def _prompt(value: Any) -> Prompt:
 
 def _messages(value: Any) -> Prompt:
     if not isinstance(value, list) or not value:
-        raise _wrong("messages", f"is {shown(value)}; expected a list of messages")
+        raise _wrong("messages", f"is {shown(value)}; expected a list of 1 or more messages")
     return [_message(f"messages[{place}]", message) for place, message in enumerate(value)]
 
 

@@ -171,6 +171,15 @@ def test_a_wrong_message_is_named(running, message, place):
     assert (status, answer["error"]["param"]) == (400, place)
 
 
+@pytest.mark.parametrize(
+    ("where", "name", "missing"),
+    [(CHATS, "messages", "1 or more messages"), (COMPLETIONS, "prompt", "1 or more token")],
+)
+def test_an_empty_list_says_what_is_missing(running, where, name, missing):
+    status, answer = running.send("POST", where, {"model": NAME, name: []})
+    assert (status, answer["error"]["param"]) == (400, name) and missing in answer["error"]["message"]
+
+
 def test_values_that_ask_for_nothing_are_served(model, running):
     neutral = {"n": 1, "logprobs": False, "tools": [], "presence_penalty": 0, "response_format": {"type": "text"}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "there"}]}]

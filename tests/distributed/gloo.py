@@ -99,8 +99,14 @@ def _be_rank(
     os.environ.update({name: str(value) for name, value in environment.items()})
     if listener is not None:
         rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")  # a function has that name, too
-        plain, own = rendezvous.TCPStore, listener
-        rendezvous.TCPStore = lambda **named: plain(**named, master_listen_fd=os.dup(own.fileno()))
+        plain, own, kept = rendezvous.TCPStore, listener, []
+
+        def store(**named: Any) -> Any:
+            """Keep the store, so that ranks which start a second group do not connect to one that is ending."""
+            kept.append(plain(**named, master_listen_fd=os.dup(own.fileno())))
+            return kept[-1]
+
+        rendezvous.TCPStore = store
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
     try:

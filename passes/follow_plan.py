@@ -48,10 +48,8 @@ class FollowPlan:
 
     def _of_model(self, plan: ExpertPlan, model: ir.Model) -> ExpertPlan:
         """Return the plan with the layers of the model, in their order. Raises MoecError for one of another model."""
-        by_key = {layer.layer: layer for layer in plan.layers}
-        unused, layers = set(by_key), []
-        for own in planned_layers(layers_of(model)):
-            layer = by_key.get(own.layer)
+        layers = []
+        for own, layer in plan.matched(planned_layers(layers_of(model)), self.plan, "this model"):
             if layer is None:
                 raise MoecError(
                     f"{self.plan}: has no layer {own.layer}, which is {own.name} of this model; expected a plan "
@@ -59,12 +57,5 @@ class FollowPlan:
                 )
             if layer.experts != own.experts:
                 raise MoecError(f"{self.plan}: {layer.where}: experts is {layer.experts}; the model has {own.experts}")
-            if plan.ranks is not None and not layer.slots:
-                raise MoecError(f"{self.plan}: {layer.where}: slots is missing; expected the experts of each rank")
-            unused.discard(own.layer)
             layers.append(dataclasses.replace(layer, name=own.name, formats={}))
-        strays = (layer for layer in plan.layers if layer.layer in unused)
-        stray = next((layer for layer in strays if layer.slots or layer.resident), None)
-        if stray is not None:
-            raise MoecError(f"{self.plan}: {stray.where} is not in this model; remove it")
         return dataclasses.replace(plan, layers=tuple(layers), notes={})

@@ -82,22 +82,15 @@ def _fitted(plan: ExpertPlan, before: ExpertPlan, where: str) -> ExpertPlan:
     if (plan.ranks is None) != (before.ranks is None):
         kinds = [f"{each.ranks} ranks" if each.ranks is not None else "one process" for each in (plan, before)]
         raise MoecError(f"{where}: is for {kinds[0]}; the artifact was compiled for {kinds[1]}: {_COMPILE}")
-    by_key = {layer.layer: layer for layer in plan.layers}
     layers = []
-    for own in before.layers:
-        layer = by_key.pop(own.layer, None)
+    for own, layer in plan.matched(before.layers, where, "the artifact"):
         if layer is None or layer.experts != own.experts:
             raise MoecError(
                 f"{where}: has no {own.where} of {own.experts} experts, which the artifact has; expected a plan of its "
                 "model; make it with moec plan"
             )
-        if plan.ranks is not None and not layer.slots:
-            raise MoecError(f"{where}: {layer.where}: slots is missing; expected the experts of each rank")
         _check_formats(layer, own, where)
         layers.append(dataclasses.replace(layer, name=own.name, formats={}))
-    stray = next((layer for layer in by_key.values() if layer.slots or layer.resident), None)
-    if stray is not None:
-        raise MoecError(f"{where}: {stray.where} is not in the artifact; remove it")
     return dataclasses.replace(plan, layers=tuple(layers), method=before.method, notes={})
 
 

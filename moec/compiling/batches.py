@@ -171,7 +171,7 @@ class _BatchGraph:
 
     def take_positions(self) -> None:
         """Replace the first values that are the number of each token by an input."""
-        of_tensors, names = elements(), sizes.size(self.past)
+        of_tensors, past = elements(), sizes.size(self.past)
         index = of_tensors.axis("t", sizes.size(self.tokens))
         positions: ir.Value | None = None
         for node in list(self.graph):
@@ -182,7 +182,7 @@ class _BatchGraph:
             shape = known_shape(value) or []
             place = tuple(index if number == axis else sympy.S.Zero for number in range(len(shape)))
             number = of_tensors.number(value, place)
-            if number is None or sympy.expand(number - index - names) != 0:
+            if number is None or sympy.expand(number - index - past) != 0:
                 continue
             positions = self._positions() if positions is None else positions
             sizes_then = [-1 if number == axis else 1 for number in range(len(shape))]

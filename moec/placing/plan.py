@@ -37,7 +37,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, Literal
 
 from moec.common.errors import MoecError
@@ -148,6 +148,22 @@ class ExpertPlan:
         return dataclasses.replace(
             self, layers=layers, ranks=placement.ranks, nodes=placement.nodes, transport=placement.transport
         )
+
+    def matched(
+        self, layers: Iterable[LayerPlan], where: str, model: str
+    ) -> Iterator[tuple[LayerPlan, LayerPlan | None]]:
+        """Iterate over the ``layers`` of what ``model`` names, each with the plan's entry for it, None where there is
+        none. ``where``: the plan's file. Raises MoecError for an entry without the slots that ranks need, and at the
+        end for one that places experts of another layer."""
+        by_key = {layer.layer: layer for layer in self.layers}
+        for own in layers:
+            layer = by_key.pop(own.layer, None)
+            if layer is not None and self.ranks is not None and not layer.slots:
+                raise MoecError(f"{where}: {layer.where}: slots is missing; expected the experts of each rank")
+            yield own, layer
+        stray = next((layer for layer in by_key.values() if layer.slots or layer.resident), None)
+        if stray is not None:
+            raise MoecError(f"{where}: {stray.where} is not in {model}; remove it")
 
     def text(self) -> str:
         """Return the JSON file, with one line for each operand of a layer, and for each of its ranks."""

@@ -45,9 +45,10 @@ class BatchProgram:
         """Raises ArtifactError where the objects do not link."""
         self.entry, self._where = entry, artifact.where
         self.roles = roles_of(Interface.of(artifact.manifest))
-        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, Host())
+        self._host = Host()
+        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, self._host)
         self._maps = FileMaps(weights)
-        self._place = Host().place
+        self._place = self._host.place
         sums_differ = _crossovers_that_change_sums(entry)
         named = zip(artifact.weight_entries(entry.program), weights, strict=True)
         weights = [np.full_like(array, _NEVER) if weight.name in sums_differ else array for weight, array in named]
@@ -83,7 +84,7 @@ class BatchProgram:
     def _logits(self, arguments: Sequence[object]) -> np.ndarray:
         results = self._program(arguments, self._weights)
         names = [spec.name for spec in self.entry.outputs]
-        logits = Host().fetch(results[names.index(self.roles.logits.name)])
+        logits = self._host.fetch(results[names.index(self.roles.logits.name)])
         return np.array(logits[0], np.float32)
 
     def _inputs(self, parts: Sequence[SequencePart]) -> Mapping[str, np.ndarray]:

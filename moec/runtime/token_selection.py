@@ -1,4 +1,4 @@
-"""TokenSelection of the next tokens of sequences side by side: on the host, or on the device where a program ran."""
+"""Selection of the next tokens of sequences side by side: on the host, or on the device where a program ran."""
 
 from __future__ import annotations
 

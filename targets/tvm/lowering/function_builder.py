@@ -11,7 +11,6 @@ from typing import Any, TypeGuard
 import numpy as np
 import onnx_ir as ir
 import tvm
-import tvm_ffi
 from tvm import relax, te, tirx
 
 from moec.common.budgets import SIZE_OPERATORS, Budget
@@ -21,9 +20,9 @@ from moec.common.specs import StreamedExpertsSpec, StreamedWeight
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.kernels.te_kernels import OPAQUE, Requirement, prim_func
 from moec.targets.tvm.lowering.lengths_in_memory import LengthsInMemory
-from moec.targets.tvm.phases.bound_storage import as_float
+from moec.targets.tvm.phases.bound_storage import bounded
 from moec.targets.tvm.phases.rename_kernels import EXPORTED
-from moec.targets.tvm.sizes.c_expressions import in_c
+from moec.targets.tvm.sizes.c_expressions import sizes_of
 from moec.targets.tvm.sizes.conditions import CheckedConditions
 from moec.targets.tvm.sizes.shapes import reshaped
 from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue
@@ -33,28 +32,6 @@ _BEYOND_MEMORY = 1 << 62
 
 def identifier(name: str | None) -> str:
     return re.sub(r"\W", "_", name or "value") or "value"
-
-
-def sizes_of(
-    kernel: tirx.PrimFunc, types: Sequence[Any], instead: Mapping[tirx.Var, Any] | None = None
-) -> dict[str, str]:
-    """C expressions for a kernel's dynamic sizes in a call, by name, in terms of the program's sizes.
-
-    ``types``: the types of all arguments; those that are not tensors tell no sizes. ``instead``: replacements of some
-    of the program's sizes."""
-    sizes: dict[str, str] = {}
-    for parameter, argument in zip(kernel.params, types, strict=True):
-        if isinstance(parameter.ty, tirx.BufferType) and isinstance(argument, relax.TensorType):
-            for size, actual in zip(parameter.shape, argument.shape, strict=True):
-                if isinstance(size, tirx.Var):
-                    sizes.setdefault(size.name, in_c(_replaced(actual, instead or {})))
-    return sizes
-
-
-def _replaced(size: Any, instead: Mapping[tirx.Var, Any]) -> Any:
-    if not instead or not isinstance(size, tirx.Expr):
-        return size
-    return tvm_ffi.structural_map(size, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])
 
 
 def _is_view(expression: relax.Expr) -> TypeGuard[relax.Call]:
@@ -281,9 +258,7 @@ class FunctionBuilder:
         """A new symbolic size that the program computes and reads, instead of an expression too long to analyse.
 
         A size beyond 64 bits becomes a number of elements that no machine has memory for."""
-        fits = as_float(size) < tirx.const(float(_BEYOND_MEMORY), "float64")
-        bounded = tirx.Select(fits, size, tirx.IntImm("int64", _BEYOND_MEMORY))
-        tensor = self.materialise(StaticValue.of([bounded]), "computed_size")
+        tensor = self.materialise(StaticValue.of([bounded(size, _BEYOND_MEMORY)]), "computed_size")
         if self._node is not None:
             self.beyond.setdefault(SIZE_OPERATORS, []).append(node_name(self._node))
         return self._read(tensor, [self.sizes.named_like(size)])[0]

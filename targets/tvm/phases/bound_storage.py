@@ -27,7 +27,7 @@ _OPERATORS = {tirx.Mul: lambda a, b: a * b, tirx.Add: lambda a, b: a + b, tirx.S
 @tvm.ir.transform.module_pass(opt_level=0, name="BoundStorage")
 class BoundStorage:
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return with_sizes(module, _bounded)
+        return with_sizes(module, lambda size: bounded(size, TOO_MUCH))
 
 
 def with_sizes(module: tvm.IRModule, change: Callable[[Any], tirx.Expr]) -> tvm.IRModule:
@@ -46,9 +46,10 @@ def with_sizes(module: tvm.IRModule, change: Callable[[Any], tirx.Expr]) -> tvm.
     return module
 
 
-def _bounded(size: Any) -> tirx.Expr:
-    fits = as_float(size) < tirx.const(float(TOO_MUCH), "float64")
-    return tirx.Select(fits, size, tirx.IntImm("int64", TOO_MUCH))
+def bounded(size: Any, limit: int) -> tirx.Expr:
+    """The size, or ``limit`` where that is less, also where the size overflows 64 bits."""
+    fits = as_float(size) < tirx.const(float(limit), "float64")
+    return tirx.Select(fits, size, tirx.IntImm("int64", limit))
 
 
 def as_float(size: Any) -> tirx.Expr:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
-from tvm import tirx
+import tvm_ffi
+from tvm import relax, tirx
 
 from moec.common.errors import UnsupportedError
 
@@ -34,6 +35,28 @@ _CONDITIONS = {
     tirx.GE: (">=", _COMPARISON),
 }
 _ROUNDING_DOWN = {tirx.FloorDiv: "floor_div", tirx.FloorMod: "floor_mod"}
+
+
+def sizes_of(
+    kernel: tirx.PrimFunc, types: Sequence[Any], instead: Mapping[tirx.Var, Any] | None = None
+) -> dict[str, str]:
+    """C expressions for a kernel's dynamic sizes in a call, by name, in terms of the program's sizes.
+
+    ``types``: the types of all arguments; those that are not tensors tell no sizes. ``instead``: replacements of some
+    of the program's sizes."""
+    sizes: dict[str, str] = {}
+    for parameter, argument in zip(kernel.params, types, strict=True):
+        if isinstance(parameter.ty, tirx.BufferType) and isinstance(argument, relax.TensorType):
+            for size, actual in zip(parameter.shape, argument.shape, strict=True):
+                if isinstance(size, tirx.Var):
+                    sizes.setdefault(size.name, in_c(_replaced(actual, instead or {})))
+    return sizes
+
+
+def _replaced(size: Any, instead: Mapping[tirx.Var, Any]) -> Any:
+    if not instead or not isinstance(size, tirx.Expr):
+        return size
+    return tvm_ffi.structural_map(size, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])
 
 
 def in_c(expression: Any) -> str:

@@ -41,7 +41,9 @@ def inspect(
     ] = False,
     gpu: Annotated[
         str | None,
-        typer.Option(help="Estimate --launches for this GPU: a100, h100 or rtx4090. Default: by the architecture."),
+        typer.Option(
+            help="Estimate --launches for this GPU: a100, h100, b200 or rtx4090. Default: by the architecture."
+        ),
     ] = None,
     ranks: Annotated[
         int | None,

@@ -80,7 +80,7 @@ def test_writes_a_program_of_one_kernel(folder, tmp_path):
         (("--gpu", "h100"), "--gpu and --tokens need --launches or --ranks"),
         (("--launches", "--kernel", "exp"), "give one of --expert, --kernel, --launches and --ranks"),
         (("--launches", "--architecture", "sm_80"), "--architecture does not go with --launches"),
-        (("--launches", "--gpu", "gtx"), "GPU 'gtx' is unknown; expected one of a100, h100, rtx4090"),
+        (("--launches", "--gpu", "gtx"), "GPU 'gtx' is unknown; expected one of a100, h100, b200, rtx4090"),
         (("--launches", "--tokens", "1,x"), "tokens is '1,x'; expected numbers of tokens from 1 to"),
         (("--launches", "--tokens", "0"), "tokens is '0'; expected numbers of tokens from 1 to"),
         (("--architecture", "sm_90a"), "has no program for architecture 'sm_90a'; its programs are for sm_80"),

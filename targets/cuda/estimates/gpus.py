@@ -5,6 +5,9 @@ Sources, with the abbreviations used below:
 A     NVIDIA A100 Tensor Core GPU Architecture (white paper, 2020), and its data sheet for 80 GB SXM.
 H     NVIDIA H100 Tensor Core GPU Architecture (white paper, 2022), and its data sheet for SXM.
 L     NVIDIA Ada GPU Architecture (white paper, 2022), appendix on GeForce RTX 4090.
+B     NVIDIA Blackwell Architecture Technical Brief (2024), on HGX B200; the number of multiprocessors is what CUDA
+      reports for a B200.
+T     NVIDIA Blackwell Tuning Guide (CUDA 13).
 C     CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 
 Occupancy follows NVIDIA's calculator: registers are allocated to warps in units of 256, and each of the four schedulers
@@ -62,7 +65,7 @@ class Gpu:
 
     @property
     def roofline(self) -> Roofline:
-        """The limits of the GPU. The rate on tf32 is half of that on 16 bits (A, H, L)."""
+        """The limits of the GPU. The rate on tf32 is half of that on 16 bits (A, H, L; a little less in B)."""
         rates = {"float16": self.tensor, "bfloat16": self.tensor, "tf32": self.tensor / 2, FP8: self.fp8}
         peaks = [Peak(dtype, "tensor cores", rate) for dtype, rate in rates.items() if rate]
         return Roofline(1, {"memory": self.memory}, (Peak(FLOAT32, "float units", self.float32), *peaks))
@@ -109,6 +112,19 @@ GPUS = {
         float32=66.9e12,  # H
         fp8=1978.9e12,  # H
     ),
+    "b200": Gpu(
+        name="B200 SXM",
+        capability="10.0",
+        multiprocessors=148,  # B
+        memory=8000e9,  # B
+        l2_bytes=126 << 20,  # T
+        shared_bytes=228 << 10,
+        warps=64,
+        blocks=32,
+        tensor=2250e12,  # B
+        float32=80e12,  # B
+        fp8=4500e12,  # B
+    ),
     "rtx4090": Gpu(
         name="GeForce RTX 4090",
         capability="8.9",
@@ -125,7 +141,7 @@ GPUS = {
 }
 """The known GPUs, by the names that ``moec inspect --gpu`` takes."""
 
-GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100"}
+GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100", "sm_100": "b200", "sm_100a": "b200"}
 """The default GPU of an architecture."""
 
 

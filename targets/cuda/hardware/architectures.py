@@ -22,6 +22,8 @@ LIMITS = {
     "sm_89": BlockLimits(99 << 10),
     "sm_90a": BlockLimits(227 << 10),
     "sm_100": BlockLimits(227 << 10),
+    "sm_100a": BlockLimits(227 << 10),
+    "sm_103a": BlockLimits(227 << 10),
     "sm_120": BlockLimits(99 << 10),
 }
 """The limits by architecture, oldest first. A kernel that is not for one architecture alone stays within the smallest

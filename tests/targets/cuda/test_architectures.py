@@ -149,8 +149,9 @@ def test_lists_that_are_refused(name, message):
 
 
 def test_programs_go_from_the_oldest_to_the_newest_by_number():
-    actual = targets.get_all("cuda:sm_120+sm_90a+sm_100+sm_80")
-    assert [target.name for target in actual] == ["cuda:sm_80", "cuda:sm_90a", "cuda:sm_100", "cuda:sm_120"]
+    actual = targets.get_all("cuda:sm_120+sm_100a+sm_90a+sm_100+sm_80")
+    names = [target.architecture for target in actual]
+    assert names == ["sm_80", "sm_90a", "sm_100", "sm_100a", "sm_120"]
 
 
 def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
@@ -160,7 +161,16 @@ def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_ha
     assert max(tile_shape(problem).shared_bytes for problem in problems) <= least
 
 
-@pytest.mark.parametrize(("capability", "target"), [("12.0", "cuda:sm_120"), ("10.3", "cuda:sm_100"), ("7.5", None)])
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [
+        ("12.0", "cuda:sm_120"),
+        ("10.0", "cuda:sm_100a"),
+        ("10.3", "cuda:sm_103a"),
+        ("11.0", "cuda:sm_100"),
+        ("7.5", None),
+    ],
+)
 def test_the_doctor_names_the_target_of_a_gpu(capability, target, monkeypatch):
     gpu = GpuFacts("a GPU", capability, 1 << 30)
     monkeypatch.setattr(doctor, "open_driver", lambda: SimpleNamespace(version=(13, 0), gpus=lambda: [gpu]))

@@ -209,6 +209,8 @@ def test_nothing_is_spilled_or_advised_against(name, architecture):
     [
         ("route", "sm_80", {_MACHINE_CODE, _PTX}),
         ("wgmma, 128 rows", "sm_90a", {_MACHINE_CODE}),
+        ("pad rows", "sm_100a", {_MACHINE_CODE}),
+        ("pad rows", "sm_103a", {_MACHINE_CODE}),
     ],
 )
 def test_newer_gpus_find_ptx_in_a_binary(name, architecture, kinds):

@@ -123,6 +123,27 @@ def test_old_content_is_dropped_where_no_result_depends_on_it(repeated, agrees):
     assert is_repeated(tensor, repeated) == agrees
 
 
+@pytest.mark.parametrize(
+    ("fixed", "launches", "text", "is_right"),
+    [
+        ([], 7, "steps run as graphs: 7 launches of graphs", True),
+        ([], None, "steps run as graphs", True),
+        ([], 6, "steps run as graphs: 6 launches of graphs", False),
+        (["kv_b (moec.Linear)"], 0, "kv_b (moec.Linear)", True),
+        (["kv_b (moec.Linear)"], None, "kv_b (moec.Linear)", True),
+        (["kv_b (moec.Linear)"], 1, "kv_b (moec.Linear)", False),
+        (["a", "b", "c", "d", "e"], 0, "a, b, c and 2 more", True),
+    ],
+)
+def test_steps_run_as_graphs_except_where_the_program_names_a_reason(fixed, launches, text, is_right):
+    from kit.carried.model_step import graphs_of_steps
+
+    said, agrees = graphs_of_steps(fixed, 8, launches)
+    assert agrees == is_right
+    assert said.endswith(text)
+    assert said.startswith("steps run without graphs") == bool(fixed)
+
+
 @pytest.mark.nightly
 def test_a_kit_runs_in_the_emulator_and_goes_on_where_it_was(tmp_path, capsys):
     import first_light
@@ -161,6 +182,7 @@ def test_a_model_of_a_kit_runs_with_tensor_cores_and_as_graphs(tmp_path):
     assert done.returncode == 0 and "1 passed, 0 failed" in done.stdout, done.stdout
     text = (kit / "emulated.2.txt").read_text()
     assert "not in the kit" not in text and "as CUDA graphs: bits of 8 steps" in text
+    assert "steps run without graphs" in text and "(moec.Linear)" in text
     assert list((kit / "contents" / "tapes").glob("deepseek_v3-moe_grouped_gemm_wgmma*"))
 
 

@@ -121,7 +121,7 @@ def _without_graphs(nodes: Sequence[str], unsteady: Sequence[HeldState]) -> list
     remarks = []
     if nodes:
         named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
-        remarks.append(f"{named} computes with all of the past, in an order that follows from it")
+        remarks.append(f"{named}: computed with all of the past again in every step, and a graph repeats its length")
     if unsteady:
         state, count = unsteady[0], len(unsteady)
         named = f"the state {state.input!r}" + (f" and {count - 1} more" if count > 1 else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,14 +64,33 @@ def _captured(asked: Any, model: Any, stored: Any, inputs: dict[str, Any], outpu
     yield "as a CUDA graph: bits", {graphs.run(inputs)[output].tobytes() for _ in range(REPEATS)} == {expected}
     if "tokens" in stored.files:
         tokens = np.tile(stored["tokens"], 1 if asked.emulate else ROUNDS)
-        (plain, slow), (captured, fast) = (_decoded(each, stored["in_input_ids"], tokens) for each in (model, graphs))
-        times = f"{fast * 1e6:.0f} us a token, without {slow * 1e6:.0f}"
-        yield f"session as CUDA graphs: bits of {len(tokens)} steps, {times}", captured == plain
-        if asked.emulate:
-            from moec.simulators.cuda.driver import driver_calls
+        before = _graph_launches(asked.emulate)
+        plain, slow = _decoded(model, stored["in_input_ids"], tokens)
+        captured, fast = _decoded(graphs, stored["in_input_ids"], tokens)
+        launches = _graph_launches(asked.emulate) - before if asked.emulate else None
+        times = f"{len(tokens)} steps, {fast * 1e6:.0f} us a token, without graphs {slow * 1e6:.0f}"
+        yield f"session as CUDA graphs: bits of {times}", captured == plain
+        yield graphs_of_steps(graphs.artifact.program().fixed_lengths, len(tokens), launches)
 
-            count = driver_calls().get("cuGraphLaunch", 0)
-            yield f"launches of graphs: {count} of runs and steps", count >= len(tokens)
+
+def graphs_of_steps(fixed: Sequence[str], steps: int, launches: int | None) -> tuple[str, bool]:
+    """Say whether a session's steps run as graphs, and whether that is as it has to be. ``fixed``: the nodes and states
+    because of which a graph serves one length of the past; ``launches``: those of graphs during the steps, of which the
+    first is none; None where nobody counts them."""
+    if fixed:
+        named = ", ".join(fixed[:3]) + (f" and {len(fixed) - 3} more" if len(fixed) > 3 else "")
+        return f"steps run without graphs, since each computes with all of the past again: {named}", not launches
+    counted = "" if launches is None else f": {launches} launches of graphs"
+    return f"steps run as graphs{counted}", launches is None or launches >= steps - 1
+
+
+def _graph_launches(emulate: bool) -> int:
+    """Launches of graphs by this process so far; 0 on a GPU, where nobody counts them."""
+    if not emulate:
+        return 0
+    from moec.simulators.cuda.driver import driver_calls
+
+    return driver_calls().get("cuGraphLaunch", 0)
 
 
 def _decoded(model: Any, prompt: np.ndarray, tokens: np.ndarray) -> tuple[list[bytes], float]:

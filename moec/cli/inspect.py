@@ -41,9 +41,7 @@ def inspect(
     ] = False,
     gpu: Annotated[
         str | None,
-        typer.Option(
-            help="Estimate --launches for this GPU: a100, h100, b200 or rtx4090. Default: by the architecture."
-        ),
+        typer.Option(help="Estimate --launches for this GPU, such as h100 or rtx5090. Default: by the architecture."),
     ] = None,
     ranks: Annotated[
         int | None,

@@ -32,7 +32,7 @@ class CudaKind(ProgramKind):
         Form("sass", ".sass", "//", made_by="nvcc with cuobjdump and nvdisasm"),
         Form("resources", ".txt", "//", made_by="nvcc", is_code=False),
     )
-    machines = ("a100", "h100", "rtx4090")
+    machines = ("a100", "h100", "b200", "rtx4090", "rtx5090", "rtxpro6000")
     tools = ("nvcc", "cuobjdump", "nvdisasm")
 
     def oldest_first(self, variants: Sequence[str]) -> Sequence[str]:

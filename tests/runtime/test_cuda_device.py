@@ -35,6 +35,8 @@ from moec.targets.cuda.device.gpu import best_binary
         (["sm_100", "sm_100a"], "10.3", "sm_100"),
         (["sm_100", "sm_100a"], "12.0", "sm_100"),
         (["sm_80", "sm_100", "sm_120"], "12.0", "sm_120"),
+        (["sm_80", "sm_120a", "sm_120"], "12.0", "sm_120a"),
+        (["sm_80", "sm_120a", "sm_120"], "12.1", "sm_120"),
         (["sm_89", "sm_100"], "12.1", "sm_100"),
     ],
 )
@@ -53,7 +55,8 @@ def test_the_newest_that_fits(architectures, capability, best):
         (["sm_89"], "8.0", "has code for sm_89; expected code for the GPU, sm_80"),
         (["sm_90a"], "10.0", "the GPU, sm_100; compile it with --target cuda:sm_100a"),
         (["sm_120"], "9.0", "the GPU, sm_90; compile it with --target cuda:sm_90a"),
-        (["sm_90a"], "12.1", "the GPU, sm_121; compile it with --target cuda:sm_120"),
+        (["sm_90a"], "12.1", "the GPU, sm_121; compile it with --target cuda:sm_120$"),
+        (["sm_120a"], "12.1", "has code for sm_120a; expected code for the GPU, sm_121; .* --target cuda:sm_120$"),
         (["sm_80"], "7.5", "the GPU, sm_75; use a GPU of sm_80 or newer"),
         ([], "8.0", "has no code for a GPU, because nvcc was not found"),
     ],

@@ -8,6 +8,8 @@ L     NVIDIA Ada GPU Architecture (white paper, 2022), appendix on GeForce RTX 4
 B     NVIDIA Blackwell Architecture Technical Brief (2024), on HGX B200; the number of multiprocessors is what CUDA
       reports for a B200.
 T     NVIDIA Blackwell Tuning Guide (CUDA 13).
+G     NVIDIA RTX Blackwell GPU Architecture (white paper, 2025), appendix on GeForce RTX 5090.
+P     NVIDIA RTX PRO Blackwell GPU Architecture (white paper, 2025), RTX PRO 6000 Workstation Edition.
 C     CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 
 Occupancy follows NVIDIA's calculator: registers are allocated to warps in units of 256, and each of the four schedulers
@@ -138,10 +140,37 @@ GPUS = {
         float32=82.6e12,  # L
         fp8=330.3e12,  # L, with sums in float32
     ),
+    "rtx5090": Gpu(
+        name="GeForce RTX 5090",
+        capability="12.0",
+        multiprocessors=170,  # G
+        memory=1792e9,  # G
+        l2_bytes=96 << 20,  # G
+        shared_bytes=100 << 10,
+        warps=48,
+        blocks=24,
+        tensor=209.5e12,  # G, with sums in float32
+        float32=104.8e12,  # G
+        fp8=419e12,  # G, with sums in float32
+    ),
+    "rtxpro6000": Gpu(
+        name="RTX PRO 6000 Blackwell",
+        capability="12.0",
+        multiprocessors=188,  # P
+        memory=1792e9,  # P
+        l2_bytes=128 << 20,  # P
+        shared_bytes=100 << 10,
+        warps=48,
+        blocks=24,
+        tensor=503.8e12,  # P, with sums in float32
+        float32=126e12,  # P
+        fp8=1007.6e12,  # P, with sums in float32
+    ),
 }
 """The known GPUs, by the names that ``moec inspect --gpu`` takes."""
 
 GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100", "sm_100": "b200", "sm_100a": "b200"}
+GPU_OF |= {"sm_120": "rtx5090", "sm_120a": "rtx5090"}
 """The default GPU of an architecture."""
 
 

@@ -25,13 +25,15 @@ LIMITS = {
     "sm_100a": BlockLimits(227 << 10),
     "sm_103a": BlockLimits(227 << 10),
     "sm_120": BlockLimits(99 << 10),
+    "sm_120a": BlockLimits(99 << 10),
 }
 """The limits by architecture, oldest first. A kernel that is not for one architecture alone stays within the smallest
 of these limits, because a newer GPU may have less shared memory than the one that the code was made for."""
 
 
 def is_for_newer_ones(architecture: str) -> bool:
-    """Whether newer GPUs can run code for it, too. They cannot if it has instructions of one GPU only (``sm_90a``)."""
+    """Whether newer GPUs can run code for it, too. They cannot if it has instructions of one architecture only
+    (``sm_90a``)."""
     return not architecture.endswith("a")
 
 
@@ -39,6 +41,12 @@ def multiplies_fp8(architecture: str) -> bool:
     """Whether its tensor cores multiply 8-bit floats (PTX ISA, ``mma``: e4m3 from sm_89 on)."""
     names = list(LIMITS)
     return architecture in names[names.index("sm_89") :]
+
+
+def multiplies_block_scaled(architecture: str) -> bool:
+    """Whether its warps multiply numbers of 8 and 4 bits together with a scale for every few of them (PTX ISA, ``mma``
+    with ``.block_scale``, which code for newer GPUs does not have: sm_120a)."""
+    return architecture == "sm_120a"
 
 
 def newest_that_runs(architectures: Iterable[str], capability: str) -> str | None:

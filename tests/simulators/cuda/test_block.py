@@ -179,7 +179,7 @@ def test_a_deadlock_is_found(kernels):
         kernels["stuck"](np.zeros(1, np.int32), block=64)
 
 
-@thinned("architecture, kib", [("sm_80", 163), ("sm_86", 99), ("sm_89", 99), ("sm_90a", 227), ("sm_120", 99)], 3)
+@thinned("architecture, kib", [("sm_80", 163), ("sm_86", 99), ("sm_89", 99), ("sm_90a", 227), ("sm_120a", 99)], 3)
 def test_shared_memory_is_that_of_the_architecture(architecture, kib):
     source = 'extern "C" __global__ void nothing(int* results) { results[0] = 1; }'
     kernel = load_one(source, "nothing", architecture=architecture)

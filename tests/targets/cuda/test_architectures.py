@@ -149,9 +149,9 @@ def test_lists_that_are_refused(name, message):
 
 
 def test_programs_go_from_the_oldest_to_the_newest_by_number():
-    actual = targets.get_all("cuda:sm_120+sm_100a+sm_90a+sm_100+sm_80")
+    actual = targets.get_all("cuda:sm_120a+sm_120+sm_100a+sm_90a+sm_100+sm_80")
     names = [target.architecture for target in actual]
-    assert names == ["sm_80", "sm_90a", "sm_100", "sm_100a", "sm_120"]
+    assert names == ["sm_80", "sm_90a", "sm_100", "sm_100a", "sm_120", "sm_120a"]
 
 
 def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
@@ -164,7 +164,8 @@ def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_ha
 @pytest.mark.parametrize(
     ("capability", "target"),
     [
-        ("12.0", "cuda:sm_120"),
+        ("12.0", "cuda:sm_120a"),
+        ("12.1", "cuda:sm_120"),
         ("10.0", "cuda:sm_100a"),
         ("10.3", "cuda:sm_103a"),
         ("11.0", "cuda:sm_100"),

@@ -34,7 +34,7 @@ def test_without_nvcc_the_text_is_there_and_the_user_is_told(monkeypatch):
 
 
 @pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize(("name", "architecture"), [("cuda", "sm_80"), ("cuda:sm_120", "sm_120")])
+@pytest.mark.parametrize(("name", "architecture"), [("cuda", "sm_80"), ("cuda:sm_120a", "sm_120a")])
 def test_with_nvcc_there_is_code(name, architecture):
     program = compiled(name)
     assert program.warnings == []

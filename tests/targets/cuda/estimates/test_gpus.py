@@ -49,5 +49,7 @@ def test_peaks_by_arithmetic():
     assert h100.peak("bfloat16") == h100.peak("float16") == 2 * h100.peak("tf32") > h100.peak("float32")
     assert h100.peak(FP8) == pytest.approx(2 * h100.peak("bfloat16"), 1e-3)
     assert ada.peak(FP8) == pytest.approx(2 * ada.peak("bfloat16"), 1e-3)
+    geforce, pro = (GPUS[name].roofline for name in ("rtx5090", "rtxpro6000"))
+    assert pro.peak("bfloat16") > 2 * geforce.peak("bfloat16"), "GeForce adds up in float32 at half the rate"
     # A GPU whose tensor cores do not multiply 8 bits widens them.
     assert a100.peak(FP8) == a100.peak("float32")

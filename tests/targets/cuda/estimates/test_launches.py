@@ -298,7 +298,7 @@ def test_a_past_of_a_model_that_keeps_none_is_refused():
     [
         (artifact(*KERNELS), "gtx", "GPU 'gtx' is unknown; expected one of a100, h100, b200, rtx4090"),
         (artifact(*KERNELS, architecture="sm_90a"), "a100", "has code for sm_90a; expected code for the GPU, sm_80"),
-        (artifact(*KERNELS, architecture="sm_120"), None, "for sm_120; expected code for one of"),
+        (artifact(*KERNELS, architecture="sm_130"), None, "for sm_130; expected code for one of"),
         (artifact(*KERNELS, binary=None), None, "has no code for a GPU, because nvcc was not found"),
         (
             artifact({**KERNELS[0], "op": "Softmax"}),

@@ -33,18 +33,18 @@ from moec.targets.cuda.kernels.attention_softmax import (
     weigh,
 )
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
+from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
-from moec.targets.cuda.kernels.wgmma_ring import (
+from moec.targets.cuda.kernels.tile_ring import (
     DEPTH_STEP,
     EIGHT_ROWS,
     ROW,
     SWIZZLE,
     RingPosition,
     arrive_written,
-    await_products,
-    multiply_instruction,
 )
-from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
+from moec.targets.cuda.kernels.wgmma_ring import await_products, multiply_instruction
+from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS
 from moec.targets.gpu.kernels.attention_operands import (
     AttentionLaunch,
     AttentionOperands,

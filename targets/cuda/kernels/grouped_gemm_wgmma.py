@@ -1,8 +1,8 @@
 """Grouped matrix product on the tensor cores of compute capability 9.0a: floats of 16 or 8 bits, float32 sums.
 
 The grid has as many blocks of threads as the GPU has multiprocessors, and each computes several tiles, one after
-another (:mod:`.wgmma_tile`). One of a block's three warpgroups is the producer, which copies k-tiles into a ring of
-stages in shared memory and runs ahead beyond the end of a tile (:mod:`.wgmma_ring`). The other two are consumers and
+another (:mod:`.persistent_tiles`). One of a block's three warpgroups is the producer, which copies k-tiles into a ring
+of stages in shared memory and runs ahead beyond the end of a tile (:mod:`.tile_ring`). The other two are consumers and
 take turns: each computes every other tile by ``wgmma``, with operands in shared memory and accumulators in registers.
 While one consumer is in its epilogue, the other multiplies; CUTLASS calls this schedule ping-pong. In fp8 both
 consumers share a tile (:mod:`.wgmma_scaled`). A block of 128 rows takes two instructions along its rows, and one if it
@@ -21,48 +21,27 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
-from tvm.script.ir_builder import IRBuilder
 
-from moec.common.dtypes import dtype_of
-from moec.targets.cuda.kernels.grid import blocks_in_grid, count_multiprocessors
 from moec.targets.cuda.kernels.mma_store import store
-from moec.targets.cuda.kernels.mma_tile import CHUNK, DEPTH, MMA_ROWS, Tile, k_tile_depth
+from moec.targets.cuda.kernels.mma_tile import MMA_ROWS, Tile, k_tile_depth
+from moec.targets.cuda.kernels.persistent_gemm import persistent_gemm, why_not_in_tiles
+from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP, for_each_tile
 from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
+from moec.targets.cuda.kernels.tile_ring import RingPosition, meet_cluster, produce
 from moec.targets.cuda.kernels.wgmma_ring import (
     ELEMENTS,
-    SWIZZLE,
-    RingPosition,
-    TensorMaps,
     clear_sums,
     consume_tile,
-    finish_gathered,
-    meet_cluster,
     new_ring,
-    produce_boxes,
-    produce_decoded,
-    produce_gathered,
     start_ring,
     wait_for_turn,
 )
 from moec.targets.cuda.kernels.wgmma_scaled import consume_together
-from moec.targets.cuda.kernels.wgmma_tile import (
-    CONSUMERS,
-    GROUP_ROWS,
-    HEIGHTS,
-    WARPGROUP,
-    GridPlace,
-    Turn,
-    WgmmaTile,
-    for_each_tile,
-    wgmma_tile,
-)
+from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, wgmma_tile
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
 
-ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
-"""The runtime's function that describes a tensor to the copy engine (TMA) before the kernel is launched."""
-_L2_PROMOTION = 2  # to 128 bytes
 ARCHITECTURE = "sm_90a"
 """The only architecture that has wgmma."""
 
@@ -70,16 +49,7 @@ ARCHITECTURE = "sm_90a"
 def why_not(problem: GroupedProblem, architecture: str) -> str | None:
     """The reason why :func:`grouped_gemm_wgmma` cannot compute the problem, or None."""
     reason = _why_not_multiplied(problem, architecture)
-    if reason is not None:
-        return reason
-    if problem.block_rows not in HEIGHTS:
-        return f"blocks of {problem.block_rows} rows; there are tiles of {' and '.join(map(str, HEIGHTS))}"
-    multiple = DEPTH if problem.decodes else CHUNK
-    if problem.inner % multiple:
-        return f"{problem.inner} inputs are no multiple of {multiple}"
-    if problem.gated and problem.columns != 2 * problem.width:
-        return f"{problem.width} hidden units are no multiple of 8"
-    return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(CHUNK)
+    return why_not_in_tiles(problem) if reason is None else reason
 
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
@@ -102,46 +72,6 @@ def _how(problem: GroupedProblem) -> str:
     pairs = ", shared by clusters of two blocks (multicast)" if tile.cluster > 1 else ""
     consumers = "share a tile" if tile.together else "take turns (ping-pong)"
     return f"tensor cores (wgmma), the matrix {matrix}{pairs}, persistent, two consumers that {consumers}"
-
-
-def _shares(tile: WgmmaTile, turn: Turn) -> Any:
-    """Whether all blocks of the cluster need the same columns of one matrix; bound to a variable if there is more than
-    one block."""
-    if tile.cluster == 1:
-        return True
-    shares = T.Bind(turn.shares)
-    IRBuilder.name("shares", shares)
-    return shares
-
-
-@T.inline
-def _produce(operands, tile, ring, place, thread):
-    decodes, threads_help = T.meta_var(ring.maps.matrix is None), T.meta_var(ring.maps.threads_help)
-    position = T.meta_var(RingPosition(tile.stages, 0))
-    started = T.alloc_local((1,), "int32")
-    started[0] = 0
-
-    @T.inline
-    def produce_tile(turn):
-        shape, rows, columns = T.meta_var((tile.producer_shape, ring.row_tiles, ring.column_tiles))
-        of_thread = T.meta_var(
-            Tile(
-                operands, shape, turn.block, turn.expert, turn.first_column, thread, thread % WARP, 0, 0, rows, columns
-            )
-        )
-        if decodes:
-            produce_decoded(ring, of_thread, position)
-        elif threads_help:
-            shares = T.meta_var(_shares(tile, turn))
-            produce_gathered(ring, of_thread, position, started, shares)
-        else:
-            shares = T.meta_var(_shares(tile, turn))
-            produce_boxes(ring, of_thread, position, shares)
-
-    if T.Or(threads_help, thread == 0):
-        for_each_tile(operands, tile, place, produce_tile)
-        if threads_help and not decodes:
-            finish_gathered(ring, position, started)
 
 
 @T.inline
@@ -184,28 +114,14 @@ def _consume(operands, epilogue, tile, ring, place, thread):
     for_each_tile(operands, tile, place, consume)
 
 
-def _rank_in_cluster(tile: WgmmaTile) -> Any:
-    """The rank of this block of threads in its cluster."""
-    if tile.cluster == 1:
-        return 0
-    rank = T.cta_id_in_cluster([tile.cluster])
-    IRBuilder.name("rank", rank)
-    return rank
-
-
 @T.inline
-def _compute(operands, epilogue, maps, clusters):
-    tile = T.meta_var(wgmma_tile(operands.problem))
-    first = T.cta_id([clusters * tile.cluster])
-    rank = T.meta_var(_rank_in_cluster(tile))
-    thread = T.thread_id([tile.threads])
-    place = T.meta_var(GridPlace(T.truncdiv(first, tile.cluster), T.truncdiv(blocks_in_grid(), tile.cluster), rank))
-    ring = T.meta_var(new_ring(tile, operands.problem, maps, rank))
+def _compute(operands, epilogue, tile, maps, place, thread):
+    ring = T.meta_var(new_ring(tile, operands.problem, maps, place.rank))
     start_ring(ring)
     with one_block_is_enough():
         if thread < WARPGROUP:
             T.ptx["setmaxnreg.dec.sync.aligned.u32"](ring.registers[0])
-            _produce(operands, tile, ring, place, thread)
+            produce(operands, tile, ring, place, thread)
         else:
             T.ptx["setmaxnreg.inc.sync.aligned.u32"](ring.registers[1])
             if tile.together:
@@ -220,52 +136,14 @@ def grouped_gemm_wgmma(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
     """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`, or of
-    another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``.
-
-    The host calls :data:`ENCODE_TENSOR_MAP` for a matrix that is not decoded, and for rows that are consecutive.
-    """
-    tile, depth, (row_width, dtype) = wgmma_tile(problem), k_tile_depth(problem.dtype), problem.row_type
-    column_bytes, row_bytes = (size * dtype_of(dtype).itemsize for size in (problem.inner, row_width))
+    another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
+    tile = wgmma_tile(problem)
 
     @T.inline
-    def body(operands):
-        multiprocessors: T.let = count_multiprocessors()
-        most = T.meta_var(T.ceildiv(T.max(operands.blocks, 1), tile.cluster) * tile.tiles_across(problem))
-        room = T.meta_var(multiprocessors if tile.cluster == 1 else T.max(T.truncdiv(multiprocessors, tile.cluster), 1))
-        clusters = T.meta_var(T.min(room, most))
-        matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # type: ignore[valid-type]
-        rows_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # type: ignore[valid-type]
-        if not problem.decodes:
-            T.call_packed(
-                ENCODE_TENSOR_MAP,
-                matrix_map,
-                dtype,
-                3,
-                operands.matrix.data.data,
-                # Sizes; byte strides of columns and experts; sizes of a copy; element strides; no interleaving; zeros
-                # outside.
-                *(problem.inner, problem.columns, problem.experts, column_bytes, problem.columns * column_bytes),
-                *(depth, tile.columns_each, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
-            )
-        if operands.rows_follow_blocks:
-            rows = T.meta_var(operands.rows.shape[0])
-            if rows > 0:  # an empty tensor may have no address
-                T.call_packed(
-                    ENCODE_TENSOR_MAP,
-                    rows_map,
-                    dtype,
-                    2,
-                    operands.rows.data,
-                    *(problem.inner, rows, row_bytes),
-                    *(depth, tile.rows, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
-                )
-        T.device_entry()
-        maps = T.meta_var(
-            TensorMaps(None if problem.decodes else matrix_map, rows_map if operands.rows_follow_blocks else None)
-        )
-        _compute(operands, epilogue, maps, clusters)
+    def compute(operands, maps, place, thread):
+        _compute(operands, epilogue, tile, maps, place, thread)
 
-    return form(problem, body)
+    return persistent_gemm(problem, tile, form, compute)
 
 
 def _tile(problem: GroupedProblem) -> tuple[int, int, int]:

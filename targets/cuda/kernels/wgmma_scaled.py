@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import MMA_ROWS, MMA_STEPS, Tile
+from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP, for_each_tile
 from moec.targets.cuda.kernels.scaled_sums import (
     LANE_ROWS,
     SUMS,
@@ -20,17 +21,9 @@ from moec.targets.cuda.kernels.scaled_sums import (
     find_rows,
     read_scales,
 )
-from moec.targets.cuda.kernels.wgmma_ring import (
-    DEPTH_STEP,
-    EIGHT_ROWS,
-    SWIZZLE,
-    RingPosition,
-    all_sums,
-    await_products,
-    give_back,
-    multiply_instruction,
-)
-from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS, WARPGROUP, for_each_tile
+from moec.targets.cuda.kernels.tile_ring import DEPTH_STEP, EIGHT_ROWS, SWIZZLE, RingPosition
+from moec.targets.cuda.kernels.wgmma_ring import all_sums, await_products, give_back, multiply_instruction
+from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS
 from moec.targets.gpu.kernels.launch import WARP
 
 

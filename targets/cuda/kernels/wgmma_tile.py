@@ -1,65 +1,47 @@
-"""The tile of a warpgroup that multiplies with wgmma, and the order in which blocks of threads compute tiles.
-
-The grid has one block of threads per multiprocessor. Each block computes several tiles, one after another: the tile
-with its own number, and then every grid-size-th after it. Two blocks of threads may form a *cluster*. They compute the
-tiles of two neighbouring blocks of rows, which mostly belong to one expert, and each copies half of the matrix to both.
-
-Tiles are numbered such that tiles computed at the same time read the same memory, which then comes from the L2 cache:
-first a *band* of neighbouring blocks of rows, which belong to one expert or few, column by column, then the next band.
-"""
+"""The tile of a warpgroup that multiplies with wgmma (:mod:`.persistent_tiles`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from typing import Any
-
-from tvm.script import tirx as T
 
 from moec.targets.cuda.hardware.architectures import LIMITS
-from moec.targets.cuda.kernels.mma_tile import SWIZZLE_BYTES, TileShape
+from moec.targets.cuda.kernels.mma_tile import TileShape
+from moec.targets.cuda.kernels.persistent_tiles import (
+    COLUMN_STEP,
+    HEIGHTS,
+    WARPGROUP,
+    PersistentTile,
+    blocks_in_band,
+    columns_of_tile,
+    stages_that_fit,
+)
 from moec.targets.gpu.kernels.fp8_rows import GROUP
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import WARP
 
-WARPGROUP = 128
-"""Threads of four warps, which issue wgmma together."""
 GROUP_ROWS = 64
 """Rows of one instruction."""
 CONSUMERS = 2
 """Warpgroups that multiply; one more produces k-tiles."""
-HEIGHTS = (64, 128)
 _CLUSTER = 2
 """Blocks of threads that share a matrix, if each expert has rows for several (:func:`_cluster`)."""
 _MOST_COLUMNS = 256
 """The most columns of one instruction."""
-_COLUMN_STEP = 16
-"""Columns of a tile are a multiple of this: gate and up of 8 hidden units, and the columns that decoding threads handle
-at once."""
 _MOST_SUMS, _MOST_SUMS_BESIDE_DECODERS = 192, 128
 """Registers of a thread for sums, at most."""
 _MOST_SCALED_SUMS = 72
 """The same limit if consumers share a tile: a thread also needs registers for the sums of a group of inputs, and for
 scales."""
-_MOST_STAGES = 8
-_BARRIER_BYTES, _TURN_BYTES = 16, 16
-"""Bytes of the barriers of one stage, and of the barriers for turns."""
+_TURN_BYTES = 16
+"""Bytes of the barriers for turns."""
 _MULTIPROCESSORS = 132
-"""The multiprocessors of an H100, from which the height of a band follows. Results do not depend on it."""
+"""The multiprocessors of an H100."""
 
 
 @dataclasses.dataclass(frozen=True)
-class WgmmaTile:
-    """A tile of ``rows`` x ``columns`` sums in the registers of a warpgroup, or of both consumers together. ``stages``:
-    of the ring of k-tiles; ``band``: blocks of rows whose tiles are computed at about the same time; ``cluster``:
-    blocks of threads that copy parts of the matrix to one another."""
+class WgmmaTile(PersistentTile):
+    """A tile whose sums are in the registers of a warpgroup, or of both consumers together."""
 
-    rows: int
-    columns: int
-    stages: int
-    band: int
-    cluster: int
     together: bool = False
     """Whether consumers share a tile: by rows if there are enough for both, otherwise by columns."""
 
@@ -67,6 +49,11 @@ class WgmmaTile:
     def threads(self) -> int:
         """The threads of a block."""
         return (1 + CONSUMERS) * WARPGROUP
+
+    @property
+    def releases(self) -> int:
+        """One arrival of each consumer that multiplies the stage, in each block of the cluster."""
+        return self.cluster * (CONSUMERS if self.together else 1)
 
     @property
     def row_steps(self) -> int:
@@ -91,19 +78,6 @@ class WgmmaTile:
             warps, across = (warps * CONSUMERS, 1) if self.rows > GROUP_ROWS else (warps, CONSUMERS)
         return TileShape(self.rows, warps, across, self.stages, self.columns, step_rows=GROUP_ROWS)
 
-    @property
-    def producer_shape(self) -> TileShape:
-        """The partition of a tile among the warps of the producer, which copy all columns."""
-        return TileShape(self.rows, 1, WARPGROUP // WARP, self.stages, self.columns)
-
-    @property
-    def columns_each(self) -> int:
-        """Columns of the matrix that each block of a cluster copies."""
-        return self.columns // self.cluster
-
-    def tiles_across(self, problem: GroupedProblem) -> int:
-        return -(-problem.columns // self.columns)
-
 
 def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     """The tile for a problem. It is as wide as registers allow, or narrower if the number of tiles stays the same. If
@@ -113,14 +87,11 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     sums = _MOST_SCALED_SUMS * CONSUMERS if together else sums
     most = min(_MOST_COLUMNS, sums * WARPGROUP // problem.block_rows)
     shared = together and problem.shares_scales and problem.columns > GROUP
-    step = GROUP if shared else _COLUMN_STEP
+    step = GROUP if shared else COLUMN_STEP
     step *= CONSUMERS if together and problem.block_rows == GROUP_ROWS else 1
-    most -= most % step
-    tiles = -(-problem.columns // most)
-    columns = -(-problem.columns // (tiles * step)) * step
-    stage_bytes = (problem.block_rows + columns) * SWIZZLE_BYTES + _BARRIER_BYTES
-    stages = min(_MOST_STAGES, (LIMITS["sm_90a"].shared_bytes - _TURN_BYTES) // stage_bytes)
-    band = _band(problem.block_rows, columns)
+    columns = columns_of_tile(problem, most, step)
+    stages = stages_that_fit(problem.block_rows, columns, LIMITS["sm_90a"].shared_bytes - _TURN_BYTES)
+    band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS)
     return WgmmaTile(problem.block_rows, columns, stages, band, _cluster(problem), together)
 
 
@@ -132,71 +103,3 @@ def _cluster(problem: GroupedProblem) -> int:
     be shared, because every block decodes it for itself.
     """
     return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
-
-
-def _band(rows: int, columns: int) -> int:
-    """The number of blocks of rows in a band for which the tiles computed at the same time, one per multiprocessor,
-    read the fewest bytes: as many of rows as of the matrix."""
-    return max(1, round(math.sqrt(_MULTIPROCESSORS * columns / rows)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One tile in the work of a block of threads. ``shares``: whether all blocks of its cluster need the same columns
-    of one matrix. ``stores``: whether it stores results. A block without rows of its own does not: it computes those of
-    its neighbour, only to copy its part of the matrix."""
-
-    block: Any
-    expert: Any
-    first_column: Any
-    shares: Any = True
-    stores: Any = True
-
-
-@dataclasses.dataclass(frozen=True)
-class GridPlace:
-    """The place of a block of threads in the grid: the ``first`` of its tiles, the ``step`` from one tile to the next,
-    both the same for all blocks of a cluster, and its ``rank`` in the cluster."""
-
-    first: Any
-    step: Any
-    rank: Any
-
-
-def _some_are_used(operands: Any, *blocks: Any) -> Any:
-    """Whether at least one of the blocks of rows has to be computed; blocks of other kernels' experts need not. The
-    first of ``blocks`` has to exist."""
-    if operands.problem.first_expert is None:
-        return True
-    return functools.reduce(T.Or, map(operands.is_used, blocks))
-
-
-@T.inline
-def for_each_tile(operands, tile, place, visit):
-    """Emit ``visit(turn)`` for the tiles ``place.first``, ``place.first + place.step``, ..., without those of blocks
-    that are not used."""
-    across = T.meta_var(tile.tiles_across(operands.problem))
-    band = T.meta_var(max(1, tile.band // tile.cluster))
-    # The number of blocks of rows, or of pairs of them in clusters.
-    blocks: T.let = T.ceildiv(operands.used_blocks, tile.cluster)
-    # T.max gives producers and consumers each their own register; ptxas spills a register that both start from.
-    for tile_index in T.serial(T.max(place.first, 0), blocks * across, step=place.step):
-        top: T.let = T.truncdiv(tile_index, band * across) * band
-        height: T.let = T.min(band, blocks - top)
-        block: T.let = top + T.truncmod(tile_index - top * across, height)
-        first_column: T.let = T.truncdiv(tile_index - top * across, height) * tile.columns
-        if tile.cluster == 1:
-            if _some_are_used(operands, block):
-                expert: T.let = operands.expert(block)
-                alone = T.meta_var(Turn(block, expert, first_column))
-                visit(alone)
-        else:
-            own: T.let = block * tile.cluster + place.rank
-            other: T.let = own ^ 1
-            if _some_are_used(operands, own, other):
-                mine: T.let = T.if_then_else(operands.is_used(own), own, other)
-                expert: T.let = operands.expert(mine)
-                neighbour = T.meta_var(T.if_then_else(operands.is_used(other), other, own))
-                shares = T.meta_var(expert == operands.expert(neighbour))
-                together = T.meta_var(Turn(mine, expert, first_column, shares, mine == own))
-                visit(together)

@@ -17,7 +17,7 @@ from moec.simulators.cuda import EmulatedLaunch, emulated_library, schedule_thre
 from moec.simulators.cuda.device import emulated_device
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.device.driver import CUDA
-from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
+from moec.targets.cuda.kernels.persistent_gemm import ENCODE_TENSOR_MAP
 from moec.targets.cuda.pipeline import lowered_kernels
 
 from ...guarded import guarded

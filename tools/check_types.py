@@ -21,7 +21,17 @@ CONFIG = {
     "python-interpreter-path": sys.executable,
     # These have few or wrong annotations, or belong to an extra; tests check their results instead.
     "replace-imports-with-any": [
-        *("matplotlib.*", "scipy.*", "starlette.*", "sympy.*", "transformers.*", "tvm.*", "tvm_ffi.*", "uvicorn.*"),
+        *(
+            "matplotlib.*",
+            "prometheus_client.*",
+            "scipy.*",
+            "starlette.*",
+            "sympy.*",
+            "transformers.*",
+            "tvm.*",
+            "tvm_ffi.*",
+            "uvicorn.*",
+        ),
     ],
 }
 

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import DefectError, MoecError, one_line
 from moec.runtime.prompt_row import Generation
 from moec.runtime.prompts import encoded_prompts
 from moec.runtime.text_codec import TextCodec
+from moec.serving.event_stream import EventStream
 from moec.serving.limits import ServerLimits
+from moec.serving.metrics import Metrics
 from moec.serving.parameters import Request, request_of
-from moec.serving.refusals import RequestError
-from moec.serving.replies import DONE, Reply, event_of, to_json
+from moec.serving.refusals import GONE, RequestError
+from moec.serving.replies import Reply, to_json
 from moec.serving.scheduler import Event, Scheduler, Ticket
 
 if TYPE_CHECKING:
@@ -34,9 +36,16 @@ class Application:
     """Answers of a server. ``name``: of the model. ``key``: that requests have to give, or None."""
 
     def __init__(
-        self, scheduler: Scheduler, codec: TextCodec, limits: ServerLimits, name: str, key: str | None
+        self,
+        scheduler: Scheduler,
+        codec: TextCodec,
+        limits: ServerLimits,
+        metrics: Metrics,
+        name: str,
+        key: str | None,
     ) -> None:
-        self._scheduler, self._codec, self._limits, self._name, self._key = scheduler, codec, limits, name, key
+        self._scheduler, self._codec, self._limits, self._metrics = scheduler, codec, limits, metrics
+        self._name, self._key = name, key
         self._created = int(time.time())
         self._encoding = asyncio.Semaphore(_TEMPLATES)
 
@@ -49,10 +58,11 @@ class Application:
         return Starlette(
             routes=[
                 Route("/health", self._health),
+                Route("/metrics", self._checked(self._shown_metrics)),
                 Route("/v1/models", self._checked(self._models)),
                 Route("/v1/models/{name:path}", self._checked(self._model)),
-                Route("/v1/completions", self._checked(self._completion), methods=["POST"]),
-                Route("/v1/chat/completions", self._checked(self._chat), methods=["POST"]),
+                Route("/v1/completions", self._counted(self._checked(self._completion)), methods=["POST"]),
+                Route("/v1/chat/completions", self._counted(self._checked(self._chat)), methods=["POST"]),
             ],
             exception_handlers={RequestError: _refusal, HTTPException: _other_refusal, Exception: _defect},
         )
@@ -68,6 +78,27 @@ class Application:
             return await answer(request)
 
         return checked
+
+    def _counted(self, answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Count the answers of a function by their status; streams are counted at their end."""
+
+        async def counted(request: starlette.requests.Request) -> Any:
+            try:
+                response = await answer(request)
+            except Exception as error:
+                self._metrics.answered(error.status if isinstance(error, RequestError) else 500)
+                raise
+            if not isinstance(response, EventStream):
+                self._metrics.answered(response.status_code)
+            return response
+
+        return counted
+
+    async def _shown_metrics(self, request: starlette.requests.Request) -> starlette.responses.Response:
+        from starlette.responses import Response
+
+        text, kind = self._metrics.text(self._scheduler.load)
+        return Response(text, media_type=kind)
 
     async def _health(self, request: starlette.requests.Request) -> starlette.responses.Response:
         is_stopping = self._scheduler.is_stopping
@@ -89,8 +120,6 @@ class Application:
         return await self._answered(request, chat=True)
 
     async def _answered(self, request: starlette.requests.Request, *, chat: bool) -> Any:
-        from starlette.responses import StreamingResponse
-
         asked = request_of(await self._body(request), chat=chat)
         self._check_model(asked.model)
         reply = Reply(self._name, chat=chat, streams_usage=asked.streams_usage)
@@ -105,8 +134,7 @@ class Application:
             first = await _while_connected(request, events.get())
             if isinstance(first, RequestError):  # while it can still be the answer's status
                 raise first
-            stream = StreamingResponse(_stream(first, events, reply), media_type="text/event-stream")
-            return _Closing(stream, stack.pop_all())
+            return EventStream(first, events, reply, stack.pop_all(), self._metrics.answered)
 
     async def _start(self, ticket: Ticket, asked: Request) -> None:
         """Encode the prompt and hand it to the scheduler."""
@@ -150,17 +178,6 @@ class Application:
         return {"id": self._name, "object": "model", "created": self._created, "owned_by": "moec"}
 
 
-class _Closing:
-    """A response that closes something behind it, also where it is interrupted before its first part."""
-
-    def __init__(self, response: starlette.responses.Response, stack: contextlib.ExitStack) -> None:
-        self._response, self._stack = response, stack
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        with self._stack:
-            await self._response(scope, receive, send)
-
-
 def _tell(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
     """Pass an event from the scheduler's thread to the loop, unless the loop has ended."""
     with contextlib.suppress(RuntimeError):
@@ -174,21 +191,6 @@ async def _result(events: asyncio.Queue[Event]) -> Generation:
             raise event
         if isinstance(event, Generation):
             return event
-
-
-async def _stream(event: Event, events: asyncio.Queue[Event], reply: Reply) -> AsyncIterator[bytes]:
-    """Parts of a stream. One that fails ends with the error, as OpenAI's clients expect."""
-    for part in reply.begin():
-        yield part
-    while isinstance(event, str):
-        yield reply.text(event)
-        event = await events.get()
-    if isinstance(event, RequestError):
-        yield event_of(event.body())
-        yield DONE
-        return
-    for part in reply.end(event):
-        yield part
 
 
 async def _while_connected(request: starlette.requests.Request, work: Coroutine[Any, Any, Any]) -> Any:
@@ -210,7 +212,7 @@ async def _while_connected(request: starlette.requests.Request, work: Coroutine[
 
 
 def _gone() -> RequestError:
-    return RequestError(499, "the client has gone")  # the status that nginx logs; nobody reads it
+    return RequestError(GONE, "the client has gone")
 
 
 def _json(value: Any, status: int = 200) -> starlette.responses.Response:

@@ -8,6 +8,9 @@ from moec.common.errors import MoecError
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
+GONE = 499
+"""Status of a request whose client has gone, as nginx logs it; nobody reads it."""
+
 
 class RequestError(MoecError):
     """A request that is not answered. ``status``: of HTTP. ``parameter``: name of the one that is wrong, if any.

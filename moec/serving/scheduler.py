@@ -18,6 +18,7 @@ from moec.runtime.sampling import Sampling
 from moec.runtime.text_codec import TextCodec
 from moec.runtime.token_selection import TokenSelection
 from moec.serving.limits import ServerLimits
+from moec.serving.metrics import Metrics, ServerLoad
 from moec.serving.refusals import RequestError
 
 Event = str | Generation | RequestError
@@ -28,14 +29,17 @@ Event = str | Generation | RequestError
 class Ticket:
     """A request that is being answered. ``on_event`` is called on the scheduler's thread. ``row`` is None until the
     request has a prompt (:meth:`Scheduler.start`), ``number`` until it has a sequence. ``pages``: those kept for it.
-    ``is_over``: nobody waits for events any more."""
+    ``last_time``: of its last token, or of the request until it ``has_begun``. ``is_over``: nobody waits for
+    events any more."""
 
     on_event: Callable[[Event], None]
     deadline: float
+    last_time: float
     row: PromptRow | None = None
     selection: TokenSelection | None = None
     pages: int = 0
     number: int | None = None
+    has_begun: bool = False
     is_over: bool = False
 
 
@@ -46,10 +50,10 @@ class Scheduler:
     that a long one is not overtaken for ever. Steps serve sequences in turn. A text does not depend on its neighbours.
     """
 
-    def __init__(self, model: CompiledModel, codec: TextCodec, limits: ServerLimits) -> None:
+    def __init__(self, model: CompiledModel, codec: TextCodec, limits: ServerLimits, metrics: Metrics) -> None:
         """Raises UnsupportedError for a model that was compiled without batches."""
         self._batch = model.batch(limits.sequences, limits.tokens)
-        self._codec, self._limits = codec, limits
+        self._codec, self._limits, self._metrics = codec, limits, metrics
         self._changed = threading.Condition()
         self._open = 0
         self._waiting: collections.deque[Ticket] = collections.deque()
@@ -63,6 +67,12 @@ class Scheduler:
         """Whether it takes no further requests."""
         return self._stops_at is not None
 
+    @property
+    def load(self) -> ServerLoad:
+        """Use of the server now."""
+        running, free = len(self._running), self._batch.free_pages
+        return ServerLoad(max(0, self._open - running), running, self._batch.pages - free, free)
+
     def enter(self, on_event: Callable[[Event], None]) -> Ticket:
         """Take a place, which :meth:`leave` gives back. Raises RequestError where all are taken, and at the end."""
         with self._changed:
@@ -71,7 +81,8 @@ class Scheduler:
             if self._open >= self._limits.sequences + self._limits.waiting:
                 raise RequestError(429, "the server answers as many requests as it can; try again later")
             self._open += 1
-            return Ticket(on_event, time.monotonic() + self._limits.seconds)
+            now = time.monotonic()
+            return Ticket(on_event, now + self._limits.seconds, now)
 
     def start(
         self, ticket: Ticket, prompt: list[int], sampling: Sampling, new_tokens: int | None, stops: Sequence[str]
@@ -154,6 +165,7 @@ class Scheduler:
                 ticket.is_over = True
             else:
                 self._running.append(ticket)
+                self._metrics.began(len(ticket.row.prompt))
 
     def _step(self) -> None:
         """Compute the next tokens of some sequences. A failure ends all, because nothing says which one caused it."""
@@ -174,6 +186,8 @@ class Scheduler:
         try:
             token = int(ticket.selection.choose(logits, [0])[0])
             row.take(token, not self._batch.can_hold(self._batch.length(ticket.number) + 1))
+            if row.ended != "end":
+                self._note_token(ticket)
             if row.ended is None:
                 self._batch.extend(ticket.number, row.give(1))
         except Exception as error:
@@ -181,6 +195,11 @@ class Scheduler:
         else:
             if row.ended is not None:
                 self._end(ticket, row.generation(row.prompt))
+
+    def _note_token(self, ticket: Ticket) -> None:
+        now = time.monotonic()
+        self._metrics.took_token(now - ticket.last_time, first=not ticket.has_begun)
+        ticket.last_time, ticket.has_begun = now, True
 
     def _end(self, ticket: Ticket, event: Event | None) -> None:
         """Free what a request holds, and tell whoever waits for it."""

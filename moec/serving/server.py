@@ -14,6 +14,7 @@ from moec.runtime.model import CompiledModel
 from moec.runtime.text_codec import TextCodec
 from moec.serving.app import Application
 from moec.serving.limits import ServerLimits
+from moec.serving.metrics import Metrics
 from moec.serving.scheduler import Scheduler
 
 Heard = Callable[[Callable[[], None]], AbstractContextManager[None]]
@@ -39,18 +40,20 @@ def serve(
     for one without a program for batches.
     """
     try:
+        import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise MoecError('moec serve needs starlette and uvicorn: pip install "moec[serve]"') from error
+        raise MoecError(f'moec serve needs the package {error.name}: pip install "moec[serve]"') from error
 
     if key is not None and not (key and key.isascii() and key.isprintable()):
         raise MoecError("the API key is empty or has characters beyond ASCII; headers hold printable ASCII")
     codec = TextCodec(model.artifact)
     with _listening(host, port) as listener:
-        scheduler = Scheduler(model, codec, limits)
+        metrics = Metrics()
+        scheduler = Scheduler(model, codec, limits, metrics)
         config = uvicorn.Config(
-            Application(scheduler, codec, limits, name, key).routes(),
+            Application(scheduler, codec, limits, metrics, name, key).routes(),
             loop="asyncio",
             http="h11",
             ws="none",

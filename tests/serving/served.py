@@ -8,6 +8,7 @@ import json
 import pathlib
 import string
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,6 +68,7 @@ def served(model: moec.CompiledModel, key: str | None = None, **limits: int) -> 
     """Context of a server on a free port, which is stopped at its end."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
+    pytest.importorskip("prometheus_client")
     from moec.serving import server
 
     stops: list[Callable[[], None]] = []
@@ -111,3 +113,32 @@ def served(model: moec.CompiledModel, key: str | None = None, **limits: int) -> 
         stops[0]()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Gate:
+    """Steps of a server that run one for each ``open``; ``steps`` counts them."""
+
+    def __init__(self, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._turns, self._batch, self.steps = threading.Semaphore(0), server.scheduler._batch, 0
+        self._step = self._batch.step
+        monkeypatch.setattr(self._batch, "step", self._gated)
+
+    def open(self, steps: int) -> None:
+        self._turns.release(steps)
+
+    def is_free(self) -> bool:
+        """Whether no sequence and no page is in use."""
+        return len(self._batch) == 0 and self._batch.free_pages == self._batch.pages
+
+    def _gated(self) -> Any:
+        if len(self._batch):
+            assert self._turns.acquire(timeout=20)
+            self.steps += 1
+        return self._step()

@@ -17,18 +17,13 @@ from moec.common.errors import MoecError, UnsupportedError
 
 from ..command import START
 from ..command import moec as command
-from .served import NAME, Served, compiled, served
+from .served import NAME, Gate, Served, served, wait_for
 
 openai = pytest.importorskip("openai")
 CHAT = [{"role": "user", "content": "hello there"}]
 LONG = {"prompt": "hello there", "temperature": 1.0, "seed": 1}
 """Options of a text that does not end before 200 tokens."""
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> moec.CompiledModel:
-    return compiled(tmp_path_factory.mktemp("letters"))
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +34,6 @@ def running(model):
 
 def alone(model: moec.CompiledModel, prompts: object, **options: object) -> moec.Generation:
     return moec.generate(model, prompts, **options)[0]
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-class Gate:
-    """Steps of a server that run one for each ``open``; ``steps`` counts them."""
-
-    def __init__(self, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._turns, self._batch, self.steps = threading.Semaphore(0), server.scheduler._batch, 0
-        self._step = self._batch.step
-        monkeypatch.setattr(self._batch, "step", self._gated)
-
-    def open(self, steps: int) -> None:
-        self._turns.release(steps)
-
-    def is_free(self) -> bool:
-        """Whether no sequence and no page is in use."""
-        return len(self._batch) == 0 and self._batch.free_pages == self._batch.pages
-
-    def _gated(self):
-        if len(self._batch):
-            assert self._turns.acquire(timeout=20)
-            self.steps += 1
-        return self._step()
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 3, "top_p": 0.9}])

@@ -1,0 +1,56 @@
+"""Responses that are streams of events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from moec.serving.refusals import GONE, RequestError
+from moec.serving.replies import DONE, Reply, event_of
+from moec.serving.scheduler import Event
+
+
+class EventStream:
+    """A response that streams the events of a request, the first of which has come already.
+
+    ``stack`` is closed at the end, also where the response is interrupted before its first part; ``on_end`` then gets
+    the status of the outcome, which is not the one in the response's head where the text failed or the client went."""
+
+    def __init__(
+        self,
+        first: Event,
+        events: asyncio.Queue[Event],
+        reply: Reply,
+        stack: contextlib.ExitStack,
+        on_end: Callable[[int], None],
+    ) -> None:
+        self._first, self._events, self._reply, self._stack, self._on_end = first, events, reply, stack, on_end
+        self._status = GONE
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import StreamingResponse
+
+        with self._stack:
+            try:
+                await StreamingResponse(self._parts(), media_type="text/event-stream")(scope, receive, send)
+            finally:
+                self._on_end(self._status)
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """Parts of the stream. One that fails ends with the error, as OpenAI's clients expect."""
+        for part in self._reply.begin():
+            yield part
+        event = self._first
+        while isinstance(event, str):
+            yield self._reply.text(event)
+            event = await self._events.get()
+        if isinstance(event, RequestError):
+            yield event_of(event.body())
+            yield DONE
+            self._status = event.status
+            return
+        for part in self._reply.end(event):
+            yield part
+        self._status = 200

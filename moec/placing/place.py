@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -17,7 +15,6 @@ from moec.common.errors import MoecError
 from moec.placing import eplb, joint
 from moec.placing.order import aligned
 from moec.placing.placement import ExpertPlacement, LayerPlacement, linear
-from moec.profiles import Profile
 from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
@@ -111,25 +108,6 @@ def place_measured(
         names=[layer.name for layer in measures] if names is None else names,
         slack=slack,
     )
-
-
-def place_profile(
-    profile: str | os.PathLike[str],
-    ranks: int,
-    nodes: int = 1,
-    replicas: int = 0,
-    method: Method = DEFAULT_METHOD,
-    *,
-    groups: int = 1,
-    slack: float = 0.0,
-) -> ExpertPlacement:
-    """Place all layers of experts of a ``.moeprof`` file, as :func:`place`. Raises MoecError as :func:`place_measured`,
-    and for a file that is no profile."""
-    with contextlib.closing(Profile.read(profile)) as measured:
-        layers = list(measured.all_experts())
-        if not layers:
-            raise MoecError(f"{os.fspath(profile)}: has no layers of experts; there is nothing to place")
-        return place_measured(layers, ranks, nodes, replicas, method, groups=groups, slack=slack)
 
 
 def _following(layer: ExpertsMeasures, after: ExpertsMeasures | None) -> Array | None:

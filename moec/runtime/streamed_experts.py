@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-import time
 from collections.abc import Sequence, Set
 
 import numpy as np
@@ -33,8 +32,7 @@ class StreamCounts:
     """Counts since the model was loaded.
 
     ``chosen``: experts that layers selected, of which ``there`` were in memory at once and ``guessed`` were read, or
-    being read, because they had been expected. ``expected``: experts that were read ahead. ``seconds_waited``: for
-    experts that were missing.
+    being read, because they had been expected. ``expected``: experts that were read ahead.
     """
 
     runs: int = 0
@@ -43,7 +41,6 @@ class StreamCounts:
     guessed: int = 0
     expected: int = 0
     bytes_read: int = 0
-    seconds_waited: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +174,7 @@ class StreamedExperts:
             self._forget_wrong_guesses(layer)
             self._ask_for(keys)
             self._read_ahead()
-            start = time.perf_counter()
             self._wait_for(keys)
-            self.counts.seconds_waited += time.perf_counter() - start
             self.counts.bytes_read = self._reads.bytes_read - self._read_before
 
     def _check_room(self, layer: int, keys: Sequence[int]) -> None:

@@ -9,4 +9,5 @@ from moec.simulators.cuda.models import copies as copies
 from moec.simulators.cuda.models import matrix as matrix
 from moec.simulators.cuda.models import memory_barrier as memory_barrier
 from moec.simulators.cuda.models import scalar as scalar
+from moec.simulators.cuda.models import tensor_memory as tensor_memory
 from moec.simulators.cuda.models import warp_group as warp_group

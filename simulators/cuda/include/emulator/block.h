@@ -49,9 +49,15 @@ struct Meeting {
   void (*carry_out)(Meeting&);
 };
 
+// When a warp has passed fences of tensor memory, in its cluster's count of accesses to it: see tensor_memory.h.
+struct TensorFences {
+  uint32_t before_sync = 0, after_sync = 0;
+};
+
 struct Warp {
   uint32_t live, ready;
   std::vector<Meeting> meetings;
+  TensorFences tensor_fences;
 };
 
 struct Barrier {
@@ -82,6 +88,7 @@ struct ByteHistory {
 struct BulkCopy;
 struct LateArrival;
 struct WarpGroup;
+struct TensorMemory;
 struct Cluster;
 
 struct Block {
@@ -97,6 +104,7 @@ struct Block {
   std::vector<BulkCopy> bulk_copies;                 // TMA copies that are under way to or from its shared memory
   std::vector<LateArrival> late_arrivals;            // of cp.async.mbarrier.arrive
   std::vector<WarpGroup> warp_groups;                // what is under way on the tensor cores
+  std::unique_ptr<TensorMemory> tensor_memory;
   uint32_t launch_registers, spare_registers;        // of a thread; of the block, in nobody's hands: see registers.h
   int live;                                          // threads that have not exited
   bool begins_early;                                 // before the kernels before have ended: see early_launch.h
@@ -114,6 +122,7 @@ struct Cluster {
   Barrier barrier;
   uint32_t opened;               // how often the barrier was
   int live;                      // threads that have not exited
+  uint32_t tensor_accesses;      // that have completed, and fences
   long progress, seen_progress;  // events that may end a wait, and those that polling has seen
   Dice dice;                     // of the schedule, where it is drawn
   fibers::Context scheduler;

@@ -13,6 +13,8 @@
 #include "recorder.h"
 #include "registers.h"
 #include "shared_window.h"
+#include "tensor_product.h"
+#include "tensor_transfers.h"
 #include "vectors.h"
 #include "warp_votes.h"
 

@@ -37,6 +37,10 @@ void begin_use(size_t offset, size_t bytes, const char* instruction) {
 
 void end_use(size_t offset, size_t bytes) {
   note_read(*thread, offset, bytes);
+  end_use_by_proxy(offset, bytes);
+}
+
+void end_use_by_proxy(size_t offset, size_t bytes) {
   for (size_t i = offset; i < offset + bytes; ++i) --block->shared.in_use[i];
 }
 

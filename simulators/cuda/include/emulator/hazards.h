@@ -24,6 +24,9 @@ void begin_use(size_t offset, size_t bytes, const char* instruction);
 
 void end_use(size_t offset, size_t bytes);
 
+// The same where the hardware says so, not the thread that waits for it.
+void end_use_by_proxy(size_t offset, size_t bytes);
+
 void note_written(Thread& owner, size_t offset, size_t bytes);
 
 // The asynchronous proxy itself has overwritten these bytes.

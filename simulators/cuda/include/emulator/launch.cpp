@@ -126,6 +126,7 @@ void start_cluster(Cluster& cluster, fibers::Stacks& stacks, size_t linear) {
   cluster.progress = 1;
   cluster.seen_progress = 0;
   cluster.opened = 0;
+  cluster.tensor_accesses = 0;
   cluster.barrier = Barrier{};
   cluster.error.clear();
   cluster.dice.state = uint64_t(schedule.seed) << 32 | linear;

@@ -66,27 +66,40 @@ static void give_way_to_waiting(const void* on) {
     }
 }
 
-static void end_phase_if_complete(uint32_t address, MemoryBarrier& barrier) {
+static bool end_phase_if_complete(uint32_t address, MemoryBarrier& barrier) {
   ++block->cluster->progress;
-  if (barrier.pending || barrier.expected_bytes) return;
+  if (barrier.pending || barrier.expected_bytes) return false;
   MemoryBarrierClocks& clocks = clocks_of_barrier(address, "mbarrier");
   clocks.completed.swap(clocks.arriving);
   clocks.arriving.clear();
   barrier.phase ^= 1;
   barrier.pending = barrier.arrivals;
   wake_waiting_on(&barrier);
-  give_way_to_waiting(&barrier);
+  return true;
+}
+
+static void expect_pending(const MemoryBarrier& barrier, uint32_t count, const char* instruction) {
+  if (barrier.pending < count)
+    fail(std::string(instruction) + ": more arrivals than the mbarrier was initialised for");
 }
 
 uint32_t arrive_at_memory_barrier(const Thread& arriving, uint32_t address, uint32_t count, uint32_t bytes) {
   MemoryBarrier& barrier = memory_barrier(address, "mbarrier.arrive");
-  if (barrier.pending < count) fail("mbarrier.arrive: more arrivals than the mbarrier was initialised for");
+  expect_pending(barrier, count, "mbarrier.arrive");
   const uint32_t phase = barrier.phase;
   barrier.expected_bytes += int32_t(bytes);
   barrier.pending -= count;
   release(arriving, initialised_barrier(arriving, address, "mbarrier.arrive").arriving);
-  end_phase_if_complete(address, barrier);
+  if (end_phase_if_complete(address, barrier)) give_way_to_waiting(&barrier);
   return phase;
+}
+
+void arrive_for(const Released& before, uint32_t address, const char* instruction) {
+  MemoryBarrier& barrier = memory_barrier(address, instruction);
+  expect_pending(barrier, 1, instruction);
+  barrier.pending -= 1;
+  add_to(clocks_of_barrier(address, instruction).arriving, before);
+  end_phase_if_complete(address, barrier);
 }
 
 void arrive_in_cluster(uint32_t address, uint32_t count, uint32_t bytes) {
@@ -101,7 +114,7 @@ void expect_bytes(uint32_t address, uint32_t bytes) {
 void complete_bytes(uint32_t address, uint32_t bytes) {
   MemoryBarrier& barrier = memory_barrier(address, "a copy's mbarrier");
   barrier.expected_bytes -= int32_t(bytes);
-  end_phase_if_complete(address, barrier);
+  if (end_phase_if_complete(address, barrier)) give_way_to_waiting(&barrier);
 }
 
 bool wait_for_phase(uint32_t address, uint32_t parity) {

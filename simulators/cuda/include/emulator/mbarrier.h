@@ -36,7 +36,10 @@ void invalidate_barrier(uint32_t address);
 // Announces bytes and arrives; gives the phase that was arrived at.
 uint32_t arrive_at_memory_barrier(const Thread& arriving, uint32_t address, uint32_t count, uint32_t bytes = 0);
 
-// The same of a barrier anywhere in the cluster.
+// The hardware arrives, `before` which a thread had come so far: see order.h.
+void arrive_for(const Released& before, uint32_t address, const char* instruction);
+
+// A thread arrives at a barrier anywhere in the cluster.
 void arrive_in_cluster(uint32_t address, uint32_t count, uint32_t bytes = 0);
 
 void expect_bytes(uint32_t address, uint32_t bytes);

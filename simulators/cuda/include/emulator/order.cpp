@@ -16,6 +16,11 @@ void release(const Thread& t, Released& released) {
   ++clock[t.number];
 }
 
+void add_to(Released& released, const Released& more) {
+  released.resize(std::max(released.size(), more.size()));
+  for (size_t i = 0; i < more.size(); ++i) released[i] = std::max(released[i], more[i]);
+}
+
 void acquire(const Thread& t, const Released& released) {
   if (!watched) return;
   uint32_t* clock = clock_of(t);

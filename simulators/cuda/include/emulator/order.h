@@ -24,6 +24,8 @@ using Released = std::vector<uint32_t>;
 
 void release(const Thread& t, Released& released);
 
+void add_to(Released& released, const Released& more);
+
 void acquire(const Thread& t, const Released& released);
 
 // All of `count` threads from `first` on, that `takes_part` says, wait for one another.

@@ -12,7 +12,7 @@ static void begin_product(Product& product) {
     expect_fenced(offset, 16, "wgmma");
     begin_use(offset, 16, "wgmma");
   };
-  if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, begin);
+  if (!product.a_in_registers) for_each_chunk(group_operand(product.a), product_rows, product.row_bytes, begin);
   for_each_chunk_of_b(product, begin);
   release(*thread, product.issuing);
   if (settings.products_complete_early) product.carry_out(product);
@@ -22,7 +22,7 @@ static void complete_product(const Product& product) {
   const auto end = [](size_t offset) { end_use(offset, 16); };
   acquire(*thread, product.issuing);
   if (!settings.products_complete_early) product.carry_out(product);
-  if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, end);
+  if (!product.a_in_registers) for_each_chunk(group_operand(product.a), product_rows, product.row_bytes, end);
   for_each_chunk_of_b(product, end);
   release(*thread, warp_group().completing);
 }

@@ -7,7 +7,7 @@
 #include <deque>
 
 #include "bulk_copy.h"
-#include "matrix.h"
+#include "shared_operand.h"
 #include "warp.h"
 
 namespace emulator {
@@ -16,37 +16,13 @@ constexpr int group_threads = 128;
 constexpr int group_warps = group_threads / warp_size;
 constexpr uint32_t all_warps = (1u << group_warps) - 1;
 constexpr int product_rows = 64;
-constexpr int most_columns = 256;
 
 // Where an operand lies, as the 64-bit descriptor says.
-struct OperandLayout {
-  uint32_t start, leading_bytes, stride_bytes;
-  uint32_t swizzle;  // as in a tensor map
-
-  explicit OperandLayout(uint64_t descriptor)
-      : start(uint32_t(descriptor & 0x3fff) << 4),
-        leading_bytes(uint32_t(descriptor >> 16 & 0x3fff) << 4),
-        stride_bytes(uint32_t(descriptor >> 32 & 0x3fff) << 4) {
-    constexpr uint32_t modes[] = {0, 3, 2, 1};  // of bits 62 and 63
-    swizzle = modes[descriptor >> 62];
-  }
-
-  // The address of byte `byte` along the depth in row `row` (of A) or column `row` (of B), both depth-major.
-  uint32_t address(int row, int byte) const {
-    const uint32_t eight = start + uint32_t(row / 8) * stride_bytes;
-    if (swizzle == 0) return eight + uint32_t(byte / 16) * leading_bytes + uint32_t(row % 8 * 16 + byte % 16);
-    const uint32_t row_bytes = 16u << swizzle;
-    return swizzled(eight + uint32_t(row % 8) * row_bytes + uint32_t(byte), swizzle);
-  }
-
-  // The address of byte `byte` along the columns in row `k` of the depth, of a B whose columns follow one another.
-  uint32_t transposed_address(int k, int byte) const {
-    if (swizzle == 0) fail("wgmma: the emulator has no model of a transposed operand that is not swizzled");
-    const uint32_t row_bytes = 16u << swizzle;
-    const uint32_t eight = start + uint32_t(k / 8) * stride_bytes + uint32_t(byte) / row_bytes * leading_bytes;
-    return swizzled(eight + uint32_t(k % 8) * row_bytes + uint32_t(byte) % row_bytes, swizzle);
-  }
-};
+inline OperandLayout group_operand(uint64_t descriptor) {
+  constexpr uint32_t modes[] = {0, 3, 2, 1};  // of bits 62 and 63
+  return {"wgmma", uint32_t(descriptor & 0x3fff) << 4, uint32_t(descriptor >> 16 & 0x3fff) << 4,
+          uint32_t(descriptor >> 32 & 0x3fff) << 4, modes[descriptor >> 62]};
+}
 
 struct Product {
   void (*carry_out)(const Product&);
@@ -94,47 +70,11 @@ void meet_warp_of_group(const char* instruction, Act act) {
 inline int sum_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8; }
 inline int sum_column(int t, int i) { return i / 4 * 8 + t % 4 * 2 + i % 2; }
 
-template <class Format, int depth>
-EMULATOR_UNWATCHED void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, int row_stride,
-                                     int depth_stride) {
-  constexpr int bytes = 4 / Format::per_register;
-  const OperandLayout layout(descriptor);
-  for (int row = 0; row < rows; ++row)
-    for (int k = 0; k < depth; ++k) {
-      const unsigned char* element = from_window(layout.address(row, k * bytes), bytes, "wgmma");
-      uint32_t bits = 0;
-      memcpy(&bits, element, bytes);
-      values[row * row_stride + k * depth_stride] = Format::element(bits, 0);
-    }
-}
-
-template <class Format, int depth>
-EMULATOR_UNWATCHED void read_transposed(uint64_t descriptor, int columns, typename Format::Sum* values, int depth_stride) {
-  constexpr int bytes = 4 / Format::per_register;
-  const OperandLayout layout(descriptor);
-  for (int k = 0; k < depth; ++k)
-    for (int column = 0; column < columns; ++column) {
-      const unsigned char* element = from_window(layout.transposed_address(k, column * bytes), bytes, "wgmma");
-      uint32_t bits = 0;
-      memcpy(&bits, element, bytes);
-      values[column + k * depth_stride] = Format::element(bits, 0);
-    }
-}
-
-// Calls `act` with the place of each 16 bytes of an operand: `rows` rows of `row_bytes`, a multiple of 16.
-template <class Act>
-void for_each_chunk(uint64_t descriptor, int rows, int row_bytes, Act act) {
-  const OperandLayout layout(descriptor);
-  for (int row = 0; row < rows; ++row)
-    for (int byte = 0; byte < row_bytes; byte += 16)
-      act(offset_of(from_window(layout.address(row, byte), 16, "wgmma")));
-}
-
 // The same of B, which may lie either way.
 template <class Act>
 void for_each_chunk_of_b(const Product& product, Act act) {
-  if (!product.b_transposed) return for_each_chunk(product.b, product.columns, product.row_bytes, act);
-  const OperandLayout layout(product.b);
+  const OperandLayout layout = group_operand(product.b);
+  if (!product.b_transposed) return for_each_chunk(layout, product.columns, product.row_bytes, act);
   for (int k = 0; k < product.row_bytes / 2; ++k)
     for (int byte = 0; byte < product.columns * 2; byte += 16)
       act(offset_of(from_window(layout.transposed_address(k, byte), 16, "wgmma")));
@@ -156,9 +96,10 @@ EMULATOR_UNWATCHED void multiply_group(const Product& product) {
   static thread_local Sum a[product_rows][depth], b[depth][most_columns], d[product_rows][most_columns];
   const int columns = product.columns;
   if (product.a_in_registers) read_a_registers<Format, depth>(product, a);
-  else read_operand<Format, depth>(product.a, product_rows, &a[0][0], depth, 1);
-  if (product.b_transposed) read_transposed<Format, depth>(product.b, columns, &b[0][0], most_columns);
-  else read_operand<Format, depth>(product.b, columns, &b[0][0], 1, most_columns);
+  else read_operand<Format, depth>(group_operand(product.a), product_rows, &a[0][0], depth, 1);
+  const OperandLayout right = group_operand(product.b);
+  if (product.b_transposed) read_transposed<Format, depth>(right, columns, &b[0][0], most_columns);
+  else read_operand<Format, depth>(right, columns, &b[0][0], 1, most_columns);
   for (int t = 0; t < group_threads; ++t)
     for (int i = 0; i < columns / 2; ++i)
       d[sum_row(t, i)][sum_column(t, i)] = product.adds ? static_cast<Sum*>(product.sums[size_t(t)])[i] : Sum(0);
@@ -168,13 +109,6 @@ EMULATOR_UNWATCHED void multiply_group(const Product& product) {
   for (int t = 0; t < group_threads; ++t)
     for (int i = 0; i < columns / 2; ++i)
       static_cast<Sum*>(product.sums[size_t(t)])[i] = d[sum_row(t, i)][sum_column(t, i)];
-}
-
-template <class Sum, size_t count>
-Sum* first_of(const std::array<Sum*, count>& sums) {
-  for (size_t i = 0; i < count; ++i)
-    if (sums[i] != sums[0] + i) fail("wgmma: the emulator wants sums one behind the other in one array");
-  return sums[0];
 }
 
 // What a thread gives to a product, beside what is the same in all threads.
@@ -194,7 +128,7 @@ template <class Format, int depth, int columns, bool b_transposed, class A>
 void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b, bool adds) {
   constexpr bool in_registers = !std::is_integral_v<A>;
   expect_group("wgmma.mma_async");
-  Issue issue{first_of(sums), {}, 0, b, adds};
+  Issue issue{first_of(sums, "wgmma"), {}, 0, b, adds};
   if constexpr (in_registers) issue.a_registers = a;
   else issue.a = a;
   meet("wgmma.mma_async", all_lanes, issue, [](Meeting& meeting) {

@@ -1,0 +1,94 @@
+// Tensor memory (tcgen05): 128 lanes of 512 columns of 32 bits for each block, of which warps allocate columns.
+//
+// An address has its lane in the upper half and its column in the lower. Operations on it are under way from when they
+// were issued until a wait says that they are complete, or an mbarrier. Nobody may read what is still written, or write
+// what is still read or written, except for products that a thread adds to the same sums. What another warp has read or
+// written may be touched when both have passed their fences: that warp tcgen05.fence::before_thread_sync behind it, and
+// this one tcgen05.fence::after_thread_sync (PTX ISA, "Memory consistency model for 5th generation of TensorCore
+// operations"; a commit is a fence in itself).
+//
+// Columns are allocated from the last ones on: a kernel that takes address 0 for granted fails.
+#pragma once
+#include "bulk_copy.h"
+
+namespace emulator {
+
+constexpr int tensor_lanes = 128, tensor_columns = 512;
+constexpr int slice_lanes = 16, slices = tensor_lanes / slice_lanes;
+constexpr int fewest_tensor_columns = 32;
+
+// Some slices of 16 lanes, a bit each, of some columns.
+struct TensorRegion {
+  uint32_t slices;
+  int column, columns;
+};
+
+// Who read or wrote last, and when: in the count of its cluster, and in the time of a thread (order.h).
+struct TensorTouch {
+  uint32_t time = 0;  // 0: nobody did
+  int warp = 0;       // its number in the cluster
+  bool is_product = false;
+  Access access;
+};
+
+// 16 lanes of a column.
+struct TensorCell {
+  uint16_t writing = 0, reading = 0;  // operations under way
+  uint64_t sums = 0;                  // of the products among them: see tensor_product.cpp
+  TensorTouch written, read;
+};
+
+struct TensorAllocation {
+  int column, columns;
+};
+
+struct TensorOperation;  // see tensor_product.h
+struct TensorTransfer;   // see tensor_transfers.h
+
+struct TensorMemory {
+  std::vector<uint32_t> words;     // of each lane its columns; empty before the first allocation, like the cells
+  std::vector<TensorCell> cells;   // of each slice its columns
+  std::vector<TensorAllocation> allocations;
+  bool may_allocate = true;
+  int group = 0;                   // of the kernel's instructions (.cta_group); 0 before the first one
+  std::vector<TensorOperation> operations;  // that threads of this block have issued
+  std::vector<TensorTransfer> transfers;
+
+  TensorMemory();
+  ~TensorMemory();
+  TensorCell& cell(int slice, int column) { return cells[size_t(slice * tensor_columns + column)]; }
+  uint32_t& word(int lane, int column) { return words[size_t(lane * tensor_columns + column)]; }
+};
+
+inline int lane_of(uint32_t address) { return int(address >> 16); }
+inline int column_of(uint32_t address) { return int(address & 0xffff); }
+
+int warp_number(const Thread& t);
+
+// That instructions of a kernel agree on .cta_group.
+void expect_tensor_group(int group, const char* instruction);
+
+void begin_tensor_read(const TensorRegion& region, const char* instruction);
+
+void end_tensor_read(const TensorRegion& region, const TensorTouch& touch);
+
+// `sums`: the name of the sums that a product adds to; 0 for other operations.
+void begin_tensor_write(const TensorRegion& region, uint64_t sums, const char* instruction);
+
+void end_tensor_write(const TensorRegion& region, const TensorTouch& touch);
+
+// An access of the warp of `t`, as of now.
+TensorTouch touch_by(const Thread& t);
+
+// A whole warp allocates columns, and their address is written to shared memory. It waits until there are enough.
+void allocate_tensor_memory(int group, uint32_t shared, uint32_t columns);
+
+void free_tensor_memory(int group, uint32_t address, uint32_t columns);
+
+void give_up_allocating(int group);
+
+void fence_tensor_memory_before_sync();
+
+void fence_tensor_memory_after_sync();
+
+}  // namespace emulator

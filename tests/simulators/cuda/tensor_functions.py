@@ -1,0 +1,50 @@
+"""Functions of CUDA C for tensor memory in the style of TVM, one for each instruction, and their descriptors."""
+
+from __future__ import annotations
+
+TENSOR_FUNCTIONS = """
+__forceinline__ __device__ void allocate(void* place, unsigned columns) {
+  asm volatile("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;"
+               : : "r"(shared_address(place)), "r"(columns) : "memory");
+}
+__forceinline__ __device__ void relinquish() {
+  asm volatile("tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;" : : : "memory");
+}
+__forceinline__ __device__ void deallocate(unsigned address, unsigned columns) {
+  asm volatile("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %0, %1;" : : "r"(address), "r"(columns) : "memory");
+}
+__forceinline__ __device__ void commit(void* barrier) {
+  asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];"
+               : : "r"(shared_address(barrier)) : "memory");
+}
+__forceinline__ __device__ void load_columns(unsigned& r0, unsigned& r1, unsigned& r2, unsigned& r3, unsigned& r4,
+                                             unsigned& r5, unsigned& r6, unsigned& r7, unsigned address) {
+  asm volatile("tcgen05.ld.sync.aligned.32x32b.x8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
+               : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3), "=r"(r4), "=r"(r5), "=r"(r6), "=r"(r7) : "r"(address));
+}
+__forceinline__ __device__ void store_columns(unsigned address, unsigned r0, unsigned r1) {
+  asm volatile("tcgen05.st.sync.aligned.32x32b.x2.b32 [%0], {%1, %2};" : : "r"(address), "r"(r0), "r"(r1));
+}
+__forceinline__ __device__ void wait_for_loads() { asm volatile("tcgen05.wait::ld.sync.aligned;" : : : "memory"); }
+__forceinline__ __device__ void wait_for_stores() { asm volatile("tcgen05.wait::st.sync.aligned;" : : : "memory"); }
+__forceinline__ __device__ void fence_before() { asm volatile("tcgen05.fence::before_thread_sync;" : : : "memory"); }
+__forceinline__ __device__ void fence_after() { asm volatile("tcgen05.fence::after_thread_sync;" : : : "memory"); }
+__forceinline__ __device__ void publish() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+__forceinline__ __device__ uint64_t operand(const void* start) {
+  return (shared_address(start) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 46 | (uint64_t)2 << 61;
+}
+"""
+
+MULTIPLY = """
+__forceinline__ __device__ void multiply_{kind}(unsigned sums, uint64_t a, uint64_t b, unsigned instruction,
+                                              unsigned lanes, unsigned adds) {{
+  asm volatile("{{ .reg .pred ps0; setp.ne.b32 ps0, %5, 0; "
+               "tcgen05.mma.cta_group::1.kind::{kind} [%0], %1, %2, %3, {{%4, %4, %4, %4}}, ps0; }}"
+               : : "r"(sums), "l"(a), "l"(b), "r"(instruction), "r"(lanes), "r"(adds));
+}}
+"""
+
+
+def instruction_descriptor(rows: int, columns: int, number: int) -> int:
+    """The 32-bit descriptor of a product with sums of f32. ``number``: the format of both operands."""
+    return 1 << 4 | number << 7 | number << 10 | columns // 8 << 17 | rows // 16 << 24

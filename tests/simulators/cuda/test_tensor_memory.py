@@ -1,0 +1,254 @@
+"""Tensor memory: allocation, copies and products as the PTX manual has them; each rule that is broken is an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .barrier_functions import BARRIER_FUNCTIONS
+from .emulated import Kernel, load_one
+from .mutation import NO_FAULT, Fault, Mutants
+from .tensor_functions import MULTIPLY, TENSOR_FUNCTIONS, instruction_descriptor
+
+INSTRUCTION = instruction_descriptor(128, 32, 1)
+SOURCE = (
+    BARRIER_FUNCTIONS
+    + TENSOR_FUNCTIONS
+    + MULTIPLY.format(kind="f16")
+    + f"""
+extern "C" __global__ void __launch_bounds__(128) product(unsigned char* x, unsigned char* w, float* y) {{
+  extern __shared__ __align__(1024) unsigned char pool_ptr[];
+  unsigned char* w_tile = pool_ptr + 128 * 128;
+  uint64_t* done = (uint64_t*)(w_tile + 32 * 128);
+  unsigned* place = (unsigned*)(done + 1);
+  int warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) init(done, 1);
+  publish_barriers();
+  if (warp == 0) {{
+    allocate(place, 32);
+    relinquish();
+  }}
+  for (int i = threadIdx.x * 16; i < 160 * 128; i += 128 * 16)
+    *(uint4*)&pool_ptr[i ^ (i / 128 % 8 * 16)] = *(const uint4*)&(i < 128 * 128 ? x : w - 128 * 128)[i];
+  publish();
+  __syncthreads();
+  unsigned sums = *place;
+  if (threadIdx.x == 0) {{
+    for (int step = 0; step < 4; ++step)
+      multiply_f16(sums, operand(pool_ptr + step * 32), operand(w_tile + step * 32), {INSTRUCTION}u, 0, step > 0);
+    commit(done);
+  }}
+  __syncthreads();
+  wait(done, 0);
+  fence_after();
+  for (int column = 0; column < 32; column += 8) {{
+    unsigned r[8];
+    load_columns(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], sums + (warp * 32 << 16) + column);
+    wait_for_loads();
+    for (int i = 0; i < 8; ++i) y[threadIdx.x * 32 + column + i] = __uint_as_float(r[i]);
+  }}
+  __syncthreads();
+  if (warp == 0) deallocate(sums, 32);
+}}
+"""
+)
+COMMIT = "    commit(done);\n  }\n"
+WAIT = "  wait(done, 0);\n"
+
+
+def of_descriptor(bits: int) -> Fault:
+    return Fault(f"{INSTRUCTION}u", f"{bits}u")
+
+
+ERRORS = {
+    "no wait": (Fault(WAIT, ""), r"tcgen05\.ld: column 480 .* is still written by an operation under way"),
+    "no commit": (Fault("    commit(done);\n", ""), "deadlock: .* 128 at an mbarrier"),
+    "commit of another thread": (
+        Fault(COMMIT, "  }\n  if (threadIdx.x == 32) commit(done);\n"),
+        r"tcgen05\.ld: column 480 .* still written",
+    ),
+    "products of two threads": (
+        Fault("if (threadIdx.x == 0) {\n    for", "if (threadIdx.x < 2) {\n    for"),
+        r"tcgen05\.mma: column 480 .* still written by an operation under way, of another thread",
+    ),
+    "lanes of another warp": (Fault("(warp * 32 << 16)", "(32 << 16)"), r"warp \d reaches .* on, not from lane 32"),
+    "columns that are not allocated": (Fault("+ column)", "+ 8 + column)"), "ld: column 512 .* is not allocated"),
+    "address taken for granted": (Fault("sums = *place", "sums = 0"), "mma: column 0 .* is not allocated"),
+    "no deallocation": (Fault("if (warp == 0) deallocate(sums, 32)", ""), "without tcgen05.dealloc of the 32 columns"),
+    "deallocation of more": (Fault("deallocate(sums, 32)", "deallocate(sums, 64)"), "64 columns .* not allocated so"),
+    "no wait for loads": (Fault("    wait_for_loads();\n", ""), "dealloc: column 480 .* is still used by an operation"),
+    "allocation of 48": (Fault("allocate(place, 32)", "allocate(place, 48)"), "48 columns are no power of two"),
+    "allocation too late": (
+        Fault("    allocate(place, 32);\n    relinquish();\n", "    relinquish();\n    allocate(place, 32);\n"),
+        "tcgen05.alloc behind tcgen05.relinquish_alloc_permit",
+    ),
+    "half a warp": (Fault("if (warp == 0) deall", "if (threadIdx.x < 16) deall"), "dealloc: needs 32 lanes"),
+    "another swizzle": (
+        Fault("(uint64_t)2 << 61", "(uint64_t)4 << 61"),
+        "swizzle is 64 bytes; .* 128 bytes alone",
+    ),
+    "Hopper's descriptor": (Fault("(uint64_t)1 << 46", "(uint64_t)0"), "descriptor of version 0; expected 1"),
+    "base offset": (Fault("(uint64_t)1 << 46", "(uint64_t)9 << 46"), "no model of base offsets"),
+    "96 rows": (of_descriptor(instruction_descriptor(96, 32, 1)), "96 x 32 sums; expected 64 rows"),
+    "24 columns": (of_descriptor(instruction_descriptor(128, 24, 1)), "128 x 24 sums; expected"),
+    "no columns": (of_descriptor(instruction_descriptor(128, 0, 1)), "128 x 0 sums; expected"),
+    "rows one after the other": (of_descriptor(INSTRUCTION | 1 << 15), "no model of instruction descriptor 0x08088490"),
+    "negated operand": (of_descriptor(INSTRUCTION | 1 << 13), "no model of instruction descriptor"),
+    "another format": (of_descriptor(instruction_descriptor(128, 32, 2)), "no model of instruction descriptor"),
+    "sums of 16 bits": (of_descriptor(INSTRUCTION & ~16), "no model of instruction descriptor"),
+    "disabled lanes": (Fault("u, 0, step", "u, 1, step"), "no model of instruction descriptor .* disabled lanes"),
+    "sums in the middle": (Fault("multiply_f16(sums,", "multiply_f16(sums + (16 << 16),"), "cannot begin at lane 16"),
+    "no fence": (Fault("  fence_after();\n", ""), "ld: column 480 .* passed no tcgen05.fence::after_thread_sync since"),
+    "commit to no barrier": (Fault("commit(done)", "commit(done - 1)"), r"tcgen05\.commit: byte .* holds no mbarrier"),
+    "operands beyond the pool": (
+        Fault("operand(w_tile +", "operand(w_tile + 8192 +"),
+        "mma: bytes .* of shared",
+    ),
+}
+WRONG = {
+    "another step": Fault("operand(w_tile + step * 32)", "operand(w_tile + step * 16)"),
+    "no swizzle": Fault("i ^ (i / 128 % 8 * 16)", "i"),
+    "sums that nobody began": Fault("step > 0", "1"),
+}
+UNSEEN = {
+    "operands that nobody published": (
+        Fault("  publish();\n", "  publish_barriers();\n"),
+        "mma: byte 0 .* is read, which a thread wrote without passing fence.proxy.async",
+    ),
+    "operands overwritten": (
+        Fault(WAIT, "  if (threadIdx.x == 0) pool_ptr[0] = 0;\n" + WAIT),
+        "a store: byte 0 .* is still read by a product",
+    ),
+}
+"""Faults of plain stores, which are watched on request alone."""
+
+
+class Product:
+    """Inputs and expected sums."""
+
+    def __init__(self) -> None:
+        numbers = np.random.default_rng(0).integers(-8, 8, (160, 64)).astype(np.float32)
+        self.halves = (numbers.view(np.uint32) >> 16).astype(np.uint16)  # bf16; the numbers are exact
+        self.expected = numbers[:128] @ numbers[128:].T
+
+    def sums(self, kernel: Kernel) -> np.ndarray:
+        """Raises RuntimeError as the kernel does."""
+        y = np.zeros((128, 32), np.float32)
+        kernel(self.halves[:128].copy(), self.halves[128:].copy(), y, block=128, dynamic_bytes=160 * 128 + 16)
+        return y
+
+
+@pytest.fixture(scope="module")
+def product() -> Product:
+    return Product()
+
+
+@pytest.fixture(scope="module")
+def mutants() -> Mutants:
+    return Mutants(SOURCE, {name: fault for name, (fault, _) in ERRORS.items()} | WRONG)
+
+
+LATEST = ("latest", 0, False)
+
+
+def test_sums(product, mutants):
+    np.testing.assert_array_equal(product.sums(mutants.kernel(NO_FAULT, LATEST)), product.expected)
+
+
+@pytest.mark.parametrize("fault", ERRORS)
+def test_a_broken_rule_is_an_error(product, mutants, fault):
+    with pytest.raises(RuntimeError, match=rf"emulated kernel product_\d+: .*{ERRORS[fault][1]}"):
+        product.sums(mutants.kernel(fault, LATEST))
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_wrong_operands_make_wrong_sums(product, mutants, fault):
+    assert not np.array_equal(product.sums(mutants.kernel(fault, LATEST)), product.expected)
+
+
+@pytest.fixture(scope="module")
+def watched() -> Mutants:
+    return Mutants(SOURCE, {name: fault for name, (fault, _) in UNSEEN.items()})
+
+
+def test_watched_sums(product, watched):
+    np.testing.assert_array_equal(product.sums(watched.kernel(NO_FAULT, ("latest", 0, True))), product.expected)
+
+
+@pytest.mark.parametrize("fault", UNSEEN)
+def test_a_fault_of_stores_is_an_error_where_they_are_watched(product, watched, fault):
+    with pytest.raises(RuntimeError, match=UNSEEN[fault][1]):
+        product.sums(watched.kernel(fault, ("latest", 0, True)))
+
+
+MOVES = (
+    BARRIER_FUNCTIONS
+    + TENSOR_FUNCTIONS
+    + """
+extern "C" __global__ void moves(unsigned* numbers, int waits, int fences) {
+  __shared__ unsigned place[2];
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (warp == 0) allocate(place, 512);
+  __syncthreads();
+  unsigned first = place[0] + (warp % 4 * 32 << 16);
+  if (warp < 4) {
+    for (int i = 0; i < 8; i += 2) store_columns(first + i, numbers[i * 128 + threadIdx.x],
+                                                 numbers[(i + 1) * 128 + threadIdx.x]);
+    if (waits) wait_for_stores();
+    if (fences & 1) fence_before();
+  }
+  __syncthreads();
+  if (warp >= 4) {
+    unsigned r[8];
+    if (fences & 2) fence_after();
+    load_columns(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], first);
+    wait_for_loads();
+    for (int i = 0; i < 8; ++i) numbers[i * 128 + warp % 4 * 32 + lane] = r[i] + 1;
+  }
+  __syncthreads();
+  if (warp == 0) deallocate(place[0], 512);
+}
+extern "C" __global__ void shares(int gives_back) {
+  __shared__ unsigned place[2];
+  int warp = threadIdx.x / 32;
+  if (warp == 0) {
+    allocate(&place[0], 512);
+    if (gives_back) deallocate(place[0], 512);
+  } else {
+    allocate(&place[1], 32);
+    deallocate(place[1], 32);
+  }
+}
+"""
+)
+
+
+@pytest.fixture(scope="module", params=["latest", "earliest"])
+def moves(request) -> Kernel:
+    return load_one(MOVES, "moves", completion=request.param)
+
+
+def test_numbers_go_from_one_warp_to_another(moves):
+    numbers = np.arange(8 * 128, dtype=np.uint32)
+    moves(numbers, 1, 3, block=256)
+    np.testing.assert_array_equal(numbers, np.arange(8 * 128) + 1)
+
+
+@pytest.mark.parametrize(
+    ("waits", "fences", "problem"),
+    [
+        (0, 3, "ld: column 0 of tensor memory is still written|a warp ends without tcgen05.wait::st"),
+        (1, 2, "column 0 .* was written by warp . of the cluster, without tcgen05.fence::before_thread_sync behind it"),
+        (1, 1, "column 0 .* was written by warp .* passed no tcgen05.fence::after_thread_sync since"),
+    ],
+)
+def test_numbers_that_may_not_be_there(moves, waits, fences, problem):
+    with pytest.raises(RuntimeError, match=problem):
+        moves(np.arange(8 * 128, dtype=np.uint32), waits, fences, block=256)
+
+
+def test_an_allocation_waits_for_columns():
+    kernel = load_one(MOVES, "shares")
+    kernel(1, block=64)
+    with pytest.raises(RuntimeError, match=r"deadlock: .* at tcgen05.alloc, for columns that nobody gives back"):
+        kernel(0, block=64)

@@ -1,7 +1,7 @@
 """Compile a tiny random model of every architecture of GGUF files, and one for every format of weights, compare logits
 with llama.cpp's, and write benchmarks/results/gguf.md and the logits that tests expect (tests/golden/gguf_logits.npz).
 
-    python tools/gguf_models.py          # needs llama-cpp-python; some seconds for each model
+    python tools/gguf_models.py          # needs llama-cpp-py-sync; some seconds for each model
 
 llama.cpp computes everything in float32, keys and values too. A file in another format is decoded to float32 weights
 for it, because llama.cpp rounds activations to 8 bits where weights are quantised.
@@ -104,8 +104,9 @@ def _format_row(tiny: Any, folder: pathlib.Path, kind: str) -> str:
 
 def reference(path: pathlib.Path, ids: Array) -> Array:
     """Compute llama.cpp's logits [S,V] of a file."""
-    import llama_cpp as llama
+    from llama_cpp_py_sync import _cffi_bindings
 
+    llama, ffi = _cffi_bindings.get_lib(), _cffi_bindings.get_ffi()
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     if not model:
@@ -123,11 +124,11 @@ def reference(path: pathlib.Path, ids: Array) -> Array:
     if llama.llama_decode(context, batch):
         raise SystemExit(f"{path}: llama.cpp does not run it")
     size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    rows = [np.ctypeslib.as_array(llama.llama_get_logits_ith(context, i), (size,)).copy() for i in range(len(ids))]
+    rows = [ffi.unpack(llama.llama_get_logits_ith(context, i), size) for i in range(len(ids))]
     llama.llama_batch_free(batch)
     llama.llama_free(context)
     llama.llama_model_free(model)
-    return np.stack(rows)
+    return np.array(rows, np.float32)
 
 
 if __name__ == "__main__":

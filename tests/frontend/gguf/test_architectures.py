@@ -187,6 +187,39 @@ def test_groups_of_experts_have_to_fit(tmp_path: Path) -> None:
         import_file(changed(tmp_path, "deepseek2", expert_group_count=4))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ssm.group_count": 3}, "ssm.time_step_rank is 4; expected a multiple of ssm.group_count"),
+        ({"ssm.inner_size": 30}, r"expected a multiple of ssm.group_count \(2\) that divides ssm.inner_size \(30\)"),
+        ({"ssm.state_size": 16}, r"'blk.0.attn_qkv.weight': is \[64, 32\], but the metadata asks for \[96, 32\]"),
+        ({"ssm.conv_kernel": 1}, "ssm.conv_kernel is 1; expected a whole number from 2 on"),
+        ({"rope.dimension_sections": [2, 0, 0, 0]}, r"dimension_sections is \[2, 0, 0, 0\]; expected three numbers"),
+        ({"rope.dimension_sections": [0, 0, 0, 0]}, "expected three numbers that deal out all 2 pairs"),
+        ({"attention.recurrent_layers": [True]}, "recurrent_layers has 1 entries; expected a flag for each layer"),
+        ({"attention.recurrent_layers": [True, True]}, "has no tensor 'blk.1.attn_qkv.weight'"),
+        ({"expert_shared_feed_forward_length": None}, "feed_forward_length|metadata asks for"),
+    ],
+)
+def test_gated_delta_nets_have_to_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError, match=message) as caught:
+        import_file(changed(tmp_path, "qwen35moe", **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_recurrent_layers_may_be_listed(tmp_path: Path, expected: dict[str, Any]) -> None:
+    path = changed(tmp_path, "qwen35moe", full_attention_interval=None, **{"attention.recurrent_layers": [True, False]})
+    agree(run(import_file(path), {"input_ids": IDS[None]})["logits"][0], expected["qwen35moe"], "qwen35moe")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35moe", "lfm2moe"])
+def test_states_of_a_session(name: str, tmp_path: Path, expected: dict[str, Any]) -> None:
+    session = moec.compile(write_model(name, tmp_path / "model.gguf"), passes="O2").session()
+    parts = [IDS[:SPLIT], *IDS[SPLIT:, None]]
+    agree(np.concatenate([session.run(ids, last=None)[0] for ids in parts]), expected[name], name)
+
+
 def test_the_graph_is_made_of_what_it_says(tmp_path: Path) -> None:
     model = import_file(write_model("qwen3moe", tmp_path / "model.gguf"), cache=True)
     assert [value.name for value in model.graph.inputs] == ["input_ids"] + [

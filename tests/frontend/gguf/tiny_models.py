@@ -300,6 +300,47 @@ def _deepseek2(tiny: Tiny, absorbed: bool = True) -> None:
     tiny.given |= {"rope.scaling.yarn_log_multiplier": 0.07}
 
 
+def _qwen3next(tiny: Tiny, moe: bool = True, older: bool = False) -> None:
+    """Build Qwen3-Next or Qwen3.5: a gated delta net, and attention with a gate for each head. ``older``: a file whose
+    delta net has one input matrix."""
+    keys, values, size, taps = 2, 4, 8, 4
+    for layer in range(LAYERS):
+        tiny.norms(layer, "attn_norm", "post_attention_norm")
+        name = f"blk.{layer}"
+        if layer:
+            tiny.attention(layer, norm="head")
+            tiny.matrix(f"{name}.attn_q.weight", HEADS * 2 * HEAD, D)
+        else:
+            if older:
+                tiny.matrix(f"{name}.ssm_in.weight", 2 * (keys + values) * size, D)
+            else:
+                tiny.matrix(f"{name}.attn_qkv.weight", (2 * keys + values) * size, D)
+                tiny.matrix(f"{name}.attn_gate.weight", values * size, D)
+            tiny.vector(f"{name}.ssm_conv1d.weight", (2 * keys + values) * size, taps, middle=0.3)
+            tiny.vector(f"{name}.ssm_dt.bias", values)
+            tiny.vector(f"{name}.ssm_a", values, middle=-1.0)
+            if tiny.architecture == "qwen3next":
+                tiny.matrix(f"{name}.ssm_ba.weight", 2 * values, D)
+            else:
+                tiny.matrix(f"{name}.ssm_beta.weight", values, D)
+                tiny.matrix(f"{name}.ssm_alpha.weight", values, D)
+            tiny.norm(f"{name}.ssm_norm.weight", size)
+            tiny.matrix(f"{name}.ssm_out.weight", D, values * size)
+        if moe:
+            tiny.experts(layer)
+            tiny.mlp(layer, OWN, "_shexp")
+            tiny.vector(f"{name}.ffn_gate_inp_shexp.weight", D)
+        else:
+            tiny.mlp(layer)
+    tiny.given |= {"ssm.group_count": keys, "ssm.time_step_rank": values, "ssm.state_size": size}
+    tiny.given |= {"ssm.inner_size": values * size, "ssm.conv_kernel": taps, "full_attention_interval": 2}
+    tiny.given |= {"rope.dimension_count": HEAD // 2, "attention.key_length": HEAD, "attention.value_length": HEAD}
+    if moe:
+        tiny.given |= MOE | {"expert_feed_forward_length": OWN, "expert_shared_feed_forward_length": OWN}
+    if tiny.architecture != "qwen3next":
+        tiny.given |= {"rope.dimension_sections": [1, 1, 0, 0]}
+
+
 MODELS: dict[str, tuple[str, Any, Extra]] = {
     "llama": ("llama", _llama, {}),
     "llama 3": ("llama", _scaled_llama, {}),
@@ -330,6 +371,10 @@ MODELS: dict[str, tuple[str, Any, Extra]] = {
     "lfm2moe": ("lfm2moe", _lfm2, {"moe": True}),
     "deepseek2": ("deepseek2", _deepseek2, {}),
     "deepseek2 of keys and values": ("deepseek2", _deepseek2, {"absorbed": False}),
+    "qwen3next": ("qwen3next", _qwen3next, {}),
+    "qwen3next with one input matrix": ("qwen3next", _qwen3next, {"older": True}),
+    "qwen35moe": ("qwen35moe", _qwen3next, {}),
+    "qwen35": ("qwen35", _qwen3next, {"moe": False}),
 }
 """Architecture and builder of each model, by name."""
 

@@ -22,11 +22,12 @@ from moec.frontend.gguf.architectures import (
     olmo2,
     phi,
     qwen2moe,
+    qwen3next,
     sigmoid_routed,
 )
 from moec.frontend.gguf.graph.builder import Builder
 
-_FILES = (llama, qwen2moe, olmo2, granite, gemma, gpt_oss, phi, sigmoid_routed, dbrx, lfm2, deepseek2)
+_FILES = (llama, qwen2moe, olmo2, granite, gemma, gpt_oss, phi, sigmoid_routed, dbrx, lfm2, deepseek2, qwen3next)
 ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
     name: build for file in _FILES for name, build in file.ARCHITECTURES.items()
 }

@@ -5,17 +5,15 @@ The MoE has leading dense layers, and then experts that are selected by sigmoids
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from moec.frontend.gguf.graph.builder import BATCH, Builder
+from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
+from moec.frontend.gguf.parts.convolution import causal_convolution
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of
 from moec.frontend.gguf.parts.rope import Rope
-
-_BEHIND_ALL = np.iinfo(np.int64).max
 
 
 def build(build: Builder) -> ir.Value:
@@ -48,20 +46,8 @@ def _short_convolution(build: Builder, x: ir.Value, layer: int, taps: int) -> ir
     write, name, width = build.write, f"blk.{layer}.shortconv", build.width
     both = build.linear(x, f"{name}.in_proj", width, 3 * width)
     before, after, inputs = write.split(both, width, width, width, axis=-1, label=name)
-    rows = write.op("Transpose", write.op("Mul", before, inputs), perm=[0, 2, 1], label=f"{name}.channels")
-    if build.with_cache:
-        rows = write.op(
-            "Concat", build.past("conv", layer, (BATCH, width, taps - 1)), rows, axis=2, label=f"{name}.rows"
-        )
-        axis = write.numbers(2)
-        kept = write.op("Slice", rows, write.numbers(1 - taps), write.numbers(_BEHIND_ALL), axis, label=f"{name}.kept")
-        build.keep("conv", layer, kept)
-    else:
-        rows = write.op("Pad", rows, write.numbers(taps - 1, 0), None, write.numbers(2), label=f"{name}.rows")
-    weight = write.constant(build.numbers(f"{name}.conv.weight", width, taps)[:, None], f"{name}.conv")
-    mixed = write.op("Conv", rows, weight, group=width, kernel_shape=[taps], label=f"{name}.mixed")
-    back = write.op("Transpose", mixed, perm=[0, 2, 1], label=f"{name}.tokens")
-    return build.linear(write.op("Mul", after, back), f"{name}.out_proj", width, width)
+    mixed = causal_convolution(build, write.op("Mul", before, inputs), layer, f"{name}.conv", width, taps)
+    return build.linear(write.op("Mul", after, mixed), f"{name}.out_proj", width, width)
 
 
 ARCHITECTURES = {"lfm2": build, "lfm2moe": build}

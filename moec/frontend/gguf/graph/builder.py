@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError
+from moec.common.specs import State
 from moec.frontend.gguf.file import formats
 from moec.frontend.gguf.file.hyperparameters import Hyperparameters
 from moec.frontend.gguf.file.reader import GgufFile, GgufTensor
@@ -23,6 +24,7 @@ from moec.frontend.pytorch.text_cache import SIZES as CACHE_SIZES
 from moec.frontend.pytorch.text_inputs import SIZES
 from moec.ir.dialect import LinearSpec
 from moec.ir.minima import less_minima
+from moec.ir.states import set_states
 from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.levels import LEVELS, product_of_levels
 from moec.ir.weights.stored import decoding_node
@@ -60,7 +62,8 @@ class Builder:
         self.metadata.refuse("attention.causal", True)
         self.ids = self.write.input("input_ids", INT64, SIZES)
         self._past_keys: ir.Value | None = None
-        self.states: list[tuple[str, ir.Value]] = []
+        self._states: list[State] = []
+        self._kept: dict[str, ir.Value] = {}
         self.windows: dict[int, ir.Value] = {}
         self.float_tables: list[str] = []
         """Tensors that are stored with more bits than in the file, because no kernel multiplies by their format."""
@@ -242,21 +245,24 @@ class Builder:
         return self.write.op("Range", self.write.whole(0), last, self.write.whole(1), label="keys")
 
     def past(self, kind: str, layer: int, shape: tuple[int | str, ...]) -> ir.Value:
-        """Add an input for a layer's state of the past tokens; :meth:`keep` returns the next state."""
-        state = self.write.input(f"{PAST}_{kind}_{layer}", FLOAT, shape)
+        """Add an input for a layer's state of the past tokens; :meth:`keep` returns the next state, which has more
+        elements along an axis of the size ``PAST_LENGTH``, and replaces a state that has none."""
+        name, axis = f"{PAST}_{kind}_{layer}", shape.index(PAST_LENGTH) if PAST_LENGTH in shape else None
+        state = self.write.input(name, FLOAT, shape)
+        self._states.append(State(name, f"present_{kind}_{layer}", axis))
         if kind == "key" and self._past_keys is None:
             self._past_keys = state
         return state
 
     def keep(self, kind: str, layer: int, value: ir.Value) -> None:
         """Make a layer's state an output of the graph."""
-        self.states.append((f"present_{kind}_{layer}", value))
+        self._kept[f"present_{kind}_{layer}"] = value
 
     def finish(self, logits: ir.Value) -> ir.Model:
         """Add the outputs and return the model. Raises UnsupportedError for tensors and hyperparameters that nobody
         asked for."""
         self.write.output(logits, "logits")
-        for name, value in self.states:
+        for name, value in self._kept.items():
             self.write.output(value, name)
         self.metadata.check_all_asked()
         further = tuple(f"blk.{layer}." for layer in range(self.layers, self.metadata.whole("block_count")))
@@ -268,7 +274,9 @@ class Builder:
                 f"{self.file.tensors[left[0]].where}: moec does not know what this tensor does in a model of "
                 f"{self.metadata.architecture}{more}"
             )
-        return ir.Model(self.write.graph, ir_version=_IR_VERSION, producer_name="moec")
+        model = ir.Model(self.write.graph, ir_version=_IR_VERSION, producer_name="moec")
+        set_states(model, self._states)
+        return model
 
 
 _IR_VERSION = 10

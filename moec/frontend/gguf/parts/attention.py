@@ -44,7 +44,8 @@ class AttentionForm:
     ``window``: number of last tokens, its own included, that a token sees; 0 for all. ``scale``: factor of the scores;
     None for 1 / sqrt(size). ``softcap``: bound of the scores, 0 for none. ``norm``: norm of queries and keys, by
     ``head`` or over ``all`` heads together; empty for none. ``clamp``: bound of queries, keys and values, 0 for none.
-    ``sinks``: whether each head has a logit that takes weight and has no value.
+    ``sinks``: whether each head has a logit that takes weight and has no value. ``gated``: whether the projection of
+    queries also makes a gate for each head, behind its query; its sigmoid multiplies the head's result.
     """
 
     window: int = 0
@@ -53,6 +54,7 @@ class AttentionForm:
     norm: str = ""
     clamp: float = 0.0
     sinks: bool = False
+    gated: bool = False
 
 
 def attention(
@@ -65,7 +67,12 @@ def attention(
         query = build.rms_norm(query, f"{name}.attn_q_norm", heads.queries * heads.size)
         key = build.rms_norm(key, f"{name}.attn_k_norm", heads.groups * heads.size)
     write = build.write
-    query = write.heads(query, heads.queries, heads.size, f"{name}.attn_q")
+    gate: ir.Value | None = None
+    if form.gated:
+        both = write.heads(query, heads.queries, heads.size + heads.value_size, f"{name}.attn_q")
+        query, gate = write.split(both, heads.size, heads.value_size, axis=-1, label=f"{name}.attn_q.parts")
+    else:
+        query = write.heads(query, heads.queries, heads.size, f"{name}.attn_q")
     key = write.heads(key, heads.groups, heads.size, f"{name}.attn_k")
     value = write.heads(value, heads.groups, heads.value_size, f"{name}.attn_v")
     if form.norm == "head":
@@ -77,6 +84,8 @@ def attention(
         query, key = rope(query, f"{name}.attn_q.rotated"), rope(key, f"{name}.attn_k.rotated")
     key, value = with_past(build, "key", layer, past_key, key), with_past(build, "value", layer, past_value, value)
     result = attend_heads(build, layer, query, key, value, heads, form)
+    if gate is not None:
+        result = write.op("Mul", result, write.op("Sigmoid", gate), label=f"{name}.attention.gated")
     result = write.joined(result, heads.queries * heads.value_size, f"{name}.attention")
     return build.linear(result, f"{name}.attn_output", heads.queries * heads.value_size, build.width)
 
@@ -85,7 +94,8 @@ def _projections(
     build: Builder, x: ir.Value, name: str, heads: Heads, form: AttentionForm
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Project queries, keys and values [B,S,heads*size], with one matrix or with three."""
-    sizes = heads.queries * heads.size, heads.groups * heads.size, heads.groups * heads.value_size
+    query_size = heads.size + (heads.value_size if form.gated else 0)
+    sizes = heads.queries * query_size, heads.groups * heads.size, heads.groups * heads.value_size
     if build.has(f"{name}.attn_qkv.weight"):
         joined = build.linear(x, f"{name}.attn_qkv", build.width, sum(sizes))
         parts = build.write.split(_clamped(build, joined, form.clamp), *sizes, axis=-1, label=f"{name}.attn_qkv")

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from re import Match
 
+from moec.common.errors import UnsupportedError
 from moec.simulators.cuda.assembly.instructions import Effect, Operand, braced, model
 
 _LOAD = r"\.shared(?:::cluster|::cta)\.global"
 _STORE = r"\.global\.shared::cta"
 _COMPLETES = r"\.mbarrier::complete_tx::bytes"
+_GROUP = r"(?:\.cta_group::([12]))?"
 _HINT = r"(?:\.L2::cache_hint)?"
+_TENSOR_LOAD = rf"cp\.async\.bulk\.tensor\.([1-5])d{_LOAD}(?:\.tile(::gather4)?)?{_COMPLETES}"
 
 
-@model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_LOAD}(?:\.tile)?{_COMPLETES}{_HINT}", Effect.MEMORY)
+@model(rf"{_TENSOR_LOAD}{_GROUP}{_HINT}", Effect.MEMORY)
 def _load_tensor(match: Match[str], destination: str, source: Operand, barrier: str, hint: str = "") -> str:
-    tensor_map, start = source
-    return f"emulator::load_tensor({destination}, (const void*)({tensor_map}), {match[1]}, {braced(start)}, {barrier})"
+    return f"emulator::load_tensor({destination}, {_box(match, source)}, {barrier}, {_mode(match)})"
 
 
-@model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_LOAD}(?:\.tile)?{_COMPLETES}\.multicast::cluster{_HINT}", Effect.MEMORY)
+@model(rf"{_TENSOR_LOAD}\.multicast::cluster{_GROUP}{_HINT}", Effect.MEMORY)
 def _multicast_tensor(
     match: Match[str], destination: str, source: Operand, barrier: str, blocks: str, hint: str = ""
 ) -> str:
+    return f"emulator::multicast_tensor({destination}, {_box(match, source)}, {barrier}, {blocks}, {_mode(match)})"
+
+
+def _box(match: Match[str], source: Operand) -> str:
+    """A tensor map, its dimensions, and where its box begins."""
     tensor_map, start = source
-    arguments = f"{destination}, (const void*)({tensor_map}), {match[1]}, {braced(start)}, {barrier}, {blocks}"
-    return f"emulator::multicast_tensor({arguments})"
+    expected = 5 if match[2] else int(match[1])
+    if len(start) != expected:
+        raise UnsupportedError(
+            f"PTX instruction {match[0]} with {len(start)} coordinates: the CUDA emulator has no model of it; expected "
+            f"{expected}; write a model, or run this kernel on a GPU"
+        )
+    return f"(const void*)({tensor_map}), {match[1]}, {braced(start)}"
+
+
+def _mode(match: Match[str]) -> str:
+    return f"{{{'true' if match[2] else 'false'}, {'true' if match[3] == '2' else 'false'}}}"
 
 
 @model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_STORE}(?:\.tile)?\.bulk_group{_HINT}", Effect.MEMORY)

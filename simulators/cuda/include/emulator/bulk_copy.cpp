@@ -21,10 +21,11 @@ static void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* gl
 }
 
 // Where row `row` of the box begins in global memory; null where it lies outside of the tensor.
-static unsigned char* row_address(const CUtensorMap& map, const std::array<int32_t, 5>& start, uint32_t row) {
+static unsigned char* row_address(const BulkCopy& copy, uint32_t row) {
+  const CUtensorMap& map = copy.map;
   int64_t offset = 0;
   for (uint32_t i = 1; i < map.rank; ++i) {
-    const int64_t index = int64_t(start[i]) + row % map.box[i];
+    const int64_t index = copy.gathers ? copy.start[1 + row] : int64_t(copy.start[i]) + row % map.box[i];
     row /= map.box[i];
     if (index < 0 || index >= int64_t(map.extents[i])) return nullptr;
     offset += index * int64_t(map.strides[i - 1]);
@@ -35,10 +36,10 @@ static unsigned char* row_address(const CUtensorMap& map, const std::array<int32
 // The box lies dense in shared memory, innermost dimension first, its 16-byte chunks swizzled.
 static void move_box(const BulkCopy& copy) {
   const CUtensorMap& map = copy.map;
-  const uint32_t row_bytes = map.box[0] * map.element_bytes, rows = box_bytes(map) / row_bytes;
+  const uint32_t row_bytes = map.box[0] * map.element_bytes, rows = copy.bytes / row_bytes;
   const int64_t extent = int64_t(map.extents[0]);
   for (uint32_t row = 0; row < rows; ++row) {
-    unsigned char* global = row_address(map, copy.start, row);
+    unsigned char* global = row_address(copy, row);
     for (uint32_t i = 0; i < map.box[0]; ++i) {
       const uint32_t at = swizzled(copy.shared + row * row_bytes + i * map.element_bytes, map.swizzle);
       const int64_t column = int64_t(copy.start[0]) + i;
@@ -62,7 +63,7 @@ void complete_load(const BulkCopy& copy) {
   carry_out(copy);
   end_arriving(first_byte(copy), copy.bytes);
   note_written_by_proxy(first_byte(copy), copy.bytes);
-  complete_bytes(copy.barrier, copy.bytes);
+  in_block_of(copy.barrier, "a bulk copy", [&](uint32_t local) { complete_bytes(local, copy.bytes); });
 }
 
 static void complete_store(const BulkCopy& copy) {
@@ -71,7 +72,7 @@ static void complete_store(const BulkCopy& copy) {
 }
 
 static void issue_load(const BulkCopy& copy) {
-  expect_published(copy.barrier, "a bulk copy");
+  in_block_of(copy.barrier, "a bulk copy", [](uint32_t local) { expect_published(local, "a bulk copy"); });
   begin_arriving(first_byte(copy), copy.bytes, "a bulk copy");
   if (settings.copies_complete_early) complete_load(copy);
   else block->bulk_copies.push_back(copy);
@@ -93,7 +94,7 @@ static void issue_bulk_copy(const BulkCopy& copy) {
   else issue_store(copy);
 }
 
-static BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint32_t shared) {
+static BulkCopy tensor_copy(const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t shared) {
   BulkCopy copy = {};
   copy.map = *static_cast<const CUtensorMap*>(map);
   copy.tiled = true;
@@ -101,32 +102,40 @@ static BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint3
   copy.shared = shared;
   copy.bytes = box_bytes(copy.map);
   copy.owner = thread;
+  if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
   return copy;
 }
 
-void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
-                 uint32_t barrier) {
-  BulkCopy copy = tensor_copy(map, start, shared & window_mask);
-  if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
-  if (rank_of(shared) != rank_of(barrier)) fail("a tensor copy to one block of a cluster, with an mbarrier of another");
-  copy.loads = true;
-  copy.barrier = barrier & window_mask;
-  in_block_of(shared, "a tensor copy", [&](uint32_t) {
-    memory_barrier(copy.barrier, "a tensor copy");
-    issue_bulk_copy(copy);
-  });
+// A gathered copy takes a row of the box four times.
+static void gather(BulkCopy& copy) {
+  if (copy.map.rank != 2 || copy.map.box[1] != 1)
+    fail("a copy that gathers rows was given a tensor map whose box has " + std::to_string(copy.map.box[1]) +
+         " rows in " + std::to_string(copy.map.rank) + " dimensions; expected one row in two");
+  copy.gathers = true;
+  copy.bytes *= 4;
 }
 
-void multicast_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
-                      uint32_t barrier, uint32_t blocks) {
+void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t barrier,
+                 LoadMode mode) {
+  BulkCopy copy = tensor_copy(map, rank, start, shared & window_mask);
+  if (mode.gathers) gather(copy);
+  if ((rank_of(shared) ^ rank_of(barrier)) > uint32_t(mode.in_pairs))
+    fail("a tensor copy to one block of a cluster, with an mbarrier of another");
+  copy.loads = true;
+  copy.barrier = in_cluster(barrier);
+  in_block_of(barrier, "a tensor copy", [&](uint32_t local) { memory_barrier(local, "a tensor copy"); });
+  in_block_of(shared, "a tensor copy", [&](uint32_t) { issue_bulk_copy(copy); });
+}
+
+void multicast_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t barrier,
+                      uint32_t blocks, LoadMode mode) {
   if (!(blocks & 0xffff)) fail("a multicast copy to no block");
   for (uint32_t i = 0; i < 16; ++i)
-    if (blocks >> i & 1) load_tensor(map_into(shared, i), map, rank, start, map_into(barrier, i));
+    if (blocks >> i & 1) load_tensor(map_into(shared, i), map, rank, start, map_into(barrier, i), mode);
 }
 
 void store_tensor(const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t shared) {
-  BulkCopy copy = tensor_copy(map, start, shared);
-  if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
+  BulkCopy copy = tensor_copy(map, rank, start, shared);
   copy.group = thread->bulk_group;
   issue_bulk_copy(copy);
 }
@@ -137,7 +146,7 @@ void load_bytes(uint32_t shared, const void* global, uint32_t bytes, uint32_t ba
   copy.shared = shared;
   copy.global = static_cast<unsigned char*>(const_cast<void*>(global));
   copy.bytes = bytes;
-  copy.barrier = barrier;
+  copy.barrier = in_cluster(barrier);
   issue_bulk_copy(copy);
 }
 

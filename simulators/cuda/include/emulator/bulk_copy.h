@@ -14,10 +14,11 @@ namespace emulator {
 struct BulkCopy {
   bool loads;
   uint32_t shared;          // address in the window
-  uint32_t barrier;         // of a load
+  uint32_t barrier;         // of a load: in the cluster
   bool tiled;               // a box of a tensor, or plain bytes
   CUtensorMap map;
   std::array<int32_t, 5> start;
+  bool gathers;             // start is a column and the numbers of four rows
   unsigned char* global;    // of plain bytes
   uint32_t bytes;
   const Thread* owner;
@@ -29,13 +30,19 @@ void carry_out(const BulkCopy& copy);
 // In the block whose shared memory it is to.
 void complete_load(const BulkCopy& copy);
 
+// Which box a load copies, and where it may complete.
+struct LoadMode {
+  bool gathers;   // four rows that are named each by its number (.tile::gather4)
+  bool in_pairs;  // on an mbarrier of either block of a pair (.cta_group::2)
+};
+
 // To the shared memory of any block of the cluster, whose mbarrier it completes on.
-void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
-                 uint32_t barrier);
+void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t barrier,
+                 LoadMode mode);
 
 // To the same place in each block of the cluster whose bit is set, and its mbarrier; each completes on its own.
-void multicast_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
-                      uint32_t barrier, uint32_t blocks);
+void multicast_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t barrier,
+                      uint32_t blocks, LoadMode mode);
 
 void store_tensor(const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t shared);
 

@@ -17,6 +17,9 @@ uint32_t map_into(uint32_t address, uint32_t rank);
 
 uint32_t rank_of(uint32_t address);
 
+// The same address, which is now that of its block whatever thread uses it.
+inline uint32_t in_cluster(uint32_t address) { return map_into(address, rank_of(address)); }
+
 // Calls `act` as if the calling thread were one of that block.
 template <class Act>
 void in_block(Block& other, Act act) {

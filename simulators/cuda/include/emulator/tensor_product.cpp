@@ -160,7 +160,7 @@ static void complete_first_of(const Thread* owner) {
 void commit_tensor_products(int group, uint32_t barrier) {
   expect_tensor_group(group, "tcgen05.commit");
   TensorOperation commit = issued_now();
-  commit.barrier = barrier;
+  commit.barrier = in_cluster(barrier);
   in_block_of(barrier, "tcgen05.commit", [](uint32_t local) { expect_published(local, "tcgen05.commit"); });
   release(*thread, commit.before);
   if (settings.products_complete_early)

@@ -50,7 +50,9 @@ Linears = Annotated[
 ]
 Arithmetic = Annotated[
     str | None,
-    typer.Option(help="Compute in this arithmetic. fp8 rounds activations to fp8 where weights are stored in it."),
+    typer.Option(
+        help="Round activations to fp8 beside weights in fp8, to mxfp8 or mxfp4 beside mxfp4, to nvfp4 beside nvfp4."
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Run with this many threads. Default and limit: the number of cores.")

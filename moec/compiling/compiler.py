@@ -90,7 +90,8 @@ def compile(
         Formats to round the weights of experts and of dense products to, such as ``int4/32z``
         (:mod:`moec.passes.framework.shorthand`). None leaves them unchanged.
     arithmetic
-        ``fp8`` also rounds activations to float8 e4m3, where weights are stored so.
+        Type that activations are rounded to, where weights are stored in a format that it is for: ``fp8`` beside fp8,
+        ``mxfp8`` and ``mxfp4`` beside mxfp4, ``nvfp4`` beside nvfp4 (:class:`~moec.ir.dialect.ProductSpec`).
     tokenizer
         A ``tokenizer.json``, or a folder that has one, to keep in the artifact for :func:`moec.generate`. None: that of
         the model's folder.

@@ -73,7 +73,9 @@ Selection = Literal["topk", "all", "expert_choice"]
 GroupScore = Literal["max", "sum_top2"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "identity"]
 GateLayout = Literal["none", "separate", "gate_up", "up_gate", "interleaved"]
-Arithmetic = Literal["float32", "tf32", "bfloat16", "int8", "fp8"]
+Arithmetic = Literal["float32", "tf32", "bfloat16", "int8", "fp8", "mxfp8", "mxfp4", "nvfp4"]
+GROUPED_ARITHMETICS: tuple[Arithmetic, ...] = ("int8", "fp8", "mxfp8", "mxfp4", "nvfp4")
+"""The arithmetics that round rows in groups, which have a scale each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,14 @@ class ProductSpec:
     within a group, groups are summed in float32. ``fp8``: the same with ``scale = max(abs(group)) / 448`` and q the
     nearest float8 e4m3 (half to even; OCP, "8-bit Floating Point Specification") of ``group / scale``, at most 448;
     groups of 128 are those of DeepSeek-V3 (arXiv 2412.19437, 3.3.2).
+
+    ``mxfp8`` and ``mxfp4``: the same as ``fp8`` with scales that are powers of two: the smallest that is at least
+    ``max(abs(group)) / 448`` for e4m3, or ``/ 6`` for float4 e2m1, and at least 2**-127 (OCP, "Microscaling Formats",
+    whose groups have 32 elements; rounded up, nothing is cut off: arXiv 2506.08027). Next to the largest float32,
+    numbers may become infinite. ``nvfp4``: e2m1 with
+    ``scale = code * factor``, where ``factor = max(abs(row)) / (448 * 6)`` and code is the nearest e4m3, at most 448,
+    of ``max(abs(group)) / 6 / factor``. NVIDIA's format has groups of 16 and a factor for a whole tensor; here each row
+    has one, so that its result depends on no other row. A row with an infinity or a NaN is NaN.
     """
 
     arithmetic: Arithmetic = "float32"

@@ -186,8 +186,9 @@ def _activation_group(node: ir.Node) -> str | None:
         return None
     if group.value < 0:
         return f"activation_group is {group.value}; it cannot be negative (0 means the whole row)"
-    if arithmetic is None or arithmetic.value not in ("int8", "fp8"):
-        return "activation_group belongs to arithmetic='int8' and 'fp8'; no other arithmetic quantises activations"
+    if arithmetic is None or arithmetic.value not in dialect.GROUPED_ARITHMETICS:
+        names = ", ".join(dialect.GROUPED_ARITHMETICS)
+        return f"activation_group belongs to an arithmetic of {names}; no other one quantises activations"
     return None
 
 

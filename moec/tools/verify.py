@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Tolerances where no spread is known, by the type that activations are rounded to. A number between two values of that
 # type may be rounded to either, depending on the last bit of earlier results.
 ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2, "fp8": 3e-2}
+ROUNDED_TOLERANCES |= {"mxfp8": 3e-2, "mxfp4": 1.5e-1, "nvfp4": 1.5e-1}
 
 
 @dataclasses.dataclass(frozen=True)

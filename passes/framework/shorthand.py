@@ -13,8 +13,8 @@ _FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+)(?:/(?P<su
 _OFFSETS = {"z": "zero_points", "m": "minima"}
 _CASTS = ("bf16", "fp16")
 _TF32 = "tf32"
-ARITHMETICS = ("fp8",)
-"""Arithmetic that activations can be rounded to on request, besides formats of weights."""
+ARITHMETICS = ("fp8", "mxfp8", "mxfp4", "nvfp4")
+"""Arithmetics that activations can be rounded to on request, besides formats of weights."""
 _QUANTIZED = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 FORMATS = f"tf32, bf16, fp16, {_QUANTIZED}"
 _FOLLOWING = "groups, groups of scales, and zero points or minima may follow: int8/64, int4/32z, int4/32/256m"
@@ -38,7 +38,7 @@ def with_arithmetic(passes: str, arithmetic: str | None) -> str:
     if arithmetic is None:
         return passes
     if arithmetic not in ARITHMETICS:
-        names = " or ".join(ARITHMETICS)
+        names = f"{', '.join(ARITHMETICS[:-1])} or {ARITHMETICS[-1]}"
         raise MoecError(f"arithmetic: {arithmetic!r}; expected {names}; int8 and tf32 follow from formats of weights")
     return ",".join(filter(None, [passes, f"round-activations{{format={arithmetic}}}"]))
 

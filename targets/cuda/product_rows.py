@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.common.dtypes import dtype_of
-from moec.ir.dialect import ProductSpec
+from moec.ir.dialect import GROUPED_ARITHMETICS, ProductSpec
 from moec.targets.cuda.kernels.grouped_gemm_mma import why_not as why_no_gemm
 from moec.targets.cuda.kernels.mma_tile import DEPTH, SHAPES
 from moec.targets.gpu.kernels.fp8_rows import FP8, why_not_packed
@@ -28,12 +28,10 @@ from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.node_lowering import NodeLowering
 from moec.targets.tvm.lowering.nodes import flatten, record_of, reshape
 
-_ROUNDING = ("int8", "fp8")
-"""Arithmetics for which a separate kernel rounds the rows."""
-
 
 def is_rounded(spec: ProductSpec) -> bool:
-    return spec.arithmetic in _ROUNDING
+    """Whether a separate kernel rounds the rows."""
+    return spec.arithmetic in GROUPED_ARITHMETICS
 
 
 def computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.names import node_name
 from moec.common.specs import tensor_specs
-from moec.ir.dialect import is_moec
+from moec.ir.dialect import GROUPED_ARITHMETICS, is_moec
 from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.mask import inputs_of_masks
 from moec.targets.hls.attention_block import ATTENTION
@@ -30,6 +30,8 @@ from moec.targets.hls.whole_model import whole_project
 
 Array = np.ndarray[Any, Any]
 
+_SMALL_FLOATS = {*GROUPED_ARITHMETICS} - {"int8"}
+"""The arithmetics of small floats."""
 KINDS = (MOE, ATTENTION)
 """All kinds of blocks, in the order in which their projects are made."""
 Found = tuple[BlockKind, Any]
@@ -168,8 +170,8 @@ def _warnings(
 
 def _check_arithmetic(model: ir.Model) -> None:
     for node in model.graph:
-        if is_moec(node) and (attribute := node.attributes.get("arithmetic")) and attribute.value == "fp8":
+        if is_moec(node) and (attribute := node.attributes.get("arithmetic")) and attribute.value in _SMALL_FLOATS:
             raise UnsupportedError(
-                f"{node_name(node)}: rounds activations to fp8; expected integers, in which FPGAs compute; compile "
-                "without --arithmetic"
+                f"{node_name(node)}: rounds activations to {attribute.value}; expected integers, in which "
+                "FPGAs compute; compile without --arithmetic"
             )

@@ -50,6 +50,78 @@ def test_fp8_is_what_the_loop_computes(group: int) -> None:
         np.testing.assert_array_equal(actual, expected)
 
 
+def small_float_group(group: np.ndarray, largest: float, dtype: type, scale: float) -> np.ndarray:
+    """A group rounded to the nearest multiples of ``scale`` by a number of the type; NaN if the scale is."""
+    bits = ml_dtypes.finfo(dtype).bits - 1
+    codes = np.arange(2**bits - (bits == 7), dtype=np.uint8)
+    numbers = codes.view(dtype).astype(np.float64)
+    assert numbers[-1] == largest
+    nearest = [numbers[np.abs(numbers - abs(float(x) / scale)).argmin()] if scale else 0.0 for x in group]
+    with np.errstate(over="ignore"):
+        return np.copysign(FLOAT32(scale) * np.array(nearest, FLOAT32), group)
+
+
+def power_group(group: np.ndarray, largest: float, dtype: type) -> np.ndarray:
+    if not np.isfinite(group).all():
+        return np.full(group.shape, np.nan, FLOAT32)
+    powers = 2.0 ** np.arange(-127, 128)
+    return small_float_group(group, largest, dtype, powers[powers >= float(np.abs(group).max()) / largest][0])
+
+
+@pytest.mark.parametrize("group", [0, 4, 5, 32, 2**62])
+@pytest.mark.parametrize(
+    ("arithmetic", "largest", "dtype"),
+    [("mxfp8", 448.0, ml_dtypes.float8_e4m3fn), ("mxfp4", 6.0, ml_dtypes.float4_e2m1fn)],
+)
+def test_scales_that_are_powers_of_two(arithmetic: str, largest: float, dtype: type, group: int) -> None:
+    x = np.random.default_rng(0).normal(size=(9, 14)).astype(FLOAT32)
+    x[2], x[3, 5], x[4, 6], x[5] = 0, np.inf, np.nan, 1e-45
+    x[6], x[7] = np.nextafter(FLOAT32(largest), FLOAT32(1000)), largest
+    x[8, 0] = 3e38
+    with np.errstate(over="ignore"):
+        result = rounded_rows(ProductSpec(arithmetic=arithmetic, activation_group=group), x)
+    assert (result[6] == np.where(largest == 6, 6, 448)).all() and (result[7] == largest).all()
+    starts = range(0, 14, group or 14)
+    for actual, row in zip(result, x, strict=True):
+        expected = np.concatenate([power_group(row[at : at + (group or 14)], largest, dtype) for at in starts])
+        np.testing.assert_array_equal(actual, expected)
+
+
+def nvfp4_row(row: np.ndarray, group: int) -> np.ndarray:
+    factor = np.abs(row).max() / FLOAT32(448 * 6)
+    if not np.isfinite(factor):
+        return np.full(row.shape, np.nan, FLOAT32)
+    parts = []
+    for start in range(0, len(row), group):
+        own = row[start : start + group]
+        code = min(FLOAT32(448), np.abs(own).max() / FLOAT32(6) / factor if factor else FLOAT32(0))
+        scale = FLOAT32(ml_dtypes.float8_e4m3fn(code)) * factor
+        shares = np.clip(own / scale if scale else own * 0, -6, 6)
+        parts.append(scale * shares.astype(ml_dtypes.float4_e2m1fn).astype(FLOAT32))
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("group", [4, 5, 16])
+def test_scales_of_codes_times_the_factor_of_a_row(group: int) -> None:
+    random = np.random.default_rng(0)
+    x = (random.normal(size=(9, 14)) * 2.0 ** random.integers(-20, 1, (9, 14))).astype(FLOAT32)
+    x[2], x[3, 5], x[4, 6], x[5] = 0, np.inf, np.nan, 1e-45
+    x[6], x[7, :4] = 2688.0, 0
+    with np.errstate(all="ignore"):
+        result = rounded_rows(ProductSpec(arithmetic="nvfp4", activation_group=group), x)
+        for actual, row in zip(result, x, strict=True):
+            np.testing.assert_array_equal(actual, nvfp4_row(row, group))
+    assert (result[6] == 2688).all() and np.isnan(result[3:5]).all()
+
+
+def test_the_factor_of_a_row_belongs_to_no_other() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 32)).astype(FLOAT32)
+    spec = ProductSpec(arithmetic="nvfp4", activation_group=16)
+    alone = rounded_rows(spec, x[:1])
+    x[1] *= 1000
+    np.testing.assert_array_equal(rounded_rows(spec, x)[:1], alone)
+
+
 def test_the_largest_of_a_group_is_kept_and_halves_go_to_the_even_number_of_fp8() -> None:
     x = np.array([[448.0, -448.0, 17, 19, -17, 2.0**-10, 3 * 2.0**-10, 0]], FLOAT32)
     actual = rounded_rows(ProductSpec(arithmetic="fp8"), x)

@@ -53,6 +53,45 @@ def test_only_products_that_are_meant(weights: str, changes: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("before", ["", ' <activation_group = 32, arithmetic = "int8">'])
+@pytest.mark.parametrize(
+    ("arithmetic", "group", "takes"), [("mxfp8", 32, True), ("mxfp4", 32, True), ("nvfp4", 16, False)]
+)
+def test_small_floats_with_powers_of_two_as_scales(arithmetic: str, group: int, takes: bool, before: str) -> None:
+    text = f"{SIGNATURE} <float4e2m1[8,64] w, float8e8m0[8,2] scale> {{{{ decoded = DequantizeLinear <axis = 1, "
+    text += "block_size = 32, output_dtype = 1> (w, scale) y = moec.Linear{} (x, decoded) }}"
+    done = f' <activation_group = {group}, arithmetic = "{arithmetic}">'
+    after = done if takes else before
+    remarks = check(f"round-activations{{format={arithmetic}}}", text.format(before), text.format(after))
+    assert takes == (not remarks)
+    if not takes:
+        assert "its weights are weight mxfp4" in remarks[0].message and "expected nvfp4 and" in remarks[0].message
+
+
+@pytest.mark.parametrize(("stored", "arithmetic", "group"), [("mxfp4", "mxfp8", 32), ("nvfp4", "nvfp4", 16)])
+def test_experts_whose_rows_are_small_floats(stored: str, arithmetic: str, group: int) -> None:
+    model, before = (experts_model(ExpertsSpec()) for _ in range(2))
+    for one in (model, before):
+        apply(one, f"quantize-experts{{format={stored}}}")
+    assert spec_of(last_moec_node(before), ExpertsSpec).arithmetic == "int8"
+    report = apply(model, f"round-activations{{format={arithmetic}}}")
+    spec = spec_of(last_moec_node(model), ExpertsSpec)
+    assert (spec.arithmetic, spec.activation_group) == (arithmetic, group) and not report.remarks
+    assert 0.005 < relative_error(model, before) < (0.06 if arithmetic == "mxfp8" else 0.3)
+
+
+def test_rows_of_4_bits_choose_no_experts() -> None:
+    text = (
+        "(float[T,64] x) => (float[T,2] weights, int32[T,2] experts) <float4e2m1[8,64] w, float8e8m0[8,2] scale> {{ "
+        "w_ = DequantizeLinear <axis = 1, block_size = 32, output_dtype = 1> (w, scale) "
+        "logits = moec.Linear{} (x, w_) weights, experts = moec.Route <k = 2> (logits) }}"
+    )
+    for arithmetic, stays in (("mxfp4", True), ("mxfp8", False)):
+        done = "" if stays else ' <activation_group = 32, arithmetic = "mxfp8">'
+        remarks = check(f"round-activations{{format={arithmetic}}}", text.format(""), text.format(done))
+        assert any("makes the logits of a router" in remark.message for remark in remarks) == stays
+
+
 def test_another_arithmetic_stays() -> None:
     model = experts_model(ExpertsSpec())
     apply(model, "quantize-experts{format=fp8},round-activations{group=64}")

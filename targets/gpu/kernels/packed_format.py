@@ -37,7 +37,8 @@ from tvm.script import tirx as T
 from moec.ir.weights.encode import Table
 from moec.ir.weights.stored import WeightRun
 from moec.targets.gpu.kernels.instructions import set_and_or
-from moec.targets.tvm.kernels import e4m3
+from moec.targets.tvm.kernels.group_scales import power_of
+from moec.targets.tvm.kernels.small_floats import E2M1, E4M3
 from moec.targets.tvm.kernels.stored_format import StoredFormat
 
 _PACKED_BITS = (2, 3, 4)
@@ -95,11 +96,7 @@ class PackedFormat(StoredFormat):
         and bfloat16."""
         if self.is_e4m3:
             return _e4m3(code)
-        if not self.is_e2m1:
-            return T.cast(code - zero, "float32")
-        # Shift sign, exponent and fraction to their places in float32, then correct the exponent's bias from 127 to 1.
-        bits = ((code & 8) << 28) | ((code & 7) << 22)
-        return T.reinterpret("float32", bits) * T.float32(2.0**126)
+        return E2M1.number_of(code) if self.is_e2m1 else T.cast(code - zero, "float32")
 
     @property
     def has_words(self) -> bool:
@@ -128,14 +125,12 @@ class PackedFormat(StoredFormat):
             return _e4m3(T.cast(stored, "int32"))
         if self.scale != "float8_e8m0fnu":
             return T.cast(stored, "float32")
-        exponent = T.cast(stored, "int32")
-        # The smallest scale, 2**-127, is a subnormal float32.
-        return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
+        return power_of(T.cast(stored, "int32"))
 
 
 def _e4m3(code: Any) -> Any:
     """The number of a code (int32), float32."""
-    return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
+    return T.Select(code & 127 == 127, T.float32(float("nan")), E4M3.number_of(code))
 
 
 def _power_of_two(exponent: Any) -> Any:

@@ -1,11 +1,11 @@
-"""Rounding of rows for the arithmetics ``int8`` and ``fp8``, see :class:`~moec.ir.dialect.ProductSpec`.
+"""Rounding of rows in groups, as an arithmetic asks for it, see :class:`~moec.ir.dialect.ProductSpec`.
 
-Every group of a row becomes ``scale * q`` with ``scale = largest magnitude / largest q`` and ``q = round half to even(x
-/ scale)``, computed in float32. The result is stored in one of two ways. As floats of the rows' type, any product of
-floats computes the arithmetic. Packed (:mod:`.fp8_rows`), tensor cores multiply the codes directly.
+Every group of a row becomes ``scale * q`` with a ``scale`` that follows from its largest magnitude, and ``q = round
+half to even(x / scale)``, computed in float32. The result is stored in one of two ways. As floats of the rows' type,
+any product of floats computes the arithmetic. Packed (:mod:`.fp8_rows`), tensor cores multiply the codes directly.
 
-A warp rounds one group. It compares magnitudes by their bits, in which infinities and NaNs are larger than all numbers;
-a group with one of these becomes NaN.
+A warp rounds one group, or a whole row if its scales have a factor in common. It compares magnitudes by their bits, in
+which infinities and NaNs are larger than all numbers; a group with one of these becomes NaN.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tvm.script import tirx as T
 from moec.targets.gpu.kernels.fp8_rows import FP8, GROUP, place_of_scale, row_bytes, words_of
 from moec.targets.gpu.kernels.instructions import reduce_lanes
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
-from moec.targets.tvm.kernels import e4m3
 from moec.targets.tvm.kernels.activation import at_least, at_most
+from moec.targets.tvm.kernels.group_scales import ELEMENTS, POWERS, factor_of, has_factor, is_finite, scale_of
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
+from moec.targets.tvm.kernels.small_floats import E4M3
 
 WARPS = 4
 """Warps of a block of threads."""
-_INFINITY_BITS = 0x7F800000
-_LARGEST = {"int8": 127.0, "fp8": e4m3.LARGEST}
+_LARGEST_INT8 = 127.0
 _TOGETHER = GROUP // WARP
 """Neighbouring numbers that a lane packs into the bytes of one word."""
 
@@ -64,42 +64,64 @@ class RowRounding:
         """Groups of a row."""
         return -(-self.inner // self.size)
 
+    @property
+    def parts(self) -> int:
+        """Parts of a row, each of which a warp rounds."""
+        return 1 if has_factor(self.arithmetic) else self.groups
+
+    @property
+    def largest(self) -> float:
+        """The largest q."""
+        return _LARGEST_INT8 if self.arithmetic == "int8" else ELEMENTS[self.arithmetic].largest
+
 
 def _step(rounding: RowRounding, x: Any, scale: Any) -> Any:
     """``x / scale``, clamped to the largest q. The scale has to be finite and not 0, or the result is meaningless."""
-    largest = _LARGEST[rounding.arithmetic]
-    return at_least(at_most(x / scale, largest), -largest)
+    return at_least(at_most(x / scale, rounding.largest), -rounding.largest)
 
 
 def _rounded(rounding: RowRounding, x: Any, scale: Any) -> Any:
     """The rounded value of ``x``. It is zero if the scale is zero, and NaN if the scale is not finite."""
     step = _step(rounding, x, scale)
-    number = T.nearbyint(step) if rounding.arithmetic == "int8" else e4m3.number_of(e4m3.code_of(step))
+    element = ELEMENTS.get(rounding.arithmetic)
+    number = T.nearbyint(step) if element is None else element.number_of(element.code_of(step))
     return T.Select(scale == T.float32(0), T.float32(0), number * scale)
 
 
-def _scale(rounding: RowRounding, bits: Any) -> Any:
-    """The scale of a group, from the bits of its largest magnitude; not finite if that magnitude is not."""
-    return T.reinterpret("float32", bits) / T.float32(_LARGEST[rounding.arithmetic])
-
-
 @T.inline
-def _round_group(rounding, source, target, row, group, lane):
-    steps = T.meta_var(-(-rounding.size // WARP))
-    first: T.let = group * rounding.size + lane
-    end: T.let = T.min((group + 1) * rounding.size, rounding.inner)
-    largest = T.alloc_local((1,), "int32")
+def find_largest(source, row, first, end, steps, largest):
+    """Find the bits of the largest magnitude of a row's elements before ``end``, of which this lane reads every
+    :data:`WARP`-th one from ``first`` on, in ``steps`` steps."""
     largest[0] = 0
     for step in T.serial(steps):
         if first + step * WARP < end:
             magnitude: T.let = T.abs(T.cast(source[row, first + step * WARP], "float32"))
             largest[0] = T.max(largest[0], T.reinterpret("int32", magnitude))
     largest[0] = reduce_lanes(largest[0], "max")
-    scale: T.let = _scale(rounding, largest[0])
+
+
+@T.inline
+def _round_group(rounding, source, target, row, group, lane, factor):
+    steps = T.meta_var(-(-rounding.size // WARP))
+    first: T.let = group * rounding.size + lane
+    end: T.let = T.min((group + 1) * rounding.size, rounding.inner)
+    largest = T.alloc_local((1,), "int32")
+    find_largest(source, row, first, end, steps, largest)
+    scale: T.let = scale_of(rounding.arithmetic, largest[0], factor)
     for step in T.serial(steps):
         if first + step * WARP < end:
             x: T.let = T.cast(source[row, first + step * WARP], "float32")
             target[row, first + step * WARP] = T.cast(_rounded(rounding, x, scale), rounding.dtype)
+
+
+@T.inline
+def _round_row(rounding, source, target, row, lane):
+    """Round all groups of a row, whose scales have a factor in common."""
+    largest_of_row = T.alloc_local((1,), "int32")
+    find_largest(source, row, lane, rounding.inner, -(-rounding.inner // WARP), largest_of_row)
+    factor: T.let = factor_of(largest_of_row[0])
+    for group in T.serial(rounding.groups):
+        _round_group(rounding, source, target, row, group, lane, factor)
 
 
 @T.inline
@@ -114,12 +136,12 @@ def _pack_group(rounding, source, target, row, group, lane):
     for v in T.unroll(_TOGETHER):
         largest[0] = T.max(largest[0], T.reinterpret("int32", T.abs(T.cast(stored[v], "float32"))))
     largest[0] = reduce_lanes(largest[0], "max")
-    scale: T.let = _scale(rounding, largest[0])
-    usable: T.let = T.And(scale > T.float32(0), largest[0] < _INFINITY_BITS)
+    scale: T.let = scale_of(rounding.arithmetic, largest[0])
+    usable: T.let = T.And(scale > T.float32(0), is_finite(largest[0]))
     word[0] = 0
     for v in T.unroll(_TOGETHER):
         step: T.let = _step(rounding, T.cast(stored[v], "float32"), T.Select(usable, scale, T.float32(1)))
-        word[0] = word[0] | (e4m3.code_of(T.Select(usable, step, T.float32(0))) << (8 * v))
+        word[0] = word[0] | (E4M3.code_of(T.Select(usable, step, T.float32(0))) << (8 * v))
     words = T.meta_var(words_of(target, "int32"))
     scales = T.meta_var(words_of(target, "float32"))
     words[row, group * WARP + lane] = word[0]
@@ -130,17 +152,19 @@ def _pack_group(rounding, source, target, row, group, lane):
 @T.inline
 def _round(rounding, count, is_used, source, target):
     """Round those of the first ``count`` rows for which ``is_used(row)`` holds."""
-    block = T.cta_id([blocks_for(count * rounding.groups, WARPS)])
+    block = T.cta_id([blocks_for(count * rounding.parts, WARPS)])
     thread = T.thread_id([WARPS * WARP])
     index: T.let = block * WARPS + thread // WARP
-    row: T.let = index // rounding.groups
+    row: T.let = index // rounding.parts
     lane: T.let = thread % WARP
     if row < count:  # tested first, because the next test may read memory that ends there  # noqa: SIM102
         if is_used(row):
             if rounding.packed:
-                _pack_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
+                _pack_group(rounding, source, target, T.cast(row, "int64"), index % rounding.parts, lane)
+            elif has_factor(rounding.arithmetic):
+                _round_row(rounding, source, target, T.cast(row, "int64"), lane)
             else:
-                _round_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
+                _round_group(rounding, source, target, T.cast(row, "int64"), index % rounding.parts, lane, None)
 
 
 def round_rows(rounding: RowRounding) -> tirx.PrimFunc:
@@ -211,9 +235,15 @@ def round_blocks(rounding: RowRounding, block_rows: int) -> tirx.PrimFunc:
 
 
 def _how(rounding: RowRounding) -> str:
-    kept, largest = "bytes, scales behind them" if rounding.packed else "floats", _LARGEST[rounding.arithmetic]
+    kept = "bytes, scales behind them" if rounding.packed else "floats"
     kept += f" ({rounding.why_floats})" if rounding.why_floats else ""
-    return f"one warp per group of a row: largest magnitude / {largest:g} is its scale; kept as {kept}"
+    whole = (
+        "row, whose largest magnitude gives a factor of all scales"
+        if has_factor(rounding.arithmetic)
+        else "group of a row"
+    )
+    ceiled = ", as a power of two," if rounding.arithmetic in POWERS else ""
+    return f"one warp per {whole}: largest magnitude / {rounding.largest:g}{ceiled} is its scale; kept as {kept}"
 
 
 ROUND = Kernel(

@@ -56,5 +56,6 @@ def test_activations_are_rounded_behind_what_stores_weights() -> None:
 
 @pytest.mark.parametrize("text", ["int8", "fp9", ""])
 def test_arithmetics_that_nobody_asks_for(text: str) -> None:
-    with pytest.raises(MoecError, match=f"arithmetic: '{text}'; expected fp8; int8 and tf32 follow from formats"):
+    expected = "expected fp8, mxfp8, mxfp4 or nvfp4; int8 and tf32 follow from formats"
+    with pytest.raises(MoecError, match=f"arithmetic: '{text}'; {expected}"):
         with_arithmetic("O2", text)

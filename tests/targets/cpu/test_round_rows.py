@@ -16,9 +16,9 @@ from .kernel_runner import build
 RANDOM = np.random.default_rng(0)
 
 
-def expected(rows: np.ndarray, group: int) -> np.ndarray:
+def expected(rows: np.ndarray, group: int, arithmetic: str = "fp8") -> np.ndarray:
     with np.errstate(all="ignore"):
-        spec = ProductSpec(arithmetic="fp8", activation_group=group)
+        spec = ProductSpec(arithmetic=arithmetic, activation_group=group)
         return rounded_rows(spec, rows.astype(np.float32)).astype(rows.dtype)
 
 
@@ -34,6 +34,16 @@ def test_rows(width: int, group: int, dtype: type) -> None:
         actual = kernel(rows, np.zeros_like(rows))
         np.testing.assert_array_equal(actual[:, :width], expected(rows[:, :width], group))
         np.testing.assert_array_equal(actual[:, width:], rows[:, width:])
+
+
+@pytest.mark.parametrize("arithmetic", ["mxfp8", "mxfp4", "nvfp4"])
+@pytest.mark.parametrize(("width", "group"), [(96, 32), (37, 16)])
+def test_other_small_floats(width: int, group: int, arithmetic: str) -> None:
+    kernel = build(round_rows(RoundedRows(width, width, group, "float32", arithmetic)), Machine.host())
+    rows = (RANDOM.standard_normal((9, width)) * 2.0 ** RANDOM.integers(-14, 1, (9, width))).astype(np.float32)
+    rows[2], rows[3, 5], rows[4, 20], rows[5] = 0, np.inf, np.nan, 1e-45
+    rows[6], rows[7] = 448, np.nextafter(np.float32(448), np.float32(1000))
+    np.testing.assert_array_equal(kernel(rows, np.zeros_like(rows)), expected(rows, group, arithmetic))
 
 
 def test_every_place_between_two_numbers_and_numbers_that_are_none() -> None:

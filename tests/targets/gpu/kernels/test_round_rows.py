@@ -30,8 +30,8 @@ SPECIAL = np.array(
 """Rows with ties, with scales too small for a float, and with an infinity or a NaN."""
 
 
-def expected(rows: np.ndarray, group: int) -> np.ndarray:
-    spec = ProductSpec(arithmetic="int8", activation_group=group)
+def expected(rows: np.ndarray, group: int, arithmetic: str = "int8") -> np.ndarray:
+    spec = ProductSpec(arithmetic=arithmetic, activation_group=group)
     with np.errstate(all="ignore"):
         return rounded_rows(spec, rows.astype(np.float32)).astype(rows.dtype)
 
@@ -49,6 +49,15 @@ def test_every_row(inner, group, dtype):
 def test_halves_and_numbers_that_are_none(group):
     kernel = build(round_rows.round_rows(RowRounding(8, group)))
     np.testing.assert_array_equal(kernel(SPECIAL, np.zeros_like(SPECIAL)), expected(SPECIAL, group))
+
+
+@pytest.mark.parametrize("arithmetic", ["mxfp8", "mxfp4", "nvfp4"])
+def test_rows_of_small_floats_that_stay_floats(arithmetic):
+    group = 16 if arithmetic == "nvfp4" else 32
+    kernel = build(round_rows.round_rows(RowRounding(72, group, "float32", arithmetic)))
+    rows = (RANDOM.standard_normal((8, 72)) * 2.0 ** RANDOM.integers(-14, 1, (8, 72))).astype(np.float32)
+    rows[2], rows[3, 5], rows[4, 70], rows[5], rows[6] = 0, np.inf, np.nan, 1e-45, 6
+    np.testing.assert_array_equal(kernel(rows, np.full_like(rows, np.nan)), expected(rows, group, arithmetic))
 
 
 def test_only_rows_in_use_change():

@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _LEAST_IN_GROUP = 2
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12}
-_FILE_TYPES |= {"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "BF16": 32, "MXFP4": 38}
+_FILE_TYPES |= {"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38, "NVFP4": 39}
 """``general.file_type``: the type of most weights, which llama.cpp only prints."""
 _WRITABLE = (
     "int4/32 (Q4_0), int4/32z (Q4_1), int4/32/256m (Q4_K), int5/32 (Q5_0), int5/32z (Q5_1), int5/32/256m (Q5_K), "

@@ -23,7 +23,7 @@ from ...products import sampled
 from .one_node import compile_model
 
 E, D, F, K = 4, 512, 256, 2
-KINDS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1")
+KINDS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS")
 MIXED = {"Q4_K": "Q6_K", "Q3_K": "Q5_K"}
 """The type of down, where it is another one."""
 ROWS = [0, 1, 3, 40]

@@ -1,7 +1,7 @@
 """Conversion of ggml's blocks to stored weights: every number, scale and minimum stays as it is in the file.
 
-A row of a matrix consists of blocks of 32 weights; those of NVFP4 have 64 and those of the K formats 256, in groups
-with their own scales.
+A row of a matrix consists of blocks of 32 weights; those of NVFP4 have 64, those of the K formats and of IQ4_XS 256,
+in groups with their own scales.
 Layouts: the structures and ``dequantize_row_*`` of ggml (``ggml-common.h``, ``ggml-quants.c``).
 
 ========  ================================================  ==========================================  ======  ======
@@ -19,12 +19,14 @@ Q3_K      (d * (s - 32)) * (q - 4), in groups of 16         int3, scales of two 
 Q4_K      (d * s) * q - dmin * m, in groups of 32           uint4, scales and minima of two levels      4.625   4.5
 Q5_K      (d * s) * q - dmin * m, in groups of 32           uint5, scales and minima of two levels      5.625   5.5
 Q6_K      (d * s) * (q - 32), in groups of 16               int6, scales of two levels                  6.5625  6.5625
+IQ4_NL    d * t[q]                                          int8 in groups of 32, float16 scales        8.5     4.5
+IQ4_XS    (d * (s - 32)) * t[q], in groups of 32            int8, scales of two levels                  8.3125  4.25
 ========  ================================================  ==========================================  ======  ======
 
 ``bits`` of a weight are those in an artifact for a CPU, ``there`` those in the file; an artifact has a byte for a scale
 of 4 or 6 bits. A scale of 255 in MXFP4 is NaN, as OCP defines; ggml reads 2^128. One of 127 in NVFP4 is NaN, too; ggml
 reads 0. The float f of a matrix NAME.weight is in the tensor NAME.scale, with one for each expert, and 1 where the file
-has none.
+has none. The table t of the IQ4 formats has 16 whole numbers, at uneven distances.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ Tables = dict[Table, Callable[[], Array]]
 """Readers of the tables of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block],
 factors [n, 1]. Tables are read one by one, and all except data are cheap."""
 _SUPER = 256
+_IQ4_NUMBERS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
 FLOATS: dict[str, ir.DataType] = {
     "F32": ir.DataType.FLOAT,
@@ -211,6 +214,10 @@ def _mxfp4(blocks: Array) -> Tables:
     }
 
 
+def _iq4_nl(blocks: Array) -> Tables:
+    return {"data": lambda: _IQ4_NUMBERS[_nibbles(blocks[:, 2:])], "scale": lambda: _half(blocks, 0)}
+
+
 def _nvfp4(blocks: Array) -> Tables:
     def numbers() -> Array:
         groups = _nibbles(blocks[:, 4:].reshape(-1, 8))
@@ -294,6 +301,18 @@ def _q6_k(blocks: Array) -> Tables:
     }
 
 
+def _iq4_xs(blocks: Array) -> Tables:
+    def codes() -> Array:
+        scales = _shifted(blocks[:, 4:8], 1, 4, 2) | (_shifted(blocks[:, 2:4], 1, 2, 4) << 4)
+        return scales.astype(np.int8) - np.int8(32)
+
+    return {
+        "data": lambda: _IQ4_NUMBERS[_shifted(blocks[:, 8:], 16, 4, 2)],
+        "scale_code": codes,
+        "scale_factor": lambda: _half(blocks, 0),
+    }
+
+
 def _row(
     name: FormatName,
     group: int,
@@ -306,7 +325,7 @@ def _row(
 
 
 def _k_row(name: FormatName, group: int, read: Callable[[Array], Tables], *, minima: bool = False) -> Quantised:
-    """Describe a K format. Codes of scales are signed where there are no minima."""
+    """Describe a K format, or IQ4_XS. Codes of scales are signed where there are no minima."""
     codes = ir.DataType.UINT8 if minima else ir.DataType.INT8
     form = WeightFormat(name, group, minima=minima, super_group=_SUPER)
     return Quantised(form, ir.DataType.FLOAT16, read, codes)
@@ -325,4 +344,6 @@ QUANTISED: dict[str, Quantised] = {
     "Q4_K": _k_row("int4", 32, _q4_k, minima=True),
     "Q5_K": _k_row("int5", 32, _q5_k, minima=True),
     "Q6_K": _k_row("int6", 16, _q6_k),
+    "IQ4_NL": _row("int8", 32, ir.DataType.FLOAT16, _iq4_nl),
+    "IQ4_XS": _k_row("int8", 32, _iq4_xs),
 }

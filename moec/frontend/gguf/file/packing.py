@@ -22,16 +22,14 @@ Tables = Mapping[Table, Array]
 
 
 def kind_of(form: WeightFormat, dtype: ir.DataType | None) -> str | None:
-    """The type of tensors that holds weights of a format; None if GGUF has none, or has their factors in a tensor of
-    their own (NVFP4). ``dtype``: type of the scales, or of their factors; of the weights themselves where they are
-    floats."""
-    if form.elements.has_factors:
-        return None
+    """The type of tensors that holds all weights of a format; None if GGUF has none, holds only some numbers (IQ4), or
+    has their factors in a tensor of their own (NVFP4). ``dtype``: type of the scales, or of their factors; of the
+    weights themselves where they are floats."""
     if not form.quantized:
         return next((kind for kind, own in FLOATS.items() if own == form.data_type), None)
     if form.zero_points and form.group:
         form = dataclasses.replace(form, zero_points=False, minima=True)
-    rows = QUANTISED.items()
+    rows = ((kind, QUANTISED[kind]) for kind in _PACKERS)
     return next((kind for kind, row in rows if row.form == form and row.scale == dtype), None)
 
 

@@ -114,6 +114,20 @@ def q6_k(b: Array, i: int) -> np.float32:
     return half(b, 208) * np.float32(scale) * np.float32((low | high << 4) - 32)
 
 
+IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
+def iq4_nl(b: Array, i: int) -> np.float32:
+    return half(b, 0) * np.float32(IQ4[int(b[2 + i % 16] >> 4 * (i // 16)) % 16])
+
+
+def iq4_xs(b: Array, i: int) -> np.float32:
+    group = i // 32
+    high = (int(b[2]) | int(b[3]) << 8) >> 2 * group & 3
+    scale = (int(b[4 + group // 2]) >> 4 * (group % 2) & 15 | high << 4) - 32
+    return half(b, 0) * np.float32(scale) * np.float32(IQ4[int(b[8 + group * 16 + i % 16] >> 4 * (i % 32 // 16)) % 16])
+
+
 DEFINITIONS: dict[str, Callable[[Array, int], np.float32]] = {
     "Q4_0": q4_0,
     "Q4_1": q4_1,
@@ -127,6 +141,8 @@ DEFINITIONS: dict[str, Callable[[Array, int], np.float32]] = {
     "Q4_K": q4_k,
     "Q5_K": q5_k,
     "Q6_K": q6_k,
+    "IQ4_NL": iq4_nl,
+    "IQ4_XS": iq4_xs,
 }
 
 
@@ -198,3 +214,4 @@ def test_one_expert_is_read_alone(kind: str) -> None:
 def test_bits() -> None:
     assert formats.stored_bits("Q4_1") == (5, 5) and formats.stored_bits("BF16") == (16, 16)
     assert formats.stored_bits("Q4_K") == (4.625, 4.5) and formats.stored_bits("Q6_K") == (6.5625, 6.5625)
+    assert formats.stored_bits("IQ4_XS") == (8.3125, 4.25)

@@ -108,7 +108,7 @@ def test_damaged(name: str, tmp_path: Path) -> None:
 UNKNOWN = {
     "version": (header(1), "is of version 1; expected little-endian GGUF of versions 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian"),
-    "type by name": (described(kind=20), "tensor 't': is stored as IQ4_NL; expected F32, F16, Q4_0"),
+    "type by name": (described(kind=21), "tensor 't': is stored as IQ3_S; expected F32, F16, Q4_0"),
     "type by number": (described(kind=999), "is stored as type 999"),
 }
 

@@ -43,6 +43,11 @@ def _commit(match: Match[str], barrier: str) -> str:
     return f"emulator::commit_tensor_products({match[1]}, {barrier})"
 
 
+@model(rf"tcgen05\.commit{_GROUP}\.mbarrier::arrive::one\.shared::cluster\.multicast::cluster\.b64", Effect.MEMORY)
+def _commit_to_several(match: Match[str], barrier: str, blocks: str) -> str:
+    return f"emulator::commit_tensor_products_to({match[1]}, {barrier}, {blocks})"
+
+
 @model(r"tcgen05\.ld\.sync\.aligned\.32x32b\.x\d+\.b32", Effect.ORDER)
 def _load(match: Match[str], registers: Operand, address: str) -> str:
     return f"emulator::load_tensor_memory(std::array{addresses(_listed(registers))}, {address})"

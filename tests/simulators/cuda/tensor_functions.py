@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TENSOR_FUNCTIONS = """
+_FUNCTIONS = """
 __forceinline__ __device__ void allocate(void* place, unsigned columns) {
   asm volatile("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;"
                : : "r"(shared_address(place)), "r"(columns) : "memory");
@@ -12,10 +12,6 @@ __forceinline__ __device__ void relinquish() {
 }
 __forceinline__ __device__ void deallocate(unsigned address, unsigned columns) {
   asm volatile("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %0, %1;" : : "r"(address), "r"(columns) : "memory");
-}
-__forceinline__ __device__ void commit(void* barrier) {
-  asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];"
-               : : "r"(shared_address(barrier)) : "memory");
 }
 __forceinline__ __device__ void load_columns(unsigned& r0, unsigned& r1, unsigned& r2, unsigned& r3, unsigned& r4,
                                              unsigned& r5, unsigned& r6, unsigned& r7, unsigned address) {
@@ -35,7 +31,7 @@ __forceinline__ __device__ uint64_t operand(const void* start) {
 }
 """
 
-MULTIPLY = """
+_MULTIPLY = """
 __forceinline__ __device__ void multiply_{kind}(unsigned sums, uint64_t a, uint64_t b, unsigned instruction,
                                               unsigned lanes, unsigned adds) {{
   asm volatile("{{ .reg .pred ps0; setp.ne.b32 ps0, %5, 0; "
@@ -43,6 +39,44 @@ __forceinline__ __device__ void multiply_{kind}(unsigned sums, uint64_t a, uint6
                : : "r"(sums), "l"(a), "l"(b), "r"(instruction), "r"(lanes), "r"(adds));
 }}
 """
+
+_ALONE = """
+__forceinline__ __device__ unsigned rank_of_block() { return 0; }
+__forceinline__ __device__ void meet() { __syncthreads(); }
+__forceinline__ __device__ void arrive_at_issuer(void* barrier) { arrive(barrier, 1); }
+__forceinline__ __device__ void commit(void* barrier) {
+  asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];"
+               : : "r"(shared_address(barrier)) : "memory");
+}
+"""
+
+_IN_PAIRS = """
+__forceinline__ __device__ unsigned rank_of_block() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__forceinline__ __device__ void meet() {
+  asm volatile("barrier.cluster.arrive.release;" : : : "memory");
+  asm volatile("barrier.cluster.wait.acquire;" : : : "memory");
+}
+__forceinline__ __device__ void arrive_at_issuer(void* barrier) {
+  unsigned mapped;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared_address(barrier)), "r"(0));
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" : : "r"(mapped) : "memory");
+}
+__forceinline__ __device__ void commit(void* barrier) {
+  asm volatile("tcgen05.commit.cta_group::2.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64 [%0], %1;"
+               : : "r"(shared_address(barrier)), "h"((unsigned short)3) : "memory");
+}
+"""
+
+_PLAIN = _FUNCTIONS + "".join(_MULTIPLY.format(kind=kind) for kind in ("f16", "tf32", "f8f6f4"))
+TENSOR_FUNCTIONS = _PLAIN + _ALONE
+PAIR_FUNCTIONS = (
+    _PLAIN.replace("::1.", "::2.").replace("{%4, %4, %4, %4}", "{%4, %4, %4, %4, %4, %4, %4, %4}") + _IN_PAIRS
+)
+"""The same for pairs of blocks (``cta_group::2``), whose block of rank 0 issues products and commits to both."""
 
 
 def instruction_descriptor(rows: int, columns: int, number: int) -> int:

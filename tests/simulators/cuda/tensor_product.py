@@ -1,27 +1,29 @@
-"""A matrix product in the style of kernels for Blackwell: one thread multiplies, four warps read the sums.
+"""A matrix product in the style of kernels for Blackwell: one thread multiplies, four warps of a block read the sums.
 
-``y = x @ w^T`` for x [rows, depth] and w [columns, depth], which all threads copy to shared memory in K_TILES parts.
-The kernel computes it twice, with the same columns of tensor memory, so that the second one waits for their readers.
+``y = x @ w^T`` for x [rows, depth] and w [columns, depth], which all threads copy to shared memory in K_TILES parts; of
+a pair of blocks each copies half of the rows and of the columns. The kernel computes it twice, with the same columns of
+tensor memory, so that the second time it waits for their readers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from .barrier_functions import BARRIER_FUNCTIONS
 from .emulated import Kernel
-from .tensor_functions import MULTIPLY, TENSOR_FUNCTIONS, instruction_descriptor
+from .tensor_functions import PAIR_FUNCTIONS, TENSOR_FUNCTIONS, instruction_descriptor
 
 TILE_BYTES = 128
 K_TILES, TIMES = 2, 2
 KINDS = {"f16": (0, 2), "bf16": (1, 2), "tf32": (2, 4), "e4m3": (0, 1)}
 """By type of the operands: its number in the instruction descriptor, and bytes."""
-
-FUNCTIONS = BARRIER_FUNCTIONS + TENSOR_FUNCTIONS + "".join(MULTIPLY.format(kind=k) for k in ("f16", "tf32", "f8f6f4"))
+FUNCTIONS = {group: BARRIER_FUNCTIONS + text for group, text in ((1, TENSOR_FUNCTIONS), (2, PAIR_FUNCTIONS))}
+"""By blocks of a group."""
 _KERNEL = """
-extern "C" __global__ void __launch_bounds__(160) {name}(unsigned char* x, unsigned char* w, float* y) {{
+extern "C" __global__ void {cluster}__launch_bounds__(160) {name}(unsigned char* x, unsigned char* w, float* y) {{
   extern __shared__ __align__(1024) unsigned char pool_ptr[];
   unsigned char* x_tile = pool_ptr;
   unsigned char* w_tile = pool_ptr + {rows} * 128;
@@ -30,14 +32,20 @@ extern "C" __global__ void __launch_bounds__(160) {name}(unsigned char* x, unsig
   uint64_t* summed = full + 2;
   uint64_t* read = full + 3;
   unsigned* place = (unsigned*)(full + 4);
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {{ init(full, 128); init(multiplied, 1); init(summed, 1); init(read, 128); }}
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = rank_of_block();
+  if (threadIdx.x == 0) {{
+    init(full, 128 * {group});
+    init(multiplied, 1);
+    init(summed, 1);
+    init(read, 128 * {group});
+  }}
   publish_barriers();
   if (warp == 1) {{ allocate(place, {allocated}); relinquish(); }}
   __syncthreads();
+  meet();
   unsigned sums = *place;
   if (warp == 4) {{
-    if (lane == 0) {{
+    if (lane == 0 && rank == 0) {{
       for (int tile = 0; tile < {times} * {k_tiles}; ++tile) {{
         if (tile == {k_tiles}) {{ wait(read, 0); fence_after(); }}
         wait(full, tile % 2);
@@ -55,52 +63,85 @@ extern "C" __global__ void __launch_bounds__(160) {name}(unsigned char* x, unsig
         if (time * {k_tiles} + tile > 0) wait(multiplied, (time * {k_tiles} + tile + 1) % 2);
         for (int i = threadIdx.x * 16; i < ({rows} + {columns}) * 128; i += 128 * 16) {{
           int row = i / 128, byte = tile * 128 + i % 128;
-          const unsigned char* source = row < {rows} ? x + row * {k_tiles} * 128 : w + (row - {rows}) * {k_tiles} * 128;
+          const unsigned char* source = row < {rows} ? x + (rank * {rows} + row) * {k_tiles} * 128
+                                                     : w + (rank * {columns} + row - {rows}) * {k_tiles} * 128;
           *(uint4*)&pool_ptr[i ^ (row % 8 * 16)] = *(const uint4*)&source[byte];
         }}
         publish();
-        arrive(full, 1);
+        arrive_at_issuer(full);
       }}
       wait(summed, time % 2);
       fence_after();
-      for (int column = 0; column < {columns}; column += 8) {{
+      for (int column = 0; column < {sum_columns}; column += 8) {{
         unsigned loaded_ptr[8];
         load_columns(loaded_ptr[0], loaded_ptr[1], loaded_ptr[2], loaded_ptr[3], loaded_ptr[4], loaded_ptr[5],
                      loaded_ptr[6], loaded_ptr[7], sums + (warp * 32 << 16) + column);
         wait_for_loads();
         for (int i = 0; i < 8; ++i)
-          y[(time * 128 + warp * 32 + lane) * {columns} + column + i] = __uint_as_float(loaded_ptr[i]);
+          y[((time * {group} + rank) * 128 + warp * 32 + lane) * {sum_columns} + column + i] =
+              __uint_as_float(loaded_ptr[i]);
       }}
       fence_before();
-      arrive(read, 1);
+      arrive_at_issuer(read);
     }}
   }}
   __syncthreads();
+  meet();
   if (warp == 1) deallocate(sums, {allocated});
 }}
 """
 
 
-def kernel_text(name: str, operands: str = "bf16", rows: int = 128, columns: int = 32) -> str:
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Rows and columns of sums, and blocks that compute them together."""
+
+    rows: int
+    columns: int
+    group: int = 1
+
+    @property
+    def sum_columns(self) -> int:
+        """Columns of tensor memory."""
+        return self.columns // 2 if self.group == 2 and self.rows == 128 else self.columns
+
+    def of_lanes(self, y: np.ndarray) -> np.ndarray:
+        """The sums [times, rows, columns] that lie in the lanes of blocks [times, blocks, 128, columns]."""
+        if self.rows == 64:
+            y = y.reshape(TIMES, 4, 2, 16, self.columns)[:, :, 0]
+        elif self.sum_columns < self.columns:
+            y = y.reshape(TIMES, 2, 2, 64, self.sum_columns).transpose(0, 1, 3, 2, 4)
+        return y.reshape(TIMES, self.rows, self.columns)
+
+    def __str__(self) -> str:
+        return f"{self.rows}_{self.columns}"
+
+
+def kernel_text(name: str, shape: Shape, operands: str = "bf16") -> str:
     """The kernel for operands of a type of :data:`KINDS`; without :data:`FUNCTIONS`."""
-    kind = {"bf16": "f16", "e4m3": "f8f6f4"}.get(operands, operands)
-    instruction = instruction_descriptor(rows, columns, KINDS[operands][0])
-    allocated = max(32, 1 << (columns - 1).bit_length())
     return _KERNEL.format(
-        name=name, kind=kind, rows=rows, columns=columns, instruction=instruction, allocated=allocated, times=TIMES,
+        name=name,
+        kind={"bf16": "f16", "e4m3": "f8f6f4"}.get(operands, operands),
+        rows=shape.rows // shape.group,
+        columns=shape.columns // shape.group,
+        sum_columns=shape.sum_columns,
+        group=shape.group,
+        cluster="__cluster_dims__(2, 1, 1) " if shape.group == 2 else "",
+        instruction=instruction_descriptor(shape.rows, shape.columns, KINDS[operands][0]),
+        allocated=max(32, 1 << (shape.sum_columns - 1).bit_length()),
+        times=TIMES,
         k_tiles=K_TILES,
-    )  # fmt: skip
+    )
 
 
 def depth(operands: str) -> int:
     return K_TILES * TILE_BYTES // KINDS[operands][1]
 
 
-def run(kernel: Kernel, x: np.ndarray, w: np.ndarray, **schedule: Any) -> np.ndarray:
+def run(kernel: Kernel, shape: Shape, x: np.ndarray, w: np.ndarray, **schedule: Any) -> np.ndarray:
     """The sums [TIMES, rows, columns], in an order of threads. Raises RuntimeError as the kernel does."""
-    rows, columns = len(x), len(w)
-    y = np.zeros((TIMES, 128, columns), np.float32)
-    dynamic_bytes = (rows + columns) * TILE_BYTES + 4 * 8 + 16
-    kernel(x.view(np.uint8), w.view(np.uint8), y, block=160, dynamic_bytes=dynamic_bytes, schedule=schedule)
-    lanes = np.arange(rows) if rows == 128 else np.arange(64) // 16 * 32 + np.arange(64) % 16
-    return y[:, lanes]
+    y = np.zeros((TIMES, shape.group, 128, shape.sum_columns), np.float32)
+    dynamic_bytes = (shape.rows + shape.columns) // shape.group * TILE_BYTES + 4 * 8 + 16
+    arrays = x.view(np.uint8), w.view(np.uint8), y
+    kernel(*arrays, grid=shape.group, block=160, dynamic_bytes=dynamic_bytes, schedule=schedule)
+    return shape.of_lanes(y)

@@ -26,6 +26,8 @@ void expect_tensor_group(int group, const char* instruction) {
     fail(std::string(instruction) + ".cta_group::" + std::to_string(group) + " in a kernel with others of cta_group::" +
          std::to_string(known));
   known = group;
+  if (size_t(block->rank / group * group + group) > block->cluster->blocks.size())
+    fail(std::string(instruction) + ".cta_group::2 in a block that no other makes a pair with");
 }
 
 static void expect_allocated(const TensorRegion& region, const char* instruction) {
@@ -79,7 +81,7 @@ void begin_tensor_write(const TensorRegion& region, uint64_t sums, const char* i
   for_each_cell(region, [=](TensorCell& cell, int column) {
     if (cell.reading) report_column(instruction, column, "is still read by an operation under way");
     if (cell.writing && (!sums || cell.sums != sums))
-      report_column(instruction, column, "is still written by an operation under way, of another thread, kind or shape");
+      report_column(instruction, column, "is still written by an operation of another thread, kind or shape");
     if (!cell.writing) expect_ordered(cell.written, column, instruction, "written");
     expect_ordered(cell.read, column, instruction, "read");
     ++cell.writing;
@@ -122,21 +124,26 @@ static const AllocationArgument& agreed(Meeting& meeting) {
 
 static void check_allocation(Meeting& meeting) {
   const auto& [group, address, columns] = agreed(meeting);
-  if (group != 1) fail("tcgen05.alloc: the emulator has no model of pairs of blocks (cta_group::2)");
   if (columns < uint32_t(fewest_tensor_columns) || columns > uint32_t(tensor_columns) || columns & (columns - 1))
     fail("tcgen05.alloc: " + std::to_string(columns) + " columns are no power of two from 32 to 512");
   if (!block->tensor_memory->may_allocate) fail("tcgen05.alloc behind tcgen05.relinquish_alloc_permit");
   expect_aligned(address, 4, "tcgen05.alloc");
 }
 
-// The last place with so many columns that nobody has; -1 where there is none.
-static int free_place(int columns) {
+static bool is_free(int column, int columns) {
+  const auto overlaps = [=](const TensorAllocation& a) {
+    return a.column < column + columns && column < a.column + a.columns;
+  };
+  const auto& all = block->tensor_memory->allocations;
+  return std::none_of(all.begin(), all.end(), overlaps);
+}
+
+// The last place with so many columns that nobody has in any block of the group; -1 where there is none.
+static int free_place(int group, int columns) {
   for (int column = tensor_columns - columns; column >= 0; column -= fewest_tensor_columns) {
-    const auto overlaps = [=](const TensorAllocation& a) {
-      return a.column < column + columns && column < a.column + a.columns;
-    };
-    const auto& all = block->tensor_memory->allocations;
-    if (std::none_of(all.begin(), all.end(), overlaps)) return column;
+    bool is_free_in_all = true;
+    for_each_of_group(group, [&](int) { is_free_in_all &= is_free(column, columns); });
+    if (is_free_in_all) return column;
   }
   return -1;
 }
@@ -152,6 +159,46 @@ static void take_columns(int column, int columns) {
   for (int slice = 0; slice < slices; ++slice) std::fill_n(&memory.cell(slice, column), columns, TensorCell{});
 }
 
+// Whether a warp of each block of the group has asked for so many columns.
+static bool have_all_asked(int group, int columns) {
+  bool have_all = true;
+  for_each_of_group(group, [&](int) {
+    const TensorMemory& memory = *block->tensor_memory;
+    const bool asks = memory.wanted && memory.granted < 0;
+    if (asks && memory.wanted != columns)
+      fail("tcgen05.alloc: the blocks of a pair ask for different numbers of columns");
+    have_all &= asks;
+  });
+  return have_all;
+}
+
+// Columns for each block of the group, where all have asked and there are enough.
+static void grant(int group, int columns) {
+  const int place = have_all_asked(group, columns) ? free_place(group, columns) : -1;
+  if (place < 0) return;
+  for_each_of_group(group, [&](int) {
+    take_columns(place, columns);
+    block->tensor_memory->granted = place;
+    wake_waiting_on(block->tensor_memory.get());
+  });
+}
+
+// The columns that the calling thread has asked for.
+static int wait_for_columns(int group, int columns) {
+  TensorMemory& memory = *block->tensor_memory;
+  const auto wait_here = [&] {
+    wait(State::waiting, "tcgen05.alloc, for columns that nobody gives back, or for the other block", &memory);
+  };
+  while (memory.wanted) wait_here();  // another warp asks
+  memory.wanted = columns;
+  for (grant(group, columns); memory.granted < 0; grant(group, columns)) wait_here();
+  const int column = memory.granted;
+  memory.wanted = 0;
+  memory.granted = -1;
+  wake_waiting_on(&memory);
+  return column;
+}
+
 static void write_address(uint32_t shared, uint32_t address) {
   unsigned char* target = from_window(shared, sizeof address, "tcgen05.alloc");
   expect_overwritable(offset_of(target), sizeof address, "tcgen05.alloc");
@@ -162,13 +209,7 @@ static void write_address(uint32_t shared, uint32_t address) {
 void allocate_tensor_memory(int group, uint32_t shared, uint32_t columns) {
   AllocationArgument argument{group, shared, columns};
   meet("tcgen05.alloc", all_lanes, argument, check_allocation);
-  if (thread->lane == 0) {
-    int place;
-    while ((place = free_place(int(columns))) < 0)
-      wait(State::waiting, "tcgen05.alloc, for columns that nobody gives back", block->tensor_memory.get());
-    take_columns(place, int(columns));
-    write_address(shared, uint32_t(place));
-  }
+  if (thread->lane == 0) write_address(shared, uint32_t(wait_for_columns(group, int(columns))));
   meet("tcgen05.alloc", all_lanes, argument, [](Meeting&) {});
 }
 
@@ -185,7 +226,7 @@ static void give_back(Meeting& meeting) {
     if (cell.writing || cell.reading) report_column("tcgen05.dealloc", at, "is still used by an operation under way");
   });
   memory.allocations.erase(found);
-  wake_waiting_on(&memory);
+  for_each_of_group(group, [](int) { wake_waiting_on(block->tensor_memory.get()); });
 }
 
 void free_tensor_memory(int group, uint32_t address, uint32_t columns) {

@@ -51,6 +51,7 @@ struct TensorMemory {
   std::vector<TensorAllocation> allocations;
   bool may_allocate = true;
   int group = 0;                   // of the kernel's instructions (.cta_group); 0 before the first one
+  int wanted = 0, granted = -1;    // columns that a warp asks for, and the first of them where they are granted
   std::vector<TensorOperation> operations;  // that threads of this block have issued
   std::vector<TensorTransfer> transfers;
 
@@ -65,8 +66,16 @@ inline int column_of(uint32_t address) { return int(address & 0xffff); }
 
 int warp_number(const Thread& t);
 
-// That instructions of a kernel agree on .cta_group.
+// That instructions of a kernel agree on .cta_group, and that a pair of blocks is one.
 void expect_tensor_group(int group, const char* instruction);
+
+// The block itself, or those of its pair: their ranks differ in the last bit.
+template <class Act>
+void for_each_of_group(int group, Act act) {
+  const Cluster& cluster = *block->cluster;
+  const int first = block->rank / group * group;
+  for (int i = 0; i < group; ++i) in_block(*cluster.blocks[size_t(first + i)], [&] { act(i); });
+}
 
 void begin_tensor_read(const TensorRegion& region, const char* instruction);
 
@@ -80,7 +89,8 @@ void end_tensor_write(const TensorRegion& region, const TensorTouch& touch);
 // An access of the warp of `t`, as of now.
 TensorTouch touch_by(const Thread& t);
 
-// A whole warp allocates columns, and their address is written to shared memory. It waits until there are enough.
+// A whole warp allocates columns, and their address is written to shared memory. It waits until there are enough; of a
+// pair of blocks, until a warp of the other asks for as many, too: both get the same columns.
 void allocate_tensor_memory(int group, uint32_t shared, uint32_t columns);
 
 void free_tensor_memory(int group, uint32_t address, uint32_t columns);

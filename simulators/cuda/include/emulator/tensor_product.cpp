@@ -2,7 +2,7 @@
 
 namespace emulator {
 
-constexpr int most_rows = 128;
+constexpr int most_rows = 256;
 
 // The 32-bit descriptor of a product without block scales (PTX ISA, "Instruction descriptor").
 struct InstructionDescriptor {
@@ -18,11 +18,18 @@ struct InstructionDescriptor {
   bool is_plain() const { return !(bits & ~(3u << 4 | 077u << 7 | 0x3fu << 17 | 0x1fu << 24)); }
 };
 
-static void expect_shape(const InstructionDescriptor& descriptor) {
-  const int rows = descriptor.rows(), columns = descriptor.columns(), step = rows == 64 ? 8 : 16;
-  if ((rows != 64 && rows != 128) || columns < step || columns > most_columns || columns % step)
-    fail("tcgen05.mma: " + std::to_string(rows) + " x " + std::to_string(columns) +
-         " sums; expected 64 rows and a multiple of 8 columns, or 128 and a multiple of 16, up to 256 columns");
+[[noreturn]] static void refuse(const std::string& what) {
+  fail("tcgen05.mma: the emulator has no model of " + what);
+}
+
+static void expect_shape(const InstructionDescriptor& descriptor, int group) {
+  const int rows = descriptor.rows(), columns = descriptor.columns();
+  const int fewest_rows = 64 * group, step = group == 2 ? 32 : rows == 64 ? 8 : 16;
+  if ((rows != fewest_rows && rows != 2 * fewest_rows) || columns < step || columns > most_columns || columns % step)
+    fail("tcgen05.mma.cta_group::" + std::to_string(group) + ": " + std::to_string(rows) + " x " +
+         std::to_string(columns) + " sums; expected " +
+         (group == 2 ? "128 or 256 rows and a multiple of 32 columns, up to 256"
+                     : "64 rows and a multiple of 8 columns, or 128 and a multiple of 16, up to 256 columns"));
 }
 
 // Where an operand lies, as its 64-bit descriptor says (PTX ISA, "Shared memory descriptor").
@@ -38,30 +45,47 @@ static OperandLayout tensor_operand(uint64_t descriptor) {
          "; the emulator has a model of 128 bytes alone");
   constexpr uint64_t fields = 0xe000ffff3fff3fff;  // swizzle, version and stride, leading stride, start
   if (descriptor & ~fields)
-    fail("tcgen05.mma: a matrix descriptor with bits other than address, strides, version and swizzle; the emulator has no "
-         "model of base offsets and other modes");
+    refuse("base offsets and other modes of a matrix descriptor: bits other than address, strides, version, swizzle");
   return {"tcgen05.mma", uint32_t(descriptor & 0x3fff) << 4, uint32_t(descriptor >> 16 & 0x3fff) << 4,
           uint32_t(descriptor >> 32 & 0x3fff) << 4, 3};
 }
 
-// The lane of a row's sums: 64 rows take the same half of the lanes of each of four warps.
+// The lane of a row's sums: 64 rows of a block alone take half of the lanes of each of four warps.
 static int lane_of_row(const TensorProduct& product, int row) {
   return product.lane + (product.rows == 64 ? row / 16 * 32 + row % 16 : row);
+}
+
+// The sums of a row of this block. Of 64 rows that a block of a pair has, the second half of the columns lies in the
+// lanes behind those of the first.
+template <class Act>
+EMULATOR_UNWATCHED static void for_each_part_of_row(const TensorProduct& product, int row, Act act) {
+  const int count = product.region.columns;
+  for (int part = 0; part < product.columns / count; ++part)
+    act(&block->tensor_memory->word(lane_of_row(product, row) + part * 64, product.region.column), part * count, count);
 }
 
 template <class Format, int depth>
 EMULATOR_UNWATCHED static void multiply(const TensorProduct& product) {
   static thread_local float a[most_rows][depth], b[depth][most_columns];
-  read_operand<Format, depth>(product.a, product.rows, &a[0][0], depth, 1);
-  read_operand<Format, depth>(product.b, product.columns, &b[0][0], 1, most_columns);
-  for (int row = 0; row < product.rows; ++row) {
-    float sums[most_columns] = {};
-    uint32_t* words = &block->tensor_memory->word(lane_of_row(product, row), product.region.column);
-    if (product.adds) memcpy(sums, words, size_t(product.columns) * sizeof *sums);
-    for (int k = 0; k < depth; ++k)
-      for (int column = 0; column < product.columns; ++column) sums[column] += a[row][k] * b[k][column];
-    memcpy(words, sums, size_t(product.columns) * sizeof *sums);
-  }
+  const int rows = product.rows / product.group, columns = product.columns / product.group;
+  for_each_of_group(product.group, [&](int i) {
+    read_operand<Format, depth>(product.a, rows, &a[i * rows][0], depth, 1);
+    read_operand<Format, depth>(product.b, columns, &b[0][i * columns], 1, most_columns);
+  });
+  for_each_of_group(product.group, [&](int i) {
+    for (int row = 0; row < rows; ++row) {
+      float sums[most_columns] = {};
+      if (product.adds)
+        for_each_part_of_row(product, row, [&](const uint32_t* words, int first, int count) {
+          memcpy(&sums[first], words, size_t(count) * sizeof *words);
+        });
+      for (int k = 0; k < depth; ++k)
+        for (int column = 0; column < product.columns; ++column) sums[column] += a[i * rows + row][k] * b[k][column];
+      for_each_part_of_row(product, row, [&](uint32_t* words, int first, int count) {
+        memcpy(words, &sums[first], size_t(count) * sizeof *words);
+      });
+    }
+  });
 }
 
 using CarryOut = void (*)(const TensorProduct&);
@@ -75,34 +99,39 @@ static CarryOut multiplication(TensorKind kind, uint32_t format) {
   return nullptr;
 }
 
-// The slices of 16 lanes that sums take from a lane on.
-static uint32_t slices_of(int rows, int lane) {
+// What the sums take in each block, from an address on.
+static TensorRegion region_of(int group, int rows, int columns, uint32_t sums) {
+  const int lane = lane_of(sums);
   if (lane != 0 && !(rows == 64 && lane == slice_lanes))
     fail("tcgen05.mma: " + std::to_string(rows) + " rows of sums cannot begin at lane " + std::to_string(lane));
-  if (rows == 64) return lane ? 0b10101010 : 0b01010101;
-  return (1u << slices) - 1;
+  const uint32_t all = (1u << slices) - 1, half = lane ? 0b10101010 : 0b01010101;
+  return {rows == 64 ? half : all, column_of(sums), rows / group == 64 ? columns / group : columns};
 }
 
+// In one block.
 template <class Act>
 static void for_each_operand_chunk(const TensorProduct& product, Act act) {
-  for_each_chunk(product.a, product.rows, product.row_bytes, act);
-  for_each_chunk(product.b, product.columns, product.row_bytes, act);
+  for_each_chunk(product.a, product.rows / product.group, product.row_bytes, act);
+  for_each_chunk(product.b, product.columns / product.group, product.row_bytes, act);
 }
 
 static void complete_product(const TensorOperation& operation) {
   const TensorProduct& product = operation.product;
   if (!settings.products_complete_early) product.carry_out(product);
-  for_each_operand_chunk(product, [](size_t offset) { end_use_by_proxy(offset, 16); });
   TensorTouch touch = touch_by(*operation.owner);
   touch.is_product = true;
   touch.access = operation.issued;
-  end_tensor_write(product.region, touch);
+  for_each_of_group(product.group, [&](int) {
+    for_each_operand_chunk(product, [](size_t offset) { end_use_by_proxy(offset, 16); });
+    end_tensor_write(product.region, touch);
+  });
 }
 
 static void complete(const TensorOperation& operation) {
   if (operation.product.carry_out) return complete_product(operation);
-  in_block_of(operation.barrier, "tcgen05.commit",
-              [&](uint32_t local) { arrive_for(operation.before, local, "tcgen05.commit"); });
+  for (const uint32_t barrier : operation.barriers)
+    in_block_of(barrier, "tcgen05.commit",
+                [&](uint32_t local) { arrive_for(operation.before, local, "tcgen05.commit"); });
 }
 
 // The name of the sums to which products of one thread, kind and shape are added in order; never 0.
@@ -118,27 +147,41 @@ static TensorOperation issued_now() {
   return operation;
 }
 
+static CarryOut expect_model(TensorKind kind, const InstructionDescriptor& descriptor) {
+  const CarryOut carry_out = multiplication(kind, descriptor.a_format());
+  const std::string of = " (instruction descriptor " + hexadecimal(descriptor.bits) + ")";
+  if (!carry_out || descriptor.a_format() != descriptor.b_format())
+    refuse("operands of these formats; expected both f16, bf16, tf32 or e4m3" + of);
+  if (!descriptor.has_float_sums()) refuse("sums other than f32" + of);
+  if (!descriptor.is_plain()) refuse("sparse, negated and transposed operands" + of);
+  return carry_out;
+}
+
+static void begin_product(const TensorProduct& product, uint64_t sums) {
+  for_each_of_group(product.group, [&](int) {
+    begin_tensor_write(product.region, sums, "tcgen05.mma");
+    for_each_operand_chunk(product, [](size_t offset) {
+      expect_fenced(offset, 16, "tcgen05.mma");
+      begin_use(offset, 16, "tcgen05.mma");
+    });
+  });
+}
+
 void issue_tensor_product(TensorKind kind, int group, uint32_t sums, uint64_t a, uint64_t b, uint32_t instruction,
                           uint32_t disabled, bool adds) {
   expect_tensor_group(group, "tcgen05.mma");
+  if (block->rank % group) refuse("products that the odd block of a pair issues; expected the even one");
   const InstructionDescriptor descriptor{instruction};
-  const CarryOut carry_out = multiplication(kind, descriptor.a_format());
-  if (!carry_out || descriptor.a_format() != descriptor.b_format() || !descriptor.has_float_sums() ||
-      !descriptor.is_plain() || disabled || group != 1)
-    fail("tcgen05.mma: the emulator has no model of instruction descriptor " + hexadecimal(instruction) +
-         ", or of disabled lanes, or of pairs of blocks; expected numbers of one of f16, bf16, tf32 and e4m3, sums of f32, "
-         "both operands depth-major");
-  expect_shape(descriptor);
-  const int rows = descriptor.rows(), columns = descriptor.columns(), lane = lane_of(sums);
+  const CarryOut carry_out = expect_model(kind, descriptor);
+  if (disabled) refuse("lanes whose sums stay as they are");
+  expect_shape(descriptor, group);
+  const int rows = descriptor.rows(), columns = descriptor.columns();
   constexpr int row_bytes = 32;
   TensorOperation operation = issued_now();
-  const TensorRegion region{slices_of(rows, lane), column_of(sums), columns};
-  operation.product = {carry_out, tensor_operand(a), tensor_operand(b), rows, columns, row_bytes, lane, region, adds};
-  begin_tensor_write(region, name_of_sums(sums, instruction), "tcgen05.mma");
-  for_each_operand_chunk(operation.product, [](size_t offset) {
-    expect_fenced(offset, 16, "tcgen05.mma");
-    begin_use(offset, 16, "tcgen05.mma");
-  });
+  operation.product = {carry_out, group,   tensor_operand(a), tensor_operand(b),
+                       rows,      columns, row_bytes,         lane_of(sums),
+                       region_of(group, rows, columns, sums), adds};
+  begin_product(operation.product, name_of_sums(sums, instruction));
   if (settings.products_complete_early) carry_out(operation.product);
   block->tensor_memory->operations.push_back(operation);
 }
@@ -157,17 +200,28 @@ static void complete_first_of(const Thread* owner) {
   complete(operation);
 }
 
-void commit_tensor_products(int group, uint32_t barrier) {
+static void commit(int group, const std::vector<uint32_t>& barriers) {
   expect_tensor_group(group, "tcgen05.commit");
   TensorOperation commit = issued_now();
-  commit.barrier = in_cluster(barrier);
-  in_block_of(barrier, "tcgen05.commit", [](uint32_t local) { expect_published(local, "tcgen05.commit"); });
+  commit.barriers = barriers;
+  for (const uint32_t barrier : barriers)
+    in_block_of(barrier, "tcgen05.commit", [](uint32_t local) { expect_published(local, "tcgen05.commit"); });
   release(*thread, commit.before);
   if (settings.products_complete_early)
     while (has_issued(thread)) complete_first_of(thread);
   // What other threads have issued is not waited for.
   if (has_issued(thread)) block->tensor_memory->operations.push_back(commit);
   else complete(commit);
+}
+
+void commit_tensor_products(int group, uint32_t barrier) { commit(group, {in_cluster(barrier)}); }
+
+void commit_tensor_products_to(int group, uint32_t barrier, uint32_t blocks) {
+  if (!(blocks & 0xffff)) fail("a tcgen05.commit to no block");
+  std::vector<uint32_t> barriers;
+  for (uint32_t i = 0; i < 16; ++i)
+    if (blocks >> i & 1) barriers.push_back(map_into(barrier, i));
+  commit(group, barriers);
 }
 
 bool complete_tensor_operation() {

@@ -10,12 +10,15 @@ namespace emulator {
 
 enum class TensorKind { f16, tf32, f8f6f4 };
 
+// Each block of a group has a share of the rows of A and of the columns of B, at the same places of its shared memory,
+// and the sums of its rows.
 struct TensorProduct {
   void (*carry_out)(const TensorProduct&);
+  int group;
   OperandLayout a, b;
   int rows, columns, row_bytes;
   int lane;             // of the first sum
-  TensorRegion region;  // of the sums
+  TensorRegion region;  // of the sums, in each block
   bool adds;
 };
 
@@ -24,8 +27,8 @@ struct TensorOperation {
   const Thread* owner;
   Access issued;
   TensorProduct product;
-  uint32_t barrier;                // of a commit: in the cluster
-  std::vector<uint32_t> before;    // what its owner had done: see order.h
+  std::vector<uint32_t> barriers;  // of a commit: in the cluster
+  Released before;                 // what its owner had done: see order.h
 };
 
 // `disabled`: lanes whose sums are to stay as they are. `a`: a descriptor; the one of an A in tensor memory is shorter.
@@ -41,6 +44,9 @@ void multiply_in_tensor_memory(TensorKind kind, int group, uint32_t sums, A a, u
 
 // Arrives at an mbarrier when all that this thread has issued is complete.
 void commit_tensor_products(int group, uint32_t barrier);
+
+// The same at the mbarrier of each block of the cluster whose bit is set.
+void commit_tensor_products_to(int group, uint32_t barrier, uint32_t blocks);
 
 // The oldest operation that a thread of this block has issued, or any thread's where the order is drawn.
 bool complete_tensor_operation();

@@ -14,7 +14,7 @@ struct TransferArgument {
 static TensorRegion own_region(const TransferArgument& argument, const char* instruction) {
   const int quarter = thread->warp % 4, lane = lane_of(argument.address);
   if (lane != quarter * warp_size)
-    fail(std::string(instruction) + ": warp " + std::to_string(thread->warp) + " reaches the lanes of tensor memory from " +
+    fail(std::string(instruction) + ": warp " + std::to_string(thread->warp) + " reaches lanes of tensor memory from " +
          std::to_string(quarter * warp_size) + " on, not from lane " + std::to_string(lane));
   return {3u << (2 * quarter), column_of(argument.address), argument.columns};
 }

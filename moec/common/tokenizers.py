@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from moec.common.child import Limits, LostError, RefusedError, run_child
 from moec.common.errors import MoecError, one_line
+from moec.common.token_bytes import bytes_of, decoder_kinds
 
 LIMITS = Limits(seconds=20, memory=2 << 30)
 """Limits for reading a tokenizer and a page of text with it: a vocabulary of 128,000 tokens takes 0.7 s and 150 MB."""
@@ -75,6 +78,16 @@ class Tokenizer:
         """Decode token ids; special tokens have no text. Raises MoecError."""
         with self._explained("cannot make text of these tokens"):
             return self._inner.decode(list(ids), skip_special_tokens=True)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Bytes of one token, of special ones those of their name; none for ids without token."""
+        piece = self._inner.id_to_token(token)
+        return b"" if piece is None else bytes_of(piece, self._decoder_kinds)
+
+    @functools.cached_property
+    def _decoder_kinds(self) -> set[str]:
+        decoder = self._inner.decoder
+        return set() if decoder is None else decoder_kinds(json.loads(decoder.__getstate__()))
 
     @contextlib.contextmanager
     def _explained(self, failure: str) -> Iterator[None]:

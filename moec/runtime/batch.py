@@ -93,6 +93,11 @@ class Batch:
         return self._pool.free
 
     @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model knows, if that is known."""
+        return self._program.roles.limit
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of a page."""
         return self._pool.page_bytes

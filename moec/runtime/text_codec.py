@@ -59,6 +59,10 @@ class TextCodec:
         """Decode token ids; special tokens have no text."""
         return self._tokenizer.decode(ids)
 
+    def bytes_of(self, token: int) -> bytes:
+        """Bytes of one token, which may be a part of a character; of special tokens those of their name."""
+        return self._tokenizer.bytes_of(token)
+
 
 class TextStream:
     """Text that is generated token by token: whole characters, without anything that may begin a stop string.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,17 +28,24 @@ class TokenSelection:
         self._sampling, self._prompts = sampling, prompts
         self._randoms = [np.random.default_rng([sampling.seed, place]) for place in places]
         self._seen: np.ndarray | None = None
+        self._counts: list[collections.Counter[int]] = [collections.Counter() for _ in places]
         self._there: _DeviceMemory | None = None
 
-    def choose(self, logits: np.ndarray, rows: Rows) -> np.ndarray:
-        """Select tokens on the host, by ``logits`` float32 [batch, vocabulary]. Returns int64 [batch], with 0 for
-        sequences that are not among ``rows``. Raises MoecError for logits that are NaN."""
+    def choose(
+        self, logits: np.ndarray, rows: Rows, allowed: Mapping[int, np.ndarray] = MappingProxyType({})
+    ) -> np.ndarray:
+        """Select tokens on the host, by ``logits`` float32 [batch, vocabulary]. ``allowed``: for some sequences, the
+        ids of which theirs are selected, ascending. Returns int64 [batch], with 0 for sequences that are not among
+        ``rows``. Raises MoecError as :meth:`moec.runtime.sampling.Sampling.choose`."""
         if self._seen is None:
             self._seen = self._seen_among(logits.shape[1])
         tokens = np.zeros(len(logits), np.int64)
         for row in sorted(rows):
-            tokens[row] = self._sampling.choose(logits[row], self._seen[row], self._randoms[row])
-            self._seen[row, tokens[row]] = True
+            state = self._seen[row], self._randoms[row], self._counts[row]
+            token = self._sampling.choose(logits[row], *state, allowed.get(row))
+            tokens[row] = token
+            self._seen[row, token] = True
+            self._counts[row][token] += 1
         return tokens
 
     def choose_there(self, results: DeviceResults, logits: str, kernel: str, rows: Rows) -> np.ndarray:

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import DefectError, MoecError, one_line
-from moec.runtime.prompt_row import Generation
 from moec.runtime.prompts import encoded_prompts
 from moec.runtime.text_codec import TextCodec
 from moec.serving.event_stream import EventStream
@@ -19,7 +18,8 @@ from moec.serving.metrics import Metrics
 from moec.serving.parameters import Request, request_of
 from moec.serving.refusals import GONE, RequestError
 from moec.serving.replies import Reply, to_json
-from moec.serving.scheduler import Event, Scheduler, Ticket
+from moec.serving.running_text import Event, TextJob
+from moec.serving.scheduler import Scheduler, Ticket
 
 if TYPE_CHECKING:
     import starlette.applications
@@ -122,7 +122,7 @@ class Application:
     async def _answered(self, request: starlette.requests.Request, *, chat: bool) -> Any:
         asked = request_of(await self._body(request), chat=chat)
         self._check_model(asked.model)
-        reply = Reply(self._name, chat=chat, streams_usage=asked.streams_usage)
+        reply = Reply(self._name, asked, self._codec.bytes_of)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
@@ -130,7 +130,7 @@ class Application:
             stack.callback(self._scheduler.leave, ticket)
             await self._start(ticket, asked)
             if not asked.streams:
-                return _json(reply.whole(await _while_connected(request, _result(events))))
+                return _json(await _while_connected(request, _result(events, reply)))
             first = await _while_connected(request, events.get())
             if isinstance(first, RequestError):  # while it can still be the answer's status
                 raise first
@@ -145,7 +145,8 @@ class Application:
                 raise
             except MoecError as error:
                 raise RequestError(400, str(error)) from error
-        self._scheduler.start(ticket, prompt, asked.sampling, asked.new_tokens, asked.stops)
+        job = TextJob(prompt, asked.sampling, asked.new_tokens, asked.stops, asked.count, asked.top_logprobs)
+        self._scheduler.start(ticket, job)
 
     async def _body(self, request: starlette.requests.Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -184,13 +185,14 @@ def _tell(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: 
         loop.call_soon_threadsafe(events.put_nowait, event)
 
 
-async def _result(events: asyncio.Queue[Event]) -> Generation:
-    while True:
+async def _result(events: asyncio.Queue[Event], reply: Reply) -> dict[str, Any]:
+    """The whole answer, or the refusal as an exception."""
+    while not reply.is_whole:
         event = await events.get()
         if isinstance(event, RequestError):
             raise event
-        if isinstance(event, Generation):
-            return event
+        reply.take(event)
+    return reply.whole()
 
 
 async def _while_connected(request: starlette.requests.Request, work: Coroutine[Any, Any, Any]) -> Any:

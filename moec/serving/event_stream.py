@@ -9,7 +9,7 @@ from typing import Any
 
 from moec.serving.refusals import GONE, RequestError
 from moec.serving.replies import DONE, Reply, event_of
-from moec.serving.scheduler import Event
+from moec.serving.running_text import Event
 
 
 class EventStream:
@@ -43,14 +43,14 @@ class EventStream:
         for part in self._reply.begin():
             yield part
         event = self._first
-        while isinstance(event, str):
-            yield self._reply.text(event)
+        while not isinstance(event, RequestError):
+            yield self._reply.event(event)
+            if self._reply.is_whole:
+                for part in self._reply.end():
+                    yield part
+                self._status = 200
+                return
             event = await self._events.get()
-        if isinstance(event, RequestError):
-            yield event_of(event.body())
-            yield DONE
-            self._status = event.status
-            return
-        for part in self._reply.end(event):
-            yield part
-        self._status = 200
+        yield event_of(event.body())
+        yield DONE
+        self._status = event.status

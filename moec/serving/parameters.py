@@ -14,21 +14,19 @@ from moec.runtime.prompts import Prompt
 from moec.runtime.sampling import Sampling
 from moec.serving.refusals import RequestError
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-_SERVED = frozenset({"model", "max_tokens", "stop", "stream", "stream_options", *_SAMPLING})
-_OF_CHATS = frozenset({"messages", "max_completion_tokens"})
+_SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+)
+_SERVED = frozenset({"model", "max_tokens", "n", "stop", "stream", "stream_options", "logprobs", *_SAMPLING})
+_OF_CHATS = frozenset({"messages", "max_completion_tokens", "top_logprobs"})
 _OF_TEXTS = frozenset({"prompt"})
 _WITHOUT_EFFECT = frozenset({"user", "metadata"})
 """Parameters that name a request for its sender and change nothing in its text."""
 _NEUTRAL: Mapping[str, Any] = {
-    "n": 1,
     "best_of": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
     "echo": False,
     "store": False,
-    "logprobs": False,
-    "logit_bias": {},
     "tools": [],
     "tool_choice": "none",
     "functions": [],
@@ -39,19 +37,24 @@ _NEUTRAL: Mapping[str, Any] = {
 """Parameters that are not served, with the values that ask for nothing."""
 _ROLES = ("system", "user", "assistant")
 _MOST_STOPS, _LONGEST_STOP = 4, 500
+_MOST_CHOICES, _MOST_TOP, _MOST_TOP_OF_TEXTS = 128, 20, 5
 _LARGEST = 1 << 31
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A request for one text. ``new_tokens``: None for as many as the server allows. ``streams_usage``: whether the
+    """A request for ``count`` texts. ``new_tokens``: None for as many as the server allows. ``top_logprobs``: number of
+    most likely tokens that are told with each one; None where no probabilities are. ``streams_usage``: whether the
     stream ends with the numbers of tokens."""
 
+    is_chat: bool
     model: str
     prompt: Prompt
     sampling: Sampling
     new_tokens: int | None
     stops: list[str]
+    count: int
+    top_logprobs: int | None
     streams: bool
     streams_usage: bool
 
@@ -66,11 +69,14 @@ def request_of(body: bytes, *, chat: bool) -> Request:
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
         raise _wrong("stream_options", "has other options than include_usage, the only one")
     return Request(
+        is_chat=chat,
         model=_text("model", asked.get("model")),
         prompt=_messages(asked.get("messages")) if chat else _prompt(asked.get("prompt")),
         sampling=_sampling(asked),
         new_tokens=_new_tokens(asked),
         stops=_stops(asked.get("stop", [])),
+        count=_whole(asked, "n", 1, _MOST_CHOICES) if "n" in asked else 1,
+        top_logprobs=_top_logprobs(asked) if chat else _completion_logprobs(asked),
         streams=streams,
         streams_usage=_flag(options, "include_usage"),
     )
@@ -115,6 +121,8 @@ def _check_names(asked: Mapping[str, Any], served: frozenset[str]) -> None:
 def _sampling(asked: dict[str, Any]) -> Sampling:
     """Options of the draws. As in OpenAI's API the temperature is 1 and the seed another each time, if not given."""
     options: dict[str, Any] = {name: asked[name] for name in _SAMPLING if name in asked}
+    if "logit_bias" in options:
+        options["logit_bias"] = _bias(options["logit_bias"])
     usual: dict[str, Any] = {"temperature": 1.0, "seed": secrets.randbits(48)}
     for name, value in options.items():
         if isinstance(value, int) and abs(value) >= 1 << 63:
@@ -127,6 +135,33 @@ def _sampling(asked: dict[str, Any]) -> Sampling:
         return Sampling(**{**usual, **options})
     except MoecError as error:
         raise RequestError(400, str(error), parameter="temperature") from error
+
+
+def _bias(value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict) or not all(token.isdecimal() and len(token) < 10 for token in value):
+        raise _wrong("logit_bias", "is something other than an object of numbers by token ids")
+    return tuple((int(token), number) for token, number in value.items())
+
+
+def _top_logprobs(asked: Mapping[str, Any]) -> int | None:
+    if _flag(asked, "logprobs"):
+        return _whole(asked, "top_logprobs", 0, _MOST_TOP) if "top_logprobs" in asked else 0
+    if asked.get("top_logprobs"):
+        raise _wrong("top_logprobs", "is about probabilities; expected logprobs to be true")
+    return None
+
+
+def _completion_logprobs(asked: Mapping[str, Any]) -> int | None:
+    if asked.get("logprobs", False) is False:
+        return None
+    return _whole(asked, "logprobs", 0, _MOST_TOP_OF_TEXTS)
+
+
+def _whole(asked: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = asked[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise _wrong(name, f"is {shown(value)}; expected a whole number from {least} to {most}")
+    return value
 
 
 def _new_tokens(asked: Mapping[str, Any]) -> int | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from moec.runtime.prompt_row import Generation
+from moec.serving.choice_reply import ChoiceReply
+from moec.serving.parameters import Request
+from moec.serving.running_text import EndedText, NewText
 
 DONE = b"data: [DONE]\n\n"
 """Last event of a stream."""
@@ -25,54 +27,66 @@ def event_of(value: Any) -> bytes:
 
 
 class Reply:
-    """The answer to one request, of a chat or of a text."""
+    """The answer to one request, of a chat or of a text: whole, or as a stream while its events come."""
 
-    def __init__(self, model: str, *, chat: bool, streams_usage: bool = False) -> None:
-        self._chat, self._streams_usage = chat, streams_usage
+    def __init__(self, model: str, asked: Request, bytes_of: Callable[[int], bytes]) -> None:
+        """``bytes_of``: bytes of a token."""
+        self._asked, self._chat = asked, asked.is_chat
+        self._choices = [ChoiceReply(bytes_of, chat=asked.is_chat) for _ in range(asked.count)]
         self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "id": f"{'chatcmpl' if asked.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
-        """The answer without a stream."""
-        text = generation.text
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
-        return {**self._answer([self._choice(content, _reason(generation))]), "usage": _usage(generation)}
+    @property
+    def is_whole(self) -> bool:
+        """Whether all texts have ended."""
+        return all(choice.generation is not None for choice in self._choices)
+
+    def take(self, event: NewText | EndedText) -> ChoiceReply:
+        """Add an event to its choice, which is returned."""
+        choice = self._choices[event.choice]
+        choice.take(event)
+        return choice
+
+    def whole(self) -> dict[str, Any]:
+        """The answer without a stream, after its last event."""
+        choices = [self._choice(index, choice.whole(), choice) for index, choice in enumerate(self._choices)]
+        return {**self._answer(choices), "usage": self._usage()}
 
     def begin(self) -> Iterator[bytes]:
-        """Events before the first text."""
+        """Events of a stream before the first text."""
         if self._chat:
-            yield self._part({"role": "assistant", "content": ""})
+            for index in range(len(self._choices)):
+                yield self._part(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def text(self, text: str) -> bytes:
-        """The event of new text."""
-        return self._part({"content": text} if self._chat else text)
+    def event(self, event: NewText | EndedText) -> bytes:
+        """The stream's event of new text, or of a text's end."""
+        choice = self.take(event)
+        if isinstance(event, EndedText):
+            return self._part(event.choice, {"delta": {}} if self._chat else {"text": ""}, choice.reason)
+        content = {"delta": {"content": event.text}} if self._chat else {"text": event.text}
+        return self._part(event.choice, {**content, "logprobs": choice.new_logprobs(event)})
 
-    def end(self, generation: Generation) -> Iterator[bytes]:
-        """Events after the last text."""
-        yield self._part({} if self._chat else "", _reason(generation))
-        if self._streams_usage:
-            yield event_of({**self._answer([], streams=True), "usage": _usage(generation)})
+    def end(self) -> Iterator[bytes]:
+        """Events of a stream after all texts."""
+        if self._asked.streams_usage:
+            yield event_of({**self._answer([], streams=True), "usage": self._usage()})
         yield DONE
 
-    def _part(self, content: Any, reason: str | None = None) -> bytes:
-        named = {"delta": content} if self._chat else {"text": content}
-        return event_of(self._answer([self._choice(named, reason)], streams=True))
+    def _part(self, index: int, content: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": index, "logprobs": None, **content, "finish_reason": reason}
+        return event_of(self._answer([choice], streams=True))
 
-    def _choice(self, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, content: dict[str, Any], choice: ChoiceReply) -> dict[str, Any]:
+        return {"index": index, **content, "logprobs": choice.all_logprobs(), "finish_reason": choice.reason}
 
     def _answer(self, choices: list[dict[str, Any]], *, streams: bool = False) -> dict[str, Any]:
         kind = "text_completion" if not self._chat else "chat.completion.chunk" if streams else "chat.completion"
         return {**self._head, "object": kind, "choices": choices}
 
-
-def _reason(generation: Generation) -> str:
-    return "stop" if generation.ended in ("end", "stop") else "length"
-
-
-def _usage(generation: Generation) -> dict[str, int]:
-    prompt, new = generation.prompt_tokens, len(generation.ids)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    def _usage(self) -> dict[str, int]:
+        generations = [choice.generation for choice in self._choices if choice.generation is not None]
+        prompt, new = generations[0].prompt_tokens, sum(len(generation.ids) for generation in generations)
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}

@@ -6,41 +6,37 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from moec.common.errors import MoecError, one_line
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
-from moec.runtime.prompt_row import Generation, PromptRow, TextWriter
-from moec.runtime.sampling import Sampling
 from moec.runtime.text_codec import TextCodec
-from moec.runtime.token_selection import TokenSelection
 from moec.serving.limits import ServerLimits
 from moec.serving.metrics import Metrics, ServerLoad
 from moec.serving.refusals import RequestError
-
-Event = str | Generation | RequestError
-"""New text; the result, or the reason why there is none, which is the last event."""
+from moec.serving.running_text import Event, RunningText, TextJob
 
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request that is being answered. ``on_event`` is called on the scheduler's thread. ``row`` is None until the
-    request has a prompt (:meth:`Scheduler.start`), ``number`` until it has a sequence. ``pages``: those kept for it.
-    ``last_time``: of its last token, or of the request until it ``has_begun``. ``is_over``: nobody waits for
+    """A request that is being answered. ``on_event`` is called on the scheduler's thread. ``choices`` is empty until
+    the request has a prompt (:meth:`Scheduler.start`). ``pages``: those kept for it. ``is_over``: nobody waits for
     events any more."""
 
     on_event: Callable[[Event], None]
     deadline: float
-    last_time: float
-    row: PromptRow | None = None
-    selection: TokenSelection | None = None
+    arrival: float
+    choices: list[RunningText] = dataclasses.field(default_factory=list)
     pages: int = 0
-    number: int | None = None
-    has_begun: bool = False
     is_over: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a sequence."""
+        return any(choice.number is not None for choice in self.choices)
 
 
 class Scheduler:
@@ -84,19 +80,30 @@ class Scheduler:
             now = time.monotonic()
             return Ticket(on_event, now + self._limits.seconds, now)
 
-    def start(
-        self, ticket: Ticket, prompt: list[int], sampling: Sampling, new_tokens: int | None, stops: Sequence[str]
-    ) -> None:
-        """Continue a prompt as soon as there is room. ``new_tokens``: None for as many as there may be. Raises
-        RequestError for more tokens than the server holds, and at the end."""
-        most = self._most_new(len(prompt), new_tokens)
-        writer = TextWriter(self._codec, prompt, stops, 0, lambda place, text: ticket.on_event(text))
-        ticket.row = PromptRow(0, prompt, most, writer)
-        ticket.selection = TokenSelection(sampling, [prompt], [0])
-        ticket.pages = -(-(len(prompt) + most) // PAGE)
+    def start(self, ticket: Ticket, job: TextJob) -> None:
+        """Continue a prompt as soon as there is room. Raises RequestError for more texts or tokens than the server
+        holds, and at the end."""
+        if job.count > self._limits.sequences:
+            raise RequestError(
+                400, f"n is {job.count}; this server computes {self._limits.sequences} texts together", parameter="n"
+            )
+        last = max((token for token, _ in job.sampling.logit_bias), default=0)
+        if self._batch.vocabulary is not None and last >= self._batch.vocabulary:
+            message = f"logit_bias has token {last}; the model has {self._batch.vocabulary} tokens"
+            raise RequestError(400, message, parameter="logit_bias")
+        prompt = len(job.prompt)
+        most = self._most_new(prompt, job.new_tokens)
+        ticket.pages = _pages(job, most)
+        if ticket.pages > self._batch.pages:
+            fitting = f"{job.count} texts after {prompt} tokens need {ticket.pages} pages of {PAGE} tokens"
+            raise RequestError(400, f"{fitting}; this server has {self._batch.pages}", parameter="n")
+        choices = [
+            RunningText(index, job, most, self._codec, ticket.on_event, ticket.arrival) for index in range(job.count)
+        ]
         with self._changed:
             if self.is_stopping:
                 raise _stopping()
+            ticket.choices = choices
             self._waiting.append(ticket)
             self._changed.notify()
 
@@ -148,24 +155,27 @@ class Scheduler:
                 self._end(ticket, None)
             elif now >= ticket.deadline:
                 self._end(ticket, RequestError(504, f"the text took longer than {self._limits.seconds} s"))
-            elif self._stops_at is not None and (ticket.number is None or now >= self._stops_at):
+            elif self._stops_at is not None and (now >= self._stops_at or not ticket.is_running):
                 self._end(ticket, _stopping())
 
     def _let_in(self) -> None:
-        while self._waiting and len(self._running) < self._limits.sequences:
+        while self._waiting:
             ticket = self._waiting[0]
-            if sum(other.pages for other in self._running) + ticket.pages > self._batch.pages:
+            texts, pages = len(ticket.choices), ticket.pages
+            for other in self._running:
+                texts, pages = texts + len(other.choices), pages + other.pages
+            if texts > self._limits.sequences or pages > self._batch.pages:
                 return
             self._waiting.popleft()
-            assert ticket.row is not None
+            row = ticket.choices[0].row
             try:
-                ticket.number = self._batch.add(ticket.row.give(len(ticket.row.pending)))
+                ticket.choices[0].number = self._batch.add(row.give(len(row.pending)))
             except MoecError as error:
                 ticket.on_event(RequestError(400, str(error), parameter="prompt"))
                 ticket.is_over = True
             else:
                 self._running.append(ticket)
-                self._metrics.began(len(ticket.row.prompt))
+                self._metrics.began(len(row.prompt))
 
     def _step(self) -> None:
         """Compute the next tokens of some sequences. A failure ends all, because nothing says which one caused it."""
@@ -177,39 +187,57 @@ class Scheduler:
                 self._end(ticket, failure)
             return
         for ticket in list(self._running):
-            if ticket.number in results:
-                self._take(ticket, results[ticket.number])
+            try:
+                self._take(ticket, results)
+            except Exception as error:
+                self._end(ticket, RequestError(500, f"the text cannot go on: {one_line(error)}"))
 
-    def _take(self, ticket: Ticket, logits: np.ndarray) -> None:
-        assert ticket.row is not None and ticket.selection is not None and ticket.number is not None
-        row = ticket.row
-        try:
-            token = int(ticket.selection.choose(logits, [0])[0])
-            row.take(token, not self._batch.can_hold(self._batch.length(ticket.number) + 1))
-            if row.ended != "end":
-                self._note_token(ticket)
-            if row.ended is None:
-                self._batch.extend(ticket.number, row.give(1))
-        except Exception as error:
-            self._end(ticket, RequestError(500, f"the text cannot go on: {one_line(error)}"))
-        else:
-            if row.ended is not None:
-                self._end(ticket, row.generation(row.prompt))
-
-    def _note_token(self, ticket: Ticket) -> None:
-        now = time.monotonic()
-        self._metrics.took_token(now - ticket.last_time, first=not ticket.has_begun)
-        ticket.last_time, ticket.has_begun = now, True
-
-    def _end(self, ticket: Ticket, event: Event | None) -> None:
-        """Free what a request holds, and tell whoever waits for it."""
-        if ticket.number is None:
-            self._waiting.remove(ticket)
-        else:
+    def _take(self, ticket: Ticket, results: Mapping[int, np.ndarray]) -> None:
+        """Let the choices of a request whose logits are there take their next tokens. All begin with the logits of the
+        prompt, which is computed once."""
+        first = ticket.choices[0]
+        if first.number in results and not first.has_begun:
+            logits = results[first.number]
+            for choice in ticket.choices[1:]:
+                choice.number = self._batch.fork(first.number)
+                results = {**results, choice.number: logits}
+        for choice in ticket.choices:
+            if choice.number in results:
+                self._take_token(choice, results[choice.number])
+        if all(choice.row.ended is not None for choice in ticket.choices):
             self._running.remove(ticket)
-            self._batch.remove(ticket.number)
+
+    def _take_token(self, choice: RunningText, logits: np.ndarray) -> None:
+        assert choice.number is not None
+        choice.take(logits, not self._batch.can_hold(self._batch.length(choice.number) + 1))
+        if choice.row.ended != "end":
+            now = time.monotonic()
+            self._metrics.took_token(now - choice.last_time, first=not choice.has_begun)
+            choice.last_time = now
+        choice.has_begun = True
+        if choice.row.ended is None:
+            self._batch.extend(choice.number, choice.row.give(1))
+        else:
+            self._free(choice)
+
+    def _end(self, ticket: Ticket, event: RequestError | None) -> None:
+        """Free what an unfinished request holds, and tell whoever waits for it."""
+        (self._running if ticket in self._running else self._waiting).remove(ticket)
+        for choice in ticket.choices:
+            self._free(choice)
         if event is not None and not ticket.is_over:
             ticket.on_event(event)
+
+    def _free(self, choice: RunningText) -> None:
+        if choice.number is not None:
+            self._batch.remove(choice.number)
+            choice.number = None
+
+
+def _pages(job: TextJob, most: int) -> int:
+    """Pages of the texts of a job with ``most`` new tokens each. They share the whole pages of the prompt."""
+    own = -(-(len(job.prompt) + most) // PAGE)
+    return own + (job.count - 1) * (own - len(job.prompt) // PAGE)
 
 
 def _stopping() -> RequestError:

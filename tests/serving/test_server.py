@@ -100,14 +100,10 @@ def test_several_at_once_have_the_texts_of_each_alone(model, running):
 
 
 REFUSED = [
-    *({"n": 2}, {"logprobs": True}, {"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}),
-    *(
-        {"presence_penalty": 0.5},
-        {"frequency_penalty": -1},
-        {"logit_bias": {"1": 2}},
-        {"temprature": 1},
-        {"prompt": "a"},
-    ),
+    *({"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"temprature": 1}),
+    *({"prompt": "a"}, {"n": 0}, {"n": 9}, {"n": 1000}, {"n": True}, {"logprobs": 1}, {"top_logprobs": 2}),
+    *({"presence_penalty": 2.1}, {"frequency_penalty": "a"}, {"logit_bias": {"a": 1}}, {"logit_bias": {"1": 101}}),
+    *({"logit_bias": []}, {"logit_bias": {"1": None}}, {"logit_bias": {"50": 1}}),
     *({"temperature": -1}, {"temperature": "hot"}, {"top_p": 0}, {"top_k": 1.5}, {"seed": -1}, {"seed": 1 << 70}),
     *({"max_tokens": 0}, {"max_tokens": 301}, {"max_tokens": True}, {"stop": ""}, {"stop": ["a"] * 5}, {"stop": [1]}),
     *({"stream": 1}, {"stream_options": {"include_usage": True}}, {"messages": []}, {"messages": "hi"}),

@@ -1,0 +1,85 @@
+"""The text of one choice as it is told: its parts, and the logarithms of probabilities in OpenAI's forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from moec.runtime.prompt_row import Generation
+from moec.serving.running_text import EndedText, NewText
+from moec.serving.token_logprobs import TokenLogprob
+
+
+class ChoiceReply:
+    """A choice of a chat or of a text, by its events. ``bytes_of``: bytes of a token."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes], *, chat: bool) -> None:
+        self.generation: Generation | None = None
+        self._bytes_of, self._chat = bytes_of, chat
+        self._tokens: list[TokenLogprob] = []
+        self._offsets: list[int] = []
+        self._characters = 0
+
+    def take(self, event: NewText | EndedText) -> None:
+        """Add an event."""
+        if isinstance(event, EndedText):
+            self.generation = event.generation
+            return
+        self._tokens += event.tokens
+        self._offsets += [self._characters] * len(event.tokens)
+        self._characters += len(event.text)
+
+    @property
+    def reason(self) -> str:
+        """Reason of the end."""
+        assert self.generation is not None
+        return "stop" if self.generation.ended in ("end", "stop") else "length"
+
+    def whole(self) -> dict[str, Any]:
+        """Content of the choice in an answer that is no stream."""
+        assert self.generation is not None
+        text = self.generation.text
+        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
+
+    def all_logprobs(self) -> dict[str, Any] | None:
+        """Logarithms of the probabilities of all tokens, in OpenAI's form; None where none are told."""
+        return self._logprobs(self._tokens, self._offsets)
+
+    def new_logprobs(self, event: NewText) -> dict[str, Any] | None:
+        """The same for the tokens of the last event."""
+        return self._logprobs(event.tokens, self._offsets[len(self._offsets) - len(event.tokens) :])
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob], offsets: Sequence[int]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        if self._chat:
+            return {"content": [self._entry(token) for token in tokens], "refusal": None}
+        return {
+            "tokens": [self._name(token.token) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
+            "text_offset": list(offsets),
+        }
+
+    def _top(self, token: TokenLogprob) -> dict[str, float]:
+        """Most likely tokens by their texts; of those with the same text, the more likely one."""
+        by_name = {self._name(other): logprob for other, logprob in reversed(token.top)}
+        return dict(reversed(by_name.items()))
+
+    def _entry(self, token: TokenLogprob) -> dict[str, Any]:
+        return {
+            **self._described(token.token, token.logprob),
+            "top_logprobs": [self._described(other, logprob) for other, logprob in token.top],
+        }
+
+    def _described(self, token: int, logprob: float) -> dict[str, Any]:
+        content = self._bytes_of(token)
+        return {"token": content.decode(errors="replace"), "logprob": logprob, "bytes": list(content)}
+
+    def _name(self, token: int) -> str:
+        """Text of a token, or its bytes where they are a part of a character."""
+        content = self._bytes_of(token)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)

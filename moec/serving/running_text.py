@@ -1,0 +1,90 @@
+"""Choices: the texts of a request, and what is told about them while they are generated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from moec.runtime.prompt_row import Generation, PromptRow, TextWriter
+from moec.runtime.sampling import Sampling
+from moec.runtime.text_codec import TextCodec
+from moec.runtime.token_selection import TokenSelection
+from moec.serving.refusals import RequestError
+from moec.serving.token_logprobs import TokenLogprob, token_logprob
+
+
+@dataclasses.dataclass(frozen=True)
+class TextJob:
+    """Generation that a request asks for: ``count`` texts after one prompt.
+
+    ``new_tokens``: the most of each, None for as many as there may be. ``top_logprobs``: how many most likely tokens
+    are told with each token; None where no logarithms of probabilities are wanted."""
+
+    prompt: list[int]
+    sampling: Sampling
+    new_tokens: int | None
+    stops: Sequence[str]
+    count: int = 1
+    top_logprobs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NewText:
+    """New text of a choice, and the tokens that were taken for it if they are told. The text is empty where they are
+    only a part of a character, or may begin a stop string."""
+
+    choice: int
+    text: str
+    tokens: list[TokenLogprob]
+
+
+@dataclasses.dataclass(frozen=True)
+class EndedText:
+    """Result of a choice."""
+
+    choice: int
+    generation: Generation
+
+
+Event = NewText | EndedText | RequestError
+"""News of a request. Each choice has one result; a refusal is the last event of all."""
+
+
+class RunningText:
+    """One text of a request. ``number``: of its sequence, None until it has one. ``last_time``: of its last token, or
+    of the request until it ``has_begun``. Random numbers are those of prompt ``index`` in :func:`moec.generate`."""
+
+    def __init__(
+        self,
+        index: int,
+        job: TextJob,
+        most: int,
+        codec: TextCodec,
+        on_event: Callable[[Event], None],
+        last_time: float,
+    ) -> None:
+        self.number: int | None = None
+        self.last_time, self.has_begun = last_time, False
+        writer = TextWriter(codec, job.prompt, job.stops, index, self._hear)
+        self.row = PromptRow(index, job.prompt, most, writer)
+        self._selection = TokenSelection(job.sampling, [job.prompt], [index])
+        self._index, self._job, self._on_event, self._heard = index, job, on_event, ""
+
+    def take(self, logits: np.ndarray, is_full: bool) -> None:
+        """Select the next token by logits float32 [1, vocabulary]. ``is_full``: no token can follow it. Raises
+        MoecError as :meth:`moec.runtime.token_selection.TokenSelection.choose`."""
+        token = int(self._selection.choose(logits, [0])[0])
+        self.row.take(token, is_full)
+        text, self._heard = self._heard, ""
+        tokens = []
+        if self._job.top_logprobs is not None and self.row.ended != "end":
+            tokens.append(token_logprob(logits[0], token, self._job.top_logprobs))
+        if text or tokens:
+            self._on_event(NewText(self._index, text, tokens))
+        if self.row.ended is not None:
+            self._on_event(EndedText(self._index, self.row.generation(self._job.prompt)))
+
+    def _hear(self, place: int, text: str) -> None:
+        self._heard += text

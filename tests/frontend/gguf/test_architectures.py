@@ -13,7 +13,7 @@ import moec
 from moec.common.errors import MoecError, UnsupportedError
 from moec.compiling.compile_options import default_passes
 from moec.frontend.gguf import import_file
-from moec.frontend.gguf.architectures import ARCHITECTURES
+from moec.frontend.gguf.architectures import ARCHITECTURES, llama4
 from moec.ir.interpreter import run
 from moec.ir.rounding import arithmetics_of
 from moec.ir.verifier import verify
@@ -210,6 +210,21 @@ def test_gated_delta_nets_have_to_fit(changes: dict[str, Any], message: str, tmp
 def test_recurrent_layers_may_be_listed(tmp_path: Path, expected: dict[str, Any]) -> None:
     path = changed(tmp_path, "qwen35moe", full_attention_interval=None, **{"attention.recurrent_layers": [True, False]})
     agree(run(import_file(path), {"input_ids": IDS[None]})["logits"][0], expected["qwen35moe"], "qwen35moe")
+
+
+@pytest.mark.parametrize(("layers", "is_reached"), [(3, False), (4, True)])
+def test_llama4_sees_its_own_part_of_the_text(
+    layers: int, is_reached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama4, "CHUNK", 4)
+    architecture, make, _ = MODELS["llama4"]
+    tiny = Tiny(architecture, "F32")
+    make(tiny, layers=layers)
+    model = import_file(tiny.write(tmp_path / "model.gguf"))
+    other = np.where(np.arange(len(IDS)) == 1, 7, IDS)
+    first, second = run(model, {"input_ids": np.stack([IDS, other])})["logits"]
+    differs = (first != second).any(axis=-1)
+    assert differs.tolist() == [False, True, True, True, *[is_reached] * 8]
 
 
 @pytest.mark.nightly

@@ -341,6 +341,37 @@ def _qwen3next(tiny: Tiny, moe: bool = True, older: bool = False) -> None:
         tiny.given |= {"rope.dimension_sections": [1, 1, 0, 0]}
 
 
+def _minimax(tiny: Tiny) -> None:
+    for layer in range(LAYERS):
+        tiny.norms(layer, "attn_norm", "ffn_norm")
+        tiny.attention(layer, norm="all")
+        tiny.experts(layer, correction=True)
+    tiny.given |= MOE | {"expert_feed_forward_length": OWN, "feed_forward_length": OWN, "expert_gating_func": 2}
+    tiny.given |= {"rope.dimension_count": HEAD // 2, "attention.key_length": HEAD, "attention.value_length": HEAD}
+
+
+def _hunyuan(tiny: Tiny) -> None:
+    _llama(tiny, moe=True, norm="head", own=OWN)
+    for layer in range(LAYERS):
+        tiny.mlp(layer, INNER, "_shexp")
+    tiny.given |= {"expert_feed_forward_length": OWN, "feed_forward_length": OWN}
+    tiny.given |= {"expert_shared_feed_forward_length": INNER, "expert_shared_count": 1}
+
+
+def _llama4(tiny: Tiny, layers: int = 4) -> None:
+    """Build Llama 4: a dense layer and one with experts in turn, of which the fourth has no rotary embedding."""
+    for layer in range(layers):
+        tiny.norms(layer, "attn_norm", "ffn_norm")
+        tiny.attention(layer)
+        if layer % 2:
+            tiny.experts(layer)
+            tiny.mlp(layer, OWN, "_shexp")
+        else:
+            tiny.mlp(layer)
+    tiny.given |= MOE | {"block_count": layers, "expert_feed_forward_length": OWN, "interleave_moe_layer_step": 2}
+    tiny.given |= {"rope.dimension_count": HEAD, "rope.freq_base": 500_000.0}
+
+
 MODELS: dict[str, tuple[str, Any, Extra]] = {
     "llama": ("llama", _llama, {}),
     "llama 3": ("llama", _scaled_llama, {}),
@@ -375,6 +406,9 @@ MODELS: dict[str, tuple[str, Any, Extra]] = {
     "qwen3next with one input matrix": ("qwen3next", _qwen3next, {"older": True}),
     "qwen35moe": ("qwen35moe", _qwen3next, {}),
     "qwen35": ("qwen35", _qwen3next, {"moe": False}),
+    "minimax-m2": ("minimax-m2", _minimax, {}),
+    "hunyuan-moe": ("hunyuan-moe", _hunyuan, {}),
+    "llama4": ("llama4", _llama4, {}),
 }
 """Architecture and builder of each model, by name."""
 

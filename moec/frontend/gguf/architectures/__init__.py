@@ -17,8 +17,11 @@ from moec.frontend.gguf.architectures import (
     gemma,
     gpt_oss,
     granite,
+    hunyuan,
     lfm2,
     llama,
+    llama4,
+    minimax,
     olmo2,
     phi,
     qwen2moe,
@@ -27,7 +30,23 @@ from moec.frontend.gguf.architectures import (
 )
 from moec.frontend.gguf.graph.builder import Builder
 
-_FILES = (llama, qwen2moe, olmo2, granite, gemma, gpt_oss, phi, sigmoid_routed, dbrx, lfm2, deepseek2, qwen3next)
+_FILES = (
+    llama,
+    qwen2moe,
+    olmo2,
+    granite,
+    gemma,
+    gpt_oss,
+    phi,
+    sigmoid_routed,
+    dbrx,
+    lfm2,
+    deepseek2,
+    qwen3next,
+    minimax,
+    hunyuan,
+    llama4,
+)
 ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
     name: build for file in _FILES for name, build in file.ARCHITECTURES.items()
 }

@@ -12,14 +12,14 @@ import functools
 import onnx_ir as ir
 
 from moec.frontend.gguf.graph.builder import Builder
-from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
+from moec.frontend.gguf.parts.attention import AttentionForm, Heads, QueryNorm, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated
 from moec.frontend.gguf.parts.rope import Rope
 
 
-def build(build: Builder, interleaved: bool = False, norm: str = "", normalize: bool = True) -> ir.Value:
+def build(build: Builder, interleaved: bool = False, norm: QueryNorm = "", normalize: bool = True) -> ir.Value:
     """Build the decoder and return its logits. ``norm``: of queries and keys (:class:`AttentionForm`). ``normalize``:
     whether routing weights sum to 1."""
     heads, form = Heads.of(build), AttentionForm(norm=norm)

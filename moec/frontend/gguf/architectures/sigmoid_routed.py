@@ -8,7 +8,7 @@ import functools
 import onnx_ir as ir
 
 from moec.frontend.gguf.graph.builder import Builder
-from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
+from moec.frontend.gguf.parts.attention import AttentionForm, Heads, QueryNorm, attention
 from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of, with_shared
@@ -18,7 +18,7 @@ _SIGMOID = 2
 
 
 def build(
-    build: Builder, norm: str = "head", feed_forward_norm: str = "ffn_norm", gating: int | None = None
+    build: Builder, norm: QueryNorm = "head", feed_forward_norm: str = "ffn_norm", gating: int | None = None
 ) -> ir.Value:
     """Build GLM-4.5 or dots.llm1. ``gating``: the score function where metadata names none. Only some sizes of GLM-4.5
     have norms of queries and keys."""

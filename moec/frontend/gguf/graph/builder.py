@@ -186,6 +186,13 @@ class Builder:
         bias = self.optional_vector(f"{name}.bias", width)
         return y if bias is None else self.write.op("Add", y, bias, label=f"{name}.biased")
 
+    def unit_norm(self, x: ir.Value, width: int) -> ir.Value:
+        """RMS normalisation along the last axis without weights."""
+        epsilon, label = self.metadata.number("attention.layer_norm_rms_epsilon"), f"ones.{width}"
+        if label not in self._stored:
+            self._stored[label] = self.write.constant(np.ones(width, np.float32), label)
+        return self.write.op("RMSNormalization", x, self._stored[label], axis=-1, epsilon=epsilon)
+
     def layer_norm(self, x: ir.Value, name: str) -> ir.Value:
         epsilon = self.metadata.number("attention.layer_norm_epsilon")
         operands = [x, self.vector(f"{name}.weight", self.width), self.optional_vector(f"{name}.bias", self.width)]

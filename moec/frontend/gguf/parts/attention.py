@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,8 @@ import onnx_ir as ir
 from moec.common.errors import UnsupportedError
 from moec.frontend.gguf.graph.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.rope import Rope
+
+QueryNorm = Literal["", "head", "all", "rotated", "unit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +44,24 @@ class Heads:
 class AttentionForm:
     """Differences between the attention of architectures.
 
-    ``window``: number of last tokens, its own included, that a token sees; 0 for all. ``scale``: factor of the scores;
-    None for 1 / sqrt(size). ``softcap``: bound of the scores, 0 for none. ``norm``: norm of queries and keys, by
-    ``head`` or over ``all`` heads together; empty for none. ``clamp``: bound of queries, keys and values, 0 for none.
+    ``window``: number of last tokens, its own included, that a token sees; 0 for all. ``chunk``: size of the parts of
+    the text, of which a token sees its own; 0 for all. ``scale``: factor of the scores; None for 1 / sqrt(size).
+    ``softcap``: bound of the scores, 0 for none. ``norm``: norm of queries and keys, by ``head`` or over ``all`` heads
+    together, or by head behind the rotary embedding (``rotated``; ``unit`` without weights); empty for none. ``clamp``:
+    bound of queries, keys and values, 0 for none. ``factors``: factors [S,1] of queries by position, if any.
     ``sinks``: whether each head has a logit that takes weight and has no value. ``gated``: whether the projection of
     queries also makes a gate for each head, behind its query; its sigmoid multiplies the head's result.
     """
 
     window: int = 0
+    chunk: int = 0
     scale: float | None = None
     softcap: float = 0.0
-    norm: str = ""
+    norm: QueryNorm = ""
     clamp: float = 0.0
     sinks: bool = False
     gated: bool = False
+    factors: ir.Value | None = None
 
 
 def attention(
@@ -82,6 +89,13 @@ def attention(
     past_value = _past(build, "value", layer, heads.groups, heads.value_size)
     if rope is not None:
         query, key = rope(query, f"{name}.attn_q.rotated"), rope(key, f"{name}.attn_k.rotated")
+    if form.norm == "rotated":
+        query = build.rms_norm(query, f"{name}.attn_q_norm", heads.size)
+        key = build.rms_norm(key, f"{name}.attn_k_norm", heads.size)
+    elif form.norm == "unit":
+        query, key = (build.unit_norm(part, heads.size) for part in (query, key))
+    if form.factors is not None:
+        query = write.op("Mul", query, form.factors, label=f"{name}.attn_q.scaled")
     key, value = with_past(build, "key", layer, past_key, key), with_past(build, "value", layer, past_value, value)
     result = attend_heads(build, layer, query, key, value, heads, form)
     if gate is not None:
@@ -144,6 +158,7 @@ def attend_heads(
         mask = _order_and_sinks(build, layer, form.window, heads.queries)
         return write.op("Attention", query, *padded, mask, label=f"{name}.attention", **attributes)
     mask = _window_mask(build, form.window) if form.window else None
+    mask = _chunk_mask(build, form.chunk) if form.chunk else mask
     lengths = write.op("Expand", build.total, build.batch, label=f"{name}.visible") if build.with_cache else None
     inputs = [query, key, value, mask, None, None, lengths]
     while inputs[-1] is None:
@@ -161,6 +176,16 @@ def _window_mask(build: Builder, window: int) -> ir.Value:
             "Greater", build.columns, write.op("Unsqueeze", first, write.numbers(1)), label="window"
         )
     return build.windows[window]
+
+
+def _chunk_mask(build: Builder, size: int) -> ir.Value:
+    """Mask bool [S,P+S] of the keys in the same part of the text as each query, where parts have ``size`` tokens."""
+    if -size not in build.windows:
+        write = build.write
+        own, other = (write.op("Div", places, write.whole(size)) for places in (build.positions, build.columns))
+        column = write.op("Unsqueeze", own, write.numbers(1))
+        build.windows[-size] = write.op("Equal", other, column, label="chunk")
+    return build.windows[-size]
 
 
 def _order_and_sinks(build: Builder, layer: int, window: int, heads: int) -> ir.Value:

@@ -21,7 +21,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.hardware.machine import Machine, tile_of
 from moec.targets.cpu.kernels.attention_few import attend_with_few_rows
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
-from moec.targets.cpu.kernels.attention_problem import FEW_ROWS, AttentionBuffers, attention_parameters
+from moec.targets.cpu.kernels.attention_problem import FEW_QUERIES, AttentionBuffers, attention_parameters
 from moec.targets.cpu.kernels.emit import emit_kernel
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
@@ -46,18 +46,17 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
 
     def body(**buffers: Any) -> None:
         operands = AttentionBuffers(problem, **buffers)
-        has_few = problem.heads_per_group <= FEW_ROWS  # else one query has many rows
         if problem.sequences:  # each sequence takes the way that it takes alone, so it has the same bits
-            if has_few:
+            if operands.few_rows:
                 attend_with_few_rows(operands, machine)
             attend_with_many_rows(operands, machine)
             return
         rows = operands.rows(T.int64(0))
-        if not has_few:
+        if not operands.few_rows:
             with T.If(rows > 0), T.Then():
                 attend_with_many_rows(operands, machine)
             return
-        with T.If(rows <= FEW_ROWS):
+        with T.If(rows <= operands.few_rows):
             with T.Then():
                 attend_with_few_rows(operands, machine)
             with T.Else():
@@ -68,7 +67,7 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
 
 def _how(problem: AttentionProblem, dtype: str, machine: Machine) -> str:
     heads = f"{problem.heads_per_group} heads of {problem.head_size} and {problem.value_size} per head of keys"
-    tasks = f"up to {FEW_ROWS} rows share out the keys, more the rows"
+    tasks = f"up to {FEW_QUERIES} queries share out the keys, more the rows"
     return in_storage(f"{heads}; {tasks}; no matrix of scores; {tile_of(machine)}", dtype)
 
 

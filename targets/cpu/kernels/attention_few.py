@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.cpu.kernels.attention_problem import FEW_ROWS, LOWEST, AttentionBuffers
+from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
@@ -26,11 +26,12 @@ _LARGEST, _TOTAL = range(2)
 
 
 def attend_with_few_rows(operands: AttentionBuffers, machine: Machine) -> None:
-    """Emit the code for at most ``FEW_ROWS`` rows."""
+    """Emit the code for at most ``few_rows`` rows."""
+    rows = T.int64(operands.few_rows) if operands.problem.sequences else operands.rows(T.int64(0))
     most = named("most", T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1))))
     heads = named("heads", T.bind(operands.batches * operands.groups))
-    sums = named("sums", T.alloc_buffer((heads * most, FEW_ROWS, operands.problem.value_size), "float32"))
-    statistics = named("statistics", T.alloc_buffer((heads * most, FEW_ROWS, 2), "float32"))
+    sums = named("sums", T.alloc_buffer((heads * most, rows, operands.problem.value_size), "float32"))
+    statistics = named("statistics", T.alloc_buffer((heads * most, rows, 2), "float32"))
     used = T.ceildiv(operands.most_keys(), T.int64(KEYS_PER_TASK))
     before = T.int64(0)
     if operands.problem.window:
@@ -38,7 +39,6 @@ def attend_with_few_rows(operands: AttentionBuffers, machine: Machine) -> None:
     chunks = named("chunks", T.bind(T.max(used - before, T.int64(1))))
     with loop("task", T.parallel(heads * chunks)) as task:
         _KeyBlock(operands, machine, task, before, chunks, sums, statistics).emit()
-    rows = T.int64(FEW_ROWS) if operands.problem.sequences else operands.rows(T.int64(0))
     with T.If(heads * chunks * rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):
         with T.Then(), loop("item", T.parallel(heads * rows)) as item:
             _join(operands, item, rows, chunks, sums, statistics)
@@ -49,7 +49,7 @@ def attend_with_few_rows(operands: AttentionBuffers, machine: Machine) -> None:
 def _is_own(operands: AttentionBuffers, batch: Any, row: Any) -> Any:
     """Whether a sequence has the row, and few rows."""
     rows = operands.rows(batch)
-    return T.And(row < rows, rows <= FEW_ROWS)
+    return T.And(row < rows, rows <= operands.few_rows)
 
 
 class _KeyBlock:
@@ -79,9 +79,9 @@ class _KeyBlock:
         *self._head, self._start = operands.place_of(self._batch, self._group, self._first_key)
         remaining = operands.last_frontier(self._batch) - self._first_key
         self._count = named("count", T.bind(T.max(T.min(most_keys, remaining), T.int64(0))))
-        self._query = named("query", T.alloc_buffer((FEW_ROWS, operands.problem.head_size), "float32"))
+        self._query = named("query", T.alloc_buffer((operands.few_rows, operands.problem.head_size), "float32"))
         self._partial = named("partial", T.alloc_buffer((ROW_TILE, self._lanes, self._lanes), "float32"))
-        self._scores = named("scores", T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32"))
+        self._scores = named("scores", T.alloc_buffer((operands.few_rows, KEYS_PER_TASK), "float32"))
 
     def _first_keys(self, first: Any) -> tuple[Any, Any]:
         """The first key that the block of keys from ``first`` on works on, and how many follow in it: without vectors
@@ -95,11 +95,11 @@ class _KeyBlock:
         return named("first_key", T.bind(first + skipped)), KEYS_PER_TASK - skipped
 
     def emit(self) -> None:
-        rows = named("rows", T.bind(T.min(self._operands.rows(self._batch), T.int64(FEW_ROWS))))
+        rows = named("rows", T.bind(T.min(self._operands.rows(self._batch), T.int64(self._operands.few_rows))))
         if not self._operands.problem.sequences:
             self._emit(rows)
             return
-        with T.If(self._operands.rows(self._batch) <= FEW_ROWS), T.Then():
+        with T.If(self._operands.rows(self._batch) <= self._operands.few_rows), T.Then():
             self._emit(rows)
 
     def _emit(self, rows: Any) -> None:

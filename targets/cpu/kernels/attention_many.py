@@ -18,7 +18,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.cpu.kernels.attention_problem import FEW_ROWS, LOWEST, AttentionBuffers, load_block
+from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers, load_block
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate
@@ -49,7 +49,7 @@ def attend_with_many_rows(operands: AttentionBuffers, machine: Machine) -> None:
             _RowBlock(operands, machine, batch, group, first_row).emit()
             return
         rows = operands.rows(batch)
-        with T.If(T.And(rows > FEW_ROWS, rows > first_row)), T.Then():
+        with T.If(T.And(rows > operands.few_rows, rows > first_row)), T.Then():
             _RowBlock(operands, machine, batch, group, first_row).emit()
 
 

@@ -16,8 +16,11 @@ from moec.targets.cpu.kernels.emit import Parameter, loop, named
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
 
-FEW_ROWS = 8
-"""Up to so many rows of a batch share out the keys, more the rows."""
+FEW_QUERIES = 8
+"""Up to so many queries of a batch share out the keys, more the rows: a number of queries, so that a token has the same
+bits in every step of a few tokens."""
+_FEW_HEADS = 8
+"""With more query heads per head of keys, one query shares out the rows, too."""
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""
 
@@ -61,6 +64,12 @@ class AttentionBuffers:
     spans: Any = None
     table: Any = None
     sinks: Any = None
+
+    @property
+    def few_rows(self) -> int:
+        """Most rows of a batch that share out the keys; 0 where none do."""
+        heads = self.problem.heads_per_group
+        return FEW_QUERIES * heads if heads <= _FEW_HEADS else 0
 
     @property
     def in_int8(self) -> bool:

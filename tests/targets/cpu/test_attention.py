@@ -16,7 +16,7 @@ from moec.passes import pipeline
 from moec.targets.cpu.dense import converters
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
-from moec.targets.cpu.kernels.attention_problem import FEW_ROWS
+from moec.targets.cpu.kernels.attention_problem import FEW_QUERIES
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import select
 from moec.targets.tvm.lowering.lowering import lower
@@ -64,8 +64,8 @@ def test_any_size_on_every_machine(name, problem):
     check(problem, Machine.for_name(name))
 
 
-def test_more_query_heads_per_group_than_few_rows():
-    check(AttentionProblem(8, 8, 0.3, heads_per_group=FEW_ROWS + 4), Machine.host())
+def test_query_heads_of_a_group_that_are_many_rows_alone():
+    check(AttentionProblem(8, 8, 0.3, heads_per_group=12), Machine.host())
 
 
 def test_sinks_take_weight_and_give_nothing():
@@ -210,6 +210,19 @@ def test_scores_that_overflow_behind_the_frontier_are_computed():
     assert np.isnan(actual).all()
 
 
+@pytest.mark.parametrize("heads_per_group", [1, 3, 12])
+@pytest.mark.parametrize("window", [0, 40])
+def test_a_query_has_the_same_bits_beside_few_others(heads_per_group, window):
+    problem = dataclasses.replace(PROBLEM, causal="last", heads_per_group=heads_per_group, window=window)
+    run, arrays = built(problem, Machine.host()), operands(problem, FEW_QUERIES, 515)
+    together = run(*arrays.values(), room(problem, arrays["query"]))
+    for query in range(FEW_QUERIES):
+        keys = 515 - FEW_QUERIES + query + 1
+        alone = [arrays["query"][:, :, query : query + 1], arrays["key"][:, :, :keys], arrays["value"][:, :, :keys]]
+        alone = [np.ascontiguousarray(array) for array in alone]
+        np.testing.assert_array_equal(run(*alone, room(problem, alone[0]))[:, :, 0], together[:, :, query])
+
+
 @pytest.mark.parametrize("queries", [2, 100])
 def test_results_are_bit_identical_for_any_number_of_threads(queries, in_pool):
     run, arrays = built(MASKED, Machine.host()), operands(PROBLEM, queries, 700)
@@ -236,7 +249,7 @@ def test_a_scale_of_zero_is_no_default():
     text = """g (float[B,2,S,8] q, float[B,2,P,8] k, float[B,2,P,8] v) => (float[B,2,S,8] y) {
         y = Attention <scale = 0.0> (q, k, v) }"""
     keys, values = normal(1, 2, 9, 8), normal(1, 2, 9, 8)
-    _check(_model(text), *({"q": normal(1, 2, queries, 8), "k": keys, "v": values} for queries in (1, 2 * FEW_ROWS)))
+    _check(_model(text), *({"q": normal(1, 2, queries, 8), "k": keys, "v": values} for queries in (1, 2 * FEW_QUERIES)))
 
 
 @pytest.mark.nightly  # every run has joined heads with a cache
@@ -251,7 +264,7 @@ def test_a_cache_inside_the_operator():
         => (float[B,S,32] y, float[B,2,P,8] keys, float[B,2,P,8] values) {
         y, keys, values = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v, , pk, pv) }"""
     runs = []
-    for queries, past in itertools.product((1, 2 * FEW_ROWS), (0, 5)):
+    for queries, past in itertools.product((1, 2 * FEW_QUERIES), (0, 5)):
         inputs = {"q": normal(2, queries, 32), "k": normal(2, queries, 16), "v": normal(2, queries, 16)}
         runs.append(inputs | {"pk": normal(2, 2, past, 8), "pv": normal(2, 2, past, 8)})
     _check(_model(text), *runs)

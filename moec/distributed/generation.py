@@ -26,7 +26,7 @@ def generate(
     data = [dataclasses.asdict(dataclasses.replace(text, prompt="")) for text in own]
     parts = gathered_data(model.group, data, "gathering of results")
     texts = [
-        Generation(**{**parts[place % model.group.size][place // model.group.size], "prompt": prompt})
+        Generation.of({**parts[place % model.group.size][place // model.group.size], "prompt": prompt})
         for place, prompt in enumerate(prompts)
     ]
     if on_text is not None and model.is_first:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.arguments import check_kind, check_optional_text, known_options
+from moec.common.arguments import check_choice, check_kind, check_optional_text, known_options
 from moec.common.errors import InputError, MoecError, RoomError, reporting
+from moec.runtime.drafting import DraftedText, check_drafts
 from moec.runtime.model import CompiledModel
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
@@ -40,6 +41,7 @@ def generate(
     batch: int = 8,
     on_text: OnText | None = None,
     places: Sequence[int] | None = None,
+    drafts: str | None = None,
 ) -> list[Generation]:
     """Continue one prompt or several.
 
@@ -53,16 +55,22 @@ def generate(
     their texts then come in turns. Results are those of each prompt alone, except that kernels for more rows may add in
     another order, which changes the last bits of sums. With 1, prompts run one after the other; so do those of a model
     with a fixed batch, or with experts on disk. ``places``: indices of prompts; only these are continued, and the
-    result has one entry for each.
+    result has one entry for each. ``drafts``: "ngram" runs on several tokens in a step, of which all except the first
+    are those that followed the last tokens where these occurred before, and keeps those that are right: faster where a
+    text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. Prompts then run one
+    after the other.
 
     Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, a prompt
-    without tokens; InputError for a model that is no language model, or a prompt longer than the session.
+    without tokens; InputError for a model that is no language model, or a prompt longer than the session, and with
+    drafts for a model with a state that cannot step back.
     """
     prompts, stops = prompts_of(prompts), _texts("stop", stop)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     _check_counts(max_new_tokens=max_new_tokens, batch=batch)
     check_optional_text(system=system)
     check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
+    if drafts is not None:
+        check_choice("drafts", drafts, ("ngram",))
     codec = _codec(model, prompts, stops)
     encoded = encoded_prompts(codec, prompts, chat, system)
     rows = [
@@ -70,8 +78,12 @@ def generate(
         for place, ids in enumerate(encoded)
         if places is None or place in places
     ]
-    for group in _side_by_side(rows, _most_rows(model, batch), max_new_tokens):
-        _run(model.session(max_tokens, len(group)), group, sampling)
+    for group in _side_by_side(rows, 1 if drafts else _most_rows(model, batch), max_new_tokens):
+        session = model.session(max_tokens, len(group))
+        if drafts:
+            _run_with_drafts(session, group[0], sampling)
+        else:
+            _run(session, group, sampling)
     return [row.generation(prompts[row.place]) for row in rows]
 
 
@@ -141,6 +153,18 @@ def _run(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> Non
         seconds = (time.perf_counter() - start) / len(rows)
         for row in going:
             row.spend(seconds)
+
+
+def _run_with_drafts(session: Session, row: PromptRow, sampling: Sampling) -> None:
+    """Generate until the row has ended, in steps of several tokens."""
+    check_drafts(session)
+    selection = TokenSelection(sampling, [row.prompt], [row.place])
+    start = time.perf_counter()
+    logits = prefilled(session, row.give(len(row.pending)))
+    row.take(int(selection.choose(logits, [0])[0]), session.length == session.max_tokens)
+    row.spend(time.perf_counter() - start)
+    check_drafts(session)
+    DraftedText(session, row, selection).finish()
 
 
 def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from moec.runtime.prompts import Prompt
 from moec.runtime.text_codec import TextCodec, TextStream
@@ -15,12 +15,23 @@ Ended = Literal["end", "stop", "length", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
+class DraftFigures:
+    """Number of tokens that were ``drafted`` and of these ``accepted``, and ``steps``: for each number of tokens of a
+    step, how many such steps there were, and the median of the last times in seconds."""
+
+    drafted: int
+    accepted: int
+    steps: list[tuple[int, int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Generation:
     """Result for one prompt: text and token ids, without those that ended it.
 
     ``ended``: by an ``end`` of text, a ``stop`` string, the requested ``length``, or because the session is ``full``.
     ``text`` is empty where the artifact has no tokenizer. ``prefill_seconds`` are those of the prompt, including the
     first new token, ``decode_seconds`` those of the tokens after it; prompts that ran together share the time equally.
+    ``drafts``: of a text with drafts.
     """
 
     prompt: Prompt
@@ -30,6 +41,12 @@ class Generation:
     ended: Ended
     prefill_seconds: float
     decode_seconds: float
+    drafts: DraftFigures | None = None
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Generation:
+        """Make it of what ``dataclasses.asdict`` made of one."""
+        return cls(**{**data, "drafts": data["drafts"] and DraftFigures(**data["drafts"])})
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
@@ -69,11 +86,17 @@ class PromptRow:
     def __init__(self, place: int, prompt: list[int], most: int, writer: TextWriter) -> None:
         self.place, self.prompt, self.pending = place, prompt, list(prompt)
         self.ended: Ended | None = None
+        self.drafts: DraftFigures | None = None
         self._most, self._writer = most, writer
         self._new: list[int] = []
         self._has_begun = False
         self._seconds = {"prefill": 0.0, "decode": 0.0}
         self._phase = "prefill"
+
+    @property
+    def left(self) -> int:
+        """Number of tokens that it may still get."""
+        return self._most - len(self._new)
 
     def give(self, count: int) -> list[int]:
         """Take the next ``count`` tokens for the model."""
@@ -102,7 +125,7 @@ class PromptRow:
     def generation(self, prompt: Prompt) -> Generation:
         assert self.ended is not None
         seconds = self._seconds["prefill"], self._seconds["decode"]
-        return Generation(prompt, self._writer.text, self._new, len(self.prompt), self.ended, *seconds)
+        return Generation(prompt, self._writer.text, self._new, len(self.prompt), self.ended, *seconds, self.drafts)
 
     def _end(self, ended: Ended) -> None:
         self.ended = "stop" if self._writer.end() else ended

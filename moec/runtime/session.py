@@ -183,6 +183,10 @@ class Session:
             self._states = self._states.truncated(length, self.length)
             self._mask, self._seen = self._mask[:, :length], self._seen[:, :length]
 
+    def check_truncation(self) -> None:
+        """Raise InputError where no token can be forgotten (:meth:`truncate`)."""
+        self._states.check_truncation(self.length)
+
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):

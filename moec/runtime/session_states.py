@@ -139,19 +139,25 @@ class SessionStates:
         """Copy the states for another session."""
         return dataclasses.replace(self, memory=None if self.memory is None else self.memory.copy())
 
-    def truncated(self, length: int, before: int) -> SessionStates:
-        """Keep the first ``length`` of ``before`` tokens. Raises InputError for a state from which tokens cannot be
-        removed."""
-        if length == before:
-            return self
+    def check_truncation(self, before: int) -> None:
+        """Raise InputError for a state from which none of ``before`` tokens can be removed."""
         lengths = {} if self.memory is None else self.memory.lengths
-        arrays = {}
         for state in self.states:
             name, axis = state.input, state.axis
             own_length = lengths.get(name) if axis is None or name in lengths else self.arrays[name].shape[axis]
             if axis is None or (name not in self.rooms and own_length != before):
                 raise InputError(f"the session cannot be truncated: state {state}; fork it before the tokens to forget")
-            if name not in lengths:
+
+    def truncated(self, length: int, before: int) -> SessionStates:
+        """Keep the first ``length`` of ``before`` tokens. Raises InputError for a state from which tokens cannot be
+        removed."""
+        if length == before:
+            return self
+        self.check_truncation(before)
+        arrays = {}
+        for state in self.states:
+            name, axis = state.input, state.axis
+            if name in self.arrays and axis is not None:
                 array = self.arrays[name]
                 kept = array if name in self.rooms else array[(slice(None),) * axis + (slice(length),)]
                 arrays[name] = np.ascontiguousarray(kept)

@@ -83,3 +83,14 @@ def test_inspect_says_what_an_artifact_has_for_text(folder):
     done = moec("inspect", folder / "model.moec")
     assert "it holds a tokenizer and no chat template; ids that end a text: 256, 257" in done.stdout
     assert "States" not in done.stdout
+
+
+def test_drafts_write_the_same_text(folder):
+    prompt = ("--prompt", "abc dabc", "--json", "--max-new-tokens", 20)
+    plain, drafted = (
+        json.loads(generate(folder, *prompt, *drafts).stdout)[0] for drafts in ((), ("--drafts", "ngram"))
+    )
+    assert plain["text"] == drafted["text"] and plain["drafts"] is None
+    assert sum(count for _, count, _ in drafted["drafts"]["steps"]) + drafted["drafts"]["accepted"] >= 8
+    refused = generate(folder, "--prompt", "ab", "--drafts", "words")
+    assert refused.returncode == 2 and "'words' is not one of 'ngram'" in refused.stderr

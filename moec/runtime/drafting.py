@@ -1,0 +1,117 @@
+"""Text in steps of several tokens: a step computes the last token and drafts of those after it, and keeps the drafts
+that agree with what it selects.
+
+A token is selected by the logits and the random number that select it without drafts, and a draft is accepted if it is
+that token. Drafts are certain tokens, so this is the acceptance of speculative sampling (Leviathan et al., "Fast
+inference from transformers via speculative decoding", arXiv 2211.17192): a draft x is accepted with the probability
+p(x), and the token in place of a rejected one has the distribution p without x. The text is even the same one, because
+kernels compute a token alike in all steps of few tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+
+from moec.common.errors import InputError, RoomError
+from moec.runtime.draft_limit import DraftLimit
+from moec.runtime.ngrams import Ngrams, continued
+from moec.runtime.prompt_row import DraftFigures, PromptRow
+from moec.runtime.session import Session
+from moec.runtime.token_selection import TokenSelection
+
+
+def check_drafts(session: Session) -> None:
+    """Raise InputError for a session that cannot compute drafts and forget those that are rejected."""
+    if session.fixed_length is not None:
+        raise InputError(f"the model runs on {session.fixed_length} tokens at a time; generate without drafts")
+    try:
+        session.check_truncation()
+    except InputError as error:
+        raise InputError(f"{error}; generate without drafts") from error
+
+
+class DraftedText:
+    """The text of one prompt, whose first token is selected already."""
+
+    def __init__(self, session: Session, row: PromptRow, selection: TokenSelection) -> None:
+        self._session, self._row, self._selection = session, row, selection
+        self._tokens = [*row.prompt, *row.pending]
+        self._ngrams, self._limit = Ngrams(), DraftLimit()
+        self._drafted = self._accepted = 0
+
+    def finish(self) -> None:
+        """Generate until the text has ended."""
+        while self._row.ended is None:
+            start = time.perf_counter()
+            drafted, accepted = self._step()
+            seconds = time.perf_counter() - start
+            self._limit.ran(drafted, accepted, seconds)
+            self._row.spend(seconds)
+            self._drafted += drafted
+            self._accepted += accepted
+        self._row.drafts = DraftFigures(self._drafted, self._accepted, self._limit.steps)
+
+    def _step(self) -> tuple[int, int]:
+        """Run one step. Returns how many tokens were drafted and accepted."""
+        match = self._ngrams.match(self._tokens)
+        if match is None:
+            self._run([])
+            return 0, 0
+        kind, place = match
+        count = min(self._limit.count(kind), self._most())
+        draft = continued(self._tokens, place, max(count, 1))
+        before = len(self._tokens)
+        drafted = self._run(draft[:count])
+        accepted = _equal(draft, self._tokens[before:])
+        self._limit.tried(kind, max(drafted, 1), min(accepted, max(drafted, 1)))
+        return drafted, min(accepted, drafted)
+
+    def _most(self) -> int:
+        """Number of drafts that the text and the session have room for, behind the token that is computed anyway."""
+        room = self._session.max_tokens
+        left = self._row.left - 1
+        return left if room is None else min(left, room - self._session.length - 1)
+
+    def _run(self, draft: list[int]) -> int:
+        """Run on the next token and a draft, and take the tokens that are selected. Returns how many drafts ran."""
+        (token,) = self._row.give(1)
+        before = self._session.length + 1
+        try:
+            logits = self._session.run([token, *draft], last=None)[0]
+        except (InputError, RoomError):  # for example experts for which memory does not suffice
+            if not draft:
+                raise
+            self._limit.bound(len(draft) // 2)
+            draft = []
+            logits = self._session.run([token], last=None)[0]
+        if len(logits) <= len(draft):
+            raise InputError(
+                f"the model computes the logits of {len(logits)} of {1 + len(draft)} tokens, and drafts need all; "
+                "generate without drafts"
+            )
+        accepted = self._take(logits, draft, before)
+        self._session.truncate(before + accepted)
+        return len(draft)
+
+    def _take(self, logits: np.ndarray, draft: list[int], before: int) -> int:
+        """Take the tokens that ``logits`` [tokens, vocabulary] select, up to the first that is no draft. Returns how
+        many drafts are accepted."""
+        accepted = 0
+        for of_token in logits:
+            token = int(self._selection.choose(of_token[None], [0])[0])
+            self._tokens.append(token)
+            self._row.take(token, before + accepted == self._session.max_tokens)
+            if self._row.ended is not None or draft[accepted : accepted + 1] != [token]:
+                break
+            self._row.give(1)  # it is computed already
+            accepted += 1
+        return accepted
+
+
+def _equal(draft: list[int], tokens: list[int]) -> int:
+    """Number of first tokens of the draft that are right."""
+    pairs = zip(draft, tokens, strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

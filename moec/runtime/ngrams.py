@@ -1,0 +1,41 @@
+"""Drafts without a model: tokens that followed the last few tokens where these occurred before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SIZES = 5, 3, 2
+
+
+class Ngrams:
+    """The places of all sequences of 5, 3 and 2 tokens of one text that grows (prompt lookup: Saxena, "Prompt lookup
+    decoding", 2023; also Yang et al., "Inference with reference", arXiv 2304.04487)."""
+
+    def __init__(self) -> None:
+        self._behind: dict[tuple[int, ...], int] = {}  # where the latest occurrence ends
+        self._noted = 0
+
+    def match(self, tokens: Sequence[int]) -> tuple[int, int] | None:
+        """Find the latest earlier occurrence of the longest end of the text ``tokens``. Returns how many tokens are
+        equal and where that occurrence ends; None where there is none."""
+        self._note(tokens)
+        for size in _SIZES:
+            place = self._behind.get(tuple(tokens[-size:])) if len(tokens) > size else None
+            if place is not None:
+                return size, place
+        return None
+
+    def _note(self, tokens: Sequence[int]) -> None:
+        for end in range(self._noted + 1, len(tokens)):
+            for size in _SIZES:
+                if size <= end:
+                    self._behind[tuple(tokens[end - size : end])] = end
+        self._noted = max(self._noted, len(tokens) - 1)
+
+
+def continued(tokens: Sequence[int], place: int, count: int) -> list[int]:
+    """``count`` tokens from ``place`` on; behind the end of ``tokens`` they repeat, as a text with a period does."""
+    draft = list(tokens[place : place + count])
+    while len(draft) < count:
+        draft.append(draft[len(draft) - (len(tokens) - place)])
+    return draft

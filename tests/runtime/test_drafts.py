@@ -215,7 +215,7 @@ def test_models_that_cannot_step_back_are_refused(text, message):
 def test_a_model_with_the_last_logits_alone_is_refused(always):
     model = moec.compile(onnx.parser.parse_model(LAST_ALONE))
     assert moec.generate(model, [0, 0, 0], max_new_tokens=9)[0].ids
-    with pytest.raises(InputError, match="logits of 1 of . tokens, and drafts need all; generate without drafts"):
+    with pytest.raises(InputError, match=r"logits of 1 of . tokens, and drafts need all; generate without drafts"):
         moec.generate(model, [0, 0, 0], max_new_tokens=9, drafts="ngram")
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a step should draft: found from measured times and acceptance, so that drafts that lose end."""
+"""The number of tokens that a step drafts: from measured times and acceptance, so that drafts that lose end."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class DraftLimit:
         if size in self._times:
             return statistics.median(self._times[size])
         plain = statistics.median(self._times[1])
-        known = [other for other in self._times if other > 1]
-        if not known:
+        longer = [other for other in self._times if other > 1]
+        if not longer:
             return plain * (1 + _FIRST_SLOPE * (size - 1))
-        nearest = min(known, key=lambda other: abs(other - size))
+        nearest = min(longer, key=lambda other: abs(other - size))
         return plain + max(0.0, statistics.median(self._times[nearest]) - plain) * (size - 1) / (nearest - 1)

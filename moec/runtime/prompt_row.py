@@ -46,7 +46,8 @@ class Generation:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Generation:
         """Make it of what ``dataclasses.asdict`` made of one."""
-        return cls(**{**data, "drafts": data["drafts"] and DraftFigures(**data["drafts"])})
+        figures = data["drafts"]
+        return dataclasses.replace(cls(**data), drafts=None if figures is None else DraftFigures(**figures))
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."

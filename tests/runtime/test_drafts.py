@@ -125,11 +125,13 @@ def test_right_drafts_save_steps(decoder, always):
 def test_drafts_do_not_go_beyond_the_end_of_a_text(always, options, tmp_path):
     model = model_of("abcdefghijklmnopqrstuvwxyz.", tmp_path)
     pieces = {None: [], "ngram": []}
-    for drafts, written in pieces.items():
-        (actual,) = moec.generate(
-            model, "cdefghijabcde", drafts=drafts, on_text=lambda place, text, written=written: written.append(text), **options
-        )
-        written.append(ended(actual))
+    for drafts in pieces:
+
+        def write(place, text, pieces=pieces[drafts]):
+            pieces.append(text)
+
+        (actual,) = moec.generate(model, "cdefghijabcde", drafts=drafts, on_text=write, **options)
+        pieces[drafts].append(ended(actual))
     assert pieces[None] == pieces["ngram"]
 
 

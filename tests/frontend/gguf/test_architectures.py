@@ -207,6 +207,27 @@ def test_gated_delta_nets_have_to_fit(changes: dict[str, Any], message: str, tmp
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ssm.group_count": 3}, "ssm.time_step_rank is 4; expected a multiple of ssm.group_count"),
+        ({"ssm.inner_size": 66}, r"a multiple of ssm.group_count \(2\) that divides ssm.inner_size \(66\)"),
+        ({"ssm.state_size": 8}, r"'blk.0.ssm_in.weight': is \[196, 32\], but the metadata asks for \[164, 32\]"),
+        ({"feed_forward_length": [0, 32, 32, 0]}, "has no tensor 'blk.2.ffn_latent_down.weight'"),
+        ({"feed_forward_length": [0, 32]}, "feed_forward_length is .0, 32.; expected 4 whole numbers from 0 on"),
+        (
+            {"moe_latent_size": None},
+            "'blk.1.ffn_up_exps.weight': is .6, 32, 16., but the metadata asks for .6, 32, 32.",
+        ),
+        ({"blk.0.ssm_d": None}, "has no tensor 'blk.0.ssm_d'"),
+    ],
+)
+def test_mamba_has_to_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError, match=message) as caught:
+        import_file(changed(tmp_path, "nemotron_h_moe with a latent", **changes))
+    assert "\n" not in str(caught.value)
+
+
 def test_recurrent_layers_may_be_listed(tmp_path: Path, expected: dict[str, Any]) -> None:
     path = changed(tmp_path, "qwen35moe", full_attention_interval=None, **{"attention.recurrent_layers": [True, False]})
     agree(run(import_file(path), {"input_ids": IDS[None]})["logits"][0], expected["qwen35moe"], "qwen35moe")
@@ -228,7 +249,7 @@ def test_llama4_sees_its_own_part_of_the_text(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35moe", "lfm2moe"])
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35moe", "lfm2moe", "nemotron_h_moe"])
 def test_states_of_a_session(name: str, tmp_path: Path, expected: dict[str, Any]) -> None:
     session = moec.compile(write_model(name, tmp_path / "model.gguf"), passes="O2").session()
     parts = [IDS[:SPLIT], *IDS[SPLIT:, None]]

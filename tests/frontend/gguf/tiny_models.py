@@ -372,6 +372,48 @@ def _llama4(tiny: Tiny, layers: int = 4) -> None:
     tiny.given |= {"rope.dimension_count": HEAD, "rope.freq_base": 500_000.0}
 
 
+def _nemotron_h(tiny: Tiny, moe: bool = True, latent: int = 0) -> None:
+    """Build Nemotron-H: Mamba 2, an MLP, attention, and an MLP."""
+    layers, heads, groups, inner, state, taps = 4, 4, 2, 64, 16, 4
+    for layer in range(layers):
+        name = f"blk.{layer}"
+        tiny.norms(layer, "attn_norm")
+        if layer == 0:
+            tiny.matrix(f"{name}.ssm_in.weight", 2 * inner + 2 * groups * state + heads, D)
+            tiny.vector(f"{name}.ssm_conv1d.weight", inner + 2 * groups * state, taps, middle=0.3)
+            tiny.vector(f"{name}.ssm_conv1d.bias", inner + 2 * groups * state)
+            tiny.vector(f"{name}.ssm_dt.bias", heads)
+            tiny.vector(f"{name}.ssm_a", heads, 1, middle=-1.0)
+            tiny.vector(f"{name}.ssm_d", heads, 1)
+            tiny.vector(f"{name}.ssm_norm.weight", groups, inner // groups, middle=1.0)
+            tiny.matrix(f"{name}.ssm_out.weight", D, inner)
+        elif layer == 2:
+            tiny.attention(layer)
+        elif moe:
+            tiny.experts(layer, correction=True)
+            tiny.mlp(layer, INNER, "_shexp")
+            del tiny.tensors[f"{name}.ffn_gate_exps.weight"], tiny.tensors[f"{name}.ffn_gate_shexp.weight"]
+            if latent:
+                tiny.matrix(f"{name}.ffn_latent_down.weight", latent, D)
+                tiny.matrix(f"{name}.ffn_latent_up.weight", D, latent)
+                tiny.matrix(f"{name}.ffn_up_exps.weight", EXPERTS, OWN, latent)
+                tiny.matrix(f"{name}.ffn_down_exps.weight", EXPERTS, latent, OWN)
+        else:
+            tiny.mlp(layer)
+            del tiny.tensors[f"{name}.ffn_gate.weight"]
+    tiny.given |= {"block_count": layers, "attention.head_count_kv": [0, 0, GROUPS, 0]}
+    tiny.given |= {"feed_forward_length": [0, OWN if moe else INNER] * 2, "ssm.conv_kernel": taps}
+    tiny.given |= {"ssm.group_count": groups, "ssm.time_step_rank": heads, "ssm.inner_size": inner}
+    tiny.given |= {"ssm.state_size": state, "attention.key_length": HEAD, "attention.value_length": HEAD}
+    tiny.given |= {"rope.dimension_count": HEAD, "attention.layer_norm_epsilon": 1e-5}
+    if moe:
+        tiny.given |= MOE | {"expert_feed_forward_length": OWN, "expert_shared_feed_forward_length": INNER}
+        tiny.given |= {"expert_weights_norm": True, "expert_weights_scale": 1.5, "expert_shared_count": 1}
+        tiny.given |= {"expert_group_count": 1, "expert_group_used_count": 1}
+    if latent:
+        tiny.given |= {"moe_latent_size": latent}
+
+
 MODELS: dict[str, tuple[str, Any, Extra]] = {
     "llama": ("llama", _llama, {}),
     "llama 3": ("llama", _scaled_llama, {}),
@@ -409,6 +451,9 @@ MODELS: dict[str, tuple[str, Any, Extra]] = {
     "minimax-m2": ("minimax-m2", _minimax, {}),
     "hunyuan-moe": ("hunyuan-moe", _hunyuan, {}),
     "llama4": ("llama4", _llama4, {}),
+    "nemotron_h_moe": ("nemotron_h_moe", _nemotron_h, {}),
+    "nemotron_h_moe with a latent": ("nemotron_h_moe", _nemotron_h, {"latent": 16}),
+    "nemotron_h": ("nemotron_h", _nemotron_h, {"moe": False}),
 }
 """Architecture and builder of each model, by name."""
 

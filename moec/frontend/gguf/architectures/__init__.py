@@ -22,6 +22,7 @@ from moec.frontend.gguf.architectures import (
     llama,
     llama4,
     minimax,
+    nemotron_h,
     olmo2,
     phi,
     qwen2moe,
@@ -46,6 +47,7 @@ _FILES = (
     minimax,
     hunyuan,
     llama4,
+    nemotron_h,
 )
 ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
     name: build for file in _FILES for name, build in file.ARCHITECTURES.items()

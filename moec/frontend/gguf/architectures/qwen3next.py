@@ -4,7 +4,6 @@ softmax-routed experts next to a shared one, which a sigmoid weighs; dense Qwen3
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +11,11 @@ import onnx_ir as ir
 from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
-from moec.frontend.gguf.parts.decoder import Norms, Step, decoder
+from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.delta_net import DeltaSizes, delta_net
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, with_shared
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, Step, experts, gated, with_shared
+from moec.frontend.gguf.parts.linear_attention import HeadOrder
 from moec.frontend.gguf.parts.rope import Rope
 
 _INTERVAL = 4
@@ -23,8 +23,8 @@ _INTERVAL = 4
 _FORM = AttentionForm(norm="head", gated=True)
 
 
-def build(build: Builder, order: Literal["grouped", "tiled"], moe: bool = True) -> ir.Value:
-    """Build a model whose heads of values share keys in this ``order`` (:mod:`moec.frontend.gguf.parts.delta_net`)."""
+def build(build: Builder, order: HeadOrder, moe: bool = True) -> ir.Value:
+    """Build a model whose heads of values share keys in this order."""
     metadata, heads, sizes = build.metadata, Heads.of(build), DeltaSizes.of(build)
     rope, is_recurrent = Rope(build, heads[0].size, interleaved=False), _recurrent_layers(build)
     _check_sections(build, rope.size // 2)

@@ -210,7 +210,8 @@ class Builder:
     def head(self, x: ir.Value, softcap: float = 0.0, scale: float = 1.0, norm: str = "output_norm") -> ir.Value:
         """Compute logits [B,S,V] of the last layer's result. A file without an output matrix shares that of the
         embedding."""
-        is_layer_norm = "attention.layer_norm_epsilon" in self.metadata
+        keys = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
+        is_layer_norm = [key in self.metadata for key in keys] == [True, False]
         normal = self.layer_norm(x, norm) if is_layer_norm else self.rms_norm(x, norm)
         name = "output" if self.has("output.weight") else "token_embd"
         bias = self.optional_vector("output.bias", self.vocabulary)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import onnx_ir as ir
 
 from moec.frontend.gguf.graph.builder import Builder
-
-Step = Callable[[ir.Value, int], ir.Value]
-"""Computation of a layer on a normalised input [B,S,D]; the second argument is the layer."""
+from moec.frontend.gguf.parts.feed_forward import Step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,13 @@ the converter of llama.cpp reorders).
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.frontend.gguf.graph.builder import BATCH, Builder
+from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.convolution import causal_convolution
+from moec.frontend.gguf.parts.linear_attention import HeadOrder, linear_attention, shared_by_heads
 from moec.ir.dialect import LinearSpec
 
 
@@ -57,9 +57,7 @@ class DeltaSizes:
         return DeltaSizes(key_heads, value_heads, size, inner // value_heads, taps)
 
 
-def delta_net(
-    build: Builder, x: ir.Value, layer: int, sizes: DeltaSizes, order: Literal["grouped", "tiled"]
-) -> ir.Value:
+def delta_net(build: Builder, x: ir.Value, layer: int, sizes: DeltaSizes, order: HeadOrder) -> ir.Value:
     """Compute what a layer's gated delta net adds to the residual stream, from its normalised input x [B,S,D]."""
     write, name = build.write, f"blk.{layer}"
     joined, gate = _inputs(build, x, name, sizes)
@@ -67,20 +65,9 @@ def delta_net(
     mixed = causal_convolution(build, joined, layer, f"{name}.ssm_conv1d", 2 * sizes.keys + sizes.values, sizes.taps)
     mixed = write.op("Mul", mixed, write.op("Sigmoid", mixed), label=f"{name}.ssm_conv1d.activated")
     query, key, value = write.split(mixed, sizes.keys, sizes.keys, sizes.values, axis=-1, label=f"{name}.ssm")
-    query, key = (_shared(build, part, sizes, order, f"{name}.ssm_{of}") for of, part in (("q", query), ("k", key)))
-    past = None
-    if build.with_cache:
-        past = build.past("state", layer, (BATCH, sizes.value_heads, sizes.key_size, sizes.value_size))
-    attributes = {
-        "q_num_heads": sizes.value_heads,
-        "kv_num_heads": sizes.value_heads,
-        "update_rule": "gated_delta",
-        "scale": sizes.key_size**-0.5,
-    }
-    node = ir.node("LinearAttention", [query, key, value, past, decay, beta], attributes=attributes, num_outputs=2)
-    result, state = write.add(node, f"{name}.ssm_attention", f"{name}.ssm_state")
-    if build.with_cache:
-        build.keep("state", layer, state)
+    query, key = (_unit(build, part, sizes, order, f"{name}.ssm_{of}") for of, part in (("q", query), ("k", key)))
+    shape = sizes.value_heads, sizes.key_size, sizes.value_size
+    result = linear_attention(build, layer, (query, key, value), decay, beta, shape, sizes.key_size**-0.5)
     result = write.reshape(result, 0, 0, sizes.value_heads, sizes.value_size, label=f"{name}.ssm_attention.heads")
     result = build.rms_norm(result, f"{name}.ssm_norm", sizes.value_size)
     result = write.reshape(result, 0, 0, sizes.values, label=f"{name}.ssm_attention.joined")
@@ -124,15 +111,12 @@ def _rates(build: Builder, x: ir.Value, name: str, sizes: DeltaSizes) -> tuple[i
     return write.op("Sigmoid", beta, label=f"{name}.ssm_beta.rate"), decay
 
 
-def _shared(build: Builder, rows: ir.Value, sizes: DeltaSizes, order: str, label: str) -> ir.Value:
+def _unit(build: Builder, rows: ir.Value, sizes: DeltaSizes, order: HeadOrder, label: str) -> ir.Value:
     """Divide each query or key of [B,S,keys] by its length, and repeat it for the value heads that share it."""
-    write, heads, repeats = build.write, sizes.key_heads, sizes.repeats
-    apart = write.reshape(rows, 0, 0, heads, sizes.key_size, label=f"{label}.heads")
+    write = build.write
+    apart = write.reshape(rows, 0, 0, sizes.key_heads, sizes.key_size, label=f"{label}.heads")
     squares = write.op("ReduceSumSquare", apart, write.numbers(-1), keepdims=1, label=f"{label}.squares")
     epsilon = write.scalar(build.metadata.number("attention.layer_norm_rms_epsilon"))
     length = write.op("Sqrt", write.op("Add", squares, epsilon), label=f"{label}.length")
     apart = write.op("Div", apart, length, label=f"{label}.normalised")
-    if repeats > 1:
-        axis, shape = (3, (1, 1, 1, repeats, 1)) if order == "grouped" else (2, (1, 1, repeats, 1, 1))
-        apart = write.op("Expand", write.op("Unsqueeze", apart, write.numbers(axis)), write.numbers(*shape))
-    return write.reshape(apart, 0, 0, sizes.value_heads * sizes.key_size, label=f"{label}.shared")
+    return shared_by_heads(build, apart, sizes.repeats, order, f"{label}.shared")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -16,6 +17,8 @@ _SMALLEST_SUM = 6.103515625e-5
 _GATES: dict[int, ScoreFunction] = {1: "softmax", 2: "sigmoid", 3: "softmax_topk", 4: "sqrt_softplus"}
 """Score functions by ``expert_gating_func`` of metadata."""
 _SWIGLU = ExpertsSpec()
+Step = Callable[[ir.Value, int], ir.Value]
+"""Computation of a layer on a normalised input [B,S,D]; the second argument is the layer."""
 
 
 def gated(
@@ -36,6 +39,14 @@ def gated(
         gate = _activated(build, first, activation)
     hidden = write.op("Mul", gate, up, label=f"{name}.ffn_hidden{end}")
     return build.linear(hidden, f"{name}.ffn_down{end}", inner, build.width)
+
+
+def plain(build: Builder, x: ir.Value, layer: int, inner: int, activation: Activation, end: str = "") -> ir.Value:
+    """Compute ``down(activation(up(x)))`` with the matrices ``ffn_up`` and ``ffn_down``, whose names end in ``end``."""
+    name = f"blk.{layer}.ffn_up{end}"
+    weight, bias = build.matrix(f"{name}.weight", inner, build.width), build.optional_vector(f"{name}.bias", inner)
+    hidden = build.write.moec("Linear", name, LinearSpec(activation=activation), x=x, weight=weight, bias=bias)[0]
+    return build.linear(hidden, f"blk.{layer}.ffn_down{end}", inner, build.width)
 
 
 def _activated(build: Builder, x: ir.Value, activation: Activation) -> ir.Value:
@@ -93,21 +104,33 @@ def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
 
 
 def experts(
-    build: Builder, x: ir.Value, layer: int, router: RouterOptions, inner: int, spec: ExpertsSpec = _SWIGLU
+    build: Builder,
+    x: ir.Value,
+    layer: int,
+    router: RouterOptions,
+    inner: int,
+    spec: ExpertsSpec = _SWIGLU,
+    inputs: ir.Value | None = None,
+    width: int = 0,
 ) -> ir.Value:
-    """Compute the weighted sum [B,S,D] of the experts that a layer's router selects for each token of x."""
+    """Compute the weighted sum [B,S,D] of the experts that a layer's router selects for each token of x. ``inputs``:
+    inputs [B,S,width] of the experts where these are not those of the router; the sum then has their shape."""
     write, name, count = build.write, f"blk.{layer}", router.experts
     rows = write.reshape(x, -1, build.width, label=f"{name}.tokens")
     logits = build.linear(rows, f"{name}.ffn_gate_inp", build.width, count)
+    width = width or build.width
+    if inputs is not None:
+        x, rows = inputs, write.reshape(inputs, -1, width, label=f"{name}.inputs")
     weights, ids = write.moec(
         "Route", f"{name}.route", router.spec, logits=logits, correction_bias=_correction(build, name, router)
     )
-    shapes = {"gate": (inner, build.width), "up": (inner, build.width), "down": (build.width, inner)}
+    shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
     if build.has(f"{name}.ffn_gate_up_exps.weight"):
         layout, parts = "gate_up", {"up": "ffn_gate_up_exps", "down": "ffn_down_exps"}
-        shapes["up"] = (2 * inner, build.width)
+        shapes["up"] = (2 * inner, width)
     else:
-        layout, parts = "separate", {part: f"ffn_{part}_exps" for part in ("up", "down", "gate")}
+        layout = "separate" if spec.gated else "none"
+        parts = {part: f"ffn_{part}_exps" for part in ("up", "down", *(["gate"] if spec.gated else []))}
     operands: dict[str, ir.Value | None] = {
         part: build.matrix(f"{name}.{label}.weight", count, *shapes[part]) for part, label in parts.items()
     }

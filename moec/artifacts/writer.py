@@ -204,6 +204,7 @@ def _write_text(files: _ArtifactFiles, text: TextFiles) -> TextEntry:
         end_ids=list(text.end_ids),
         special_tokens=text.special_tokens,
         checked_by=text.checked_by,
+        context=text.context,
     )
 
 

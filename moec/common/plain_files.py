@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import stat
@@ -47,15 +48,20 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
         raise MoecError(f"{path}: cannot be read as text: {error}") from error
 
 
-def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def parse_json(
+    text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None, *, strict: bool = False
+) -> Any:
     """Parse JSON in UTF-8; ``object_hook`` replaces objects, as in the module ``json``.
 
     Raises ValueError, whose text is the reason, for text that is no JSON, has more than 100 levels or numbers of
     thousands of digits, or holds halves of characters (lone surrogates), which no file and no library accepts.
+    ``strict``: also for NaN and infinities, which files of models have although JSON lacks them, and for names that
+    occur twice in an object, of which other readers take the first.
     """
+    constant, pairs = (_refuse_constant, _object_once) if strict else (None, None)
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        content = json.loads(text, object_hook=object_hook)
+        content = json.loads(text, object_hook=object_hook, parse_constant=constant, object_pairs_hook=pairs)
         if _is_deep(content):
             raise RecursionError
         if "\\ud" in text.lower():
@@ -64,6 +70,18 @@ def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] |
         raise ValueError(f"it has more than {_MOST_LEVELS} levels") from None
     except ValueError as error:  # of json, of int, of UTF-8
         raise ValueError(one_line(error)) from None
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"an object has the name {names.most_common(1)[0][0][:60]!r} twice")
     return content
 
 

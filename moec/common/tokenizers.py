@@ -30,7 +30,8 @@ class TextFiles:
 
     ``tokenizer``: the text of ``tokenizer.json``. ``end_ids``: the token ids that end a text. ``special_tokens``: by
     their names in chat templates, such as ``bos_token``. ``checked_by``: version of the package ``tokenizers`` with
-    which :func:`check_tokenizer` read it, if any.
+    which :func:`check_tokenizer` read it, if any. ``context``: the most tokens of a text that the model was trained
+    for, where its files say so.
     """
 
     tokenizer: str
@@ -38,6 +39,7 @@ class TextFiles:
     end_ids: tuple[int, ...]
     special_tokens: dict[str, str]
     checked_by: str | None = None
+    context: int | None = None
 
 
 class Tokenizer:

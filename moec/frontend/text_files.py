@@ -39,6 +39,7 @@ def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
         _template(folder, settings),
         end_ids_of(folder) or _special_ids(content),
         {name: token for name, token in tokens.items() if token is not None},
+        context=_context(_optional(folder / CONFIG)),
     )
 
 
@@ -87,6 +88,16 @@ def end_ids_of(folder: Path) -> tuple[int, ...]:
         if ids:
             return tuple(dict.fromkeys(ids))
     return ()
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    """Number of positions of a configuration; None where it has no such number, as for models without positions."""
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        context = part.get("max_position_embeddings")
+        if type(context) is int and context > 0:
+            return context
+    return None
 
 
 def _special_ids(tokenizer: dict[str, Any]) -> tuple[int, ...]:

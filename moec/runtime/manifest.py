@@ -21,7 +21,7 @@ from moec.placing.placement import ExpertPlacement
 from moec.placing.plan import ExpertPlan
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 27
+FORMAT_VERSION = 28
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -110,13 +110,15 @@ class ProjectEntry:
 class TextEntry:
     """Conversion between text and token ids: the files of a ``tokenizer.json`` and of a chat template (None where there
     is none), the ids that end a text, special tokens by their names in templates, and the version of the package
-    ``tokenizers`` that has read the first without harm, if any."""
+    ``tokenizers`` that has read the first without harm, if any. ``context``: the most tokens of a text that the model
+    was trained for, where that is known."""
 
     tokenizer: str
     chat_template: str | None
     end_ids: list[int]
     special_tokens: dict[str, str]
     checked_by: str | None = None
+    context: Size | None = None
 
 
 @dataclasses.dataclass

@@ -17,7 +17,8 @@ _INCOMPLETE = "\ufffd"
 
 
 class TextCodec:
-    """The tokenizer and chat template of an artifact."""
+    """The tokenizer and chat template of an artifact. ``end_ids``: tokens that end a text. ``context``: the most tokens
+    of a text that the model was trained for, where that is known."""
 
     def __init__(self, artifact: Artifact) -> None:
         """Raise MoecError for an artifact without tokenizer, or with one that cannot be read."""
@@ -31,7 +32,7 @@ class TextCodec:
         self._template = None if entry.chat_template is None else artifact.text(entry.chat_template)
         content = artifact.text(entry.tokenizer)
         self._tokenizer = Tokenizer(content, f"{artifact.where}: {entry.tokenizer}", entry.checked_by)
-        self.end_ids = frozenset(entry.end_ids)
+        self.end_ids, self.context = frozenset(entry.end_ids), entry.context
 
     @property
     def has_chat_template(self) -> bool:

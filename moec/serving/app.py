@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moec.common.errors import DefectError, MoecError, one_line
 from moec.runtime.prompts import encoded_prompts
 from moec.runtime.text_codec import TextCodec
+from moec.serving.chat_page import chat_page
 from moec.serving.event_stream import EventStream
 from moec.serving.limits import ServerLimits
 from moec.serving.metrics import Metrics
@@ -57,6 +58,7 @@ class Application:
 
         return Starlette(
             routes=[
+                Route("/", _page),
                 Route("/health", self._health),
                 Route("/metrics", self._checked(self._shown_metrics)),
                 Route("/v1/models", self._checked(self._models)),
@@ -215,6 +217,13 @@ async def _while_connected(request: starlette.requests.Request, work: Coroutine[
 
 def _gone() -> RequestError:
     return RequestError(GONE, "the client has gone")
+
+
+async def _page(request: starlette.requests.Request) -> starlette.responses.Response:
+    from starlette.responses import Response
+
+    content, headers = chat_page()
+    return Response(content, headers=headers, media_type="text/html")
 
 
 def _json(value: Any, status: int = 200) -> starlette.responses.Response:

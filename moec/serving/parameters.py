@@ -10,6 +10,7 @@ from typing import Any
 
 from moec.common.arguments import shown
 from moec.common.errors import MoecError
+from moec.common.plain_files import parse_json
 from moec.runtime.prompts import Prompt
 from moec.runtime.sampling import Sampling
 from moec.serving.refusals import RequestError
@@ -84,13 +85,9 @@ def request_of(body: bytes, *, chat: bool) -> Request:
 
 def _object(body: bytes) -> dict[str, Any]:
     """Parse a body. A parameter that is null counts as left out, as in OpenAI's API."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
-
     try:
-        asked = json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        asked = parse_json(body, strict=True)
+    except ValueError as error:
         raise RequestError(400, f"the body is not JSON ({str(error)[:100]}); send one object") from error
     if not isinstance(asked, dict):
         raise RequestError(400, f"the body is {shown(asked)}; expected an object of parameters")

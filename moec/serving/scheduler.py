@@ -124,14 +124,21 @@ class Scheduler:
         limit = self._limits.new_tokens
         if asked is not None and asked > limit:
             raise RequestError(400, f"max_tokens is {asked}; this server allows {limit}", parameter="max_tokens")
+        capacity, context = self._batch.pages * PAGE, self._codec.context
+        if context is not None and prompt >= context:
+            raise RequestError(
+                400,
+                f"the prompt has {prompt} tokens, and the model was trained for texts of {context}; shorten it",
+                code="context_length_exceeded",
+            )
         if not self._batch.can_hold(prompt + 1):
             raise RequestError(
                 400,
-                f"the prompt has {prompt} tokens, and this server holds {self._batch.pages * PAGE} at most, the model "
-                "perhaps fewer; shorten it",
+                f"the prompt has {prompt} tokens, and this server holds {capacity} at most, the model perhaps fewer; "
+                "shorten it",
                 code="context_length_exceeded",
             )
-        room = self._batch.pages * PAGE - prompt
+        room = (capacity if context is None else min(capacity, context)) - prompt
         if asked is not None and asked > room:
             raise RequestError(
                 400, f"max_tokens is {asked}; after {prompt} of the prompt {room} are left", parameter="max_tokens"

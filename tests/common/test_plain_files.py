@@ -58,6 +58,14 @@ def test_what_is_no_json(text):
     assert "\n" not in str(caught.value) and 5 < len(str(caught.value)) < 301
 
 
+@pytest.mark.parametrize("text", ['{"a": NaN}', "[-Infinity]", '[{"a": 1, "b": 2, "a": 1}]'])
+def test_what_is_no_strict_json(text):
+    parse_json(text)
+    with pytest.raises(ValueError, match=r"is no number of JSON|has the name 'a' twice"):
+        parse_json(text, strict=True)
+    assert parse_json('{"a": [1e5, {"a": 2}]}', strict=True) == {"a": [1e5, {"a": 2}]}
+
+
 def test_no_more_memory_is_taken_than_the_file_has(tmp_path, monkeypatch):
     """Python allocates as many bytes as it is asked to read."""
     import builtins

@@ -51,6 +51,22 @@ def test_ends_that_are_no_ids_are_refused(folder, ends):
         read_text_files(folder)
 
 
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"text_config": {"max_position_embeddings": 4096}}, 4096),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": -1, "text_config": 3}, None),
+        ({"max_position_embeddings": True}, None),
+    ],
+)
+def test_texts_that_a_model_was_trained_for(folder, config, context):
+    assert read_text_files(folder).context is None
+    write(folder, config=config)
+    assert read_text_files(folder).context == context
+
+
 def test_templates_and_special_tokens(folder):
     tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None, "add_bos_token": True}
     write(folder, tokenizer_config={**tokens, "chat_template": "of the configuration"})

@@ -156,7 +156,11 @@ def test_values_that_ask_for_nothing_are_served(model, running):
     [
         *((b"", 400), (b"{", 400), (b"[]", 400), (b"null", 400), (b"\xff", 400), (b'{"seed": NaN}', 400)),
         *((b"[" * 5000, 400), (b'{"seed": ' + b"1" * 6000 + b"}", 400), (b" " * 10_001, 413), (b"{}", 400)),
-        (b'{"model": "\\ud800", "prompt": "a"}', 404),
+        (b'{"model": "\\ud800", "prompt": "a"}', 400),
+        (b'{"model": "other", "prompt": "a"}', 404),
+        (b'{"model": "letters", "prompt": "a", "seed": 1, "seed": 1}', 400),
+        (b'{"model": "letters", "prompt": "a", "metadata": {"a": 1, "a": 2}}', 400),
+        (b'{"model": "letters", "prompt": "a", "metadata": [[-Infinity]]}', 400),
         (b'{"model": "letters", "prompt": "\\ud800"}', 400),
         (b'{"model": "letters", "prompt": ""}', 400),
         (b'{"model": "letters", "prompt": [77]}', 400),
@@ -197,6 +201,18 @@ def test_a_template_that_refuses_and_prompts_that_are_too_long(running):
         client.completions.create(model=NAME, prompt="a" * 5000)
     with pytest.raises(openai.BadRequestError, match="max_tokens is 300; after 3900 of the prompt 196"):
         client.completions.create(model=NAME, prompt="a" * 3900, max_tokens=300)
+
+
+def test_a_text_is_not_longer_than_the_model_was_trained_for(model, monkeypatch):
+    monkeypatch.setattr(model.artifact.manifest.text, "context", 30)
+    with served(model) as server:
+        client, asked = server.client(), {"model": NAME, "seed": 1, "temperature": 1.0}
+        with pytest.raises(openai.BadRequestError, match="30 tokens, and the model was trained for texts of 30"):
+            client.completions.create(prompt="a" * 30, **asked)
+        with pytest.raises(openai.BadRequestError, match="max_tokens is 20; after 11 of the prompt 19 are left"):
+            client.completions.create(prompt="hello there", max_tokens=20, **asked)
+        assert client.completions.create(prompt="hello there", max_tokens=19, **asked).usage.completion_tokens == 19
+        assert client.completions.create(prompt="hello there", **asked).usage.completion_tokens == 19
 
 
 def test_a_key_is_asked_for(model):

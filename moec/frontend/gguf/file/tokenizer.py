@@ -106,7 +106,14 @@ def text_files(file: GgufFile) -> TextFiles | None:
         template if isinstance(template, str) else None,
         vocabulary.ends(),
         {names.get(name, name): vocabulary.tokens[token] for name, token in special.items() if token is not None},
+        context=_context(file),
     )
+
+
+def _context(file: GgufFile) -> int | None:
+    """Tokens that the model was trained for; None where the file does not say so."""
+    context = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
+    return context if type(context) is int and context > 0 else None
 
 
 def check(file: GgufFile) -> None:

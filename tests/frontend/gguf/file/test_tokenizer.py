@@ -90,6 +90,20 @@ def test_what_comes_beside_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "context"),
+    [
+        ({"general.architecture": "olmoe", "olmoe.context_length": 4096}, 4096),
+        ({"general.architecture": "olmoe", "llama.context_length": 4096}, None),
+        ({"general.architecture": "olmoe", "olmoe.context_length": 0}, None),
+        ({}, None),
+    ],
+)
+def test_texts_that_a_model_was_trained_for(more: dict[str, Any], context: int | None) -> None:
+    built = text_files(GgufFile(Path("model.gguf"), file(BPE).metadata | more, {}))
+    assert built is not None and built.context == context
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         (BPE | {"token_type": np.ones(3, np.int32)}, "tokenizer.ggml.token_type has 3 entries for 14 tokens"),

@@ -38,14 +38,32 @@ def _multiply(match: Match[str], sums: str, a: str, b: str, instruction: str, *r
     return f"emulator::multiply_in_tensor_memory({kind}, {sums}, {a}, {b}, {instruction}, {lanes}, {others[0]})"
 
 
+@model(
+    rf"tcgen05\.mma{_GROUP}\.kind::(?:mxf8f6f4\.block_scale\.scale_vec::(1)X|mxf4\.block_scale\.scale_vec::(2)X|"
+    r"mxf4nvf4\.block_scale\.scale_vec::([24])X)",
+    Effect.ORDER,
+)
+def _multiply_with_scales(
+    match: Match[str], sums: str, a: str, b: str, instruction: str, scales_of_a: str, scales_of_b: str, adds: str
+) -> str:
+    count = match[2] or match[3] or match[4]
+    operands = f"{sums}, {a}, {b}, {instruction}, {scales_of_a}, {scales_of_b}, {adds}"
+    return f"emulator::multiply_with_scales({count}, {match[1]}, {operands})"
+
+
+@model(rf"tcgen05\.cp{_GROUP}\.32x128b\.warpx4", Effect.ORDER)
+def _copy_scales(match: Match[str], address: str, source: str) -> str:
+    return f"emulator::copy_scales({match[1]}, {address}, {source})"
+
+
 @model(rf"tcgen05\.commit{_GROUP}\.mbarrier::arrive::one\.shared::cluster\.b64", Effect.MEMORY)
 def _commit(match: Match[str], barrier: str) -> str:
-    return f"emulator::commit_tensor_products({match[1]}, {barrier})"
+    return f"emulator::commit_tensor_work({match[1]}, {barrier})"
 
 
 @model(rf"tcgen05\.commit{_GROUP}\.mbarrier::arrive::one\.shared::cluster\.multicast::cluster\.b64", Effect.MEMORY)
 def _commit_to_several(match: Match[str], barrier: str, blocks: str) -> str:
-    return f"emulator::commit_tensor_products_to({match[1]}, {barrier}, {blocks})"
+    return f"emulator::commit_tensor_work_to({match[1]}, {barrier}, {blocks})"
 
 
 @model(r"tcgen05\.ld\.sync\.aligned\.32x32b\.x\d+\.b32", Effect.ORDER)

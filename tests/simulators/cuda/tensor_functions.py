@@ -40,6 +40,27 @@ __forceinline__ __device__ void multiply_{kind}(unsigned sums, uint64_t a, uint6
 }}
 """
 
+_SCALED_KINDS = {
+    "mxf8f6f4": "mxf8f6f4.block_scale.scale_vec::1X",
+    "mxf4": "mxf4.block_scale.scale_vec::2X",
+    "mxfp4": "mxf4nvf4.block_scale.scale_vec::2X",
+    "nvfp4": "mxf4nvf4.block_scale.scale_vec::4X",
+}
+_MULTIPLY_SCALED = """
+__forceinline__ __device__ void multiply_{name}(unsigned sums, uint64_t a, uint64_t b, unsigned instruction,
+                                              unsigned scales_of_a, unsigned scales_of_b, unsigned adds) {{
+  asm volatile("{{ .reg .pred ps0; setp.ne.b32 ps0, %6, 0; "
+               "tcgen05.mma.cta_group::1.kind::{kind} [%0], %1, %2, %3, [%4], [%5], ps0; }}"
+               : : "r"(sums), "l"(a), "l"(b), "r"(instruction), "r"(scales_of_a), "r"(scales_of_b), "r"(adds));
+}}
+"""
+_COPY_SCALES = """
+__forceinline__ __device__ void copy_scales(unsigned address, const void* source) {
+  uint64_t rows = (shared_address(source) >> 4) | (uint64_t)8 << 32 | (uint64_t)1 << 46;
+  asm volatile("tcgen05.cp.cta_group::1.32x128b.warpx4 [%0], %1;" : : "r"(address), "l"(rows));
+}
+"""
+
 _ALONE = """
 __forceinline__ __device__ unsigned rank_of_block() { return 0; }
 __forceinline__ __device__ void meet() { __syncthreads(); }
@@ -71,12 +92,18 @@ __forceinline__ __device__ void commit(void* barrier) {
 }
 """
 
+
+def _in_pairs(functions: str) -> str:
+    return functions.replace("::1.", "::2.").replace("{%4, %4, %4, %4}", "{%4, %4, %4, %4, %4, %4, %4, %4}")
+
+
 _PLAIN = _FUNCTIONS + "".join(_MULTIPLY.format(kind=kind) for kind in ("f16", "tf32", "f8f6f4"))
 TENSOR_FUNCTIONS = _PLAIN + _ALONE
-PAIR_FUNCTIONS = (
-    _PLAIN.replace("::1.", "::2.").replace("{%4, %4, %4, %4}", "{%4, %4, %4, %4, %4, %4, %4, %4}") + _IN_PAIRS
-)
+PAIR_FUNCTIONS = _in_pairs(_PLAIN) + _IN_PAIRS
 """The same for pairs of blocks (``cta_group::2``), whose block of rank 0 issues products and commits to both."""
+_OF_SCALES = _COPY_SCALES + "".join(_MULTIPLY_SCALED.format(name=n, kind=kind) for n, kind in _SCALED_KINDS.items())
+SCALE_FUNCTIONS = {1: _OF_SCALES, 2: _in_pairs(_OF_SCALES)}
+"""More functions, by blocks of a group: for block scales."""
 
 
 def instruction_descriptor(rows: int, columns: int, number: int) -> int:

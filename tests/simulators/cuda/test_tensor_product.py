@@ -91,7 +91,7 @@ PAIR_FAULTS = {
     "products of the odd block": Fault(
         "  meet();\n  unsigned sums = *place;\n",
         "  meet();\n  unsigned sums = *place;\n"
-        "  if (rank == 1 && lane == 0) multiply_f16(sums, operand(x_tile), operand(w_tile), 0, 0, 0);\n",
+        "  if (rank == 1 && lane == 0) multiply_f16(sums, operand(x_tile), operand(w_tile), 0x8100490, 0, 0);\n",
     ),
     "own tile alone is waited for": Fault("init(full, 128 * 2)", "init(full, 128)"),
     "one block's readers alone are waited for": Fault("init(read, 128 * 2)", "init(read, 128)"),
@@ -136,7 +136,7 @@ def test_a_fault_is_caught(mutants, group, fault):
         (1, "reader without its fence", "column 480 .* by warp . .* without tcgen05.fence::before_thread_sync"),
         (1, "product without its fence", "column 480 .* by warp . .* no tcgen05.fence::after_thread_sync"),
         (2, "a fence of the issuer's block alone", "column 480 .* by warp [5-8] .* without tcgen05.fence::before"),
-        (2, "products of the odd block", "no model of products that the odd block of a pair issues"),
+        (2, "products of the odd block", "no model of work that the odd block of a pair issues"),
         (2, "allocations that differ", "the blocks of a pair ask for different numbers of columns"),
         (2, "allocation of one block", "deadlock: .* at tcgen05.alloc, .* or for the other block"),
         (2, "a product of one block", "tcgen05.mma.cta_group::1 in a kernel with others of cta_group::2"),

@@ -1,7 +1,7 @@
 #include "asynchronous.h"
 
-#include "tensor_product.h"
 #include "tensor_transfers.h"
+#include "tensor_work.h"
 
 namespace emulator {
 

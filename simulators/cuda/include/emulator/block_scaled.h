@@ -17,7 +17,7 @@ struct Float4E2M1InByte {  // the four bits in the middle of a byte
   static constexpr int per_register = 4;
   static Sum element(uint32_t bits, int i) {
     const uint32_t byte = bits >> (8 * i) & 0xff;
-    if (byte & 0xc3) fail("mma.sync: byte " + hexadecimal(byte) + " of e2m1 has bits outside of the middle four");
+    if (byte & 0xc3) fail("byte " + hexadecimal(byte) + " of e2m1 has bits outside of the middle four");
     return e2m1_to_float(byte >> 2);
   }
 };
@@ -26,7 +26,7 @@ struct ScaleUE8M0 {
 };
 struct ScaleUE4M3 {
   static float value(uint8_t byte) {
-    if (byte & 0x80) fail("mma.sync: scale " + hexadecimal(byte) + " of ue4m3 has a sign");
+    if (byte & 0x80) fail("scale " + hexadecimal(byte) + " of ue4m3 has a sign");
     return e4m3_to_float(byte);
   }
 };

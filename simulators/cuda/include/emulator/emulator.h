@@ -14,6 +14,7 @@
 #include "registers.h"
 #include "shared_window.h"
 #include "tensor_product.h"
+#include "tensor_scales.h"
 #include "tensor_transfers.h"
 #include "vectors.h"
 #include "warp_votes.h"

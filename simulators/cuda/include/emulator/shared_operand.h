@@ -33,13 +33,13 @@ struct OperandLayout {
 template <class Format, int depth>
 EMULATOR_UNWATCHED void read_operand(const OperandLayout& layout, int rows, typename Format::Sum* values,
                                      int row_stride, int depth_stride) {
-  constexpr int bytes = 4 / Format::per_register;
+  constexpr int width = Format::per_register;
   for (int row = 0; row < rows; ++row)
-    for (int k = 0; k < depth; ++k) {
-      const unsigned char* element = from_window(layout.address(row, k * bytes), bytes, layout.instruction);
-      uint32_t bits = 0;
-      memcpy(&bits, element, bytes);
-      values[row * row_stride + k * depth_stride] = Format::element(bits, 0);
+    for (int word = 0; word < depth / width; ++word) {
+      uint32_t bits;
+      memcpy(&bits, from_window(layout.address(row, word * 4), 4, layout.instruction), 4);
+      for (int i = 0; i < width; ++i)
+        values[row * row_stride + (word * width + i) * depth_stride] = Format::element(bits, i);
     }
 }
 

@@ -1,7 +1,7 @@
 #include "tensor_memory.h"
 
-#include "tensor_product.h"
 #include "tensor_transfers.h"
+#include "tensor_work.h"
 
 namespace emulator {
 
@@ -51,7 +51,7 @@ static void for_each_cell(const TensorRegion& region, Act act) {
 static void expect_ordered(const TensorTouch& touch, int column, const char* instruction, const char* did) {
   if (!touch.time || touch.warp == warp_number(*thread)) return;
   const std::string what = std::string("was ") + did + " by warp " + std::to_string(touch.warp) + " of the cluster, ";
-  if (!touch.is_product && warp_of_number(touch.warp).tensor_fences.before_sync < touch.time)
+  if (!touch.is_committed && warp_of_number(touch.warp).tensor_fences.before_sync < touch.time)
     report_column(instruction, column, what + "without tcgen05.fence::before_thread_sync behind it");
   if (thread->home->warps[size_t(thread->warp)].tensor_fences.after_sync < touch.time)
     report_column(instruction, column, what + "and this warp has passed no tcgen05.fence::after_thread_sync since");
@@ -59,13 +59,17 @@ static void expect_ordered(const TensorTouch& touch, int column, const char* ins
     report_column(instruction, column, what + "and no barrier lies between them");
 }
 
-void begin_tensor_read(const TensorRegion& region, const char* instruction) {
+// Whether work of a chain begins while work of others is under way.
+static bool breaks_in(const TensorCell& cell, uint64_t chain) { return !chain || cell.chain != chain; }
+
+void begin_tensor_read(const TensorRegion& region, const char* instruction, uint64_t chain) {
   expect_allocated(region, instruction);
   for_each_cell(region, [=](TensorCell& cell, int column) {
-    if (cell.writing)
+    if (cell.writing && breaks_in(cell, chain))
       report_column(instruction, column, "is still written by an operation under way, which nobody has waited for");
-    expect_ordered(cell.written, column, instruction, "written");
+    if (!cell.writing) expect_ordered(cell.written, column, instruction, "written");
     ++cell.reading;
+    cell.chain = chain;
   });
 }
 
@@ -76,16 +80,17 @@ void end_tensor_read(const TensorRegion& region, const TensorTouch& touch) {
   });
 }
 
-void begin_tensor_write(const TensorRegion& region, uint64_t sums, const char* instruction) {
+void begin_tensor_write(const TensorRegion& region, uint64_t chain, const char* instruction) {
   expect_allocated(region, instruction);
   for_each_cell(region, [=](TensorCell& cell, int column) {
-    if (cell.reading) report_column(instruction, column, "is still read by an operation under way");
-    if (cell.writing && (!sums || cell.sums != sums))
+    if (cell.reading && breaks_in(cell, chain))
+      report_column(instruction, column, "is still read by an operation under way");
+    if (cell.writing && breaks_in(cell, chain))
       report_column(instruction, column, "is still written by an operation of another thread, kind or shape");
     if (!cell.writing) expect_ordered(cell.written, column, instruction, "written");
     expect_ordered(cell.read, column, instruction, "read");
     ++cell.writing;
-    cell.sums = sums;
+    cell.chain = chain;
   });
 }
 

@@ -2,10 +2,11 @@
 //
 // An address has its lane in the upper half and its column in the lower. Operations on it are under way from when they
 // were issued until a wait says that they are complete, or an mbarrier. Nobody may read what is still written, or write
-// what is still read or written, except for products that a thread adds to the same sums. What another warp has read or
-// written may be touched when both have passed their fences: that warp tcgen05.fence::before_thread_sync behind it, and
-// this one tcgen05.fence::after_thread_sync (PTX ISA, "Memory consistency model for 5th generation of TensorCore
-// operations"; a commit is a fence in itself).
+// what is still read or written, except for chains of work: products that a thread adds to the same sums, and copies of
+// scales with the products that read them. What another warp has read or written may be touched when both have passed
+// their fences: that warp tcgen05.fence::before_thread_sync behind it, and this one tcgen05.fence::after_thread_sync
+// (PTX ISA, "Memory consistency model for 5th generation of TensorCore operations"; a commit is a fence in itself).
+// That copies of scales wait for the products before them is in no manual: kernels of CUTLASS and DeepGEMM rely on it.
 //
 // Columns are allocated from the last ones on: a kernel that takes address 0 for granted fails.
 #pragma once
@@ -27,14 +28,14 @@ struct TensorRegion {
 struct TensorTouch {
   uint32_t time = 0;  // 0: nobody did
   int warp = 0;       // its number in the cluster
-  bool is_product = false;
+  bool is_committed = false;  // by the tensor core, for which an mbarrier is a fence in itself
   Access access;
 };
 
 // 16 lanes of a column.
 struct TensorCell {
   uint16_t writing = 0, reading = 0;  // operations under way
-  uint64_t sums = 0;                  // of the products among them: see tensor_product.cpp
+  uint64_t chain = 0;                 // the name of the work among them that completes in order
   TensorTouch written, read;
 };
 
@@ -42,7 +43,7 @@ struct TensorAllocation {
   int column, columns;
 };
 
-struct TensorOperation;  // see tensor_product.h
+struct TensorOperation;  // see tensor_work.h
 struct TensorTransfer;   // see tensor_transfers.h
 
 struct TensorMemory {
@@ -77,12 +78,13 @@ void for_each_of_group(int group, Act act) {
   for (int i = 0; i < group; ++i) in_block(*cluster.blocks[size_t(first + i)], [&] { act(i); });
 }
 
-void begin_tensor_read(const TensorRegion& region, const char* instruction);
+// `chain`: the name of work that completes in the order in which it was issued, and may touch what the work before it
+// still touches; 0 for other operations.
+void begin_tensor_read(const TensorRegion& region, const char* instruction, uint64_t chain = 0);
 
 void end_tensor_read(const TensorRegion& region, const TensorTouch& touch);
 
-// `sums`: the name of the sums that a product adds to; 0 for other operations.
-void begin_tensor_write(const TensorRegion& region, uint64_t sums, const char* instruction);
+void begin_tensor_write(const TensorRegion& region, uint64_t chain, const char* instruction);
 
 void end_tensor_write(const TensorRegion& region, const TensorTouch& touch);
 

@@ -66,14 +66,15 @@ def _commit_to_several(match: Match[str], barrier: str, blocks: str) -> str:
     return f"emulator::commit_tensor_work_to({match[1]}, {barrier}, {blocks})"
 
 
-@model(r"tcgen05\.ld\.sync\.aligned\.32x32b\.x\d+\.b32", Effect.ORDER)
+@model(r"tcgen05\.ld\.sync\.aligned\.(32x32|16x256)b\.x\d+\.b32", Effect.ORDER)
 def _load(match: Match[str], registers: Operand, address: str) -> str:
-    return f"emulator::load_tensor_memory(std::array{addresses(_listed(registers))}, {address})"
+    lanes = match[1].partition("x")[0]
+    return f"emulator::load_tensor_memory<{lanes}>(std::array{addresses(_listed(registers))}, {address})"
 
 
 @model(r"tcgen05\.st\.sync\.aligned\.32x32b\.x(\d+)\.b32", Effect.ORDER)
 def _store(match: Match[str], address: str, registers: Operand) -> str:
-    return f"emulator::store_tensor_memory({address}, std::array<uint32_t, {match[1]}>{braced(_listed(registers))})"
+    return f"emulator::store_tensor_memory<32>({address}, std::array<uint32_t, {match[1]}>{braced(_listed(registers))})"
 
 
 @model(r"tcgen05\.wait::(ld|st)\.sync\.aligned", Effect.MEMORY)

@@ -10,13 +10,13 @@ only k-tile of its tile, must not miss it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from tvm.backend.cuda.lang import MBarrier
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grid import unknown_one
+from moec.targets.cuda.kernels.held_registers import hold
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, k_tile_depth
 from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP
 from moec.targets.cuda.kernels.shared_pool import SharedPool
@@ -120,24 +120,12 @@ def clear_sums(sums):
                 sums[i, j, v] = T.float32(0)
 
 
-_HOLD = """__forceinline__ __device__ void hold(float* number) {
-  asm volatile("" : "+f"(*number));
-}
-"""
-
-
 @T.inline
 def await_products(sums, in_flight):
-    """Wait until at most ``in_flight`` groups of products are in flight, and the products of ``sums`` are not.
-
-    The sums are no operands of ``wait_group``, so nvcc might read them before it. An empty statement that may change
-    each of them stands between, and makes no instruction. CUTLASS has the same (``warpgroup_fence_operand``).
-    """
+    """Wait until at most ``in_flight`` groups of products are in flight, and the products of ``sums`` are not. The sums
+    are no operands of ``wait_group``; CUTLASS has the same fence (``warpgroup_fence_operand``)."""
     T.ptx.wgmma.wait_group.sync.aligned(in_flight)
-    count = T.meta_var(math.prod(map(int, sums.shape)))
-    registers = T.decl_buffer((count,), "float32", data=sums.data)
-    for i in T.unroll(count):
-        T.evaluate(T.cuda.func_call("hold", T.address_of(registers[i]), source_code=_HOLD))
+    hold(sums)
 
 
 @T.inline

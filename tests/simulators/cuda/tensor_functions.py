@@ -18,6 +18,11 @@ __forceinline__ __device__ void load_columns(unsigned& r0, unsigned& r1, unsigne
   asm volatile("tcgen05.ld.sync.aligned.32x32b.x8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
                : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3), "=r"(r4), "=r"(r5), "=r"(r6), "=r"(r7) : "r"(address));
 }
+__forceinline__ __device__ void load_matrices(unsigned& r0, unsigned& r1, unsigned& r2, unsigned& r3, unsigned& r4,
+                                              unsigned& r5, unsigned& r6, unsigned& r7, unsigned address) {
+  asm volatile("tcgen05.ld.sync.aligned.16x256b.x2.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
+               : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3), "=r"(r4), "=r"(r5), "=r"(r6), "=r"(r7) : "r"(address));
+}
 __forceinline__ __device__ void store_columns(unsigned address, unsigned r0, unsigned r1) {
   asm volatile("tcgen05.st.sync.aligned.32x32b.x2.b32 [%0], {%1, %2};" : : "r"(address), "r"(r0), "r"(r1));
 }

@@ -17,6 +17,7 @@ from moec.simulators.cuda import emulated_library
 from moec.simulators.cuda.translate import translate_assembly
 from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.gpu.kernels import dispatch
 from moec.targets.gpu.kernels.combining_gemv import CombiningProblem, combining_gemv
@@ -37,6 +38,9 @@ CALLS = {
     ),
     "wait for a phase": re.compile(r"^ +mbarrier_wait\([^;]*\);$", re.MULTILINE),
     "wait for products": re.compile(r"^ +wgmma_wait_group\w*\(\);$", re.MULTILINE),
+    "wait for sums": re.compile(r"^ +tcgen05_wait\(\);$", re.MULTILINE),
+    "fence of sums": re.compile(r"^ +tcgen05_fence_\w+\(\);$", re.MULTILINE),
+    "commit of products": re.compile(r"^ +tcgen05_commit\w*\([^;]*\);$", re.MULTILINE),
     "proxy fence": re.compile(r"^ +fence_proxy\w*\(\);$", re.MULTILINE),
     "fence of barriers": re.compile(r"^ +fence_mbarrier_init\w*\(\);$", re.MULTILINE),
 }
@@ -99,6 +103,7 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "product for Ampere, two stages": lambda: _product(grouped_gemm_mma, "sm_80", 64),
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES),
     "quantised product for Hopper": _quantized_product,
+    "product for Blackwell": lambda: _product(grouped_gemm_umma, "sm_100a", 128, 2 * SEVERAL_TILES),
 }
 
 
@@ -167,7 +172,7 @@ def test_nothing_can_be_left_out(changed, name):
         left_out.value = position
         if not _is_noticed(switched, arrays, expected):
             missed.append(call)
-    if "Hopper" in name:  # TMA and wgmma swizzle by addresses
+    if "Hopper" in name or "Blackwell" in name:  # TMA and products swizzle by addresses
         assert "__align__(1024)" in source
         loose, _ = changed(kernel, architecture, lambda source: source.replace("__align__(1024)", "__align__(64)"))
         assert _is_noticed(loose, arrays, expected)
@@ -175,7 +180,9 @@ def test_nothing_can_be_left_out(changed, name):
 
 
 REGISTERS_ONLY = re.compile(r'asm volatile\("(?:mma|cvt|lop3|prmt|ex2|rcp)\b')
-ORDERED_BY_OTHERS = re.compile(r'commit_group|wgmma\.mma_async|setmaxnreg|asm volatile\(""')
+ORDERED_BY_OTHERS = re.compile(
+    r'commit_group|elect\.sync|wgmma\.mma_async|tcgen05\.(?:mma|ld)|setmaxnreg|asm volatile\(""'
+)
 """Instructions that touch no memory, or whose neighbours clobber it."""
 STATEMENT = re.compile(r"asm volatile\((?:[^()\"]|\"[^\"]*\"|\([^()]*(?:\([^()]*\)[^()]*)*\))*\)")
 

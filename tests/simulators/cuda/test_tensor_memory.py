@@ -183,6 +183,44 @@ def test_a_fault_of_stores_is_an_error_where_they_are_watched(product, watched, 
         product.sums(watched.kernel(fault, ("latest", 0, True)))
 
 
+MATRICES = Fault(
+    SOURCE[SOURCE.index("  for (int column") : SOURCE.index("  __syncthreads();\n  if (warp == 0) dealloc")],
+    """  for (int step = 0; step < 4; ++step) {
+    unsigned r[8];
+    int lane = warp * 32 + step / 2 * 16, column = step % 2 * 16;
+    load_matrices(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], sums + (lane << 16) + column);
+    wait_for_loads();
+    for (int i = 0; i < 8; ++i) {
+      int row = lane + i / 2 % 2 * 8 + threadIdx.x % 32 / 4;
+      y[row * 32 + column + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2] = __uint_as_float(r[i]);
+    }
+  }
+""",
+)
+"""The sums as matrices of 8 columns, which a warp holds like the sums of mma.sync (16x256b)."""
+
+
+@pytest.fixture(scope="module")
+def matrices() -> Mutants:
+    eighth_lane = Fault(MATRICES.old, MATRICES.new.replace("step / 2 * 16", "step / 2 * 8"))
+    no_wait = Fault(MATRICES.old, MATRICES.new.replace("    wait_for_loads();\n", ""))
+    return Mutants(SOURCE, {"matrices": MATRICES, "eighth lane": eighth_lane, "no wait": no_wait})
+
+
+@pytest.mark.parametrize("completion", ["latest", "earliest"])
+def test_sums_as_matrices(product, matrices, completion):
+    sums = product.sums(matrices.kernel("matrices", (completion, 0, False)))
+    np.testing.assert_array_equal(sums, product.expected)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("eighth lane", "not from lane (8|40|72|104)$"), ("no wait", "still used by an operation")]
+)
+def test_matrices_begin_at_half_of_the_lanes_and_are_waited_for(product, matrices, fault, message):
+    with pytest.raises(RuntimeError, match=message):
+        product.sums(matrices.kernel(fault, LATEST))
+
+
 MOVES = (
     BARRIER_FUNCTIONS
     + TENSOR_FUNCTIONS

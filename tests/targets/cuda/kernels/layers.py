@@ -12,6 +12,7 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec
+from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.gpu.kernels import combine, dispatch
 from moec.targets.gpu.kernels.activation import experts_epilogue
@@ -124,9 +125,14 @@ def sort_pairs(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarra
     return _dispatch(experts, block_rows).outputs(3, ids.astype(np.int32), *outputs)
 
 
+def architecture_of(kernel: GroupedKernel) -> str:
+    """The oldest architecture that runs a grouped product."""
+    return {grouped_gemm_wgmma: "sm_90a", grouped_gemm_umma: "sm_100a"}.get(kernel, "sm_80")
+
+
 @functools.cache
 def products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kernel, Kernel]:
-    architecture = "sm_90a" if kernel is grouped_gemm_wgmma else "sm_80"
+    architecture = architecture_of(kernel)
     first, second = layer.problems
     epilogue = experts_epilogue(layer.spec, first.out_dtype)
     return (

@@ -9,6 +9,7 @@ from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.gpu.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.gpu.kernels.gemv import gemv, why_not
@@ -25,6 +26,7 @@ KERNELS = {
     "tiles of 64 rows": (dense_problem(104, 200, block_rows=64, **HALF), grouped_gemm_mma, "sm_80"),
     "tiles of 128 rows": (dense_problem(64, 136, block_rows=128, **HALF), grouped_gemm_mma, "sm_80"),
     "for Hopper": (dense_problem(128, 256, block_rows=64, **HALF), grouped_gemm_wgmma, "sm_90a"),
+    "for Blackwell": (dense_problem(128, 256, block_rows=128, **HALF), grouped_gemm_umma, "sm_100a"),
 }
 
 ANY_WIDTH = {
@@ -37,6 +39,9 @@ ANY_WIDTH = {
     "wgmma, 9": (dense_problem(72, 9, block_rows=64, **HALF), grouped_gemm_wgmma, "sm_90a"),
     "wgmma, 49": (dense_problem(64, 49, block_rows=128, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
     "wgmma, 130": (dense_problem(64, 130, block_rows=64, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
+    "umma, 131": (dense_problem(64, 131, block_rows=64, **BFLOAT), grouped_gemm_umma, "sm_100a"),
+    "umma, 9": (dense_problem(72, 9, block_rows=128, **HALF), grouped_gemm_umma, "sm_100a"),
+    "umma, 330": (dense_problem(64, 330, block_rows=128, **BFLOAT), grouped_gemm_umma, "sm_100a"),
     "mma, 133, tf32": (dense_problem(36, 133, block_rows=64, tf32=True), grouped_gemm_mma, "sm_80"),
 }
 """Widths at which rows of results are aligned to one element only, or to two."""

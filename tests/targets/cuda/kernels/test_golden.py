@@ -10,6 +10,7 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.pipeline import sources_of
 from moec.targets.gpu.kernels import combine, dispatch, route
@@ -35,14 +36,19 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "dispatch": lambda: dispatch.dispatch(8, 16),
     "grouped_gemm_mma": lambda: grouped_gemm_mma(_product(16), SILU),
     "grouped_gemm_simt": lambda: grouped_gemm_simt(_product(64, "float32"), SILU_IN_FULL),
+    "grouped_gemm_umma": lambda: grouped_gemm_umma(_product(128), SILU),
     "grouped_gemm_wgmma": lambda: grouped_gemm_wgmma(_product(64), SILU),
     "grouped_gemv": lambda: grouped_gemv(_product(16), SILU),
     "combine": lambda: combine.combine(CombineProblem(8, 64, "bfloat16", weighted=True)),
 }
 
 
+ARCHITECTURES = {"grouped_gemm_umma": "sm_100a", "grouped_gemm_wgmma": "sm_90a"}
+"""Architectures of kernels that are for one alone."""
+
+
 def text_of(name: str) -> str:
-    source = source_of(KERNELS[name](), "sm_90a" if name.endswith("wgmma") else "sm_80")
+    source = source_of(KERNELS[name](), ARCHITECTURES.get(name, "sm_80"))
     return sources_of(source, ["kernel"])["kernel"]
 
 

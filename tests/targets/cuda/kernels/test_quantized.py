@@ -12,8 +12,9 @@ import pytest
 from moec.ir.weights import encode as encodings
 from moec.ir.weights.encode import Encoded, Table
 from moec.ir.weights.format import WeightFormat
-from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_wgmma
+from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_umma, grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
+from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma as umma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.gpu.kernels import grouped_gemm_simt, grouped_gemv
 from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
@@ -23,7 +24,7 @@ from moec.targets.gpu.kernels.packed_format import PackedFormat, pack, scale_row
 
 from ....products import thinned
 from .kernel_runner import build
-from .layers import DTYPES, TOLERANCES, sort_pairs, undefined
+from .layers import DTYPES, TOLERANCES, architecture_of, sort_pairs, undefined
 
 RANDOM = np.random.default_rng(0)
 E = 3
@@ -75,7 +76,7 @@ def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **op
     ids, weights = RANDOM.integers(0, E, (tokens, 2)).astype(np.int32), np.ones((tokens, 2), np.float32)
     order = [ids] if kernel is gemv else sort_pairs(E, problem.block_rows, ids)
     epilogue = (lambda gate, up: gate * up) if problem.gated else (lambda total: total)
-    run = build(kernel(problem, epilogue), "sm_90a" if kernel is wgmma else "sm_80", **options)
+    run = build(kernel(problem, epilogue), architecture_of(kernel), **options)
     bias = np.zeros((E, problem.columns), np.float32)
     out = run(x, *packed(stored, *matrices), bias, weights, *order, undefined((ids.size, problem.width), "float32"))
 
@@ -130,6 +131,21 @@ def test_tensor_cores(name, rows, gated):
 def test_tensor_cores_that_read_shared_memory(name, rows, gated, options):
     problem = GroupedProblem(E, 384, 128, rows, gated=gated, dtype="bfloat16")
     check(wgmma, name, problem, tokens=40, **options)
+
+
+@thinned(
+    "name, rows, width, gated",
+    [
+        ("int4", 128, 136, True),  # columns of two tiles, of which the last is not whole
+        ("nvfp4", 64, 132, False),
+        ("int8 with zero points", 128, 128, False),
+        ("fp8 in blocks", 128, 128, True),
+        ("mxfp4", 64, 128, False),
+    ],
+    5,
+)
+def test_sums_in_tensor_memory(name, rows, width, gated):
+    check(umma, name, GroupedProblem(E, 384, width, rows, gated=gated, dtype="bfloat16"), tokens=40)
 
 
 @pytest.mark.parametrize("name", ["int4", "int4 with zero points"])
@@ -192,6 +208,7 @@ def test_what_a_kernel_cannot_read_has_a_reason():
     tensor_cores = [
         lambda problem: grouped_gemm_mma.why_not(problem, "sm_80"),
         lambda problem: grouped_gemm_wgmma.why_not(problem, "sm_90a"),
+        lambda problem: grouped_gemm_umma.why_not(problem, "sm_100a"),
     ]
     problem = GroupedProblem(E, 128, 128, 64, dtype="float16", stored=PackedFormat("int4", 32, "float16"))
     odd = dataclasses.replace(problem, stored=PackedFormat("int4", 20, "float16"))

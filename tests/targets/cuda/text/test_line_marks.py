@@ -17,7 +17,7 @@ from moec.targets.tvm.text.statement_lines import (
     with_found_numbers,
 )
 
-from ..kernels.test_golden import KERNELS
+from ..kernels.test_golden import ARCHITECTURES, KERNELS
 
 MARKED = """\
 void helper() {
@@ -65,8 +65,7 @@ NAMES = [name if name in ("route", "grouped_gemm_wgmma") else pytest.param(name,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_marks_leave_the_text_as_it_is(name):
-    architecture = "sm_90a" if name.endswith("wgmma") else "sm_80"
-    target = tvm.target.Target({"kind": "cuda", "arch": architecture}, host={"kind": "llvm"})
+    target = tvm.target.Target({"kind": "cuda", "arch": ARCHITECTURES.get(name, "sm_80")}, host={"kind": "llvm"})
     function = numbered(KERNELS[name]().with_attr("global_symbol", "kernel"))
     table = statements_of(function)
     with tvm.transform.PassContext(config={"tirx.UnrollLoop": {"explicit_unroll": 0}}):

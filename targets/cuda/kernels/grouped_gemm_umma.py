@@ -1,0 +1,142 @@
+"""Grouped matrix product on the tensor cores of data-centre Blackwell (10.0a, 10.3a): 16-bit floats, float32 sums.
+
+Each block of threads computes several tiles (:mod:`.persistent_tiles`), and has three parts. The producer, a warpgroup,
+copies or decodes k-tiles into a ring of stages in shared memory, as for wgmma (:mod:`.tile_ring`). One warp multiplies
+them by ``tcgen05.mma``, which CUTLASS calls UMMA: both operands are in shared memory, and sums in tensor memory. Four
+warps take the sums of the tile before through the epilogue (:mod:`.umma_sums`).
+
+Inputs beyond the last are zero in both operands. Columns beyond the last are not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.mma_store import store
+from moec.targets.cuda.kernels.mma_tile import Tile, k_tile_depth
+from moec.targets.cuda.kernels.persistent_gemm import persistent_gemm, why_not_in_tiles
+from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP, for_each_tile
+from moec.targets.cuda.kernels.tile_ring import RingPosition, produce
+from moec.targets.cuda.kernels.umma_sums import (
+    AFTER_SYNC,
+    LANE,
+    finish_ring,
+    multiply_tile,
+    new_ring,
+    start_ring,
+    take_part,
+)
+from moec.targets.cuda.kernels.umma_tile import ACCUMULATORS, PART_COLUMNS, umma_tile
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
+from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
+from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
+
+ARCHITECTURES = ("sm_100a", "sm_103a")
+"""The architectures that have tcgen05."""
+_DTYPES = ("float16", "bfloat16")
+
+
+def why_not(problem: GroupedProblem, architecture: str) -> str | None:
+    """The reason why :func:`grouped_gemm_umma` cannot compute the problem, or None."""
+    if architecture not in ARCHITECTURES:
+        return f"the code is for {architecture}; tcgen05 needs {' or '.join(ARCHITECTURES)}"
+    if problem.dtype not in _DTYPES:
+        return f"{problem.dtype} rows; expected float16 or bfloat16"
+    if problem.stored is None and problem.matrix_dtype != problem.dtype:
+        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
+    return why_not_in_tiles(problem)
+
+
+def _how(problem: GroupedProblem) -> str:
+    """The kernel's way to compute the problem, in words, for reports."""
+    matrix = "decoded by the producer" if problem.decodes else "by TMA"
+    return f"tensor cores (tcgen05), the matrix {matrix}, persistent, sums of two tiles in tensor memory"
+
+
+@T.inline
+def _multiply(operands, tile, ring, memory, place, thread):
+    position = T.meta_var(RingPosition(tile.stages, 0))
+    accumulator = T.meta_var(RingPosition(ACCUMULATORS, 0))
+
+    @T.inline
+    def multiply(turn):
+        whole, expert, first = T.meta_var((tile.producer_shape, turn.expert, turn.first_column))
+        of_thread = T.meta_var(Tile(operands, whole, turn.block, expert, first, thread, 0, 0, 0, None, None))
+        multiply_tile(ring, of_thread, memory, position, accumulator)
+
+    for_each_tile(operands, tile, place, multiply)
+
+
+@T.inline
+def _store(operands, epilogue, tile, ring, memory, place, thread):
+    """Take the sums of all tiles of this block of threads through the epilogue, a part of their columns at a time."""
+    warp: T.let = thread % WARPGROUP // WARP
+    accumulator = T.meta_var(RingPosition(ACCUMULATORS, 0))
+
+    @T.inline
+    def store_part(turn, column, columns, last):
+        shape, lane, row = T.meta_var((tile.part_shape(columns), thread % WARP, warp * tile.warp_rows))
+        first = T.meta_var(turn.first_column + column)
+        part = T.meta_var(Tile(operands, shape, turn.block, turn.expert, first, thread, lane, row, 0, None, None))
+        sums = T.alloc_local((shape.row_steps, shape.column_steps, 4), "float32")
+        address: T.let = memory + T.cast(
+            warp * (WARP * LANE) + accumulator.stage * tile.accumulator_columns + column, "uint32"
+        )
+        take_part(ring, thread, sums, address, accumulator, last)
+        if first < operands.problem.columns:
+            store(part, epilogue, sums)
+
+    @T.inline
+    def store_tile(turn):
+        whole, rest = T.meta_var(divmod(tile.columns, PART_COLUMNS))
+        ring.computed.wait(accumulator.stage, accumulator.phase)
+        T.ptx[AFTER_SYNC]()
+        for part in T.serial(whole, unroll=False):
+            store_part(turn, part * PART_COLUMNS, PART_COLUMNS, False if rest > 0 else part == whole - 1)
+        if rest > 0:
+            store_part(turn, whole * PART_COLUMNS, rest, True)
+        accumulator.advance()
+
+    for_each_tile(operands, tile, place, store_tile)
+
+
+@T.inline
+def _compute(operands, epilogue, tile, maps, place, thread):
+    ring = T.meta_var(new_ring(tile, operands.problem, maps, place.rank))
+    warp: T.let = thread // WARP
+    start_ring(ring, warp)
+    with one_block_is_enough():
+        memory: T.let = ring.address[0]
+        if thread < WARPGROUP:
+            produce(operands, tile, ring, place, thread)
+        elif thread < 2 * WARPGROUP:
+            _store(operands, epilogue, tile, ring, memory, place, thread)
+        else:
+            _multiply(operands, tile, ring, memory, place, thread)
+    finish_ring(ring, warp)
+
+
+def grouped_gemm_umma(
+    problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
+) -> tirx.PrimFunc:
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`, or of
+    another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
+    tile = umma_tile(problem)
+
+    @T.inline
+    def compute(operands, maps, place, thread):
+        _compute(operands, epilogue, tile, maps, place, thread)
+
+    return persistent_gemm(problem, tile, form, compute)
+
+
+def _tile(problem: GroupedProblem) -> tuple[int, int, int]:
+    tile = umma_tile(problem)
+    return tile.rows, tile.columns, k_tile_depth(problem.dtype)
+
+
+GROUPED_GEMM_UMMA, GEMM_UMMA = tiled_kernels("gemm_umma", grouped_gemm_umma, how=_how, why_not=why_not, tile=_tile)

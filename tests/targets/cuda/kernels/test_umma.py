@@ -1,0 +1,190 @@
+"""The grouped product with sums in tensor memory: any rows, any GPU, any order of threads, and its machine code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import re
+
+import numpy as np
+import pytest
+
+from moec.simulators.cuda.driver import driver_library
+from moec.targets.cuda.estimates.gpus import GPUS
+from moec.targets.cuda.hardware.architectures import LIMITS
+from moec.targets.cuda.kernels.grouped_gemm_umma import ARCHITECTURES, why_not
+from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma as umma
+from moec.targets.cuda.kernels.umma_tile import umma_tile
+from moec.targets.cuda.nvcc import compile_source, find_disassembler
+from moec.targets.gpu.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.gpu.kernels.fp8_rows import FP8
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
+
+from ....products import thinned
+from .kernel_runner import source_of
+from .layers import Data, Layer, assert_matches, compute, products
+from .machine_code import inner_loops, main_loop
+from .test_grouped import VARIANTS, random_ids
+from .test_wgmma_clusters import routed
+
+BF16 = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
+LAYER = Layer(experts=3, inner=72, hidden=56, block_rows=128, dtype="bfloat16")
+SPREADS = {
+    "no token": routed(0, 0, 0),
+    "one token": routed(0, 1, 0),
+    "all to one expert": routed(0, 0, 301),
+    "odd numbers": routed(129, 7, 255),
+    "an expert without tokens": routed(128, 0, 64),
+}
+MANY = Data(LAYER, SPREADS["odd numbers"])
+
+
+@pytest.mark.parametrize("ids", SPREADS)
+def test_any_rows(ids):
+    assert_matches(Data(LAYER, SPREADS[ids]), umma)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("rows", "inner", "hidden", "dtype"),
+    [(64, 200, 56, "float16"), (128, 520, 136, "bfloat16"), (64, 8, 8, "bfloat16"), (128, 24, 328, "float16")],
+)
+def test_any_size(rows, inner, hidden, dtype):
+    """Inputs are no multiple of k-tiles, nor columns of tiles or of the parts that the epilogue takes."""
+    layer = Layer(experts=3, inner=inner, hidden=hidden, block_rows=rows, dtype=dtype)
+    for ids in (*(random_ids(layer, tokens) for tokens in (0, 1, 100)), np.full((100, 2), 1)):
+        assert_matches(Data(layer, ids), umma)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_experts(variant):
+    layer = Layer(experts=3, inner=128, hidden=128, block_rows=64, spec=VARIANTS[variant], dtype="float16")
+    assert_matches(Data(layer, random_ids(layer, 16)), umma)
+
+
+@pytest.fixture(scope="module")
+def in_turn() -> np.ndarray:
+    """The results on two multiprocessors, with warps that run in turn. Blocks of threads have two tiles or three."""
+    return compute(MANY, umma)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4, 9])
+def test_results_do_not_depend_on_the_gpu(monkeypatch, in_turn, multiprocessors):
+    number = ctypes.c_int.in_dll(ctypes.CDLL(str(driver_library())), "emulated_multiprocessors")
+    monkeypatch.setattr(number, "value", multiprocessors)
+    np.testing.assert_array_equal(compute(MANY, umma), in_turn)
+
+
+@thinned(
+    "schedule",
+    [
+        {"behind": [8]},  # the warp that multiplies
+        {"behind": range(4)},  # the producer
+        {"behind": range(4, 8)},  # the epilogue
+        {"behind": [5]},
+        {"seed": 1},
+        {"seed": 2},
+    ],
+    2,
+)
+def test_every_order_computes_the_same(in_turn, schedule):
+    with contextlib.ExitStack() as stack:
+        for kernel in products(LAYER, umma):
+            stack.enter_context(kernel.scheduled(**schedule))
+        np.testing.assert_array_equal(compute(MANY, umma), in_turn)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("completion", ["earliest", "late copies", "late products"])
+def test_results_do_not_depend_on_when_asynchronous_work_is_complete(in_turn, completion):
+    np.testing.assert_array_equal(compute(MANY, umma, completion=completion), in_turn)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("ids", SPREADS)
+def test_accesses_to_memory_are_ordered(ids):
+    assert_matches(Data(LAYER, SPREADS[ids]), umma, watch=True)
+
+
+def test_a_row_does_not_depend_on_the_other_rows():
+    alone, together = Data(LAYER, MANY.ids[-1:]), compute(MANY, umma)
+    alone.x, alone.weights = MANY.x[-1:], MANY.weights[-1:]
+    np.testing.assert_array_equal(compute(alone, umma)[0], together[-1])
+
+
+@pytest.mark.parametrize(
+    ("columns", "tile", "allocated"),
+    [(1536, 256, 512), (2880, 240, 512), (300, 160, 512), (128, 128, 256), (8, 16, 64)],
+)
+def test_tiles_fit_twice_in_tensor_memory(columns, tile, allocated):
+    for rows in (64, 128):
+        shape = umma_tile(GroupedProblem(8, 2048, columns, rows, **BF16))
+        assert (shape.columns, shape.allocated_columns) == (tile, allocated)
+        assert shape.stages >= 4
+
+
+def test_what_the_kernel_cannot_compute_has_a_reason():
+    problem = GroupedProblem(4, 128, 128, 64, **BF16)
+    assert [why_not(problem, name) for name in ARCHITECTURES] == [None, None]
+    assert all(name in LIMITS for name in ARCHITECTURES)
+    assert why_not(problem, "sm_100") == "the code is for sm_100; tcgen05 needs sm_100a or sm_103a"
+    refused = {
+        "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
+        "float8_e4m3fn rows": {"dtype": FP8, "stored": PackedFormat("fp8", 128)},
+        "blocks of 16 rows": {"block_rows": 16},
+        "100 inputs": {"inner": 100},
+        "136 inputs": {"inner": 136, "stored": PackedFormat("int8", 8)},
+        "hidden units": {"gated": True, "width": 60},
+        "one type for both": {"matrix_dtype": "float16"},
+        "groups of 12": {"stored": PackedFormat("int8", 12)},
+        "float64": {"out_dtype": "float64"},
+    }
+    for reason, fields in refused.items():
+        assert reason in why_not(dataclasses.replace(problem, **fields), "sm_100a")
+
+
+UP = GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True, **BF16)
+DOWN = GroupedProblem(128, 768, 2048, 128, scattered=True, **BF16)
+DENSE = dense_problem(2880, 2880, block_rows=128, **BF16)
+
+
+@functools.cache
+def _machine_code(problem: GroupedProblem, architecture: str = "sm_100a") -> tuple[str, str]:
+    """The machine code, and what ptxas says of it."""
+    epilogue = (lambda gate, up: gate * up) if problem.gated else (lambda total: total)
+    form = [dense_kernel] if problem == DENSE else []
+    compiled = compile_source(source_of(umma(problem, epilogue, *form), architecture), architecture)
+    assert compiled is not None and not compiled.advisories
+    (sass,), (resources,) = compiled.sass.values(), compiled.resources.values()
+    return sass, resources
+
+
+@pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
+@thinned(
+    ("problem", "architecture"),
+    [
+        (UP, "sm_100a"),
+        (UP, "sm_103a"),
+        (DOWN, "sm_100a"),
+        (DENSE, "sm_100a"),
+        (dataclasses.replace(UP, block_rows=64), "sm_100a"),
+        (dataclasses.replace(UP, stored=PackedFormat("int4", 128, "float16")), "sm_100a"),
+    ],
+    6,
+)
+def test_machine_code(problem, architecture):
+    """One thread starts the products of a k-tile one behind another: ptxas knows that the values which it needs are the
+    same in the warp, and makes no loop over threads. Nothing is spilled, and one block fits on a multiprocessor."""
+    sass, resources = _machine_code(problem, architecture)
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in resources
+    assert "LDL" not in sass and "STL" not in sass
+    registers = int(re.search(r"Used (\d+) registers", resources)[1])
+    assert GPUS["b200"].occupancy(umma_tile(problem).threads, registers, 0).blocks >= 1
+    loop = main_loop(sass, "UTCHMMA")
+    assert [sum(what.startswith(name) for what in loop) for name in ("UTCHMMA", "UTCBAR")] == [4, 1]
+    assert not any("BRA.U.ANY" in what for what in loop)
+    assert any(what.startswith("LDTM.16dp256bit") for body in inner_loops(sass) for what in body)

@@ -31,7 +31,9 @@ from ..frontend.gguf.tiny_models import IDS, MODELS, WIDE, Tiny, write_model
 EXPERTS = 12
 PRUNE = "prune-experts{keep=0.75,method=random}"
 HAVE_EXPERTS = [name for name, (_, _, options) in MODELS.items() if "moe" in name or options.get("moe")]
+HAVE_EXPERTS.remove("gemma4 with experts")
 HAVE_EXPERTS += ["olmoe", "gpt-oss", "dots1", "dbrx", "deepseek2", "deepseek2 of keys and values"]
+HAVE_EXPERTS += ["qwen3next", "minimax-m2", "llama4"]
 
 
 def model(name: str, path: Path, kind: str = "F32", **sizes: int) -> Path:
@@ -75,6 +77,12 @@ def test_pruned(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HAVE_EXPERTS)
 def test_every_architecture_pruned(name: str, tmp_path: Path) -> None:
     check_pruned(name, tmp_path)
+
+
+def test_experts_with_a_factor_each_are_not_pruned(tmp_path: Path) -> None:
+    source = model("gemma4 with experts", tmp_path / "model.gguf")
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.experts: the weights are changed between moec\.Route"):
+        exported(source, passes=f"O2,{PRUNE}")
 
 
 def test_nothing_changes_without_a_pass_that_changes_the_function(tmp_path: Path) -> None:

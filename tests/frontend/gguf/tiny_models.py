@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import tiny_hybrids
 from .gguf_files import Stored, stored, write_file
 
 D, LAYERS, HEADS, GROUPS, HEAD, INNER, VOCABULARY = 32, 2, 4, 2, 8, 64, 40
@@ -17,11 +19,28 @@ MOE: dict[str, Any] = {"expert_count": EXPERTS, "expert_used_count": USED}
 Extra = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes above, which tests may change, as they are when a model is made."""
+
+    D: int
+    LAYERS: int
+    HEADS: int
+    GROUPS: int
+    HEAD: int
+    INNER: int
+    VOCABULARY: int
+    EXPERTS: int
+    OWN: int
+    MOE: dict[str, Any]
+
+
 class Tiny:
     """A model under construction. ``kind``: the format of matrices."""
 
     def __init__(self, architecture: str, kind: str) -> None:
         self.architecture, self.kind, self.groups = architecture, kind, GROUPS
+        self.sizes = Sizes(D, LAYERS, HEADS, GROUPS, HEAD, INNER, VOCABULARY, EXPERTS, OWN, MOE)
         self.random = np.random.default_rng(zlib.crc32(architecture.encode()))
         self.given: dict[str, Any] = {
             "context_length": 64,
@@ -300,47 +319,6 @@ def _deepseek2(tiny: Tiny, absorbed: bool = True) -> None:
     tiny.given |= {"rope.scaling.yarn_log_multiplier": 0.07}
 
 
-def _qwen3next(tiny: Tiny, moe: bool = True, older: bool = False) -> None:
-    """Build Qwen3-Next or Qwen3.5: a gated delta net, and attention with a gate for each head. ``older``: a file whose
-    delta net has one input matrix."""
-    keys, values, size, taps = 2, 4, 8, 4
-    for layer in range(LAYERS):
-        tiny.norms(layer, "attn_norm", "post_attention_norm")
-        name = f"blk.{layer}"
-        if layer:
-            tiny.attention(layer, norm="head")
-            tiny.matrix(f"{name}.attn_q.weight", HEADS * 2 * HEAD, D)
-        else:
-            if older:
-                tiny.matrix(f"{name}.ssm_in.weight", 2 * (keys + values) * size, D)
-            else:
-                tiny.matrix(f"{name}.attn_qkv.weight", (2 * keys + values) * size, D)
-                tiny.matrix(f"{name}.attn_gate.weight", values * size, D)
-            tiny.vector(f"{name}.ssm_conv1d.weight", (2 * keys + values) * size, taps, middle=0.3)
-            tiny.vector(f"{name}.ssm_dt.bias", values)
-            tiny.vector(f"{name}.ssm_a", values, middle=-1.0)
-            if tiny.architecture == "qwen3next":
-                tiny.matrix(f"{name}.ssm_ba.weight", 2 * values, D)
-            else:
-                tiny.matrix(f"{name}.ssm_beta.weight", values, D)
-                tiny.matrix(f"{name}.ssm_alpha.weight", values, D)
-            tiny.norm(f"{name}.ssm_norm.weight", size)
-            tiny.matrix(f"{name}.ssm_out.weight", D, values * size)
-        if moe:
-            tiny.experts(layer)
-            tiny.mlp(layer, OWN, "_shexp")
-            tiny.vector(f"{name}.ffn_gate_inp_shexp.weight", D)
-        else:
-            tiny.mlp(layer)
-    tiny.given |= {"ssm.group_count": keys, "ssm.time_step_rank": values, "ssm.state_size": size}
-    tiny.given |= {"ssm.inner_size": values * size, "ssm.conv_kernel": taps, "full_attention_interval": 2}
-    tiny.given |= {"rope.dimension_count": HEAD // 2, "attention.key_length": HEAD, "attention.value_length": HEAD}
-    if moe:
-        tiny.given |= MOE | {"expert_feed_forward_length": OWN, "expert_shared_feed_forward_length": OWN}
-    if tiny.architecture != "qwen3next":
-        tiny.given |= {"rope.dimension_sections": [1, 1, 0, 0]}
-
-
 def _minimax(tiny: Tiny) -> None:
     for layer in range(LAYERS):
         tiny.norms(layer, "attn_norm", "ffn_norm")
@@ -356,62 +334,6 @@ def _hunyuan(tiny: Tiny) -> None:
         tiny.mlp(layer, INNER, "_shexp")
     tiny.given |= {"expert_feed_forward_length": OWN, "feed_forward_length": OWN}
     tiny.given |= {"expert_shared_feed_forward_length": INNER, "expert_shared_count": 1}
-
-
-def _llama4(tiny: Tiny, layers: int = 4) -> None:
-    """Build Llama 4: a dense layer and one with experts in turn, of which the fourth has no rotary embedding."""
-    for layer in range(layers):
-        tiny.norms(layer, "attn_norm", "ffn_norm")
-        tiny.attention(layer)
-        if layer % 2:
-            tiny.experts(layer)
-            tiny.mlp(layer, OWN, "_shexp")
-        else:
-            tiny.mlp(layer)
-    tiny.given |= MOE | {"block_count": layers, "expert_feed_forward_length": OWN, "interleave_moe_layer_step": 2}
-    tiny.given |= {"rope.dimension_count": HEAD, "rope.freq_base": 500_000.0}
-
-
-def _nemotron_h(tiny: Tiny, moe: bool = True, latent: int = 0) -> None:
-    """Build Nemotron-H: Mamba 2, an MLP, attention, and an MLP."""
-    layers, heads, groups, inner, state, taps = 4, 4, 2, 64, 16, 4
-    for layer in range(layers):
-        name = f"blk.{layer}"
-        tiny.norms(layer, "attn_norm")
-        if layer == 0:
-            tiny.matrix(f"{name}.ssm_in.weight", 2 * inner + 2 * groups * state + heads, D)
-            tiny.vector(f"{name}.ssm_conv1d.weight", inner + 2 * groups * state, taps, middle=0.3)
-            tiny.vector(f"{name}.ssm_conv1d.bias", inner + 2 * groups * state)
-            tiny.vector(f"{name}.ssm_dt.bias", heads)
-            tiny.vector(f"{name}.ssm_a", heads, 1, middle=-1.0)
-            tiny.vector(f"{name}.ssm_d", heads, 1)
-            tiny.vector(f"{name}.ssm_norm.weight", groups, inner // groups, middle=1.0)
-            tiny.matrix(f"{name}.ssm_out.weight", D, inner)
-        elif layer == 2:
-            tiny.attention(layer)
-        elif moe:
-            tiny.experts(layer, correction=True)
-            tiny.mlp(layer, INNER, "_shexp")
-            del tiny.tensors[f"{name}.ffn_gate_exps.weight"], tiny.tensors[f"{name}.ffn_gate_shexp.weight"]
-            if latent:
-                tiny.matrix(f"{name}.ffn_latent_down.weight", latent, D)
-                tiny.matrix(f"{name}.ffn_latent_up.weight", D, latent)
-                tiny.matrix(f"{name}.ffn_up_exps.weight", EXPERTS, OWN, latent)
-                tiny.matrix(f"{name}.ffn_down_exps.weight", EXPERTS, latent, OWN)
-        else:
-            tiny.mlp(layer)
-            del tiny.tensors[f"{name}.ffn_gate.weight"]
-    tiny.given |= {"block_count": layers, "attention.head_count_kv": [0, 0, GROUPS, 0]}
-    tiny.given |= {"feed_forward_length": [0, OWN if moe else INNER] * 2, "ssm.conv_kernel": taps}
-    tiny.given |= {"ssm.group_count": groups, "ssm.time_step_rank": heads, "ssm.inner_size": inner}
-    tiny.given |= {"ssm.state_size": state, "attention.key_length": HEAD, "attention.value_length": HEAD}
-    tiny.given |= {"rope.dimension_count": HEAD, "attention.layer_norm_epsilon": 1e-5}
-    if moe:
-        tiny.given |= MOE | {"expert_feed_forward_length": OWN, "expert_shared_feed_forward_length": INNER}
-        tiny.given |= {"expert_weights_norm": True, "expert_weights_scale": 1.5, "expert_shared_count": 1}
-        tiny.given |= {"expert_group_count": 1, "expert_group_used_count": 1}
-    if latent:
-        tiny.given |= {"moe_latent_size": latent}
 
 
 MODELS: dict[str, tuple[str, Any, Extra]] = {
@@ -444,16 +366,18 @@ MODELS: dict[str, tuple[str, Any, Extra]] = {
     "lfm2moe": ("lfm2moe", _lfm2, {"moe": True}),
     "deepseek2": ("deepseek2", _deepseek2, {}),
     "deepseek2 of keys and values": ("deepseek2", _deepseek2, {"absorbed": False}),
-    "qwen3next": ("qwen3next", _qwen3next, {}),
-    "qwen3next with one input matrix": ("qwen3next", _qwen3next, {"older": True}),
-    "qwen35moe": ("qwen35moe", _qwen3next, {}),
-    "qwen35": ("qwen35", _qwen3next, {"moe": False}),
+    "qwen3next": ("qwen3next", tiny_hybrids.qwen3next, {}),
+    "qwen3next with one input matrix": ("qwen3next", tiny_hybrids.qwen3next, {"older": True}),
+    "qwen35moe": ("qwen35moe", tiny_hybrids.qwen3next, {}),
+    "qwen35": ("qwen35", tiny_hybrids.qwen3next, {"moe": False}),
     "minimax-m2": ("minimax-m2", _minimax, {}),
     "hunyuan-moe": ("hunyuan-moe", _hunyuan, {}),
-    "llama4": ("llama4", _llama4, {}),
-    "nemotron_h_moe": ("nemotron_h_moe", _nemotron_h, {}),
-    "nemotron_h_moe with a latent": ("nemotron_h_moe", _nemotron_h, {"latent": 16}),
-    "nemotron_h": ("nemotron_h", _nemotron_h, {"moe": False}),
+    "llama4": ("llama4", tiny_hybrids.llama4, {}),
+    "nemotron_h_moe": ("nemotron_h_moe", tiny_hybrids.nemotron_h, {}),
+    "nemotron_h_moe with a latent": ("nemotron_h_moe", tiny_hybrids.nemotron_h, {"latent": 16}),
+    "nemotron_h": ("nemotron_h", tiny_hybrids.nemotron_h, {"moe": False}),
+    "gemma4": ("gemma4", tiny_hybrids.gemma4, {}),
+    "gemma4 with experts": ("gemma4", tiny_hybrids.gemma4, {"moe": True}),
 }
 """Architecture and builder of each model, by name."""
 

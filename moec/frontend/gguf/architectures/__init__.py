@@ -15,6 +15,7 @@ from moec.frontend.gguf.architectures import (
     dbrx,
     deepseek2,
     gemma,
+    gemma4,
     gpt_oss,
     granite,
     hunyuan,
@@ -48,6 +49,7 @@ _FILES = (
     hunyuan,
     llama4,
     nemotron_h,
+    gemma4,
 )
 ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
     name: build for file in _FILES for name, build in file.ARCHITECTURES.items()

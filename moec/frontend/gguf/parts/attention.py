@@ -85,8 +85,8 @@ def attention(
     if form.norm == "head":
         query = build.rms_norm(query, f"{name}.attn_q_norm", heads.size)
         key = build.rms_norm(key, f"{name}.attn_k_norm", heads.size)
-    past_key = _past(build, "key", layer, heads.groups, heads.size)
-    past_value = _past(build, "value", layer, heads.groups, heads.value_size)
+    past_key = past_of(build, "key", layer, heads.groups, heads.size)
+    past_value = past_of(build, "value", layer, heads.groups, heads.value_size)
     if rope is not None:
         query, key = rope(query, f"{name}.attn_q.rotated"), rope(key, f"{name}.attn_k.rotated")
     if form.norm == "rotated":
@@ -126,7 +126,8 @@ def _clamped(build: Builder, x: ir.Value, limit: float) -> ir.Value:
     return build.write.op("Clip", x, build.write.scalar(-limit), build.write.scalar(limit)) if limit else x
 
 
-def _past(build: Builder, kind: str, layer: int, groups: int, size: int) -> ir.Value | None:
+def past_of(build: Builder, kind: str, layer: int, groups: int, size: int) -> ir.Value | None:
+    """Add an input for a layer's past keys or values [B,G,P,size]. Returns None without a cache."""
     if not build.with_cache:
         return None
     return build.past(kind, layer, (BATCH, groups, PAST_LENGTH, size))

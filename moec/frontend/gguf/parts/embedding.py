@@ -16,46 +16,47 @@ from moec.ir.weights.levels import LEVELS
 _NAME = "token_embd.weight"
 
 
-def embed(build: Builder, scale: float = 1.0) -> ir.Value:
-    """Look up the rows [B,S,D] of ``input_ids`` in float32, times ``scale``."""
+def embed(build: Builder, scale: float = 1.0, name: str = _NAME, width: int = 0) -> ir.Value:
+    """Look up the rows [B,S,width] of ``input_ids`` in float32, times ``scale``, in the table ``name`` of rows of
+    ``width`` numbers (D by default)."""
     write = build.write
-    tensor = build.tensor(_NAME, build.vocabulary, build.width)
+    tensor = build.tensor(name, build.vocabulary, width or build.width)
     if tensor.kind in formats.FLOATS:
-        rows = write.op("Gather", build.table(_NAME, tensor, "data"), build.ids, axis=0, label="embedding")
+        rows = write.op("Gather", build.table(name, tensor, "data"), build.ids, axis=0, label="embedding")
         rows = rows if tensor.kind == "F32" else write.op("Cast", rows, to=int(FLOAT), label="embedding.float")
     else:
-        rows = _decoded(build, tensor, formats.QUANTISED[tensor.kind])
+        rows = _decoded(build, name, tensor, formats.QUANTISED[tensor.kind])
     return write.scaled(rows, scale, "embedding.scaled")
 
 
-def _decoded(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
+def _decoded(build: Builder, name: str, tensor: GgufTensor, kind: Quantised) -> ir.Value:
     if not kind.form.elements.whole:
-        return build.write.op("Gather", build.float_table(_NAME, *tensor.shape), build.ids, axis=0)
+        return build.write.op("Gather", build.float_table(name, *tensor.shape), build.ids, axis=0)
     write, group = build.write, kind.form.group
-    groups = build.width // group
+    groups = tensor.shape[1] // group
     is_whole = kind.form.elements.signed.bitwidth == 8
-    numbers = _bytes(build, tensor) if is_whole else _halves(build, tensor, kind)
+    numbers = _bytes(build, name, tensor) if is_whole else _halves(build, name, tensor, kind)
     numbers = write.reshape(write.op("Cast", numbers, to=int(FLOAT)), 0, 0, groups, group)
     if not is_whole and not kind.form.minima:
         numbers = write.op("Sub", numbers, write.scalar(8.0))
-    value = write.op("Mul", numbers, _of_groups(build, tensor, "scale"))
+    value = write.op("Mul", numbers, _of_groups(build, name, tensor, "scale"))
     if kind.form.minima:
-        value = write.op("Sub", value, _of_groups(build, tensor, "minimum"))
-    return write.reshape(value, 0, 0, build.width, label="embedding")
+        value = write.op("Sub", value, _of_groups(build, name, tensor, "minimum"))
+    return write.reshape(value, 0, 0, tensor.shape[1], label="embedding")
 
 
-def _bytes(build: Builder, tensor: GgufTensor) -> ir.Value:
+def _bytes(build: Builder, name: str, tensor: GgufTensor) -> ir.Value:
     """Look up the stored numbers [B,S,D] of a format of 8 bits."""
-    return build.write.op("Gather", build.table(_NAME, tensor, "data"), build.ids, axis=0, label="embedding.numbers")
+    return build.write.op("Gather", build.table(name, tensor, "data"), build.ids, axis=0, label="embedding.numbers")
 
 
-def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
+def _halves(build: Builder, name: str, tensor: GgufTensor, kind: Quantised) -> ir.Value:
     """Look up the stored numbers [B,S,D] of a format of at most 4 bits, signed ones plus 8.
 
     Programs have no elements of less than a byte, so two numbers share one, the first in the lower bits: the bytes are
     those of the elements of 4 bits that products take.
     """
-    write, half = build.write, build.width // 2
+    write, half = build.write, tensor.shape[1] // 2
     data = formats.weight_of(tensor).data
 
     def load() -> ir.TensorProtocol:
@@ -63,26 +64,26 @@ def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
         return ir.tensor((numbers[:, 0::2] | (numbers[:, 1::2] << 4)).view(np.uint8))
 
     packed = ir.LazyTensor(load, ir.DataType.UINT8, ir.Shape((build.vocabulary, half)))
-    rows = write.op("Gather", write.weight(packed, f"{_NAME}.rows"), build.ids, axis=0, label="embedding.bytes")
+    rows = write.op("Gather", write.weight(packed, f"{name}.rows"), build.ids, axis=0, label="embedding.bytes")
     low = write.op("BitwiseAnd", rows, write.constant(np.array(15, np.uint8), "low_bits"))
     high = write.op("BitShift", rows, write.constant(np.array(4, np.uint8), "four"), direction="RIGHT")
     low, high = (write.op("Unsqueeze", part, write.numbers(-1)) for part in (low, high))
     return write.op("Concat", low, high, axis=-1, label="embedding.numbers")
 
 
-def _of_groups(build: Builder, tensor: GgufTensor, table: Literal["scale", "minimum"]) -> ir.Value:
+def _of_groups(build: Builder, name: str, tensor: GgufTensor, table: Literal["scale", "minimum"]) -> ir.Value:
     """Look up scales or minima of the selected rows, [B,S,groups,1] in float32."""
     write, form = build.write, formats.QUANTISED[tensor.kind].form
     if not form.super_group:
-        return write.op("Unsqueeze", _picked(build, tensor, table), write.numbers(-1))
-    spans = build.width // form.super_group, form.super_group // form.group
-    codes, factors = (_picked(build, tensor, level) for level in LEVELS[table])
+        return write.op("Unsqueeze", _picked(build, name, tensor, table), write.numbers(-1))
+    spans = tensor.shape[1] // form.super_group, form.super_group // form.group
+    codes, factors = (_picked(build, name, tensor, level) for level in LEVELS[table])
     codes, factors = write.reshape(codes, 0, 0, *spans), write.op("Unsqueeze", factors, write.numbers(-1))
-    return write.reshape(write.op("Mul", codes, factors), 0, 0, build.width // form.group, 1)
+    return write.reshape(write.op("Mul", codes, factors), 0, 0, tensor.shape[1] // form.group, 1)
 
 
-def _picked(build: Builder, tensor: GgufTensor, table: formats.Table) -> ir.Value:
+def _picked(build: Builder, name: str, tensor: GgufTensor, table: formats.Table) -> ir.Value:
     """Look up the selected rows of a table in float32."""
-    stored = build.table(_NAME, tensor, table)
+    stored = build.table(name, tensor, table)
     rows = build.write.op("Gather", stored, build.ids, axis=0)
     return rows if stored.dtype == FLOAT else build.write.op("Cast", rows, to=int(FLOAT))

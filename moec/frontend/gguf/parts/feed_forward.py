@@ -114,7 +114,8 @@ def experts(
     width: int = 0,
 ) -> ir.Value:
     """Compute the weighted sum [B,S,D] of the experts that a layer's router selects for each token of x. ``inputs``:
-    inputs [B,S,width] of the experts where these are not those of the router; the sum then has their shape."""
+    inputs [B,S,width] of the experts where these are not those of the router; the sum then has their shape. Where the
+    file has a factor for each expert, it multiplies the routing weights."""
     write, name, count = build.write, f"blk.{layer}", router.experts
     rows = write.reshape(x, -1, build.width, label=f"{name}.tokens")
     logits = build.linear(rows, f"{name}.ffn_gate_inp", build.width, count)
@@ -124,6 +125,10 @@ def experts(
     weights, ids = write.moec(
         "Route", f"{name}.route", router.spec, logits=logits, correction_bias=_correction(build, name, router)
     )
+    factors = f"{name}.ffn_down_exps.scale"
+    if build.has(factors) and build.file.tensors[f"{name}.ffn_down_exps.weight"].kind != "NVFP4":
+        own = write.op("Gather", build.vector(factors, count), ids, axis=0)
+        weights = write.op("Mul", weights, own, label=f"{name}.route.scaled")
     shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
     if build.has(f"{name}.ffn_gate_up_exps.weight"):
         layout, parts = "gate_up", {"up": "ffn_gate_up_exps", "down": "ffn_down_exps"}

@@ -117,12 +117,16 @@ class Rope:
         base: float | None = None,
         scaling: Scaling | None = None,
         label: str = "rope",
+        is_near: bool = False,
     ) -> None:
-        """Raises UnsupportedError for a scaling that moec does not know, MoecError for factors that do not fit."""
+        """``is_near``: of windowed layers that have sizes and frequencies of their own (Gemma 4), without factors.
+
+        Raises UnsupportedError for a scaling that moec does not know, MoecError for factors that do not fit."""
         metadata = build.metadata
-        self.size = metadata.whole("rope.dimension_count", size)
+        key = "rope.dimension_count_swa" if is_near else "rope.dimension_count"
+        self.size, self._has_factors = metadata.whole(key, size), not is_near
         if self.size % 2:
-            raise UnsupportedError(f"{metadata.where}: rope.dimension_count is {self.size}; expected an even number")
+            raise UnsupportedError(f"{metadata.where}: {key} is {self.size}; expected an even number")
         self._build, self._interleaved, self._label = build, interleaved, label
         self.scaling = scaling_of(build) if scaling is None else scaling
         own_base = metadata.number("rope.freq_base", 10_000.0)
@@ -158,7 +162,7 @@ class Rope:
             is_long = write.op("Greater", build.total, write.numbers(self.scaling.original))
             return write.op("Where", is_long, long, short)
         name = "rope_freqs.weight"
-        factors = build.numbers(name, half) if build.has(name) else None
+        factors = build.numbers(name, half) if self._has_factors and build.has(name) else None
         return write.constant(self._row(factors), "rope.frequencies")
 
     def _row(self, factors: Array | None) -> Array:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from moec.common.child import ChildError, Limits, LostError, run_child
 from moec.common.errors import MoecError, one_line
 
-Conversation = Sequence[Mapping[str, str]]
-"""Messages, each with its ``role`` and ``content``."""
+Conversation = Sequence[Mapping[str, Any]]
+"""Messages, each with its ``role`` and ``content``, both texts, and with what else templates read (calls of tools)."""
 
 LIMITS = Limits(seconds=5, memory=1 << 29)
 """Far above what models' templates take: some hundredths of a second and 30 MB."""
@@ -24,22 +25,24 @@ _LONGEST = 1 << 20
 
 
 def chat_texts(
-    template: str, conversations: Sequence[Conversation], special_tokens: Mapping[str, str], where: str
+    template: str,
+    conversations: Sequence[Conversation],
+    special_tokens: Mapping[str, str],
+    where: str,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     """Render each conversation up to the model's answer, all in one child process.
 
-    ``special_tokens``: by their names in the template. ``where`` names the artifact in messages. Raises MoecError where
-    the template fails or reaches a limit.
+    ``special_tokens``: by their names in the template. ``tools``: functions that the model may call. ``where`` names
+    the artifact in messages. Raises MoecError where the template fails or reaches a limit.
     """
-    longest = _LONGEST + 4 * max((_characters(conversation) for conversation in conversations), default=0)
-    request = {"template": template, "conversations": conversations, "variables": special_tokens, "longest": longest}
+    sizes = [len(json.dumps([conversation, tools])) for conversation in conversations]
+    longest = _LONGEST + 4 * max(sizes, default=0)
+    variables = {**special_tokens, **({"tools": tools} if tools else {})}
+    request = {"template": template, "conversations": conversations, "variables": variables, "longest": longest}
     try:
         answer = run_child(_PROGRAM, json.dumps(request).encode(), LIMITS, packages=("jinja2", "markupsafe"))
     except ChildError as error:
         failure = one_line(error) if isinstance(error, LostError) else f"fails: {one_line(error)[:200]}"
         raise MoecError(f"{where}: its chat template {failure}; generate without --chat") from error
     return json.loads(answer)
-
-
-def _characters(conversation: Conversation) -> int:
-    return sum(len(text) for message in conversation for text in message.values())

@@ -35,17 +35,22 @@ def prompts_of(value: Any) -> list[Prompt]:
 
 
 def encoded_prompts(
-    codec: TextCodec | None, prompts: Sequence[Prompt], chat: bool, system: str | None
+    codec: TextCodec | None,
+    prompts: Sequence[Prompt],
+    chat: bool,
+    system: str | None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[list[int]]:
     """Encode each prompt to token ids. ``chat``: texts are a user's messages. ``system``: system message before every
-    conversation. ``codec``: None where all prompts are token ids.
+    conversation. ``tools``: functions that the model may call in conversations. ``codec``: None where all prompts
+    are token ids.
 
     Raises MoecError for prompts without tokens, token ids in a chat, and a system message outside of a chat or in
     addition to another.
     """
     conversations = {place: _conversation(place, prompt, chat, system) for place, prompt in enumerate(prompts)}
     talks = {place: messages for place, messages in conversations.items() if messages is not None}
-    chats = iter(codec.encode_chats(list(talks.values())) if codec is not None and talks else ())
+    chats = iter(codec.encode_chats(list(talks.values()), tools) if codec is not None and talks else ())
     encoded = []
     for place, prompt in enumerate(prompts):
         if place in talks:

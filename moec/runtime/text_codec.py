@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from moec.common.errors import MoecError
 from moec.common.tokenizers import Tokenizer
@@ -48,12 +49,19 @@ class TextCodec:
             raise MoecError(f"the prompt is not valid text: {error.reason} at position {error.start}") from error
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def encode_chats(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Encode conversations as written by the model's chat template, up to the model's answer. Raises MoecError
+    def mentions(self, text: str) -> bool:
+        """Whether the chat template has this text."""
+        return self._template is not None and text in self._template
+
+    def encode_chats(
+        self, conversations: Sequence[Conversation], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[list[int]]:
+        """Encode conversations as written by the model's chat template, up to the model's answer. ``tools``: functions
+        that the model may call, if the template shows them. Raises MoecError
         where there is no template, or it fails."""
         if self._template is None:
             raise MoecError(f"{self._where}: holds no chat template; generate without --chat")
-        texts = chat_texts(self._template, conversations, self._special_tokens, self._where)
+        texts = chat_texts(self._template, conversations, self._special_tokens, self._where, tools)
         return [self.encode(text, add_special_tokens=False) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -17,10 +17,11 @@ from moec.serving.event_stream import EventStream
 from moec.serving.limits import ServerLimits
 from moec.serving.metrics import Metrics
 from moec.serving.parameters import Request, request_of
-from moec.serving.refusals import GONE, RequestError
+from moec.serving.refusals import GONE, RequestError, wrong
 from moec.serving.replies import Reply, to_json
 from moec.serving.running_text import Event, TextJob
 from moec.serving.scheduler import Scheduler, Ticket
+from moec.serving.tool_calls import BEGIN
 
 if TYPE_CHECKING:
     import starlette.applications
@@ -124,7 +125,10 @@ class Application:
     async def _answered(self, request: starlette.requests.Request, *, chat: bool) -> Any:
         asked = request_of(await self._body(request), chat=chat)
         self._check_model(asked.model)
-        reply = Reply(self._name, asked, self._codec.bytes_of)
+        if asked.tools and not self._codec.mentions("tools"):
+            raise wrong("tools", "cannot be shown to this model: its chat template has no place for them")
+        reads_calls = bool(asked.tools) and self._codec.mentions(BEGIN)
+        reply = Reply(self._name, asked, self._codec.bytes_of, reads_calls=reads_calls)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
@@ -142,7 +146,9 @@ class Application:
         """Encode the prompt and hand it to the scheduler."""
         async with self._encoding:
             try:
-                (prompt,) = await asyncio.to_thread(encoded_prompts, self._codec, [asked.prompt], False, None)
+                (prompt,) = await asyncio.to_thread(
+                    encoded_prompts, self._codec, [asked.prompt], False, None, asked.tools
+                )
             except DefectError:
                 raise
             except MoecError as error:

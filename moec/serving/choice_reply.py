@@ -8,46 +8,65 @@ from typing import Any
 from moec.runtime.prompt_row import Generation
 from moec.serving.running_text import EndedText, NewText
 from moec.serving.token_logprobs import TokenLogprob
+from moec.serving.tool_calls import ToolCall, ToolCallReader
 
 
 class ChoiceReply:
-    """A choice of a chat or of a text, by its events. ``bytes_of``: bytes of a token."""
+    """A choice of a chat or of a text, by its events. ``bytes_of``: bytes of a token. ``reads_calls``: whether its text
+    may have calls of tools."""
 
-    def __init__(self, bytes_of: Callable[[int], bytes], *, chat: bool) -> None:
+    def __init__(self, bytes_of: Callable[[int], bytes], *, chat: bool, reads_calls: bool) -> None:
         self.generation: Generation | None = None
         self._bytes_of, self._chat = bytes_of, chat
+        self._reader = ToolCallReader() if reads_calls else None
+        self._text: list[str] = []
+        self._calls: list[dict[str, Any]] = []
         self._tokens: list[TokenLogprob] = []
         self._offsets: list[int] = []
         self._characters = 0
 
-    def take(self, event: NewText | EndedText) -> None:
-        """Add an event."""
+    def take(self, event: NewText | EndedText) -> list[dict[str, Any]]:
+        """Add an event. Returns the new content, as choices of a stream have it."""
         if isinstance(event, EndedText):
             self.generation = event.generation
-            return
+            return [self._content(part) for part in ([] if self._reader is None else self._reader.rest())]
+        offsets = [self._characters] * len(event.tokens)
         self._tokens += event.tokens
-        self._offsets += [self._characters] * len(event.tokens)
+        self._offsets += offsets
         self._characters += len(event.text)
+        parts = [event.text] if self._reader is None else self._reader.push(event.text)
+        contents = [self._content(part) for part in parts or ([""] if event.tokens else [])]
+        if contents:
+            contents[0]["logprobs"] = self._logprobs(event.tokens, offsets)
+        return contents
 
     @property
     def reason(self) -> str:
         """Reason of the end."""
         assert self.generation is not None
+        if self._calls and self.generation.ended == "end":
+            return "tool_calls"
         return "stop" if self.generation.ended in ("end", "stop") else "length"
 
     def whole(self) -> dict[str, Any]:
         """Content of the choice in an answer that is no stream."""
-        assert self.generation is not None
-        text = self.generation.text
-        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
+        text = "".join(self._text)
+        if not self._chat:
+            return {"text": text}
+        message = {"role": "assistant", "content": text or (None if self._calls else ""), "refusal": None}
+        return {"message": {**message, **({"tool_calls": self._calls} if self._calls else {})}}
 
     def all_logprobs(self) -> dict[str, Any] | None:
         """Logarithms of the probabilities of all tokens, in OpenAI's form; None where none are told."""
         return self._logprobs(self._tokens, self._offsets)
 
-    def new_logprobs(self, event: NewText) -> dict[str, Any] | None:
-        """The same for the tokens of the last event."""
-        return self._logprobs(event.tokens, self._offsets[len(self._offsets) - len(event.tokens) :])
+    def _content(self, part: str | ToolCall) -> dict[str, Any]:
+        """Note a part of the text, and return it as a choice of a stream has it."""
+        if isinstance(part, ToolCall):
+            self._calls.append(part.entry())
+            return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **self._calls[-1]}]}}
+        self._text.append(part)
+        return {"delta": {"content": part}} if self._chat else {"text": part}
 
     def _logprobs(self, tokens: Sequence[TokenLogprob], offsets: Sequence[int]) -> dict[str, Any] | None:
         if not tokens:

@@ -44,7 +44,8 @@ class EventStream:
             yield part
         event = self._first
         while not isinstance(event, RequestError):
-            yield self._reply.event(event)
+            for part in self._reply.event(event):
+                yield part
             if self._reply.is_whole:
                 for part in self._reply.end():
                     yield part

@@ -13,14 +13,15 @@ from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json
 from moec.runtime.prompts import Prompt
 from moec.runtime.sampling import Sampling
-from moec.serving.refusals import RequestError
+from moec.serving.messages import choice_of, messages_of, tools_of
+from moec.serving.refusals import RequestError, wrong
 
 _SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "seed"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
 )
 _SERVED = frozenset({"model", "max_tokens", "n", "stop", "stream", "stream_options", "logprobs", *_SAMPLING})
-_OF_CHATS = frozenset({"messages", "max_completion_tokens", "top_logprobs"})
+_OF_CHATS = frozenset({"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"})
 _OF_TEXTS = frozenset({"prompt"})
 _WITHOUT_EFFECT = frozenset({"user", "metadata"})
 """Parameters that name a request for its sender and change nothing in its text."""
@@ -28,15 +29,12 @@ _NEUTRAL: Mapping[str, Any] = {
     "best_of": 1,
     "echo": False,
     "store": False,
-    "tools": [],
-    "tool_choice": "none",
     "functions": [],
     "response_format": {"type": "text"},
     "suffix": "",
     "parallel_tool_calls": True,
 }
 """Parameters that are not served, with the values that ask for nothing."""
-_ROLES = ("system", "user", "assistant")
 _MOST_STOPS, _LONGEST_STOP = 4, 500
 _MOST_CHOICES, _MOST_TOP, _MOST_TOP_OF_TEXTS = 128, 20, 5
 _LARGEST = 1 << 31
@@ -44,13 +42,14 @@ _LARGEST = 1 << 31
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A request for ``count`` texts. ``new_tokens``: None for as many as the server allows. ``top_logprobs``: number of
-    most likely tokens that are told with each one; None where no probabilities are. ``streams_usage``: whether the
-    stream ends with the numbers of tokens."""
+    """A request for ``count`` texts. ``tools``: functions that the model is told of. ``new_tokens``: None for as many
+    as the server allows. ``top_logprobs``: number of most likely tokens that are told with each one; None where no
+    probabilities are. ``streams_usage``: whether the stream ends with the numbers of tokens."""
 
     is_chat: bool
     model: str
     prompt: Prompt
+    tools: list[dict[str, Any]]
     sampling: Sampling
     new_tokens: int | None
     stops: list[str]
@@ -66,13 +65,14 @@ def request_of(body: bytes, *, chat: bool) -> Request:
     _check_names(asked, _SERVED | (_OF_CHATS if chat else _OF_TEXTS))
     streams, options = _flag(asked, "stream"), asked.get("stream_options", {})
     if options and not streams:
-        raise _wrong("stream_options", "is about streams; expected stream to be true")
+        raise wrong("stream_options", "is about streams; expected stream to be true")
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise _wrong("stream_options", "has other options than include_usage, the only one")
+        raise wrong("stream_options", "has other options than include_usage, the only one")
     return Request(
         is_chat=chat,
         model=_text("model", asked.get("model")),
-        prompt=_messages(asked.get("messages")) if chat else _prompt(asked.get("prompt")),
+        prompt=messages_of(asked.get("messages")) if chat else _prompt(asked.get("prompt")),
+        tools=choice_of(asked.get("tool_choice"), tools_of(asked.get("tools", []))),
         sampling=_sampling(asked),
         new_tokens=_new_tokens(asked),
         stops=_stops(asked.get("stop", [])),
@@ -123,7 +123,7 @@ def _sampling(asked: dict[str, Any]) -> Sampling:
     usual: dict[str, Any] = {"temperature": 1.0, "seed": secrets.randbits(48)}
     for name, value in options.items():
         if isinstance(value, int) and abs(value) >= 1 << 63:
-            raise _wrong(name, "has more than 64 bits")
+            raise wrong(name, "has more than 64 bits")
         try:
             Sampling(**{**usual, name: value})
         except MoecError as error:
@@ -136,7 +136,7 @@ def _sampling(asked: dict[str, Any]) -> Sampling:
 
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, dict) or not all(token.isdecimal() and len(token) < 10 for token in value):
-        raise _wrong("logit_bias", "is something other than an object of numbers by token ids")
+        raise wrong("logit_bias", "is something other than an object of numbers by token ids")
     return tuple((int(token), number) for token, number in value.items())
 
 
@@ -144,7 +144,7 @@ def _top_logprobs(asked: Mapping[str, Any]) -> int | None:
     if _flag(asked, "logprobs"):
         return _whole(asked, "top_logprobs", 0, _MOST_TOP) if "top_logprobs" in asked else 0
     if asked.get("top_logprobs"):
-        raise _wrong("top_logprobs", "is about probabilities; expected logprobs to be true")
+        raise wrong("top_logprobs", "is about probabilities; expected logprobs to be true")
     return None
 
 
@@ -157,7 +157,7 @@ def _completion_logprobs(asked: Mapping[str, Any]) -> int | None:
 def _whole(asked: Mapping[str, Any], name: str, least: int, most: int) -> int:
     value = asked[name]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise _wrong(name, f"is {shown(value)}; expected a whole number from {least} to {most}")
+        raise wrong(name, f"is {shown(value)}; expected a whole number from {least} to {most}")
     return value
 
 
@@ -166,19 +166,19 @@ def _new_tokens(asked: Mapping[str, Any]) -> int | None:
     for name in names:
         value = asked[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _LARGEST:
-            raise _wrong(name, f"is {shown(value)}; expected a whole number from 1 up")
+            raise wrong(name, f"is {shown(value)}; expected a whole number from 1 up")
     if len(names) > 1:
-        raise _wrong("max_tokens", "is another name of max_completion_tokens; give one of them")
+        raise wrong("max_tokens", "is another name of max_completion_tokens; give one of them")
     return asked[names[0]] if names else None
 
 
 def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > _MOST_STOPS:
-        raise _wrong("stop", f"is {shown(value)}; expected a string, or a list of at most {_MOST_STOPS}")
+        raise wrong("stop", f"is {shown(value)}; expected a string, or a list of at most {_MOST_STOPS}")
     for stop in stops:
         if not isinstance(stop, str) or not 0 < len(stop) <= _LONGEST_STOP:
-            raise _wrong("stop", f"has {shown(stop)}; expected a string of 1 to {_LONGEST_STOP} characters")
+            raise wrong("stop", f"has {shown(stop)}; expected a string of 1 to {_LONGEST_STOP} characters")
     return stops
 
 
@@ -188,47 +188,21 @@ def _prompt(value: Any) -> Prompt:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise _wrong("prompt", f"is {shown(value)}; expected a text, or a list of 1 or more token ids")
+        raise wrong("prompt", f"is {shown(value)}; expected a text, or a list of 1 or more token ids")
     for token in value:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < _LARGEST:
-            raise _wrong("prompt", f"has {shown(token)}; expected one text, or a list of token ids")
+            raise wrong("prompt", f"has {shown(token)}; expected one text, or a list of token ids")
     return value
-
-
-def _messages(value: Any) -> Prompt:
-    if not isinstance(value, list) or not value:
-        raise _wrong("messages", f"is {shown(value)}; expected a list of 1 or more messages")
-    return [_message(f"messages[{place}]", message) for place, message in enumerate(value)]
-
-
-def _message(where: str, message: Any) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise _wrong(where, f"is {shown(message)}; expected an object with role and content")
-    extra = [name for name, value in message.items() if name not in ("role", "content") and value not in (None, [])]
-    if extra:
-        raise _wrong(f"{where}.{extra[0][:60]}", "is not supported; a message has role and content")
-    role, content = message.get("role"), message.get("content")
-    if role not in _ROLES:
-        raise _wrong(f"{where}.role", f"is {shown(role)}; expected one of {', '.join(_ROLES)}")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise _wrong(f"{where}.content", "has something other than text; expected a text, or parts of type text")
-    return {"role": role, "content": "".join(part["text"] for part in parts)}
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _wrong(name, f"is {shown(value)}; expected a string")
+        raise wrong(name, f"is {shown(value)}; expected a string")
     return value
 
 
 def _flag(asked: Mapping[str, Any], name: str) -> bool:
     value = asked.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _wrong(name, f"is {shown(value)}; expected true or false")
+        raise wrong(name, f"is {shown(value)}; expected true or false")
     return value is True
-
-
-def _wrong(name: str, what: str) -> RequestError:
-    return RequestError(400, f"{name} {what}", parameter=name)

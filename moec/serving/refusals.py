@@ -12,6 +12,11 @@ GONE = 499
 """Status of a request whose client has gone, as nginx logs it; nobody reads it."""
 
 
+def wrong(name: str, what: str) -> RequestError:
+    """Refusal of a parameter, whose name begins the sentence."""
+    return RequestError(400, f"{name} {what}", parameter=name)
+
+
 class RequestError(MoecError):
     """A request that is not answered. ``status``: of HTTP. ``parameter``: name of the one that is wrong, if any.
     ``code``: short name of the reason, if OpenAI has one."""

@@ -29,10 +29,12 @@ def event_of(value: Any) -> bytes:
 class Reply:
     """The answer to one request, of a chat or of a text: whole, or as a stream while its events come."""
 
-    def __init__(self, model: str, asked: Request, bytes_of: Callable[[int], bytes]) -> None:
-        """``bytes_of``: bytes of a token."""
+    def __init__(
+        self, model: str, asked: Request, bytes_of: Callable[[int], bytes], *, reads_calls: bool = False
+    ) -> None:
+        """``bytes_of``: bytes of a token. ``reads_calls``: whether texts may have calls of tools."""
         self._asked, self._chat = asked, asked.is_chat
-        self._choices = [ChoiceReply(bytes_of, chat=asked.is_chat) for _ in range(asked.count)]
+        self._choices = [ChoiceReply(bytes_of, chat=asked.is_chat, reads_calls=reads_calls) for _ in range(asked.count)]
         self._head = {
             "id": f"{'chatcmpl' if asked.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -44,11 +46,9 @@ class Reply:
         """Whether all texts have ended."""
         return all(choice.generation is not None for choice in self._choices)
 
-    def take(self, event: NewText | EndedText) -> ChoiceReply:
-        """Add an event to its choice, which is returned."""
-        choice = self._choices[event.choice]
-        choice.take(event)
-        return choice
+    def take(self, event: NewText | EndedText) -> None:
+        """Add an event."""
+        self._choices[event.choice].take(event)
 
     def whole(self) -> dict[str, Any]:
         """The answer without a stream, after its last event."""
@@ -61,13 +61,13 @@ class Reply:
             for index in range(len(self._choices)):
                 yield self._part(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def event(self, event: NewText | EndedText) -> bytes:
-        """The stream's event of new text, or of a text's end."""
-        choice = self.take(event)
+    def event(self, event: NewText | EndedText) -> Iterator[bytes]:
+        """Events of a stream about new text, or a text's end."""
+        choice = self._choices[event.choice]
+        for content in choice.take(event):
+            yield self._part(event.choice, content)
         if isinstance(event, EndedText):
-            return self._part(event.choice, {"delta": {}} if self._chat else {"text": ""}, choice.reason)
-        content = {"delta": {"content": event.text}} if self._chat else {"text": event.text}
-        return self._part(event.choice, {**content, "logprobs": choice.new_logprobs(event)})
+            yield self._part(event.choice, {"delta": {}} if self._chat else {"text": ""}, choice.reason)
 
     def end(self) -> Iterator[bytes]:
         """Events of a stream after all texts."""

@@ -100,7 +100,7 @@ def test_several_at_once_have_the_texts_of_each_alone(model, running):
 
 
 REFUSED = [
-    *({"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"temprature": 1}),
+    *({"tool_choice": "required"}, {"response_format": {"type": "json_object"}}, {"temprature": 1}),
     *({"prompt": "a"}, {"n": 0}, {"n": 9}, {"n": 1000}, {"n": True}, {"logprobs": 1}, {"top_logprobs": 2}),
     *({"presence_penalty": 2.1}, {"frequency_penalty": "a"}, {"logit_bias": {"a": 1}}, {"logit_bias": {"1": 101}}),
     *({"logit_bias": []}, {"logit_bias": {"1": None}}, {"logit_bias": {"50": 1}}),
@@ -122,7 +122,11 @@ def test_a_wrong_parameter_is_named(running, wrong):
     ("message", "place"),
     [
         ("hi", "messages[0]"),
-        ({"role": "tool", "content": "a"}, "messages[0].role"),
+        ({"role": "cook", "content": "a"}, "messages[0].role"),
+        ({"role": "user", "content": "a", "tool_calls": [1]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [1]}, "messages[0].tool_calls[0]"),
+        ({"role": "assistant", "content": None}, "messages[0].content"),
+        ({"role": "tool", "content": "a", "tool_call_id": 3}, "messages[0].tool_call_id"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content"),
         ({"role": "user", "content": "a", "name": "b"}, "messages[0].name"),

@@ -79,6 +79,12 @@ def generate(
             "same; it comes faster where it repeats the prompt or itself."
         ),
     ] = None,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what was computed of the prompt in this file; a prompt that begins alike continues it."
+        ),
+    ] = None,
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
@@ -121,6 +127,7 @@ def generate(
             seed=seed,
             batch=batch,
             drafts=None if drafts is None else drafts.value,
+            prompt_cache=prompt_cache,
             on_text=shown,
         )
         if shown is None:

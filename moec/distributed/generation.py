@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from moec.common.errors import InputError
 from moec.distributed.model import RankedModel
 from moec.distributed.values import gathered_data
 from moec.runtime import generation
@@ -17,9 +18,13 @@ def generate(
     model: CompiledModel, prompts: Sequence[Any], *, on_text: OnText | None = None, **options: Any
 ) -> list[Generation]:
     """Continue prompts as :func:`moec.generate`. On ranks, rank r of R continues those whose index is r modulo R, and
-    ``on_text`` is called for each finished text on rank 0; every rank returns all texts."""
+    ``on_text`` is called for each finished text on rank 0; every rank returns all texts. Raises InputError for drafts
+    and prompt caches on ranks."""
     if not isinstance(model, RankedModel):
         return generation.generate(model, prompts, on_text=on_text, **options)
+    for name in ("drafts", "prompt_cache"):
+        if options.get(name) is not None:
+            raise InputError(f"{name} is for models on one rank; generate without it, or run the artifact on one")
     places = range(model.group.rank, len(prompts), model.group.size)
     with model.apart():
         own = generation.generate(model, prompts, places=places, **options)

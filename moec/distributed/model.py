@@ -72,7 +72,7 @@ class RankedModel(PipelinedModel):
             outputs = self._pair.whole(lambda: self._run_part(arrays, part, axes, last), 2 * tokens)
         return axes.joined(gathered_values(self.group, self.outputs, outputs))
 
-    def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
+    def _new_session(self, max_tokens: int | None, batch: int) -> Session:
         return RankedSession(self.interface, self._runner, self._pair, self._second_idle_run, max_tokens, batch)
 
     @property

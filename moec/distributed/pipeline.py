@@ -174,7 +174,7 @@ class PipelinedModel(CompiledModel):
         results = self._stages.run_whole(self.checked(inputs), last)
         return {spec.name: results[spec.name] for spec in self.outputs}
 
-    def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
+    def _new_session(self, max_tokens: int | None, batch: int) -> Session:
         return Session(self.interface, self._runner, max_tokens, batch)
 
 

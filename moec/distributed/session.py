@@ -63,7 +63,7 @@ class RankedSession(Session):
         except BaseException:
             memory.lengths = lengths
             raise
-        self._mask = behind._mask
+        self._mask, self._seen = behind._mask, np.concatenate([self._seen, ids], axis=1)
         return outputs
 
     def _is_worth_halves(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int) -> bool:

@@ -6,8 +6,9 @@ import collections
 import statistics
 from collections.abc import Hashable
 
-MOST_DRAFTS = 7
-"""Kernels compute a token alike in steps of up to so many tokens and one."""
+from moec.runtime.run_memory import FEW_TOKENS
+
+MOST_DRAFTS = FEW_TOKENS - 1
 _FEWEST_PLAIN = 3
 """Steps of one token that are measured before the first draft."""
 _KEPT_TIMES = 9

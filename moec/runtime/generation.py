@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from moec.common.arguments import check_choice, check_kind, check_optional_text, known_options
+from moec.common.arguments import check_choice, check_kind, check_optional_text, check_path, known_options
 from moec.common.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.drafting import DraftedText, check_drafts
 from moec.runtime.model import CompiledModel
+from moec.runtime.prompt_cache import PromptCache
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
 from moec.runtime.sampling import Sampling
@@ -42,6 +44,7 @@ def generate(
     on_text: OnText | None = None,
     places: Sequence[int] | None = None,
     drafts: str | None = None,
+    prompt_cache: str | os.PathLike[str] | None = None,
 ) -> list[Generation]:
     """Continue one prompt or several.
 
@@ -58,7 +61,8 @@ def generate(
     result has one entry for each. ``drafts``: "ngram" runs on several tokens in a step, of which all except the first
     are those that followed the last tokens where these occurred before, and keeps those that are right: faster where a
     text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. Prompts then run one
-    after the other.
+    after the other. ``prompt_cache``: a file that keeps the states of the prompt, from which a later prompt of the same
+    artifact that begins alike continues; of one prompt alone. It replaces only a file that moec wrote.
 
     Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, a prompt
     without tokens; InputError for a model that is no language model, or a prompt longer than the session, and with
@@ -78,13 +82,41 @@ def generate(
         for place, ids in enumerate(encoded)
         if places is None or place in places
     ]
+    cache = None if prompt_cache is None else _prompt_cache(prompt_cache, model, rows)
     for group in _side_by_side(rows, 1 if drafts else _most_rows(model, batch), max_new_tokens):
         session = model.session(max_tokens, len(group))
+        if cache is not None:
+            _begin_from(cache, session, group[0])
         if drafts:
             _run_with_drafts(session, group[0], sampling)
         else:
             _run(session, group, sampling)
+        if cache is not None:
+            cache.keep(session, group[0].prompt)
     return [row.generation(prompts[row.place]) for row in rows]
+
+
+def _prompt_cache(path: str | os.PathLike[str], model: CompiledModel, rows: Sequence[PromptRow]) -> PromptCache:
+    check_path("prompt_cache", path)
+    if len(rows) != 1:
+        raise MoecError(f"prompt_cache keeps one prompt, and there are {len(rows)}; generate them one by one")
+    return PromptCache(path, model.digest)
+
+
+def _begin_from(cache: PromptCache, session: Session, row: PromptRow) -> None:
+    """Let a row begin with the tokens of its prompt that the cache has."""
+    _check_prompt(session, row)
+    start = time.perf_counter()
+    kept, end = cache.begin(session, row.prompt)
+    row.give(kept)
+    if kept < end < len(row.prompt):
+        _run_in_parts(session, np.array([row.give(end - kept)]), session.feed)
+    row.spend(time.perf_counter() - start)
+
+
+def _check_prompt(session: Session, row: PromptRow) -> None:
+    if session.max_tokens is not None and len(row.prompt) > session.max_tokens:
+        raise InputError(f"the prompt has {len(row.prompt)} tokens, and the session holds {session.max_tokens}")
 
 
 def _check_counts(**counts: int) -> None:
@@ -135,9 +167,7 @@ def _side_by_side(rows: Sequence[PromptRow], most: int, difference: int) -> Iter
 def _run(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> None:
     """Generate until all rows have ended. All rows have processed the same number of tokens, so that nothing is padded
     or masked: each step takes as many tokens of every row, from its prompt or the generated one, as all rows have."""
-    longest = max(len(row.prompt) for row in rows)
-    if session.max_tokens is not None and longest > session.max_tokens:
-        raise InputError(f"the prompt has {longest} tokens, and the session holds {session.max_tokens}")
+    _check_prompt(session, max(rows, key=lambda row: len(row.prompt)))
     selection = TokenSelection(sampling, [row.prompt for row in rows], [row.place for row in rows])
     while going := [row for row in rows if row.ended is None]:
         start = time.perf_counter()
@@ -158,6 +188,7 @@ def _run(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> Non
 def _run_with_drafts(session: Session, row: PromptRow, sampling: Sampling) -> None:
     """Generate until the row has ended, in steps of several tokens."""
     check_drafts(session)
+    _check_prompt(session, row)
     selection = TokenSelection(sampling, [row.prompt], [row.place])
     start = time.perf_counter()
     logits = prefilled(session, row.give(len(row.pending)))
@@ -177,7 +208,7 @@ def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     return _run_in_parts(session, np.atleast_2d(ids), lambda part: session.run(part)[:, -1])
 
 
-def _run_in_parts(session: Session, ids: np.ndarray, run_last: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _run_in_parts(session: Session, ids: np.ndarray, run_last: Callable[[np.ndarray], Any]) -> Any:
     """Run tokens [batch, new] as :func:`prefilled`, the last part by ``run_last``, whose result it returns."""
     length = ids.shape[1]
     room = session.max_tokens

@@ -16,6 +16,7 @@ from moec.common.specs import HeldState, TensorSpec
 from moec.runtime.device import Device, Host
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
+from moec.runtime.saved_session import checked_state
 from moec.runtime.tensors import view
 
 PAGE = 256
@@ -257,6 +258,34 @@ class StateMemory:
         """Forget entries from ``length`` on."""
         growing = [name for name, state in self._states.items() if not state.has_room]
         self.lengths |= dict.fromkeys(growing, length)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """Copy the pages in use, on the host, with zeros where nothing was written."""
+        return {name: self._saved(name) for name in self._states}
+
+    def _saved(self, name: str) -> np.ndarray:
+        state, length = self._states[name], self.lengths[name]
+        used, row = -(-length // PAGE), self._shapes[name][-1]
+        pages, unused = np.array(self._first(self._pages[name], used)), length % PAGE
+        if state.has_room or not unused:
+            return pages
+        if state.dtype != "int8":
+            pages[(-1, *[slice(None)] * state.axis, slice(unused, None))] = 0
+            return pages
+        for part in (pages[-1, ..., : PAGE * row], pages[-1, ..., PAGE * row :]):  # numbers, and their scales
+            part.reshape(*part.shape[:-1], PAGE, -1)[..., unused:, :] = 0
+        return pages
+
+    def load(self, saved: Mapping[str, np.ndarray], length: int) -> None:
+        """Take the pages that :meth:`saved` copied at ``length`` entries. Raises InputError, naming the state, where
+        they have another type or shape."""
+        for name, state in self._states.items():
+            used = -(-(self.lengths[name] if state.has_room else length) // PAGE)
+            shape = (used, *state.stored(self._shape(name, PAGE)))
+            pages = checked_state(name, saved.get(name), shape, dtype_of(state.dtype))
+            self._device.assign(self._pages_for(name, used * PAGE), pages)
+        self._placed = [], {}
+        self.truncate(length)
 
     @property
     def bytes_in_use(self) -> int:

@@ -24,6 +24,7 @@ from moec.runtime.load_options import DEFAULTS, LoadOptions
 from moec.runtime.manifest import digest_of
 from moec.runtime.probe import Probe
 from moec.runtime.run_memory import RunMemory
+from moec.runtime.saved_session import SavedSession
 from moec.runtime.session import Session
 from moec.runtime.streamed_experts import StreamCounts
 from moec.runtime.tuning import read_tuned
@@ -150,13 +151,25 @@ class CompiledModel:
         """Run like :meth:`run`, with inputs by position, by name, or both."""
         return self.run(bound_inputs([spec.name for spec in self.inputs], arguments, named))
 
-    def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
+    def session(
+        self, max_tokens: int | None = None, batch: int = 1, *, load: str | os.PathLike[str] | None = None
+    ) -> Session:
         """Begin a :class:`moec.Session` of a language model: each run continues from the tokens before.
 
         ``max_tokens``: the most that it will hold, None where no limit is necessary. ``batch``: number of sequences
-        that run together. Raises InputError for a model without token ids or logits, or with states of an unknown size.
+        that run together. ``load``: a file that :meth:`moec.Session.save` wrote, whose tokens it continues. Raises
+        InputError for a model without token ids or logits, or with states of an unknown size, and for a file of another
+        artifact or that does not fit.
         """
-        return Session(self.interface, self._executor, max_tokens, batch, self._run_memory)
+        session = self._new_session(max_tokens, batch)
+        if load is not None:
+            check_path("load", load)
+            session.check_saving()
+            session.load(SavedSession.read(load, self.digest))
+        return session
+
+    def _new_session(self, max_tokens: int | None, batch: int) -> Session:
+        return Session(self.interface, self._executor, max_tokens, batch, self._run_memory, lambda: self.digest)
 
     def batch(self, max_sequences: int, max_tokens: int, *, step_tokens: int | None = None) -> Batch:
         """Make a :class:`moec.Batch` of a language model that was compiled with ``batches``: sequences of different

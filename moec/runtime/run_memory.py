@@ -13,6 +13,9 @@ from moec.common.kernel_sizes import LARGEST_WORK, evaluate, parsed_size
 
 LEAST_TOKENS = 512
 """Tokens, over all sequences, that run at once wherever states are kept; more need more memory."""
+FEW_TOKENS = 8
+"""Tokens of a sequence up to which all runs compute a token by the same kernels, bit for bit; on a processor, all runs
+on more tokens do so, too."""
 MOST_TOKENS = 1 << 15
 """The most tokens that run at once on a device: beyond, weights are a small part of what a run reads."""
 _SHARE = 2

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from moec.common.arguments import shown
+from moec.common.arguments import check_path, shown
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
 from moec.runtime.device_results import Ending
 from moec.runtime.interface import Interface
 from moec.runtime.roles import roles_of
 from moec.runtime.run_memory import LEAST_TOKENS, MOST_TOKENS, RunMemory
+from moec.runtime.saved_session import SavedSession
 from moec.runtime.session_states import Runner, SessionStates
 from moec.runtime.token_selection import Rows, TokenSelection
 
@@ -36,15 +38,18 @@ class Session:
         max_tokens: int | None = None,
         batch: int = 1,
         run_memory: RunMemory | None = None,
+        digest: Callable[[], str] | None = None,
     ) -> None:
-        """``run_memory``: of the program, where the memory of its device bounds how much of a prompt runs at once."""
+        """``run_memory``: of the program, where the memory of its device bounds how much of a prompt runs at once.
+        ``digest``: function that computes the artifact's, for files of sessions; None where these are not written."""
         _check_count("batch", batch)
         if max_tokens is not None:
             _check_count("max_tokens", max_tokens)
         self._interface, self._roles, self._run_memory = interface, roles_of(interface), run_memory
+        self._digest = digest
         self._states = SessionStates.empty(interface, executor, self._roles, max_tokens, batch)
         self._mask = np.ones((batch, 0), bool)
-        self._seen = np.zeros((batch, 0), dtype_of(self._roles.ids.dtype))  # of a model without states
+        self._seen = np.zeros((batch, 0), dtype_of(self._roles.ids.dtype))
         self._most = _least(max_tokens, self._states.room)
         self._lock = threading.Lock()
 
@@ -159,7 +164,7 @@ class Session:
         ``ending`` makes of them."""
         mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
         self._check_counted(mask)
-        seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
+        seen = np.concatenate([self._seen, ids], axis=1)
         fed = ids if self._states else seen
         filled = self._roles.values(mask, fed.shape[1])
         feeds = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
@@ -182,6 +187,42 @@ class Session:
                 raise InputError(f"truncate to {shown(length)} tokens; expected a whole number from 0 to {self.length}")
             self._states = self._states.truncated(length, self.length)
             self._mask, self._seen = self._mask[:, :length], self._seen[:, :length]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tokens and states to a file, for :meth:`moec.CompiledModel.session`. The file replaces only one that
+        moec wrote and nobody changed.
+
+        Raises MoecError where it cannot be written; InputError for states on a GPU or on several ranks, and where
+        another thread is using the session."""
+        check_path("path", path)
+        with self._used():
+            self.check_saving()
+            assert self._digest is not None
+            SavedSession(self._digest(), self._seen, self._mask, self._states.saved(self.length)).write(path)
+
+    def check_saving(self) -> None:
+        """Raise InputError where no session can be saved or loaded (:meth:`save`)."""
+        if self._digest is None or not self._states.are_here:
+            raise InputError(
+                "the session cannot be saved or loaded: its states are not all in the memory of one processor"
+            )
+
+    def load(self, saved: SavedSession, length: int | None = None) -> None:
+        """Continue a saved session in place of this one, which has no tokens yet: the first ``length`` tokens, None for
+        all. Raises InputError where the file does not fit the model, and for more tokens than the session holds."""
+        tokens = saved.tokens[:, :length]
+        if tokens.shape[0] != self.batch:
+            raise InputError(f"the file has a session of {tokens.shape[0]} sequences; expected {self.batch} (batch)")
+        if tokens.size:
+            self._checked_ids(tokens)
+        self._states = self._states.loaded(saved.states, saved.tokens.shape[1])
+        self._mask, self._seen = saved.mask, saved.tokens.astype(self._seen.dtype)
+        self.truncate(tokens.shape[1])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Token ids so far, integers [batch, length]."""
+        return self._seen
 
     def check_truncation(self) -> None:
         """Raise InputError where no token can be forgotten (:meth:`truncate`)."""

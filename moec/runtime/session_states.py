@@ -16,6 +16,7 @@ from moec.runtime.device_results import DeviceResults, Ending
 from moec.runtime.held import StateMemory
 from moec.runtime.interface import Interface
 from moec.runtime.roles import Roles, first_shape, room_of
+from moec.runtime.saved_session import checked_state
 
 
 class Runner(Protocol):
@@ -138,6 +139,43 @@ class SessionStates:
     def fork(self) -> SessionStates:
         """Copy the states for another session."""
         return dataclasses.replace(self, memory=None if self.memory is None else self.memory.copy())
+
+    @property
+    def are_here(self) -> bool:
+        """Whether all of them are in the memory of this process."""
+        names = self.arrays.keys() | ({} if self.memory is None else self.memory.lengths).keys()
+        return not self.executor.is_apart and names == {state.input for state in self.states}
+
+    def saved(self, length: int) -> dict[str, np.ndarray]:
+        """Copy the states after ``length`` tokens, by input. Raises InputError for one that holds another number of
+        tokens."""
+        lengths = {} if self.memory is None else self.memory.lengths
+        for name, own_length in lengths.items():
+            if name not in self.rooms and own_length != length:
+                raise InputError(f"state {name!r} holds {own_length} of {length} tokens, and cannot be saved so")
+        return {**self.arrays, **({} if self.memory is None else self.memory.saved())}
+
+    def loaded(self, saved: Mapping[str, np.ndarray], length: int) -> SessionStates:
+        """Take the states that :meth:`saved` copied in place of those before the first token. Raises InputError where
+        one has another type or shape, is missing, or is of no use."""
+        names = {state.input for state in self.states}
+        if not saved.keys() <= names:
+            raise InputError(
+                f"the file of the session has a state {min(saved.keys() - names)!r}, which the model has not"
+            )
+        if self.memory is not None:
+            self.memory.load(saved, length)
+        arrays = {}
+        for state in self.states:
+            name, axis = state.input, state.axis
+            if name in self.arrays:
+                shape = list(self.arrays[name].shape)
+                if axis is not None and name not in self.rooms:
+                    shape[axis] = length
+                arrays[name] = np.ascontiguousarray(
+                    checked_state(name, saved.get(name), shape, self.arrays[name].dtype)
+                )
+        return dataclasses.replace(self, arrays=arrays)
 
     def check_truncation(self, before: int) -> None:
         """Raise InputError for a state from which none of ``before`` tokens can be removed."""

@@ -94,3 +94,13 @@ def test_drafts_write_the_same_text(folder):
     assert sum(count for _, count, _ in drafted["drafts"]["steps"]) + drafted["drafts"]["accepted"] >= 8
     refused = generate(folder, "--prompt", "ab", "--drafts", "words")
     assert refused.returncode == 2 and "'words' is not one of 'ngram'" in refused.stderr
+
+
+def test_a_prompt_is_kept_in_a_file(folder, tmp_path):
+    for prompt, text in (("abc", " dé€f"), ("abc", " dé€f"), ("abc ", "dé€f")):
+        done = generate(folder, "--prompt", prompt, "--prompt-cache", tmp_path / "cache")
+        assert (done.returncode, done.stdout) == (0, f"{text}\n")
+    (tmp_path / "own").write_text("mine")
+    refused = generate(folder, "--prompt", "abc", "--prompt-cache", tmp_path / "own")
+    assert_refused(refused, "own: is a file that moec did not write")
+    assert (tmp_path / "own").read_text() == "mine"

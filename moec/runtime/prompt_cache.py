@@ -1,0 +1,70 @@
+"""Prompts kept on disk: the states of the last prompt in a file, from which a prompt that begins alike continues."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from moec.common.array_files import check_arrays_destination
+from moec.common.errors import InputError
+from moec.runtime.run_memory import FEW_TOKENS
+from moec.runtime.saved_session import SavedSession
+from moec.runtime.session import Session
+
+
+class PromptCache:
+    """File with the tokens of one prompt and the states after them. A text from it is the one without it: a token that
+    is not recomputed has the bits that it would have."""
+
+    def __init__(self, path: str | os.PathLike[str], digest: str) -> None:
+        """Read the file, where there is one. Raises MoecError for one of another artifact, or that moec did not
+        write."""
+        check_arrays_destination(path)
+        self._path = path
+        self._saved = SavedSession.read(path, digest) if os.path.exists(path) else None
+        if self._saved is not None and len(self._saved.tokens) != 1:
+            raise InputError(f"{path}: holds {len(self._saved.tokens)} sequences; expected one: choose another file")
+
+    def begin(self, session: Session, prompt: Sequence[int]) -> tuple[int, int]:
+        """Load what the file has of a prompt into a session without tokens. Returns the number of these tokens, and of
+        those up to the end of the part of the prompt that they belong to, which run next."""
+        session.check_saving()
+        try:
+            session.check_truncation()
+        except InputError as error:
+            raise InputError(f"{error}; generate without a prompt cache") from error
+        if self._saved is None:
+            return 0, 0
+        part = session.part_tokens(len(prompt))
+        kept, end = _reusable(prompt, self._saved.tokens[0], part)
+        if kept:
+            session.load(self._saved, kept)
+        return kept, end if kept else 0
+
+    def keep(self, session: Session, prompt: Sequence[int]) -> None:
+        """Write the prompt of a session, unless the file has it already; the session forgets all tokens behind it."""
+        if self._saved is not None and _common(prompt, self._saved.tokens[0]) == len(prompt):
+            return
+        session.truncate(len(prompt))
+        session.save(self._path)
+
+
+def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int, int]:
+    """Number of first tokens whose states can be taken from the ``saved`` prompt, and where the part that follows them
+    ends. Prompts run in parts of ``part`` tokens, in which each token has the same bits, except in a part of few
+    tokens: such a part of the saved prompt is not used, and what is left of a longer part is not made one."""
+    last = (len(saved) - 1) // part * part
+    usable = last if len(saved) - last <= FEW_TOKENS else len(saved)
+    common = min(_common(prompt, saved[:usable]), len(prompt) - 1)
+    start = common // part * part
+    end = min(start + part, len(prompt))
+    return (start if end - start <= FEW_TOKENS else min(common, end - FEW_TOKENS - 1)), end
+
+
+def _common(prompt: Sequence[int], saved: np.ndarray) -> int:
+    """Number of first tokens that are equal."""
+    length = min(len(prompt), len(saved))
+    different = np.flatnonzero(np.asarray(prompt[:length]) != saved[:length])
+    return int(different[0]) if different.size else length

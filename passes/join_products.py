@@ -15,6 +15,7 @@ from moec.ir.graphs import add_constant
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import FreshNames, is_op, remove_unused, replace_value
+from moec.passes.graph.heads import head_size, in_heads, split_before_transpose, split_in_heads
 from moec.passes.weights.linears import is_dense_product, is_transposed
 
 _READERS = ("Add", "Cast", "Clip", "Div", "Gelu", "Mul", "Neg", "Relu", "Sigmoid", "Sub", "Swish", "Tanh", "Transpose")
@@ -33,7 +34,10 @@ class JoinProducts:
        Each column is a sum of the same products, in the order of the kernel for the wider matrix.
     2. Results that are split into heads of one size are parts of the joint result split into heads.
     3. Other results are parts of the columns, if elementwise operators read them.
-    4. A product stays apart if its weight has another reader, if its result is one of the model, or if its result is
+    4. The result of one product that the graph itself splits, such as a stored matrix for queries, keys and values, is
+       split into heads, too; operators of single elements between, such as Clip, are applied to the parts. A Split of
+       heads after their Transpose goes before it.
+    5. A product stays apart if its weight has another reader, if its result is one of the model, or if its result is
        read by an operator for which the part would have to be copied.
 
     ::
@@ -68,7 +72,12 @@ class JoinProducts:
             _join(model.graph, group, names)
             first = group[0].node.name or group[0].node.op_type
             report.note(self.name, first, f"{len(group)} products of the same rows are one")
-        return bool(groups)
+        splits = [node for node in model.graph if is_op(node, "Split")]
+        divided = [
+            split_in_heads(model.graph, split, names) or split_before_transpose(model.graph, split, names)
+            for split in splits
+        ]
+        return bool(groups) or any(divided)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +122,9 @@ def _product(node: ir.Node) -> _Product | None:
         return None
     users = [user for user, _ in result.uses()]
     if len(users) == 1 and is_op(users[0], "Reshape"):
-        size = _head_size(result, users[0], columns)
+        size = head_size(result, users[0])
         return None if size is None else _Product(node, axis, columns, users[0], size)
     return _Product(node, axis, columns) if users and all(is_op(user, *_READERS) for user in users) else None
-
-
-def _head_size(result: ir.Value, reshape: ir.Node, columns: int) -> int | None:
-    """The size of the heads that a Reshape splits the columns into; None for any other Reshape."""
-    heads = reshape.outputs[0]
-    if heads.shape is None or result.shape is None or heads.is_graph_output():
-        return None
-    *first, count, size = heads.shape
-    is_split = isinstance(count, int) and isinstance(size, int) and count * size == columns
-    return size if is_split and list(first) == list(result.shape[:-1]) else None  # type: ignore[return-value]
 
 
 def _attributes(node: ir.Node) -> tuple[tuple[str, str], ...]:
@@ -175,7 +174,7 @@ def _join(graph: ir.Graph, group: Sequence[_Product], names: FreshNames) -> None
     result.shape = None if old.shape is None else ir.Shape([*old.shape[:-1], columns])
     graph.insert_before(place, joined)
     parts = [product.columns // (product.size or 1) for product in group]
-    whole = _in_heads(graph, result, str(matrix.name), first.size, place, names) if first.size else result
+    whole = in_heads(graph, result, str(matrix.name), first.size, place, names) if first.size else result
     split = add_constant(graph, ir.tensor(np.array(parts, np.int64)), names.new(f"{matrix.name}_parts"))
     node = ir.node("Split", [whole, split], {"axis": -2 if first.size else -1}, num_outputs=len(parts))
     graph.insert_before(place, node)
@@ -196,20 +195,6 @@ def _replace(graph: ir.Graph, product: _Product, part: ir.Value) -> None:
     graph.remove(list(nodes), safe=True)
     for operand in operands:
         remove_unused(graph, operand)
-
-
-def _in_heads(graph: ir.Graph, result: ir.Value, name: str, size: int, place: ir.Node, names: FreshNames) -> ir.Value:
-    """The joint result [..., columns] as [..., heads, size]."""
-    assert result.shape is not None
-    *first, columns = result.shape
-    assert isinstance(columns, int)
-    target = np.array([*(0 for _ in first), columns // size, size], np.int64)
-    reshape = ir.node("Reshape", [result, add_constant(graph, ir.tensor(target), names.new(f"{name}_heads"))])
-    heads = reshape.outputs[0]
-    heads.name, heads.type = names.new(f"{result.name}_heads"), result.type
-    heads.shape = ir.Shape([*first, columns // size, size])
-    graph.insert_before(place, reshape)
-    return heads
 
 
 def _joined(

@@ -89,6 +89,10 @@ class HeldState:
         return (*stored[:-1], stored[-1] // (row + ROW_SCALE_BYTES), row)
 
 
+WANTED = "wanted"
+"""Name of the size of a program that is the number of last tokens whose logits it computes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LastTokens:
     """Ability of a program to compute only the requested last positions of an ``output`` [batch, length, ...], instead

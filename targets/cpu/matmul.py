@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +34,7 @@ KERNELS = (GEMM, BATCHED_MATMUL)
 class PackedProducts:
     """The products of MatMul, Gemm and Einsum for a machine."""
 
+    repeats: ClassVar[bool] = False
     machine: Machine
 
     def with_constant(

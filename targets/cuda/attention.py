@@ -75,6 +75,8 @@ def _work(launch: AttentionLaunch) -> SizedWork:
     elif problem.causal:
         seen = f"({few} * ({few} + 1) / 2 + {few} * ({keys} - {few}))"
     numbers = problem.heads_per_group * (problem.head_size + problem.value_size)
+    if problem.values_in_keys:  # read with the keys
+        moved["value"] = "0"
     if launch.queries.most is not None:  # results of parts are written only if there are several
         moved |= {name: f"min(parts - 1, 1) * {LARGEST}" for name in ("sums", "statistics")}
     return SizedWork(f"2 * B * G * {numbers} * {seen}", launch.dtype, moved)

@@ -27,7 +27,12 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
 
     def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
         return lower_attention(
-            lowering, node, functools.partial(attend, architecture), takes_sinks=True, takes_windows=True
+            lowering,
+            node,
+            functools.partial(attend, architecture),
+            takes_sinks=True,
+            takes_windows=True,
+            takes_values_in_keys=True,
         )
 
     return {

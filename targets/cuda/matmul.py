@@ -4,10 +4,12 @@ schedules."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, te
+from tvm import relax, te, tirx
 
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix, no_bias
 from moec.targets.cuda.product_rows import padded, padded_inputs
@@ -22,6 +24,7 @@ from moec.targets.tvm.sizes.shapes import static_size
 class DenseProducts:
     """The products of MatMul, Gemm and Einsum for GPUs of an architecture."""
 
+    repeats: ClassVar[bool] = True
     architecture: str
 
     def with_constant(
@@ -45,19 +48,18 @@ class DenseProducts:
 
     def of_batches(self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: relax.Expr) -> relax.Expr:
         """Emit ``left[B|1, M, K] @ right[B|1, K, N]`` as a tensor expression; TVM's own operator would need a proof
-        that the sizes K are equal."""
+        that the sizes K are equal. A factor with fewer batches is repeated."""
         dtype = str(left.ty.dtype)
         right = lowering.assume_shape(right, [right.ty.shape[0], left.ty.shape[2], right.ty.shape[2]])
         wide = "float32" if dtype in ("float16", "bfloat16") else dtype
 
         def build(x: te.Tensor, y: te.Tensor) -> te.Tensor:
-            x_alone, y_alone = (static_size(factor.shape[0]) == 1 for factor in (x, y))
             inner = te.reduce_axis((0, x.shape[2]), name="inner")
-            batches = y.shape[0] if x_alone else x.shape[0]
+            batches, of_x, of_y = _batches(x.shape[0], y.shape[0])
             sums = te.compute(
                 (batches, x.shape[1], y.shape[2]),
                 lambda b, m, n: te.sum(
-                    x[0 if x_alone else b, m, inner].astype(wide) * y[0 if y_alone else b, inner, n].astype(wide),
+                    x[of_x(b), m, inner].astype(wide) * y[of_y(b), inner, n].astype(wide),
                     axis=[inner],
                 ),
                 name="sums",
@@ -67,3 +69,20 @@ class DenseProducts:
             )
 
         return lowering.compute(build, [left, right], "matmul")[0]
+
+
+def _batches(first: Any, second: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """The number of batches of a product, and the functions from a batch to those of both factors. A factor with fewer
+    batches has a static number of them."""
+    counts = static_size(first), static_size(second)
+    is_second = counts[0] is not None and (counts[1] is None or counts[1] > counts[0])
+    batches = second if is_second else first
+
+    def batch_of(count: int | None) -> Callable[[Any], Any]:
+        if count == 1:
+            return lambda _batch: 0
+        if count in (None, static_size(batches)):
+            return lambda batch: batch
+        return lambda batch: tirx.floormod(batch, count)
+
+    return batches, batch_of(counts[0]), batch_of(counts[1])

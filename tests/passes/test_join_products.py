@@ -67,3 +67,56 @@ def test_biases_are_joined_where_all_have_one():
     for bias, count in ((", d", 1), ("", 2)):
         graph_after = rewrite(text.format(bias), PASSES, rows).graph
         assert [node.op_type for node in graph_after].count("Gemm") == count
+
+
+SPLIT = """(float[2,S,32] x) => (float[2,S,2,4] q, float[2,S,1,4] k)
+    <float[32,12] a, int64[2] c = {8, 4}, int64[4] m = {0, 0, 2, 4}, int64[4] n = {0, 0, 1, 4}, float low = {-0.5}> {
+    p = MatMul (x, a) %s h, i = Split <axis = -1> (%s, c)
+    r = Reshape (h, m) s = Reshape (i, n) q = Neg (r) k = Neg (s)
+}"""
+
+
+@pytest.mark.parametrize("operator", ["", "b = Clip (p, low)", "b = Clip (p, low) d = Tanh (b)"])
+def test_a_product_that_the_graph_splits_is_split_into_heads(operator):
+    last = {"": "p", "b = Clip (p, low)": "b"}.get(operator, "d")
+    model = rewrite(SPLIT % (operator, last), PASSES, *CASES)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("Reshape") == 1
+    assert kinds.count("Clip") == kinds.count("Neg") * ("Clip" in operator)
+    (split,) = (node for node in model.graph if node.op_type == "Split")
+    assert split.attributes.get_int("axis") == -2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("k = Neg (s)", "u = Neg (i) v = Reshape (u, n) k = Add (s, v)"),  # a part has another reader
+        ("int64[4] n = {0, 0, 1, 4}", "int64[4] n = {0, 0, 2, 2}"),  # heads of two sizes
+    ],
+)
+def test_what_is_split_otherwise_stays(old, new):
+    text = (SPLIT % ("", "p")).replace(old, new)
+    if "2, 2}" in new:
+        text = text.replace("float[2,S,1,4] k", "float[2,S,2,2] k")
+    assert [node.op_type for node in rewrite(text, PASSES, *CASES).graph].count("Reshape") >= 2
+
+
+def test_operators_of_rows_stay_before_the_split():
+    kinds = [node.op_type for node in rewrite(SPLIT % ("d = Softmax (p)", "d"), PASSES, *CASES).graph]
+    assert kinds[:4] == ["MatMul", "Softmax", "Reshape", "Split"]
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_split_goes_before_the_transpose_that_it_alone_reads(axis):
+    text = """(float[2,S,8,4] x) => (float[2,{a},S,{b}] y, float[2,{a},S,{b}] z, {more})
+        <int64[2] c = {{{half}, {half}}}> {{
+        t = Transpose <perm = [0, 2, 1, 3]> (x) h, i = Split <axis = {axis}> (t, c)
+        y = Neg (h) z = Neg (i) {other}
+    }}"""
+    a, b, half = (8, 2, 2) if axis == -1 else (4, 4, 4)
+    sizes = {"a": a, "b": b, "half": half, "axis": axis}
+    values = {"x": RANDOM.normal(size=(2, 3, 8, 4)).astype(np.float32)}
+    plain = text.replace(", {more}", "").format(other="", **sizes)
+    assert [node.op_type for node in rewrite(plain, PASSES, values).graph][:3] == ["Split", "Transpose", "Transpose"]
+    read = text.format(other="w = Abs (t)", more="float[2,8,S,4] w", **sizes)
+    assert [node.op_type for node in rewrite(read, PASSES, values).graph][:2] == ["Transpose", "Split"]

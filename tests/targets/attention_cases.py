@@ -73,6 +73,11 @@ def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2,
     return arrays
 
 
+def with_values_in_keys(problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The operands with the first columns of the keys as values; kernels get the keys in their place."""
+    return {**arrays, "value": np.ascontiguousarray(arrays["key"][..., : problem.value_size])}
+
+
 def room(problem: AttentionProblem, query: np.ndarray) -> np.ndarray:
     """An array for the result of a problem, of sevens."""
     batch, heads, queries, _ = query.shape

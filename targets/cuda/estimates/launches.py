@@ -23,7 +23,7 @@ from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.estimates.draws import Draws
 from moec.targets.cuda.estimates.gpus import GPU_OF, GPUS, Gpu, Occupancy, gpu_called
-from moec.targets.cuda.estimates.host import host_seconds
+from moec.targets.cuda.estimates.host import graph_seconds, host_seconds
 from moec.targets.cuda.estimates.sizes import ROWS, SLOTS, TOKENS, ModelSizes
 from moec.targets.cuda.hardware.architectures import newest_that_runs
 
@@ -80,12 +80,14 @@ class LaunchGroup:
 @dataclasses.dataclass(frozen=True)
 class RunEstimate:
     """A whole run of ``tokens`` tokens. ``seconds``: the least time on the GPU; ``launches``: those of all kernels,
-    also of those without an estimate; ``host_seconds``: in which the host makes them where no captured graph runs."""
+    also of those without an estimate; ``host_seconds``: in which the host makes them where no captured graph runs;
+    ``graph_seconds``: of the GPU in a captured graph."""
 
     tokens: int
     seconds: float
     launches: int
     host_seconds: float
+    graph_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,8 @@ class ModelEstimate:
         own = [group for group in groups if group.tokens == tokens]
         launches = sum(group.launch_count for group in own)
         launches += sum(kernel["calls"] * len(kernel["launches"]) for kernel in self.others)
-        return RunEstimate(tokens, sum(group.seconds for group in own), launches, host_seconds(launches))
+        least = sum(group.seconds for group in own)
+        return RunEstimate(tokens, least, launches, host_seconds(launches), graph_seconds(launches, least))
 
 
 def estimate_launches(

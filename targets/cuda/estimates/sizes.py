@@ -8,6 +8,7 @@ from typing import Any
 from moec.common.errors import MoecError
 from moec.common.guards import size_names, solve
 from moec.common.kernel_sizes import evaluate, parsed_size
+from moec.common.specs import WANTED
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 
@@ -21,14 +22,15 @@ MULTIPROCESSORS = "multiprocessors"
 
 class ModelSizes:
     """The model's sizes at any number of tokens, on a GPU with ``multiprocessors`` multiprocessors. ``past``: the
-    length of states that a run extends. All other sizes that do not follow from the number of tokens are 1."""
+    length of states that a run extends. Logits are those of the last token. All other sizes that do not follow from the
+    number of tokens are 1."""
 
     def __init__(self, artifact: Artifact, program: ProgramEntry, past: int, multiprocessors: int) -> None:
         inputs = {spec.name: spec for spec in artifact.manifest.inputs}
         states = [inputs[state.input].shape[state.axis] for state in program.held if state.input in inputs]
         lengths = [size for size in states if isinstance(size, str) and size_names(size) == (size,)]
         names = [name for spec in inputs.values() for size in spec.shape for name in size_names(size)]
-        self._others = {**dict.fromkeys(names, 1), **dict.fromkeys(lengths, past)}
+        self._others = {WANTED: 1, **dict.fromkeys(names, 1), **dict.fromkeys(lengths, past)}
         self._others[MULTIPROCESSORS] = multiprocessors
         self.has_past = bool(lengths)
 

@@ -91,7 +91,7 @@ class _WorkPartition:
         return min(max(_power_of_two(parts), _LEAST_LANES), WARP)
 
     def _shares(self, lanes: int) -> tuple[_Share, _Share]:
-        head, values = self.problem.head_size, self.problem.value_size
+        head, values = self.problem.head_size, self.problem.value_row
         return (
             _Share(head, self._together(head, head), lanes),
             _Share(self._columns, self._together(self._columns, values), lanes),
@@ -185,15 +185,15 @@ class _TeamResults:
 
 
 @T.inline
-def _load(block, share, source, place, is_there, first_part, numbers, at):
-    """Load this lane's numbers of a key or value into ``numbers[at]``. Columns beyond the last are zero, as is
+def _load(block, share, source, size, place, is_there, first_part, numbers, at):
+    """Load this lane's numbers of a key or value of ``size`` into ``numbers[at]``. Columns beyond are zero, as is
     everything unless ``is_there``. ``place(column)``: the indices of a column in ``source``."""
     together = T.meta_var(share.together)
     for step in T.unroll(share.steps):
         part: T.let = block.part(step, first_part)
         for v in T.unroll(together):
             numbers[at, step * together + v] = T.cast(T.float32(0), numbers.dtype)
-        if T.And(is_there, part * together < source.shape[-1]):
+        if T.And(is_there, part * together < size):
             for v in T.vectorized(together):
                 numbers[at, step * together + v] = source[place(part * together + v)]
 
@@ -208,8 +208,9 @@ def _load_keys(block, first, keys, values):
     for k in T.unroll(work.keys_together):
         number: T.let = k * work.teams + block.team
         place = T.meta_var(lambda column: operands.place(rows.batch, rows.group, page, inside + number, column))
-        _load(block, work.of_keys, operands.key, place, first + number < block.end, 0, keys, k)
-        _load(block, work.of_values, operands.value, place, first + number < block.end, first_part, values, k)
+        problem, is_there = T.meta_var(operands.problem), T.meta_var(first + number < block.end)
+        _load(block, work.of_keys, operands.key, problem.head_size, place, is_there, 0, keys, k)
+        _load(block, work.of_values, operands.value, problem.value_size, place, is_there, first_part, values, k)
 
 
 @T.inline

@@ -208,7 +208,8 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
     float32. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
 
     Paged keys and values are [pages, B, G, page, D] of the type in which they are stored. A page holds a multiple of
-    :data:`KEYS_TOGETHER` keys unless it is the only one. The mask then has at least as many keys as are in use.
+    :data:`KEYS_TOGETHER` keys unless it is the only one. The mask then has at least as many keys as are in use. Values
+    that are columns of keys have rows of D numbers, and both tensors are the same.
     """
     bind, _ = _binding(problem, dtype, body)
 
@@ -293,7 +294,7 @@ def _binding(problem, dtype, body):
     def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, parts):
         key = T.match_buffer(key_handle, (*keys_shape, D), stored)
         query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
-        value = T.match_buffer(value_handle, (*keys_shape, Dv), stored)
+        value = T.match_buffer(value_handle, (*keys_shape, problem.value_row), stored)
         mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
         lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
         sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")

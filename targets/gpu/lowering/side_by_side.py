@@ -19,6 +19,7 @@ of elements, which are not yet scheduled, join them. Kernels that are launched f
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,13 +50,14 @@ _REACH = 128
 
 def side_by_side(module: tvm.IRModule) -> Joined:
     """The module with launches of several kernels. Kernels of rows come first, since elements are computed from their
-    results. They are grouped until nothing changes, since those that wait for a group may form another one."""
+    results; then elements join them, and last each other. Each is grouped until nothing changes, since those that wait
+    for a group may form another one."""
     parts: dict[str, list[str]] = {}
     computed: dict[relax.Var, list[relax.Var]] = {}
-    for of_elements in (False, True):
+    for phase in _Phase:
         while True:
             function = module["main"]
-            grouping = _LaunchGroups(module, list(bindings_of(function)), of_elements)
+            grouping = _LaunchGroups(module, list(bindings_of(function)), phase)
             kept = grouping.grouped()
             if not grouping.parts:
                 break
@@ -67,6 +69,15 @@ def side_by_side(module: tvm.IRModule) -> Joined:
             parts |= grouping.parts
             computed |= grouping.computed
     return Joined(module, parts, computed=computed)
+
+
+class _Phase(enum.Enum):
+    """What is grouped: kernels of rows alone, elements with them, or kernels whose blocks have as many threads as those
+    that compute elements."""
+
+    ROWS = enum.auto()
+    BOTH = enum.auto()
+    ELEMENTS = enum.auto()
 
 
 @dataclasses.dataclass
@@ -103,13 +114,12 @@ class _SharedLaunch:
 
 
 class _LaunchGroups:
-    """The calls of ``main``: of each group all are where the last one was. ``of_elements``: whether blocks have as many
-    threads as those that compute elements."""
+    """The calls of ``main``: of each group all are where the last one was."""
 
-    def __init__(self, module: tvm.IRModule, bindings: Sequence[relax.VarBinding], of_elements: bool) -> None:
+    def __init__(self, module: tvm.IRModule, bindings: Sequence[relax.VarBinding], phase: _Phase) -> None:
         self.builder, self.parts = relax.BlockBuilder(module), dict[str, list[str]]()
         self.computed: dict[relax.Var, list[relax.Var]] = {}
-        self._module, self._bindings, self._of_elements = module, bindings, of_elements
+        self._module, self._bindings, self._phase = module, bindings, phase
         memory = MemoryOfCalls({binding.var: binding for binding in bindings})
         self._effects = [
             _Effects(
@@ -155,11 +165,10 @@ class _LaunchGroups:
         for at in range(start + 1, min(start + _REACH, len(self._bindings))):
             effects = self._effects[at]
             is_needing = effects.need(before)
-            # An early kernel of elements would keep all that follows from it waiting.
-            ends = is_needing and self._of_elements
+            ends = is_needing and self._keeps_waiting(group, at)
             if len(group) == _MOST or at in taken or ends or (not is_needing and before.collide(effects)):
                 break
-            if not is_needing and not self._fits(start, at):
+            if not is_needing and not self._fits(group, at):
                 continue
             (waiting if is_needing else group).append(at)
             before.add(effects)
@@ -169,14 +178,30 @@ class _LaunchGroups:
         launch = self._launches[at]
         if launch is None:
             return False
-        return (launch.threads == ELEMENT_THREADS) == self._of_elements
+        if self._phase is _Phase.BOTH and launch.formula is not None:
+            return True
+        return (launch.threads == ELEMENT_THREADS) == (self._phase is _Phase.ELEMENTS)
 
-    def _fits(self, start: int, at: int) -> bool:
-        """Whether a call can be in the launch of another. Elements can be computed by any number of threads."""
-        first, other = self._launches[start], self._launches[at]
-        if first is None or other is None or first.sizes != other.sizes:
+    def _keeps_waiting(self, group: Sequence[int], at: int) -> bool:
+        """Whether a binding that needs the group's results would be kept waiting by early kernels of elements, which
+        others can compute, too."""
+        if self._phase is _Phase.ELEMENTS:
+            return True
+        only_elements = all(launch.formula is not None for launch in self._members(group))
+        return only_elements and is_kernel_call(self._bindings[at].value)
+
+    def _fits(self, group: Sequence[int], at: int) -> bool:
+        """Whether a call can be in the launch of others. Elements can be computed by any number of threads."""
+        other, members = self._launches[at], self._members(group)
+        if other is None or any(launch.sizes != other.sizes for launch in members):
             return False
-        return first.threads == other.threads or (not self._of_elements and other.formula is not None)
+        if self._phase is not _Phase.BOTH:
+            return members[0].threads == other.threads
+        kernels = {launch.threads for launch in (*members, other) if launch.formula is None}
+        return kernels <= {other.threads} - {ELEMENT_THREADS} if other.formula is None else len(kernels) <= 1
+
+    def _members(self, group: Sequence[int]) -> list[_SharedLaunch]:
+        return [launch for launch in (self._launches[at] for at in group) if launch is not None]
 
     def _may_share(self, binding: relax.VarBinding) -> bool:
         return BESIDE in self._module[binding.value.args[0]].attrs

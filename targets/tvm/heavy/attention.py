@@ -42,6 +42,7 @@ class AttentionProblem:
     ``window`` > 0 hides from a query of a causal attention all keys except the last ``window`` ones that it sees.
     ``paged``: element type of keys and values in pages [pages, B, G, page, D]; "" where they are not in pages.
     ``has_sinks``: each head has one more logit, whose weight goes to no value.
+    ``values_in_keys``: a value is the first ``value_size`` numbers of its key, which are not stored again (latents).
     ``sequences``: the batch is one of several sequences one behind the other, each with its own queries, pages and
     keys in use.
     ``query_major``: whether the result's axes are [B, S, H, Dv], so that the heads of a query are next to each other,
@@ -63,12 +64,19 @@ class AttentionProblem:
     window: int = 0
     sequences: bool = False
     query_major: bool = False
+    values_in_keys: bool = False
+
+    @property
+    def value_row(self) -> int:
+        """Numbers of a row in the tensor of values."""
+        return self.head_size if self.values_in_keys else self.value_size
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInputs:
     """Query [B, H, S, D], key [B, G, P, D] and value [B, G, P, Dv], past ones included, mask with four axes, the number
-    of keys in use [B], how many keys are new, and sinks float32 [H]. Keys and values lie in pages both or neither."""
+    of keys in use [B], how many keys are new, and sinks float32 [H]. Keys and values lie in pages both or neither.
+    ``value_size``: where ``value`` is the keys, the number of their first columns that are values; else None."""
 
     query: relax.Expr
     key: Keys
@@ -78,6 +86,7 @@ class AttentionInputs:
     new_keys: Any
     sinks: relax.Expr | None = None
     batch: BatchTensors | None = None
+    value_size: int | None = None
 
     @property
     def operands(self) -> list[relax.Expr | None]:
@@ -94,10 +103,17 @@ Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, 
 
 
 def lower_attention(
-    lowering: LoweringContext, node: ir.Node, attend: Attend, *, takes_sinks: bool = False, takes_windows: bool = False
+    lowering: LoweringContext,
+    node: ir.Node,
+    attend: Attend,
+    *,
+    takes_sinks: bool = False,
+    takes_windows: bool = False,
+    takes_values_in_keys: bool = False,
 ) -> list[Keys]:
     """Result, present keys and present values. ``takes_sinks`` and ``takes_windows``: whether ``attend`` supports
-    sinks and windows; without, both stay in the mask.
+    sinks and windows; without, both stay in the mask. ``takes_values_in_keys``: whether it reads values that are the
+    first columns of keys in pages; without, both are gathered.
 
     Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
     a cache to which more or fewer keys are added than there are queries.
@@ -109,7 +125,8 @@ def lower_attention(
         window = Window(attribute(node, WINDOW, 0))
     order = None
     if sinks is None:
-        inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone)
+        taken = takes_values_in_keys and lowering.batch is None
+        inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone, takes_values_in_keys=taken)
     else:
         with without_sinks(node, sinks) as rest:
             order = order_beside(lowering, sinks, rest) if takes_windows else None
@@ -152,7 +169,7 @@ def _of_sequences(
 
 
 def _attention_inputs(
-    lowering: LoweringContext, node: ir.Node, *, has_mask: bool = True
+    lowering: LoweringContext, node: ir.Node, *, has_mask: bool = True, takes_values_in_keys: bool = False
 ) -> tuple[AttentionInputs, list[Keys]]:
     """Inputs of the attention, and the present keys and values: the past ones with the new ones appended."""
     query = _heads(lowering, node, 0, "q_num_heads")
@@ -161,17 +178,20 @@ def _attention_inputs(
         raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
     present = [_with_past(lowering, node, *source) for source in ((1, past_key), (2, past_value))]
     key, value = present
+    value_size = _columns_of_keys(lowering, node, key) if takes_values_in_keys else None
+    if value_size is not None:
+        value = key
     if isinstance(key, PagedTensor) and isinstance(value, PagedTensor) and key.lies_as(value):
         lengths = lowering.filled(key, used)
     else:
-        key, value = (_gathered(lowering, tensor) for tensor in present)
+        key, value = (_gathered(lowering, tensor) for tensor in (key, value))
         lengths = None if used is None else lowering.tensor(used)
     added = lowering.shape(required_input(node, 1))
     new_keys = added[2] if len(added) == 4 else added[1]
     mask = _mask(lowering, node, key) if has_mask else None
     if mask is not None and isinstance(key, PagedTensor):  # a kernel reads the mask of keys in use alone
         mask = lowering.ignoring_padding(mask)
-    return AttentionInputs(query, key, value, mask, lengths, new_keys), present
+    return AttentionInputs(query, key, value, mask, lengths, new_keys, value_size=value_size), present
 
 
 def _in_rank_of_query(lowering: LoweringContext, node: ir.Node, result: relax.Expr, is_turned: bool) -> relax.Expr:
@@ -180,6 +200,16 @@ def _in_rank_of_query(lowering: LoweringContext, node: ir.Node, result: relax.Ex
         return transpose(lowering, result, _TURN) if is_turned else result
     batch, queries, heads, size = result.ty.shape
     return reshape(lowering, result, [batch, queries, heads * size])
+
+
+def _columns_of_keys(lowering: LoweringContext, node: ir.Node, key: Keys) -> int | None:
+    """The number of columns of keys in pages that the values are, from the first one on; None for other values."""
+    values = required_input(node, 2)
+    split, shape = values.producer(), lowering.shape(values)
+    if not isinstance(key, PagedTensor) or split is None or operator_name(split) != "Split" or len(shape) != 4:
+        return None
+    is_first = values.index() == 0 and attribute(split, "axis", 0) in (-1, 3)
+    return static_size(shape[3]) if is_first and split.inputs[0] is required_input(node, 1) else None
 
 
 def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) -> relax.Expr:
@@ -249,6 +279,7 @@ def _check_sizes(inputs: AttentionInputs) -> None:
 def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProblem:
     _check_sizes(inputs)
     head_size, value_size = (static_size(tensor.ty.shape[3]) for tensor in (inputs.query, inputs.value))
+    value_size = value_size if inputs.value_size is None else inputs.value_size
     if head_size is None or value_size is None:
         raise UnsupportedError("the size of a head is dynamic; expected a static last axis of query and value")
     scale: Any = attribute(node, "scale", None)
@@ -268,6 +299,7 @@ def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProbl
         mask_broadcast=broadcast,
         has_lengths=inputs.lengths is not None,
         has_sinks=inputs.sinks is not None,
+        values_in_keys=inputs.value_size is not None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +48,10 @@ class Bias:
 
 
 class MatrixProducts(Protocol):
-    """A target's products for one machine."""
+    """A target's products for one machine. ``repeats``: whether products of batches read a factor again for each of
+    several batches."""
+
+    repeats: ClassVar[bool]
 
     def with_constant(
         self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: ConstantMatrix, bias: Bias | None
@@ -57,7 +60,8 @@ class MatrixProducts(Protocol):
         ...
 
     def of_batches(self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: relax.Expr) -> relax.Expr:
-        """``left[B|1, M, K] @ right[B|1, K, N]``."""
+        """``left[B|1, M, K] @ right[B|1, K, N]``. If the target repeats factors, one of them may have fewer batches,
+        which divide the others': batch b reads batch ``b`` modulo their number."""
         ...
 
 
@@ -88,7 +92,7 @@ def _lower_matmul(products: MatrixProducts, lowering: LoweringContext, node: ir.
     if len(right_shape) == 1:
         factor, columns = reshape(lowering, factor, [*right_shape, 1]), []
     batch = lowering.broadcast_shape([shape[:-2], right_shape[:-2]])
-    factors = [_as_batches(lowering, operand, batch) for operand in (left, factor)]
+    factors = [_as_batches(lowering, operand, batch, repeats=products.repeats) for operand in (left, factor)]
     result = products.of_batches(lowering, node, *factors)
     return reshape(lowering, result, [*batch, *shape[:-1][-1:], *columns])
 
@@ -132,11 +136,24 @@ def _scaled(tensor: relax.Expr, factor: float) -> relax.Expr:
     return tensor if factor == 1.0 else relax.op.multiply(tensor, relax.const(factor, str(tensor.ty.dtype)))
 
 
-def _as_batches(lowering: LoweringContext, tensor: relax.Expr, batch: Sequence[Any]) -> relax.Expr:
+def _as_batches(lowering: LoweringContext, tensor: relax.Expr, batch: Sequence[Any], *, repeats: bool) -> relax.Expr:
     """The tensor [..., X, Y] as [B|1, X, Y] for the broadcast batch sizes; copies only where some, but not all of the
-    batch axes have to be repeated, or which ones is seen when the program runs."""
+    batch axes have to be repeated, or which ones is seen when the program runs. A target that ``repeats`` batches does
+    so where only the first axes have to be repeated."""
     shape = list(tensor.ty.shape)
     own, matrix = shape[:-2], shape[-2:]
+    if repeats and (inner := _inner_batches(lowering, own, batch)):
+        return reshape(lowering, tensor, [product(inner), *matrix])
     if all(static_size(size) == 1 for size in own):
         return reshape(lowering, tensor, [1, *matrix])
     return reshape(lowering, lowering.broadcast_to(tensor, [*batch, *matrix]), [product(batch), *matrix])
+
+
+def _inner_batches(lowering: LoweringContext, own: Sequence[Any], batch: Sequence[Any]) -> list[Any]:
+    """The static batch axes of a factor after those of size 1, if they are the last ones of ``batch``; else none."""
+    sizes = list(own)
+    while sizes and static_size(sizes[0]) == 1:
+        del sizes[0]
+    last = list(batch)[len(batch) - len(sizes) :]
+    is_static = all(static_size(size) is not None for size in sizes)
+    return sizes if is_static and all(map(lowering.sizes.equal, sizes, last)) else []

@@ -18,7 +18,7 @@ from moec.common.budgets import Budget
 from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
-from moec.common.specs import BATCH_TENSORS, HeldState, LastTokens, StreamedExpertsSpec
+from moec.common.specs import BATCH_TENSORS, WANTED, HeldState, LastTokens, StreamedExpertsSpec
 from moec.ir.batches import is_batched
 from moec.ir.states import states_of
 from moec.ir.streaming import is_streamed
@@ -112,7 +112,7 @@ class Lowering(GraphValues):
         self._in_memory: dict[str, relax.Var] = {}
         """Tensors int64[1] with the value of a size, by its expression."""
         self._dimensions: dict[str, tirx.Var] = {}
-        count = self.sizes.variable("wanted")
+        count = self.sizes.variable(WANTED)
         self.batch = self._batch_tensors(count) if is_batched(model) else None
         self._last = self._narrowing(count)
 
@@ -305,7 +305,7 @@ class Lowering(GraphValues):
             return []
         (ids,) = (value for value in self.model.graph.inputs if value.name == self._last.spec.input)
         self._of_one_page[self._last.wanted] = self.shape(ids)[LENGTH_AXIS]
-        return [relax.Var("wanted", relax.ShapeType([self._last.wanted]))]
+        return [relax.Var(WANTED, relax.ShapeType([self._last.wanted]))]
 
     def _dimension(self, name: str) -> tirx.Var | int:
         """The symbolic size of that name, or a number: exporters write a fixed size as a name such as "16"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from moec.common.dtypes import DTYPES
 from moec.common.names import node_name, operator_name
 from moec.common.short_lines import WIDTH
 from moec.common.specs import TensorSpec
+from moec.common.work import SizedWork
 from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.phases.pipeline import Generated, Optimized
@@ -27,6 +29,8 @@ HOST_NUMBERS = "moec.host_numbers"
 """Attribute with the number of a kernel's leading parameters that are numbers only the host reads."""
 _NODES_LISTED = 6
 _CONTINUED = "    "
+_SIZE = re.compile(r"\b[A-Za-z_]\w*\b(?!\s*\()")
+"""A name in an expression of sizes, in which ``min`` and ``max`` are called."""
 
 
 def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, generated: Generated) -> list[KernelRecord]:
@@ -44,9 +48,7 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
             record = dataclasses.replace(record, nodes=list(dict.fromkeys(map(node_name, nodes))))
         if len(parts) > 1:
             record = _joined_record(record, nodes)
-            for position, part in enumerate(optimized.joined.launched.get(before, ())):
-                sizes = own[part].sizes if position and part in own else {}
-                record.sizes = {**record.sizes, **{f"{size}_{position + 1}": text for size, text in sizes.items()}}
+            _add_launched(record, [own.get(part) for part in optimized.joined.launched.get(before, ())])
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])
@@ -72,6 +74,22 @@ def _joined_record(record: KernelRecord, nodes: Sequence[ir.Node]) -> KernelReco
         nodes=list(dict.fromkeys([*map(node_name, nodes), *record.nodes])),
         computes=f"{record.computes}, of elements that are computed by {others}" if others else record.computes,
     )
+
+
+def _add_launched(record: KernelRecord, members: Sequence[KernelRecord | None]) -> None:
+    """Add the sizes and the operations of all kernels that share a launch to the record of the first one. In the
+    launch, sizes of the second have the suffix ``_2``, and so on."""
+    works: list[SizedWork] = []
+    for position, member in enumerate(members):
+        suffix = f"_{position + 1}" if position else ""
+        if member is not None:
+            record.sizes = {**record.sizes, **{f"{size}{suffix}": text for size, text in member.sizes.items()}}
+        if member is not None and member.sized_work is not None and member.sized_work.operations != "0":
+            renamed = _SIZE.sub(rf"\g<0>{suffix}", member.sized_work.operations)
+            works.append(dataclasses.replace(member.sized_work, operations=renamed))
+    if works:
+        total = " + ".join(work.operations for work in works)
+        record.sized_work = dataclasses.replace(record.sized_work or works[0], operations=total)
 
 
 def _generic_record(name: str, nodes: Sequence[ir.Node]) -> KernelRecord:

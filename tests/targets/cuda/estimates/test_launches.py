@@ -208,14 +208,27 @@ def test_products_and_attention_outside_of_layers_are_estimated_too():
     assert (run.tokens, run.launches, run.seconds) == (40, 6, group.seconds + model.layers[0].seconds)
     # Nobody measured it: 6 us for each launch, and 750 for the run.
     assert run.host_seconds == pytest.approx(786e-6)
+    # In a graph, 1.3 us of the GPU for each.
+    assert run.graph_seconds == pytest.approx(run.seconds + 7.8e-6)
     text, data = printed(model), launch_data(model)
     cells = [line.split() for line in text.splitlines()]
-    assert ["40", "6", f"{run.seconds * 1e6:.3g}", "786"] in cells
+    assert ["40", "6", f"{run.seconds * 1e6:.3g}", f"{run.graph_seconds * 1e6:.3g}", "786"] in cells
     assert data["runs"] == [dataclasses.asdict(run)]
     assert [(launch["function"], launch["calls"]) for launch in data["outside"][0]["launches"]] == [
         ("product_kernel", 2),
         ("attention_kernel", 1),
     ]
+
+
+@pytest.mark.parametrize(("size", "is_estimated"), [("wanted", True), ("found", False)])
+def test_logits_of_the_last_token_are_estimated_and_sizes_of_results_are_not(size, is_estimated):
+    logits = outside("logits", "MatMul", DENSE, "M", {"M": f"batch * {size}"}, ("l",))
+    model = estimate_launches(artifact(*KERNELS, TILES, logits), None, [40])
+    names = [launch.kernel for launch in model.outside[0].launches]
+    assert names == ["product", "logits"] if is_estimated else ["product"]
+    assert [kernel["name"] for kernel in model.others] == ([] if is_estimated else ["logits"])
+    if is_estimated:
+        assert model.outside[0].launches[1].work.operations == 2 * 512 * 256
 
 
 def test_a_model_without_layers_of_experts_is_estimated_by_the_rows_of_its_products():

@@ -21,7 +21,7 @@ from moec.targets.gpu.kernels.attention_tiled import attention_tiled
 from moec.targets.tvm.heavy.attention import AttentionProblem
 
 from ....products import thinned
-from ...attention_cases import ON_NONE, PROBLEM, expected, operands, room
+from ...attention_cases import ON_NONE, PROBLEM, expected, operands, room, with_values_in_keys
 from .kernel_runner import Kernel, build
 
 PARTS = 3
@@ -182,6 +182,28 @@ def test_keys_in_pages(generate, dtype):
         expected_result = expected(PAGED, arrays)
         arrays |= {name: in_pages(arrays[name], max(page, 1)) for name in ("key", "value")}
         actual = attend(kernel, PAGED, arrays).astype(np.float64)
+        np.testing.assert_allclose(actual, expected_result, rtol=4e-3, atol=4e-3)
+
+
+LATENT = AttentionProblem(
+    72, 64, 0.12, 4, causal="lengths", has_lengths=True, paged="float16", values_in_keys=True, query_major=True
+)
+
+
+@KERNELS
+@pytest.mark.parametrize("size", [64, pytest.param(48, marks=pytest.mark.nightly)])
+def test_values_are_the_first_columns_of_their_keys(generate, dtype, size):
+    """The other columns of a key, and keys that are not in use, do not enter the sums."""
+    problem = dataclasses.replace(LATENT, value_size=size)
+    kernel = built(generate, problem, np.dtype(dtype).name)
+    for queries, keys, page in [(3, 300, 256), (1, 7, 7), (2, 0, 0)]:
+        arrays = operands(problem, queries, keys)
+        arrays["query"] = arrays["query"].astype(dtype)
+        arrays["key"] = arrays["key"].astype(np.float16)
+        arrays["lengths"][:] = keys, max(keys - 2, 0)
+        expected_result = expected(problem, with_values_in_keys(problem, arrays))
+        pages = in_pages(arrays["key"], max(page, 1))
+        actual = attend(kernel, problem, {**arrays, "key": pages, "value": pages}).astype(np.float64)
         np.testing.assert_allclose(actual, expected_result, rtol=4e-3, atol=4e-3)
 
 

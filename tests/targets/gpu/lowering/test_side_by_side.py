@@ -88,6 +88,20 @@ def test_products_share_a_launch_that_is_made_for_the_sizes_of_both(body: str, k
     assert names(body) == kernels
 
 
+@pytest.mark.parametrize(
+    ("body", "operations"),
+    [
+        ("v = MatMul (x, a) w = MatMul (x, b)", "2 * M * 512 + 2 * M_2 * 768"),
+        ("v = MatMul (x, a) w = MatMul (y, b)", "2 * M * 512"),
+    ],
+    ids=["a launch of both", "a launch each"],
+)
+def test_a_launch_has_the_operations_of_all_its_kernels(body: str, operations: str):
+    (first, *_) = kernels_of(body)
+    assert first.sized_work is not None and first.sized_work.operations == operations
+    assert first.sizes == ({"M": "T", "M_2": "T"} if "M_2" in operations else {"M": "T"})
+
+
 def test_kernels_name_the_nodes_of_their_own_calls():
     """Two calls of a kernel, of which one is joined to a sum, and another's launch has two products."""
     body = """n = RMSNormalization (x, scale) s = Add (x, n) r = RMSNormalization (s, scale)

@@ -26,7 +26,8 @@ from moec.targets.cuda import nvcc
 from moec.targets.gpu.kernels.append import THREADS as APPEND_THREADS
 from moec.targets.gpu.kernels.append import append
 from moec.targets.gpu.lowering.element_formula import formula_of
-from moec.targets.gpu.lowering.side_by_side import ELEMENT_THREADS, element_kernel, side_by_side
+from moec.targets.gpu.lowering.shared_launches import ELEMENT_THREADS, element_kernel
+from moec.targets.gpu.lowering.side_by_side import side_by_side
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 from ....frontend.gguf.tiny_models import write_model
@@ -49,9 +50,9 @@ LAUNCHES = [
     ("glm4moe", 13, 6),
     ("dots1", 13, 6),
     ("phimoe", 13, 11),
-    ("dbrx", 15, 10),
-    ("deepseek2 of keys and values", 16, 6),
-    ("deepseek2", 22, 6),
+    ("dbrx", 11, 10),
+    ("deepseek2 of keys and values", 14, 7),
+    ("deepseek2", 18, 7),
 ]
 """Models, their launches per layer, and those outside of layers."""
 
@@ -122,6 +123,25 @@ def test_elements_are_computed_beside_kernels_with_fewer_threads_which_have_seve
         return [weights, chosen, calls.add(calls.x, calls.y)]
 
     assert kernels_after(lambda module: side_by_side(module).module, write) == ["route_add"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_elements_join_kernels_of_rows_that_share_a_launch(is_first: bool):
+    """The kernels of rows are grouped before, wherever the elements are computed."""
+
+    def write(calls: Calls) -> list[Any]:
+        results = [calls.add(calls.x, calls.y)] if is_first else []
+        results += [calls.norm(calls.x, calls.scale), calls.norm(calls.y, calls.scale)]
+        return results if is_first else [*results, calls.add(calls.x, calls.y)]
+
+    assert kernels_after(lambda module: side_by_side(module).module, write) == ["norm_norm_add"]
+
+
+def test_no_launch_has_more_than_four_kernels():
+    def write(calls: Calls) -> list[Any]:
+        return [*(calls.norm(calls.x, calls.scale) for _ in range(5)), calls.add(calls.x, calls.y)]
+
+    assert kernels_after(lambda module: side_by_side(module).module, write) == ["norm_norm_norm_norm", "norm_add"]
 
 
 def test_elements_that_need_a_result_are_computed_after_it():
@@ -219,5 +239,7 @@ def test_launches_of_a_decode_step(tmp_path: pathlib.Path, name: str, layer: int
     launch of the router, the activation in that of routing. The models have two layers."""
     path = write_model(name, tmp_path / "model.gguf")
     moec.compile(path, target="cuda:sm_80", output=tmp_path / "model.moec", emulate=True)
-    kernels = open_artifact(tmp_path / "model.moec").program().kernels
+    program = open_artifact(tmp_path / "model.moec").program()
+    kernels = program.kernels
+    assert program.fixed_lengths == []
     assert sum(kernel["calls"] * sum(map(_is_made, kernel["launches"])) for kernel in kernels) == 2 * layer + others

@@ -69,8 +69,8 @@ def side_by_side(module: tvm.IRModule) -> Joined:
 
 
 class _Phase(enum.Enum):
-    """What is grouped: kernels of rows alone, elements with them, or kernels whose blocks have as many threads as those
-    that compute elements."""
+    """Calls that are grouped: of kernels of rows alone, of elements with them, or of kernels whose blocks have as many
+    threads as those that compute elements."""
 
     ROWS = enum.auto()
     BOTH = enum.auto()

@@ -24,6 +24,7 @@ from moec.targets.base import SizeRange
 from moec.targets.cuda.estimates.sizes import ROWS as ROW_COUNT
 from moec.targets.cuda.kernels.gemm_parts import BUSY_BLOCKS, GEMM_PARTS, JOIN_PARTS, ROWS, most_rows, parts_for
 from moec.targets.cuda.kernels.grouped_gemm_mma import GEMM_MMA
+from moec.targets.cuda.kernels.grouped_gemm_scaled import GEMM_SCALED
 from moec.targets.cuda.kernels.grouped_gemm_umma import GEMM_UMMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GEMM_WGMMA
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
@@ -40,7 +41,7 @@ from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import flatten, record_of, reshape
 from moec.targets.tvm.sizes.shapes import static_size
 
-PRODUCTS = (GEMV, GEMM_UMMA, GEMM_WGMMA, GEMM_MMA, GEMM_SIMT)
+PRODUCTS = (GEMV, GEMM_UMMA, GEMM_WGMMA, GEMM_SCALED, GEMM_MMA, GEMM_SIMT)
 _PLAIN_ROWS = 64
 """Rows of a tile that is computed without tensor cores."""
 

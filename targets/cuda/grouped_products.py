@@ -21,6 +21,7 @@ from moec.targets.cuda.block_dispatch import BlockDispatch
 from moec.targets.cuda.estimates.crossovers import FEW_TOKENS, block_heights, few_tokens
 from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
+from moec.targets.cuda.kernels.grouped_gemm_scaled import GROUPED_GEMM_SCALED
 from moec.targets.cuda.kernels.grouped_gemm_umma import GROUPED_GEMM_UMMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.wgmma_tile import wgmma_tile
@@ -33,7 +34,7 @@ from moec.targets.tvm.kernels.kernel import KernelCall
 from moec.targets.tvm.lowering.node_lowering import NodeLowering
 from moec.targets.tvm.sizes.shapes import static_size
 
-PRODUCTS = (GROUPED_GEMM_UMMA, GROUPED_GEMM_WGMMA, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
+PRODUCTS = (GROUPED_GEMM_UMMA, GROUPED_GEMM_WGMMA, GROUPED_GEMM_SCALED, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
 """Kernels for blocks of rows."""
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""

@@ -25,7 +25,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
     bias = node.inputs["bias"]
     problem = dense_problem(inner, width, tf32=uses_tf32(spec, dtype), biased=bias is not None, **types)
-    problem = dataclasses.replace(problem, inner=padded_inputs([problem], node.machine))
+    problem = dataclasses.replace(problem, inner=padded_inputs([problem], node.machine, spec.arithmetic))
     (problem,) = with_rows_of(spec, [problem], node.machine)
     x = prepared(node, spec, problem, x, inner)
     parts = whole_parts(weight, stored, spec.transposed)

@@ -145,9 +145,9 @@ class _CudaExperts:
         would change how rows are rounded: if rows are rounded and the activation of zero is not zero."""
         hidden, machine = self._weights.hidden, self._node.machine
         if not is_rounded(self._spec) or _makes_zero_of_zeros(self._spec):
-            hidden = padded_inputs(seconds, machine)
+            hidden = padded_inputs(seconds, machine, self._spec.arithmetic)
         firsts = [dataclasses.replace(problem, width=hidden) for problem in firsts]
-        inner = padded_inputs(firsts, machine)
+        inner = padded_inputs(firsts, machine, self._spec.arithmetic)
         firsts = [dataclasses.replace(problem, inner=inner) for problem in firsts]
         return firsts, [_with_whole_rows(dataclasses.replace(problem, inner=hidden)) for problem in seconds]
 
@@ -249,7 +249,7 @@ def _multiply(
     ids = renumbered(node, groups, ids)
     bias, products = node.bias("bias"), []
     problems = [_problem_of(node, spec, group, groups, inner, width, str(x.ty.dtype)) for group in groups]
-    padded = padded_inputs(problems, node.machine)
+    padded = padded_inputs(problems, node.machine, spec.arithmetic)
     problems = [_with_whole_rows(dataclasses.replace(problem, inner=padded)) for problem in problems]
     for group, problem in zip(groups, with_rows_of(spec, problems, node.machine), strict=True):
         name = padded_name(f"{weight.name}.columns", (inner, problem.inner), (width, problem.width))

@@ -1,8 +1,8 @@
 """The input rows of a product, in the size and type that its arithmetic and its kernels need.
 
-Rows are padded with trailing zeros if tensor cores cannot take them otherwise. Rows that are rounded to fp8 stay bytes
-with scales if tensor cores can multiply them with the matrix as it is stored. Otherwise rows and matrix become floats
-again.
+Rows are padded with trailing zeros if tensor cores cannot take them otherwise. Rows that are rounded to small floats
+stay codes with scales if tensor cores can multiply them with the matrix as it is stored. Otherwise rows and matrix
+become floats again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from tvm import relax
 from moec.common.dtypes import dtype_of
 from moec.ir.dialect import GROUPED_ARITHMETICS, ProductSpec
 from moec.targets.cuda.kernels.grouped_gemm_mma import why_not as why_no_gemm
+from moec.targets.cuda.kernels.grouped_gemm_scaled import why_not as why_not_scaled
 from moec.targets.cuda.kernels.mma_tile import DEPTH, SHAPES
+from moec.targets.gpu.kernels.block_scaled_rows import BLOCK_SCALINGS, SPAN
 from moec.targets.gpu.kernels.fp8_rows import FP8, why_not_packed
 from moec.targets.gpu.kernels.gemv_tile import why_not as why_no_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
@@ -45,10 +47,15 @@ def uses_tf32(spec: ProductSpec, dtype: str) -> bool:
     return spec.arithmetic == "tf32" and dtype == "float32"
 
 
-def padded_inputs(problems: Sequence[GroupedProblem], architecture: str) -> int:
+def padded_inputs(problems: Sequence[GroupedProblem], architecture: str, arithmetic: str = "float32") -> int:
     """The number of inputs, with trailing padding, of the rows that these products share. It is larger than their own
-    number only if padding lets more kernels compute them: tensor cores, or warps for few rows."""
+    number only if padding lets more kernels compute them: tensor cores, also with block scales, or warps for few
+    rows."""
     (inner,) = {problem.inner for problem in problems}
+    spans = -(-inner // SPAN) * SPAN
+    scaled = [_with_block_scales(dataclasses.replace(problem, inner=spans), arithmetic) for problem in problems]
+    if all(problem is not None and _why_no_tile(problem, architecture) is None for problem in scaled):
+        return spans
     multiple = max(map(_inputs_at_once, problems))
     padded = -(-inner // multiple) * multiple
     more = any(
@@ -67,32 +74,52 @@ def _inputs_at_once(problem: GroupedProblem) -> int:
 
 def _ways(problem: GroupedProblem, architecture: str) -> int:
     """The number of kernels, of those with tiles on tensor cores and with warps for few rows, that can compute it."""
-    tiled = dataclasses.replace(problem, block_rows=min(SHAPES))
-    return (why_no_gemm(tiled, architecture) is None) + (why_no_gemv(problem) is None)
+    return (_why_no_tile(problem, architecture) is None) + (why_no_gemv(problem) is None)
+
+
+def _why_no_tile(problem: GroupedProblem, architecture: str) -> str | None:
+    """The reason why tensor cores cannot compute tiles of some height, or None."""
+    why_not = why_no_gemm if problem.scaling is None else why_not_scaled
+    tiled = (dataclasses.replace(problem, block_rows=rows) for rows in SHAPES)
+    return next(filter(None, (why_not(tile, architecture) for tile in tiled)), None)
+
+
+def _with_block_scales(problem: GroupedProblem, arithmetic: str) -> GroupedProblem | None:
+    """The product with rows that have block scales; None if the arithmetic has none."""
+    scaling = BLOCK_SCALINGS.get(arithmetic)
+    return None if scaling is None else dataclasses.replace(problem, dtype="uint8", scaling=scaling)
 
 
 def with_rows_of(spec: ProductSpec, problems: Sequence[GroupedProblem], architecture: str) -> list[GroupedProblem]:
-    """The products with the type of the rows that they share. It becomes fp8 if that is the arithmetic and kernels can
-    multiply fp8 with all of the matrices; otherwise it stays."""
-    if spec.arithmetic != "fp8" or any(_why_floats(spec, problem, architecture) for problem in problems):
+    """The products with the type of the rows that they share. Rows become codes with scales if that is the arithmetic
+    and kernels can multiply them with all of the matrices; otherwise they stay."""
+    packed = [_packed(spec, problem) for problem in problems]
+    if any(row is None or _why_floats(spec, row, architecture) for row in packed):
         return list(problems)
-    return [dataclasses.replace(problem, dtype=FP8) for problem in problems]
+    return [row for row in packed if row is not None]
 
 
-def _why_floats(spec: ProductSpec, problem: GroupedProblem, architecture: str) -> str | None:
-    """The reason why rows that are rounded to fp8 have to become floats again, or None."""
-    packed = dataclasses.replace(problem, dtype=FP8)
-    tiled = (dataclasses.replace(packed, block_rows=rows) for rows in SHAPES)
-    reasons = (why_no_gemm(tile, architecture) for tile in tiled)
-    return why_not_packed(problem.inner, spec.activation_group) or next(filter(None, reasons), why_no_gemv(packed))
+def _packed(spec: ProductSpec, problem: GroupedProblem) -> GroupedProblem | None:
+    """The product with rows that are codes with scales; None if its arithmetic has none."""
+    if spec.arithmetic == "fp8":
+        return dataclasses.replace(problem, dtype=FP8)
+    return _with_block_scales(problem, spec.arithmetic)
+
+
+def _why_floats(spec: ProductSpec, packed: GroupedProblem, architecture: str) -> str | None:
+    """The reason why rows that are rounded to small floats have to become floats again, or None."""
+    why_not = why_not_packed if packed.scaling is None else packed.scaling.why_not
+    reason = why_not(packed.inner, spec.activation_group)
+    return reason or _why_no_tile(packed, architecture) or why_no_gemv(packed)
 
 
 def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architecture: str) -> RowRounding:
     """The rounding of rows of ``dtype`` for a product."""
     why_floats = ""
-    if spec.arithmetic == "fp8" and not problem.in_fp8:
-        why_floats = _why_floats(spec, problem, architecture) or "other experts of the layer need floats"
-    return RowRounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.in_fp8, why_floats)
+    packed = _packed(spec, problem)
+    if packed is not None and not problem.is_packed:
+        why_floats = _why_floats(spec, packed, architecture) or "other experts of the layer need floats"
+    return RowRounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.is_packed, why_floats)
 
 
 def padded(

@@ -64,11 +64,16 @@ class Gpu:
     """The rate without tensor cores."""
     fp8: float = 0.0
     """The rate on 8-bit floats with sums in float32, dense; 0 if the GPU cannot multiply them."""
+    scaled_fp8: float = 0.0
+    """The rate of ``mma`` on 8-bit floats with block scales; 0 if the GPU does not have the instruction."""
+    scaled_fp4: float = 0.0
+    """The same on 4-bit floats."""
 
     @property
     def roofline(self) -> Roofline:
         """The limits of the GPU. The rate on tf32 is half of that on 16 bits (A, H, L; a little less in B)."""
         rates = {"float16": self.tensor, "bfloat16": self.tensor, "tf32": self.tensor / 2, FP8: self.fp8}
+        rates |= {"mxfp8": self.scaled_fp8, "mxfp4": self.scaled_fp4, "nvfp4": self.scaled_fp4}
         peaks = [Peak(dtype, "tensor cores", rate) for dtype, rate in rates.items() if rate]
         return Roofline(1, {"memory": self.memory}, (Peak(FLOAT32, "float units", self.float32), *peaks))
 
@@ -152,6 +157,10 @@ GPUS = {
         tensor=209.5e12,  # G, with sums in float32
         float32=104.8e12,  # G
         fp8=419e12,  # G, with sums in float32
+        # G on 8 bits with sums in float16. With block scales, sums in float32 are as fast, as mmapeak measured (737e12,
+        # main-horse.github.io/posts/5090-mm-perf).
+        scaled_fp8=838e12,
+        scaled_fp4=1676e12,  # G
     ),
     "rtxpro6000": Gpu(
         name="RTX PRO 6000 Blackwell",
@@ -165,6 +174,8 @@ GPUS = {
         tensor=503.8e12,  # P, with sums in float32
         float32=126e12,  # P
         fp8=1007.6e12,  # P, with sums in float32
+        scaled_fp8=1007.6e12,  # P
+        scaled_fp4=2015.2e12,  # P
     ),
 }
 """The known GPUs, by the names that ``moec inspect --gpu`` takes."""

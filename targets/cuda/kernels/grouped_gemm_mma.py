@@ -85,6 +85,8 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
     """The reason why the instruction cannot multiply these types, or None."""
+    if problem.scaling is not None:
+        return "rows with block scales"
     if problem.in_fp8:
         return why_not_scaled(problem, architecture)
     if problem.dtype not in _INSTRUCTIONS or (problem.dtype == "float32" and not problem.tf32):

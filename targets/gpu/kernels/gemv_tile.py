@@ -14,6 +14,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
+from moec.targets.gpu.kernels.block_scaled_rows import load_inputs
 from moec.targets.gpu.kernels.fp8_rows import GROUP, decode_pairs, place_of_scale, words_of
 from moec.targets.gpu.kernels.grouped_problem import GATE_GROUP, GroupedProblem
 from moec.targets.gpu.kernels.instructions import fetch_into_cache
@@ -213,7 +214,9 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
         scales[c] = matrix.scale(expert, tile.column(c), part * count)
         zeros[c] = matrix.zero(expert, tile.column(c), part * count)
     for r in T.unroll(tile.rows):
-        if tile.problem.in_fp8:
+        if tile.problem.scaling is not None:
+            load_inputs(tile.problem.scaling, tile.problem.inner, rows, tile.row(r), part * count, values, r)
+        elif tile.problem.in_fp8:
             _load_packed_row(tile, rows, r, part, values)
         else:
             _load_row(tile, rows, r, part, values)

@@ -44,7 +44,9 @@ def why_not(problem: GroupedProblem) -> str | None:
     """The reason why :func:`grouped_gemm_simt` cannot compute the problem, or None."""
     if problem.block_rows % SIDE:
         return f"blocks of {problem.block_rows} rows; a tile has {SIDE} threads along its rows"
-    return "rows in fp8; expected floats" if problem.in_fp8 else problem.why_not_stored()
+    if problem.is_packed:
+        return f"rows in {'fp8' if problem.scaling is None else problem.scaling.arithmetic}; expected floats"
+    return problem.why_not_stored()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 
 from moec.common.dtypes import dtype_of
+from moec.targets.gpu.kernels.block_scaled_rows import BlockScaling
 from moec.targets.gpu.kernels.fp8_rows import FP8, row_bytes
 from moec.targets.gpu.kernels.launch import ATTRIBUTES
 from moec.targets.gpu.kernels.packed_format import FACTOR_BYTES, PackedFormat
@@ -48,6 +49,8 @@ class GroupedProblem:
     - ``weighted``: whether a row is first multiplied by its pair's routing weight.
     - ``dtype``: of the rows; sums are float32. Rows in fp8 have scales (:mod:`.fp8_rows`) and are multiplied, without
       conversion to floats, with a matrix in fp8.
+    - ``scaling``: how rows with block scales are stored, which tensor cores multiply with the matrix as it is stored;
+      None for other rows. Their ``dtype`` is uint8.
     - ``stored``: format of a quantised matrix; None for a matrix with elements of ``matrix_dtype``.
     - ``shares_scales``: whether 128 neighbouring outputs have the same scales in a matrix in fp8 (blocks of 128 x 128).
       Tensor cores then need only one of them; the tables stay the same.
@@ -68,6 +71,7 @@ class GroupedProblem:
     out_dtype: str = "float32"
     routing_dtype: str = "float32"
     stored: PackedFormat | None = None
+    scaling: BlockScaling | None = None
     shares_scales: bool = False
     tf32: bool = False
     first_expert: int | None = None
@@ -81,16 +85,25 @@ class GroupedProblem:
     @property
     def decodes(self) -> bool:
         """Whether numbers of the matrix are decoded to floats before they are multiplied."""
-        return self.stored is not None and not self.in_fp8
+        return self.stored is not None and not self.is_packed
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows are codes with scales."""
+        return self.in_fp8 or self.scaling is not None
 
     @property
     def arithmetic(self) -> str:
         """The type of the factors that are multiplied."""
+        if self.scaling is not None:
+            return self.scaling.arithmetic
         return "tf32" if self.tf32 else self.dtype
 
     @property
     def row_type(self) -> tuple[int, str]:
         """The number of elements of a row in memory, and their type."""
+        if self.scaling is not None:
+            return self.scaling.row_bytes(self.inner), "uint8"
         return (row_bytes(self.inner), "uint8") if self.in_fp8 else (self.inner, self.dtype)
 
     @property
@@ -126,8 +139,9 @@ class GroupedProblem:
 
     def intensity(self, rows: int) -> float:
         """Operations per byte of memory for ``rows`` rows with one matrix, if rows, matrix and results move once."""
-        row_bytes = self.inner * dtype_of(self.dtype).itemsize + self.width * dtype_of(self.out_dtype).itemsize
-        return 2 * rows * self._weights / (rows * row_bytes + self.matrix_bytes)
+        elements, dtype = self.row_type
+        bytes_of_row = elements * dtype_of(dtype).itemsize + self.width * dtype_of(self.out_dtype).itemsize
+        return 2 * rows * self._weights / (rows * bytes_of_row + self.matrix_bytes)
 
     @property
     def matrix_bytes(self) -> float:
@@ -146,7 +160,7 @@ class GroupedProblem:
 
     def why_not_stored(self) -> str | None:
         """The reason why kernels cannot load or store one of these types, or None."""
-        rows = () if self.in_fp8 else (self.dtype,)
+        rows = () if self.is_packed else (self.dtype,)
         reason = why_not_stored(*rows, self.matrix_dtype, self.out_dtype, self.routing_dtype)
         return self.stored.why_not() if reason is None and self.stored is not None else reason
 
@@ -182,12 +196,12 @@ class Matrix:
         number, line, group = self.group(expert, column, k)
         if self.stored.has_factors:
             code = self.scales[number, line, FACTOR_BYTES + group]
-            return self.stored.scale_value(code) * self._factors[number, line, 0]
+            return self.stored.scale_value(code) * self.factors[number, line, 0]
         place = (number, group, line) if self.by_group else (number, line, group)
         return self.stored.scale_value(self.scales[place])
 
     @property
-    def _factors(self) -> Any:
+    def factors(self) -> Any:
         """The rows of scales as floats, of which the first is the factor of the column."""
         experts, columns, row = (int(size) for size in self.scales.shape)
         return T.decl_buffer((experts, columns, row // FACTOR_BYTES), "float32", data=self.scales.data)

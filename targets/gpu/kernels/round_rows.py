@@ -2,7 +2,8 @@
 
 Every group of a row becomes ``scale * q`` with a ``scale`` that follows from its largest magnitude, and ``q = round
 half to even(x / scale)``, computed in float32. The result is stored in one of two ways. As floats of the rows' type,
-any product of floats computes the arithmetic. Packed (:mod:`.fp8_rows`), tensor cores multiply the codes directly.
+any product of floats computes the arithmetic. Packed (:mod:`.fp8_rows`, :mod:`.block_scaled_rows`), tensor cores
+multiply the codes.
 
 A warp rounds one group, or a whole row if its scales have a factor in common. It compares magnitudes by their bits, in
 which infinities and NaNs are larger than all numbers; a group with one of these becomes NaN.
@@ -16,8 +17,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.fp8_rows import FP8, GROUP, place_of_scale, row_bytes, words_of
+from moec.targets.gpu.kernels.block_scaled_rows import BLOCK_SCALINGS, BlockScaling, pack_part, parts_of_row
+from moec.targets.gpu.kernels.fp8_rows import GROUP, place_of_scale, row_bytes, words_of
 from moec.targets.gpu.kernels.instructions import reduce_lanes
+from moec.targets.gpu.kernels.largest_magnitude import find_largest
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
 from moec.targets.tvm.kernels.activation import at_least, at_most
 from moec.targets.tvm.kernels.group_scales import ELEMENTS, POWERS, factor_of, has_factor, is_finite, scale_of
@@ -34,8 +37,8 @@ _TOGETHER = GROUP // WARP
 @dataclasses.dataclass(frozen=True)
 class RowRounding:
     """The rounding of rows of ``inner`` elements of ``dtype``. ``group``: consecutive elements that share a scale, 0
-    for a whole row; ``packed``: whether fp8 is stored as bytes with scales instead of floats; ``why_floats``: the
-    reason if it is not, for reports."""
+    for a whole row; ``packed``: whether small floats are stored as codes with scales instead of floats; ``why_floats``:
+    the reason if they are not, for reports."""
 
     inner: int
     group: int
@@ -47,12 +50,14 @@ class RowRounding:
     @property
     def out_type(self) -> tuple[int, str]:
         """The number of elements of a rounded row in memory, and their type."""
-        return (row_bytes(self.inner), "uint8") if self.packed else (self.inner, self.dtype)
+        if not self.packed:
+            return (self.inner, self.dtype)
+        return (row_bytes(self.inner) if self.scaling is None else self.scaling.row_bytes(self.inner), "uint8")
 
     @property
-    def out_dtype(self) -> str:
-        """The type of a rounded number, as in :class:`GroupedProblem`."""
-        return FP8 if self.packed else self.dtype
+    def scaling(self) -> BlockScaling | None:
+        """The way of storing packed rows that have block scales; None for other rows."""
+        return BLOCK_SCALINGS.get(self.arithmetic) if self.packed else None
 
     @property
     def size(self) -> int:
@@ -67,7 +72,9 @@ class RowRounding:
     @property
     def parts(self) -> int:
         """Parts of a row, each of which a warp rounds."""
-        return 1 if has_factor(self.arithmetic) else self.groups
+        if has_factor(self.arithmetic):
+            return 1
+        return self.groups if self.scaling is None else parts_of_row(self.inner)
 
     @property
     def largest(self) -> float:
@@ -86,18 +93,6 @@ def _rounded(rounding: RowRounding, x: Any, scale: Any) -> Any:
     element = ELEMENTS.get(rounding.arithmetic)
     number = T.nearbyint(step) if element is None else element.number_of(element.code_of(step))
     return T.Select(scale == T.float32(0), T.float32(0), number * scale)
-
-
-@T.inline
-def find_largest(source, row, first, end, steps, largest):
-    """Find the bits of the largest magnitude of a row's elements before ``end``, of which this lane reads every
-    :data:`WARP`-th one from ``first`` on, in ``steps`` steps."""
-    largest[0] = 0
-    for step in T.serial(steps):
-        if first + step * WARP < end:
-            magnitude: T.let = T.abs(T.cast(source[row, first + step * WARP], "float32"))
-            largest[0] = T.max(largest[0], T.reinterpret("int32", magnitude))
-    largest[0] = reduce_lanes(largest[0], "max")
 
 
 @T.inline
@@ -159,7 +154,9 @@ def _round(rounding, count, is_used, source, target):
     lane: T.let = thread % WARP
     if row < count:  # tested first, because the next test may read memory that ends there  # noqa: SIM102
         if is_used(row):
-            if rounding.packed:
+            if rounding.scaling is not None:
+                pack_part(rounding, source, target, T.cast(row, "int64"), index % rounding.parts, lane)
+            elif rounding.packed:
                 _pack_group(rounding, source, target, T.cast(row, "int64"), index % rounding.parts, lane)
             elif has_factor(rounding.arithmetic):
                 _round_row(rounding, source, target, T.cast(row, "int64"), lane)

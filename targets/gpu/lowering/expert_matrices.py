@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import UnsupportedError
 from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.stored import StoredWeight
@@ -111,6 +112,11 @@ def _filled_table(problem: GroupedProblem, table: Table, part: StoredMatrix) -> 
     if table == "scale" and stored is not None and stored.has_factors:
         codes, factors = part.read("scale_code"), part.read("scale_factor")
         assert codes is not None and factors is not None, "the format has these levels"
+        if problem.scaling is not None and (codes.view(np.uint8) & 0x80).any():
+            raise UnsupportedError(
+                f"a matrix in {stored.name} has a negative scale; expected none where rows are in "
+                f"{problem.scaling.arithmetic}; compile without --arithmetic"
+            )
         rows = scale_rows(stored, codes.T, factors.T, problem.inner)
         return filled(rows, problem.width, rows.shape[1])
     assert array is not None and stored is not None, "the format has the table"

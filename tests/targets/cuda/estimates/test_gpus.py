@@ -51,5 +51,7 @@ def test_peaks_by_arithmetic():
     assert ada.peak(FP8) == pytest.approx(2 * ada.peak("bfloat16"), 1e-3)
     geforce, pro = (GPUS[name].roofline for name in ("rtx5090", "rtxpro6000"))
     assert pro.peak("bfloat16") > 2 * geforce.peak("bfloat16"), "GeForce adds up in float32 at half the rate"
+    assert geforce.peak("nvfp4") == geforce.peak("mxfp4") == 2 * geforce.peak("mxfp8") == 4 * geforce.peak(FP8)
+    assert ada.peak("mxfp8") == ada.peak("float32"), "it has no such instruction"
     # A GPU whose tensor cores do not multiply 8 bits widens them.
     assert a100.peak(FP8) == a100.peak("float32")

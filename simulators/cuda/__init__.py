@@ -9,6 +9,8 @@ The emulator reports, in addition to wrong numbers:
 - accesses outside of shared memory, at misaligned addresses, or to the shared memory of a block that has ended;
 - reads of bytes that a copy is still bringing, copies over bytes that a product still reads, and writes and barriers
   that were not published to the asynchronous proxy;
+- tensor memory that is not allocated or not given back, that another warp's lanes hold, that an operation still writes
+  or reads, or that another warp has touched without fences;
 - divergence in instructions of a warp, deadlocks, and registers that no warp group gives back;
 - launches that a driver for the architecture would refuse;
 - assembly whose effects are not declared to nvcc;

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+
+from moec.common.errors import UnsupportedError
 
 from .barrier_functions import BARRIER_FUNCTIONS
 from .emulated import Kernel, load_one
@@ -123,6 +127,8 @@ UNSEEN = {
     ),
 }
 """Faults of plain stores, which are watched on request alone."""
+BY_CHANCE = Fault("  __syncthreads();\n" + WAIT, "")
+"""Where products complete early, the sums are there although nobody has waited for them."""
 
 
 class Product:
@@ -133,10 +139,11 @@ class Product:
         self.halves = (numbers.view(np.uint32) >> 16).astype(np.uint16)  # bf16; the numbers are exact
         self.expected = numbers[:128] @ numbers[128:].T
 
-    def sums(self, kernel: Kernel) -> np.ndarray:
-        """Raises RuntimeError as the kernel does."""
+    def sums(self, kernel: Kernel, **schedule: Any) -> np.ndarray:
+        """The sums in an order of threads. Raises RuntimeError as the kernel does."""
         y = np.zeros((128, 32), np.float32)
-        kernel(self.halves[:128].copy(), self.halves[128:].copy(), y, block=128, dynamic_bytes=160 * 128 + 16)
+        arrays = self.halves[:128].copy(), self.halves[128:].copy(), y
+        kernel(*arrays, block=128, dynamic_bytes=160 * 128 + 16, schedule=schedule)
         return y
 
 
@@ -170,7 +177,7 @@ def test_wrong_operands_make_wrong_sums(product, mutants, fault):
 
 @pytest.fixture(scope="module")
 def watched() -> Mutants:
-    return Mutants(SOURCE, {name: fault for name, (fault, _) in UNSEEN.items()})
+    return Mutants(SOURCE, {name: fault for name, (fault, _) in UNSEEN.items()} | {"by chance": BY_CHANCE})
 
 
 def test_watched_sums(product, watched):
@@ -219,6 +226,11 @@ def test_sums_as_matrices(product, matrices, completion):
 def test_matrices_begin_at_half_of_the_lanes_and_are_waited_for(product, matrices, fault, message):
     with pytest.raises(RuntimeError, match=message):
         product.sums(matrices.kernel(fault, LATEST))
+
+
+def test_sums_that_are_there_by_chance(product, watched):
+    with pytest.raises(RuntimeError, match=r"ld: column 480 .* was written by warp 0 .* no barrier lies between them"):
+        product.sums(watched.kernel("by chance", ("earliest", 0, True)), behind=[1, 2, 3])
 
 
 MOVES = (
@@ -292,3 +304,19 @@ def test_an_allocation_waits_for_columns():
     kernel(1, block=64)
     with pytest.raises(RuntimeError, match=r"deadlock: .* at tcgen05.alloc, for columns that nobody gives back"):
         kernel(0, block=64)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"l"(a)', '"r"((unsigned)a)', "no model of an A that lies in tensor memory"),
+        ("{%4, %4, %4, %4}, ps0;", "{%4, %4, %4, %4}, ps0, 1;", "no model of scaled sums"),
+        ("tcgen05.mma.cta_group", "tcgen05.mma.ws.cta_group", r"tcgen05\.mma\.ws\.\S+: the CUDA emulator has no model"),
+        ("32x32b.x8", "16x64b.x8", r"tcgen05\.ld\.\S+: the CUDA emulator has no model"),
+        ("one.shared::cluster.b64", "one.b64", r"tcgen05\.commit\.\S+: the CUDA emulator has no model"),
+    ],
+)
+def test_other_forms_are_refused(old, new, problem):
+    assert old in SOURCE
+    with pytest.raises(UnsupportedError, match=problem):
+        load_one(SOURCE.replace(old, new), "product")

@@ -80,7 +80,7 @@ void end_tensor_read(const TensorRegion& region, const TensorTouch& touch) {
   });
 }
 
-void begin_tensor_write(const TensorRegion& region, uint64_t chain, const char* instruction) {
+void begin_tensor_write(const TensorRegion& region, const char* instruction, uint64_t chain) {
   expect_allocated(region, instruction);
   for_each_cell(region, [=](TensorCell& cell, int column) {
     if (cell.reading && breaks_in(cell, chain))

@@ -84,7 +84,7 @@ void begin_tensor_read(const TensorRegion& region, const char* instruction, uint
 
 void end_tensor_read(const TensorRegion& region, const TensorTouch& touch);
 
-void begin_tensor_write(const TensorRegion& region, uint64_t chain, const char* instruction);
+void begin_tensor_write(const TensorRegion& region, const char* instruction, uint64_t chain = 0);
 
 void end_tensor_write(const TensorRegion& region, const TensorTouch& touch);
 

@@ -47,7 +47,7 @@ static void issue_transfer(Meeting& meeting) {
     else transfer.stored[size_t(lane)].assign(mine.stored, mine.stored + mine.registers);
   }
   if (first.loads) begin_tensor_read(transfer.region, meeting.instruction);
-  else begin_tensor_write(transfer.region, 0, meeting.instruction);
+  else begin_tensor_write(transfer.region, meeting.instruction);
   if (settings.products_complete_early) carry_out(transfer);
   block->tensor_memory->transfers.push_back(transfer);
 }

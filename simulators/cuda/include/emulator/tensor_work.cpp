@@ -31,7 +31,7 @@ static void for_each_operand_chunk(const TensorWork& work, Act act) {
 static void begin(const TensorWork& work, const char* instruction) {
   for_each_of_group(work.group, [&](int) {
     for (const TensorRegion& scales : work.scales) begin_tensor_read(scales, instruction, chain_of_scales());
-    begin_tensor_write(work.results, work.chain, instruction);
+    begin_tensor_write(work.results, instruction, work.chain);
     for_each_operand_chunk(work, [=](size_t offset) {
       expect_fenced(offset, 16, instruction);
       begin_use(offset, 16, instruction);

@@ -86,6 +86,12 @@ class Tokenizer:
         piece = self._inner.id_to_token(token)
         return b"" if piece is None else bytes_of(piece, self._decoder_kinds)
 
+    def vocabulary(self) -> tuple[list[bytes], list[int]]:
+        """Bytes of all tokens by their ids, empty for ids without token, and the ids of special tokens."""
+        ids = self._inner.get_vocab(with_added_tokens=True).values()
+        added = self._inner.get_added_tokens_decoder()
+        return [self.bytes_of(token) for token in range(max(ids) + 1)], [id for id in added if added[id].special]
+
     @functools.cached_property
     def _decoder_kinds(self) -> set[str]:
         decoder = self._inner.decoder

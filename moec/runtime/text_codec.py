@@ -72,6 +72,10 @@ class TextCodec:
         """Bytes of one token, which may be a part of a character; of special tokens those of their name."""
         return self._tokenizer.bytes_of(token)
 
+    def vocabulary(self) -> tuple[list[bytes], list[int]]:
+        """Bytes of all tokens by their ids, and the ids of special tokens."""
+        return self._tokenizer.vocabulary()
+
 
 class TextStream:
     """Text that is generated token by token: whole characters, without anything that may begin a stop string.

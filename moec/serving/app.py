@@ -14,6 +14,7 @@ from moec.runtime.prompts import encoded_prompts
 from moec.runtime.text_codec import TextCodec
 from moec.serving.chat_page import chat_page
 from moec.serving.event_stream import EventStream
+from moec.serving.grammars import Grammars
 from moec.serving.limits import ServerLimits
 from moec.serving.metrics import Metrics
 from moec.serving.parameters import Request, request_of
@@ -48,6 +49,7 @@ class Application:
     ) -> None:
         self._scheduler, self._codec, self._limits, self._metrics = scheduler, codec, limits, metrics
         self._name, self._key = name, key
+        self._grammars = Grammars(codec)
         self._created = int(time.time())
         self._encoding = asyncio.Semaphore(_TEMPLATES)
 
@@ -153,7 +155,10 @@ class Application:
                 raise
             except MoecError as error:
                 raise RequestError(400, str(error)) from error
-        job = TextJob(prompt, asked.sampling, asked.new_tokens, asked.stops, asked.count, asked.top_logprobs)
+            matcher = None
+            if asked.grammar is not None:
+                matcher = await asyncio.to_thread(self._grammars.matcher, asked.grammar)
+        job = TextJob(prompt, asked.sampling, asked.new_tokens, asked.stops, asked.count, asked.top_logprobs, matcher)
         self._scheduler.start(ticket, job)
 
     async def _body(self, request: starlette.requests.Request) -> bytes:

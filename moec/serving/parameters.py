@@ -13,6 +13,7 @@ from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json
 from moec.runtime.prompts import Prompt
 from moec.runtime.sampling import Sampling
+from moec.serving.grammars import GrammarText, response_grammar
 from moec.serving.messages import choice_of, messages_of, tools_of
 from moec.serving.refusals import RequestError, wrong
 
@@ -20,7 +21,20 @@ _SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "seed"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
 )
-_SERVED = frozenset({"model", "max_tokens", "n", "stop", "stream", "stream_options", "logprobs", *_SAMPLING})
+_SERVED = frozenset(
+    {
+        "model",
+        "max_tokens",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "response_format",
+        "grammar",
+        *_SAMPLING,
+    }
+)
 _OF_CHATS = frozenset({"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"})
 _OF_TEXTS = frozenset({"prompt"})
 _WITHOUT_EFFECT = frozenset({"user", "metadata"})
@@ -30,7 +44,6 @@ _NEUTRAL: Mapping[str, Any] = {
     "echo": False,
     "store": False,
     "functions": [],
-    "response_format": {"type": "text"},
     "suffix": "",
     "parallel_tool_calls": True,
 }
@@ -50,6 +63,7 @@ class Request:
     model: str
     prompt: Prompt
     tools: list[dict[str, Any]]
+    grammar: GrammarText | None
     sampling: Sampling
     new_tokens: int | None
     stops: list[str]
@@ -73,6 +87,7 @@ def request_of(body: bytes, *, chat: bool) -> Request:
         model=_text("model", asked.get("model")),
         prompt=messages_of(asked.get("messages")) if chat else _prompt(asked.get("prompt")),
         tools=choice_of(asked.get("tool_choice"), tools_of(asked.get("tools", []))),
+        grammar=_grammar(asked),
         sampling=_sampling(asked),
         new_tokens=_new_tokens(asked),
         stops=_stops(asked.get("stop", [])),
@@ -132,6 +147,15 @@ def _sampling(asked: dict[str, Any]) -> Sampling:
         return Sampling(**{**usual, **options})
     except MoecError as error:
         raise RequestError(400, str(error), parameter="temperature") from error
+
+
+def _grammar(asked: Mapping[str, Any]) -> GrammarText | None:
+    response = response_grammar(asked.get("response_format", {"type": "text"}))
+    if "grammar" not in asked:
+        return response
+    if response is not None:
+        raise wrong("grammar", "stands beside a response_format, which is a grammar, too; give one of them")
+    return GrammarText("lark", _text("grammar", asked["grammar"]), "grammar")
 
 
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:

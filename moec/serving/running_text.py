@@ -11,6 +11,7 @@ from moec.runtime.prompt_row import Generation, PromptRow, TextWriter
 from moec.runtime.sampling import Sampling
 from moec.runtime.text_codec import TextCodec
 from moec.runtime.token_selection import TokenSelection
+from moec.serving.grammars import TokenMatcher
 from moec.serving.refusals import RequestError
 from moec.serving.token_logprobs import TokenLogprob, token_logprob
 
@@ -20,7 +21,8 @@ class TextJob:
     """Generation that a request asks for: ``count`` texts after one prompt.
 
     ``new_tokens``: the most of each, None for as many as there may be. ``top_logprobs``: how many most likely tokens
-    are told with each token; None where no logarithms of probabilities are wanted."""
+    are told with each token; None where no logarithms of probabilities are wanted. ``matcher``: begin of a text in the
+    grammar that all follow."""
 
     prompt: list[int]
     sampling: Sampling
@@ -28,6 +30,7 @@ class TextJob:
     stops: Sequence[str]
     count: int = 1
     top_logprobs: int | None = None
+    matcher: TokenMatcher | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +73,17 @@ class RunningText:
         writer = TextWriter(codec, job.prompt, job.stops, index, self._hear)
         self.row = PromptRow(index, job.prompt, most, writer)
         self._selection = TokenSelection(job.sampling, [job.prompt], [index])
+        self._matcher = None if job.matcher is None else job.matcher.copy()
         self._index, self._job, self._on_event, self._heard = index, job, on_event, ""
 
     def take(self, logits: np.ndarray, is_full: bool) -> None:
         """Select the next token by logits float32 [1, vocabulary]. ``is_full``: no token can follow it. Raises
         MoecError as :meth:`moec.runtime.token_selection.TokenSelection.choose`."""
-        token = int(self._selection.choose(logits, [0])[0])
+        allowed = {} if self._matcher is None else {0: self._matcher.allowed(logits.shape[1])}
+        token = int(self._selection.choose(logits, [0], allowed)[0])
         self.row.take(token, is_full)
+        if self._matcher is not None and self.row.ended is None:
+            self._matcher.take(token)
         text, self._heard = self._heard, ""
         tokens = []
         if self._job.top_logprobs is not None and self.row.ended != "end":

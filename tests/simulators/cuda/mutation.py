@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from .emulated import Kernel, load
 
@@ -54,10 +54,12 @@ class Mutants:
             self._loaded[schedule] = load(self._source, *self._kernels.values(), **options)
         return self._loaded[schedule][self._kernels[fault]]
 
-    def caught(self, fault: str, wrong: Callable[[Kernel], bool]) -> str | None:
+    def caught(
+        self, fault: str, wrong: Callable[[Kernel], bool], schedules: Sequence[tuple[str, int, bool]] = SCHEDULES
+    ) -> str | None:
         """The way in which a fault was caught; None where it was not. ``wrong``: whether a kernel's results are
         wrong."""
-        for schedule in SCHEDULES:
+        for schedule in schedules:
             try:
                 if wrong(self.kernel(fault, schedule)):
                     return f"wrong results, {schedule}"

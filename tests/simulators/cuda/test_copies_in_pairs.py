@@ -48,7 +48,7 @@ PAIRED, ALONE = f"{COPY}.cta_group::2", f"{COPY}.cta_group::1"
 KERNELS = KERNEL.format(name="paired", copy=PAIRED) + KERNEL.format(name="alone", copy=ALONE)
 
 
-@pytest.fixture(scope="module", params=["latest", "earliest"])
+@pytest.fixture(scope="module", params=["latest", pytest.param("earliest", marks=pytest.mark.nightly)])
 def kernels(request) -> dict[str, Kernel]:
     return load(SOURCE + KERNELS, "paired", "alone", completion=request.param)
 

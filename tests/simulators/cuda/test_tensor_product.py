@@ -9,15 +9,15 @@ import pytest
 from moec.targets.cuda import nvcc
 
 from ...products import thinned
-from .emulated import Kernel, load
+from .emulated import Kernel, load, load_one
 from .mutation import NO_FAULT, SCHEDULES, Fault, Mutants
 from .tensor_product import FUNCTIONS, Shape, depth, kernel_text, run
 
 TYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32, "e4m3": ml_dtypes.float8_e4m3fn}
 SMALL = {1: Shape(128, 32), 2: Shape(128, 64, 2)}
 SHAPES = [
-    *(Shape(*shape) for shape in [(128, 16), (64, 8), (64, 24), (128, 256), (64, 256)]),
-    *(Shape(*shape, 2) for shape in [(128, 32), (256, 32), (128, 256), (256, 256)]),
+    *(Shape(*shape) for shape in [(64, 24), (128, 16), (128, 256), (64, 8), (64, 256)]),
+    *(Shape(*shape, 2) for shape in [(256, 32), (128, 256), (256, 256), (128, 32)]),
 ]
 
 
@@ -32,10 +32,13 @@ def expected(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.stack([product, product])
 
 
+OF_GROUP = {1: TYPES, 2: ("bf16", "e4m3")}
+"""Types of operands, by blocks of a group."""
+
+
 def texts(group: int) -> dict[str, str]:
-    """The kernels of a group, one for each type and shape."""
-    of_types = {type_: kernel_text(type_, SMALL[group], type_) for type_ in TYPES}
-    return of_types | {(name := f"of_{shape}"): kernel_text(name, shape) for shape in SHAPES if shape.group == group}
+    """The kernels of a group, one for each type."""
+    return {type_: kernel_text(type_, SMALL[group], type_) for type_ in OF_GROUP[group]}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +46,17 @@ def kernels() -> dict[int, dict[str, Kernel]]:
     return {group: load(FUNCTIONS[group] + "".join(texts(group).values()), *texts(group)) for group in SMALL}
 
 
-@pytest.mark.parametrize("group", SMALL)
-@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize(("group", "type_"), [(group, type_) for group, types in OF_GROUP.items() for type_ in types])
 def test_types_of_operands(kernels, type_, group):
     x, w = operands(type_, SMALL[group])
     np.testing.assert_array_equal(run(kernels[group][type_], SMALL[group], x, w), expected(x, w))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes(kernels, shape):
+@thinned("shape", SHAPES, 3)
+def test_shapes(shape):
+    kernel = load_one(FUNCTIONS[shape.group] + kernel_text("product", shape), "product")
     x, w = operands("bf16", shape)
-    np.testing.assert_array_equal(run(kernels[shape.group][f"of_{shape}"], shape, x, w), expected(x, w))
+    np.testing.assert_array_equal(run(kernel, shape, x, w), expected(x, w))
 
 
 def test_tf32_drops_the_last_bits(kernels):
@@ -62,7 +65,7 @@ def test_tf32_drops_the_last_bits(kernels):
     np.testing.assert_array_equal(run(kernels[1]["tf32"], SMALL[1], with_more, w), expected(x, w))
 
 
-ORDERS = [{"behind": [4]}, {"behind": [0]}, {"behind": [2, 4]}, *({"seed": seed} for seed in range(1, 12))]
+ORDERS = [{"behind": [4]}, {"behind": [0]}, {"behind": [2, 4]}, *({"seed": seed} for seed in range(1, 6))]
 
 
 @pytest.mark.parametrize("group", SMALL)
@@ -104,6 +107,7 @@ PAIR_FAULTS = {
     "no cluster": Fault("__cluster_dims__(2, 1, 1) ", ""),
 }
 MUTANTS = {1: FAULTS, 2: PAIR_FAULTS}
+UNWATCHED = [schedule for schedule in SCHEDULES if not schedule[2]]
 
 
 def wrong(group: int, kernel: Kernel) -> bool:
@@ -121,13 +125,14 @@ def mutants() -> dict[int, Mutants]:
 
 @pytest.mark.parametrize("group", SMALL)
 @thinned("schedule", SCHEDULES, 3)
-def test_without_faults_every_schedule_agrees(mutants, schedule, group):
-    assert not wrong(group, mutants[group].kernel(NO_FAULT, schedule))
+def test_without_faults_every_schedule_agrees(schedule, group):
+    alone = Mutants(FUNCTIONS[group] + kernel_text("product", SMALL[group]), {})
+    assert not wrong(group, alone.kernel(NO_FAULT, schedule))
 
 
 @pytest.mark.parametrize(("group", "fault"), [(group, fault) for group, faults in MUTANTS.items() for fault in faults])
 def test_a_fault_is_caught(mutants, group, fault):
-    assert mutants[group].caught(fault, lambda kernel: wrong(group, kernel)) is not None
+    assert mutants[group].caught(fault, lambda kernel: wrong(group, kernel), UNWATCHED) is not None
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ class HeldState:
     ``growth`` more, an expression of the inputs' sizes; together they are ``output``. ``store``, ``restore``: the
     program's kernels (start, state, pages) and (pages, state) for runs that take and return the state itself; empty
     where elements are stored unchanged. ``at_places``: new entries are written at places that the program computes, and
-    all others are zero.
+    all others are zero. ``window``: number of last entries that the program reads for each new one, that one included;
+    0 where it reads all. Pages may then begin later, at the last page boundary before the first entry to read.
     """
 
     input: str
@@ -67,6 +68,7 @@ class HeldState:
     store: str = ""
     restore: str = ""
     at_places: bool = False
+    window: Size = 0
 
     @property
     def has_room(self) -> bool:

@@ -23,13 +23,13 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.device import Device
 from moec.runtime.device_results import Ending
 from moec.runtime.executor import Executor
-from moec.runtime.held import StateMemory
 from moec.runtime.inputs import InputCheck
 from moec.runtime.load_options import LoadOptions
 from moec.runtime.manifest import Manifest
 from moec.runtime.model import CompiledModel
 from moec.runtime.session import Session
 from moec.runtime.session_states import Runner
+from moec.runtime.state_memory import StateMemory
 
 
 class StageRunner:

@@ -17,7 +17,7 @@ from moec.common.work import Argument
 from moec.runtime.baton import Baton
 from moec.runtime.device import Device, Host
 from moec.runtime.device_results import DeviceResults, Ending
-from moec.runtime.held import HeldStates, StateMemory
+from moec.runtime.held import HeldStates
 from moec.runtime.inputs import InputCheck
 from moec.runtime.interface import Interface
 from moec.runtime.library import load_ffi
@@ -26,6 +26,7 @@ from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.pages import FileMaps
 from moec.runtime.program import Instrument, LoadedProgram
 from moec.runtime.ranks import Ranks
+from moec.runtime.state_memory import StateMemory
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.workers import Launcher
 
@@ -166,7 +167,7 @@ class Executor:
         appended there. After a failure the states are unchanged, except for data written over states that are written
         at places."""
         assert self._held is not None, "a program that holds states"
-        reduced = self._check_told({**values, **self._held.stand_ins(memory)})
+        reduced = self._check_told({**values, **self._held.stand_ins(memory.shape)})
         growths = self._held.growths(reduced)
         with self._working(reduced, {}):
             pages = memory.pages(growths)
@@ -342,14 +343,16 @@ class Executor:
         pages: StatePages,
         last: int | None,
     ) -> tuple[dict[int, Any], set[int]]:
-        counts = self._wanted(arrays, last, in_place=True)
+        counts, released = self._wanted(arrays, last, in_place=True), {} if memory is None else memory.released
         if self._captures_sessions and self._captured is not None:
             # Where the longest states are refused, such as positions beyond a table, runs go kernel by kernel.
             with contextlib.suppress(ValueError):
-                replayed = self._replayed([*states.longest(arrays, pages), *counts], memory, states.other_outputs)
+                replayed = self._replayed(
+                    [*states.longest(arrays, pages, released), *counts], memory, states.other_outputs
+                )
                 if replayed is not None:
                     return replayed
-        return self._found(self._placed([*states.in_place(arrays, pages), *counts]), states.other_outputs)
+        return self._found(self._placed([*states.in_place(arrays, pages, released), *counts]), states.other_outputs)
 
     def _replayed(
         self, arguments: Sequence[Any], owner: Any, indices: Sequence[int]

@@ -1,27 +1,25 @@
-"""The memory of states that a program holds in place. Their layout: :mod:`moec.targets.tvm.lowering.held_states`."""
+"""States that a program holds in place: what a run takes in place of them. Their layout:
+:mod:`moec.targets.tvm.lowering.held_states`."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.common.errors import InputError, MoecError
 from moec.common.guards import Expression, computed_sizes, parse_size, size_names, solve
 from moec.common.specs import HeldState, TensorSpec
-from moec.runtime.device import Device, Host
+from moec.runtime.device import Device
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
-from moec.runtime.saved_session import checked_state
 from moec.runtime.tensors import view
 
 PAGE = 256
 """Length of the growing axis in a page, where there are several pages: kernels read blocks of at most that length."""
-_FIRST_PAGES = 16
 
 Pages = np.ndarray | OnDevice
 Convert = Callable[[str, Sequence[Any]], None]
@@ -59,13 +57,18 @@ class HeldStates:
         growing = [(self._size_indices.index(at), inputs[at], state.axis) for at, state in places if at in first]
         lengths = {spec.shape[axis]: (at, axis) for at, spec, axis in growing}
         self._lengths = list(lengths.values())
-        self.length_places = [(self._size_indices[at], axis) for at, axis in self._lengths]
-        """Inputs, by position, and axes with the lengths that the program takes."""
+        first_of = {(inputs[at].shape[state.axis], state.window): state.input for at, state in reversed(places)}
+        with_window = [(size, name) for (size, window), name in reversed(first_of.items()) if window]
+        self._in_windows = [(name, *lengths[size]) for size, name in with_window]
+        told = [*self._lengths, *(place for _, *place in self._in_windows)]
+        self.length_places = [(self._size_indices[at], axis) for at, axis in told]
+        """Inputs, by position, and axes with the lengths that the program takes: of states, and then of those with
+        windows, of which the program is told how many entries lie in pages."""
 
-    def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
+    def stand_ins(self, shape_of: Callable[[str], tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Make placeholder arrays for the states among :attr:`size_inputs`, with their current shapes and types. They
         take no memory and their elements have no meaning."""
-        shapes = [(name, memory.shape(name), element) for name, element in self._nothing.items()]
+        shapes = [(name, shape_of(name), element) for name, element in self._nothing.items()]
         return {
             name: np.ndarray(shape, element.dtype, element, 0, (0,) * len(shape)) for name, shape, element in shapes
         }
@@ -82,34 +85,35 @@ class HeldStates:
             extended[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
         return [*extended, *self._lengths_of(reduced)]
 
-    def in_place(self, arrays: Sequence[Any], pages: Mapping[str, Any]) -> list[Any]:
+    def in_place(self, arrays: Sequence[Any], pages: Mapping[str, Any], released: Mapping[str, int]) -> list[Any]:
         """Do the same for the arrays of :attr:`size_inputs` and ``pages``, the runtime's tensors by the names of the
-        states."""
+        states. ``released``: number of first entries of each state that do not lie in its pages."""
         by_name = {spec.name: array for spec, array in zip(self.size_inputs, arrays, strict=True)}
-        return [*(pages.get(name, by_name.get(name)) for name in self._names), *self._lengths_of(arrays)]
+        return [*(pages.get(name, by_name.get(name)) for name in self._names), *self._lengths_of(arrays, released)]
 
-    def longest(self, arrays: Sequence[Any], pages: Mapping[str, Any]) -> list[Any]:
+    def longest(self, arrays: Sequence[Any], pages: Mapping[str, Any], released: Mapping[str, int]) -> list[Any]:
         """Do the same as :meth:`in_place`, with the shapes of the longest states for which the pages have room.
 
         Inputs whose shape follows from a length end in zeros; the lengths in memory are the actual ones. So all runs on
         the same pages have equal shapes."""
-        lengths, growths = self._lengths_of(arrays), self.growths(arrays)
+        lengths, growths = self._lengths_of(arrays, released), self.growths(arrays)
         longest = {}
         for at, axis in self._lengths:
-            spec, array = self.size_inputs[at], arrays[at]
+            spec, length = self.size_inputs[at], arrays[at].shape[axis]
             growth = growths[spec.name]
-            room = pages[spec.name].shape[0] * PAGE - growth if growth else array.shape[axis]
-            longest[spec.shape[axis]] = room
+            longest[spec.shape[axis]] = -(-(length + growth) // PAGE) * PAGE - growth if growth else length
+        rooms = [pages[name].shape[0] * PAGE - growths[name] for name, _, _ in self._in_windows]
         sizes = self._sizes(arrays) | longest
         padded = [
             array if spec.name in pages else _padded(array, spec, longest, sizes)
             for spec, array in zip(self.size_inputs, arrays, strict=True)
         ]
-        inputs = self.in_place(padded, pages)[: len(self._names)]
-        return [*inputs, load_ffi().Shape([*longest.values()]), *lengths[1:]]
+        inputs = self.in_place(padded, pages, released)[: len(self._names)]
+        return [*inputs, load_ffi().Shape([*longest.values(), *rooms]), *lengths[1:]]
 
-    def _lengths_of(self, arrays: Sequence[Any]) -> list[Any]:
+    def _lengths_of(self, arrays: Sequence[Any], released: Mapping[str, int] = MappingProxyType({})) -> list[Any]:
         lengths = [arrays[at].shape[axis] for at, axis in self._lengths]
+        lengths += [arrays[at].shape[axis] - released.get(name, 0) for name, at, axis in self._in_windows]
         tensors = [np.array([length], np.int64) for length in lengths] if self._lengths_in_memory else []
         return [load_ffi().Shape(lengths), *tensors]
 
@@ -186,152 +190,3 @@ def _without_page(pages: Any, state: HeldState, spec: TensorSpec, device: Device
         return restored
     tensor = view(pages, tuple(pages.shape)[1:], stored)
     return tensor if stored == dtype else device.place(device.fetch(tensor).astype(dtype))
-
-
-class StateMemory:
-    """Pages of states between runs, by the names of their inputs, on the ``device``. The system provides the host's
-    memory when it is first written to.
-
-    ``shapes``: of each state while it is empty; states that are written at places begin with zeros. ``tokens``: bound
-    of the tokens to write; with None the contents move to twice the memory whenever it is full.
-    """
-
-    def __init__(
-        self,
-        states: Sequence[HeldState],
-        shapes: Mapping[str, Sequence[int]],
-        tokens: int | None,
-        device: Device | None = None,
-    ) -> None:
-        self._device = device or Host()
-        self._states = {state.input: state for state in states}
-        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        self.lengths = {
-            name: self._shapes[name][state.axis] if state.has_room else 0 for name, state in self._states.items()
-        }
-        self._placed: tuple[list[int], dict[str, Any]] = [], {}  # the last run's: numbers of pages, and tensors
-        room = -(-tokens // PAGE) if tokens is not None else _FIRST_PAGES
-        counts = {name: max(room, -(-length // PAGE)) for name, length in self.lengths.items()}
-        self._pages = {name: self._new_pages(name, count) for name, count in counts.items()}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._states
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Current shape of a state."""
-        return self._shape(name, self.lengths[name])
-
-    def pages(self, growths: Mapping[str, int]) -> dict[str, Any]:
-        """Return enough pages of each state for its contents and the new entries, as the runtime's tensors. Runs on
-        equal numbers of pages get the same tensors. Raises MoecError where memory is insufficient, and InputError
-        for pages that have no room, since kernels that read lengths in a device's memory cannot raise."""
-        lengths = {name: self.lengths[name] + growth for name, growth in growths.items()}
-        counts = [-(-length // PAGE) for length in lengths.values()]
-        if counts != self._placed[0]:
-            self._placed = [], {}  # if memory suffices only for some states, their pages have moved
-            pages = {name: self._device.place(self._pages_for(name, length)) for name, length in lengths.items()}
-            for name, length in lengths.items():
-                if length > pages[name].shape[0] * PAGE:
-                    raise InputError(f"state {name!r}: a state outgrows its memory; expected room for all of it")
-            self._placed = counts, pages
-        return self._placed[1]
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens, so that runs on them do not move the pages. Raises as :meth:`pages`."""
-        self.pages({name: 0 if state.has_room else tokens for name, state in self._states.items()})
-
-    @contextlib.contextmanager
-    def growing(self, growths: Mapping[str, int]) -> Iterator[None]:
-        """Context of a run that appends entries. Unless it fails they count from its begin, so that a run in turn with
-        it continues behind them."""
-        self._grow(growths, 1)
-        try:
-            yield
-        except BaseException:
-            self._grow(growths, -1)
-            raise
-
-    def _grow(self, growths: Mapping[str, int], sign: int) -> None:
-        self.lengths = {name: length + sign * growths.get(name, 0) for name, length in self.lengths.items()}
-
-    def truncate(self, length: int) -> None:
-        """Forget entries from ``length`` on."""
-        growing = [name for name, state in self._states.items() if not state.has_room]
-        self.lengths |= dict.fromkeys(growing, length)
-
-    def saved(self) -> dict[str, np.ndarray]:
-        """Copy the pages in use, on the host, with zeros where nothing was written."""
-        return {name: self._saved(name) for name in self._states}
-
-    def _saved(self, name: str) -> np.ndarray:
-        state, length = self._states[name], self.lengths[name]
-        used, row = -(-length // PAGE), self._shapes[name][-1]
-        pages, unused = np.array(self._first(self._pages[name], used)), length % PAGE
-        if state.has_room or not unused:
-            return pages
-        if state.dtype != "int8":
-            pages[(-1, *[slice(None)] * state.axis, slice(unused, None))] = 0
-            return pages
-        for part in (pages[-1, ..., : PAGE * row], pages[-1, ..., PAGE * row :]):  # numbers, and their scales
-            part.reshape(*part.shape[:-1], PAGE, -1)[..., unused:, :] = 0
-        return pages
-
-    def load(self, saved: Mapping[str, np.ndarray], length: int) -> None:
-        """Take the pages that :meth:`saved` copied at ``length`` entries. Raises InputError, naming the state, where
-        they have another type or shape."""
-        for name, state in self._states.items():
-            used = -(-(self.lengths[name] if state.has_room else length) // PAGE)
-            shape = (used, *state.stored(self._shape(name, PAGE)))
-            pages = checked_state(name, saved.get(name), shape, dtype_of(state.dtype))
-            self._device.assign(self._pages_for(name, used * PAGE), pages)
-        self._placed = [], {}
-        self.truncate(length)
-
-    @property
-    def bytes_in_use(self) -> int:
-        """Bytes of the pages that hold entries or that the last run was given."""
-        page_counts = dict(zip(self._placed[1], self._placed[0], strict=True))
-        counts = {name: max(-(-length // PAGE), page_counts.get(name, 0)) for name, length in self.lengths.items()}
-        arrays = [(self._pages[name], count) for name, count in counts.items()]
-        return sum(count * math.prod(array.shape[1:]) * array.dtype.itemsize for array, count in arrays)
-
-    def copy(self) -> StateMemory:
-        with self._device.working([]):
-            return self._copy()
-
-    def _copy(self) -> StateMemory:
-        other = object.__new__(StateMemory)
-        other._device, other._placed = self._device, ([], {})
-        other._states, other._shapes, other.lengths = self._states, self._shapes, dict(self.lengths)
-        other._pages = {name: self._copied(name, pages.shape[0]) for name, pages in self._pages.items()}
-        return other
-
-    def _pages_for(self, name: str, length: int) -> Pages:
-        needed, there = -(-length // PAGE), self._pages[name].shape[0]
-        if needed > there:
-            self._pages[name] = self._copied(name, max(needed, 2 * there))
-        return self._first(self._pages[name], needed)
-
-    def _copied(self, name: str, count: int) -> Pages:
-        """Make ``count`` new pages and copy those in use into them."""
-        used, pages = -(-self.lengths[name] // PAGE), self._new_pages(name, count)
-        self._device.assign(self._first(pages, used), self._first(self._pages[name], used))
-        return pages
-
-    def _first(self, pages: Pages, count: int) -> Pages:
-        return self._device.part(pages, 0, (count, *pages.shape[1:]))
-
-    def _new_pages(self, name: str, count: int) -> Pages:
-        state = self._states[name]
-        shape, dtype = (count, *state.stored(self._shape(name, PAGE))), dtype_of(state.dtype)
-        try:
-            return self._device.new(shape, dtype, zeros=state.at_places)
-        except (MemoryError, ValueError) as error:  # ValueError: more than any machine has
-            raise MoecError(
-                f"there is no memory for {count * PAGE} tokens of state {name!r} ({dtype}{list(shape)}); "
-                "make a session for fewer tokens (max_tokens)"
-            ) from error
-
-    def _shape(self, name: str, length: int) -> tuple[int, ...]:
-        shape, axis = self._shapes[name], self._states[name].axis
-        return (*shape[:axis], length, *shape[axis + 1 :])

@@ -157,6 +157,8 @@ def _check_held_states(
         growth, size = _growth(state, where), spec.shape[state.axis]
         if not set(growth.names) <= bound or not (isinstance(size, str) or state.has_room):
             raise ArtifactError(f"{where}: the state {state.input!r} grows by {state.growth!r}, which no input says")
+        if state.window and state.at_places:
+            raise ArtifactError(f"{where}: the state {state.input!r} is written at places and read in a window")
 
 
 def _check_last(manifest: Manifest, where: str) -> None:

@@ -13,10 +13,10 @@ from moec.common.errors import InputError
 from moec.common.guards import parse_size
 from moec.common.specs import HeldState, State, TensorSpec
 from moec.runtime.device_results import DeviceResults, Ending
-from moec.runtime.held import StateMemory
 from moec.runtime.interface import Interface
 from moec.runtime.roles import Roles, first_shape, room_of
 from moec.runtime.saved_session import checked_state
+from moec.runtime.state_memory import StateMemory
 
 
 class Runner(Protocol):
@@ -192,6 +192,12 @@ class SessionStates:
         if length == before:
             return self
         self.check_truncation(before)
+        shortest = 0 if self.memory is None else self.memory.shortest
+        if 0 < length < shortest:
+            raise InputError(
+                f"the session cannot be truncated to {length} tokens: layers with a window keep the last keys alone; "
+                f"expected {shortest} tokens or more, or 0; fork it before the tokens to forget"
+            )
         arrays = {}
         for state in self.states:
             name, axis = state.input, state.axis

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
+from moec.targets.tvm.heavy.attention_windows import state_windows
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, KernelCall, select
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.held_states import Holding
@@ -41,7 +42,7 @@ def holding(
         places: Places | None,
     ) -> relax.Var:
         chosen, operands = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
-        length = lowering.sizes.expression(past.length if places is None else places.length)
+        length = lowering.sizes.expression(past.in_pages if places is None else places.length)
         by_entry = places is not None and places.by_entry
         numbers = [] if lengths_in_memory or by_entry else [length]
         if lengths_in_memory:
@@ -60,4 +61,5 @@ def holding(
         store, restore = conversions
         return export(lowering, node, problem, store), export(lowering, node, problem, restore)
 
-    return Holding(append, None if conversions is None else both, types, has_places, lengths_in_memory, batches)
+    converts = None if conversions is None else both
+    return Holding(append, state_windows, converts, types, has_places, lengths_in_memory, batches)

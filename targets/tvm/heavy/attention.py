@@ -13,10 +13,9 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import operator_name
-from moec.ir.batches import SINKS, WINDOW
-from moec.ir.masks.visibility import Window, read_window
-from moec.ir.sinks import sinks_of
-from moec.targets.tvm.heavy.attention_sinks import logits_by_head, order_beside, without_sinks
+from moec.ir.batches import SINKS
+from moec.targets.tvm.heavy.attention_sinks import logits_by_head
+from moec.targets.tvm.heavy.attention_windows import reading_mask
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
@@ -119,23 +118,17 @@ def lower_attention(
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
-    sinks = sinks_of(node) if takes_sinks and lowering.batch is None else None
-    window = read_window(node, lowering.elements) if takes_windows else Window()
-    if lowering.batch is not None:
-        window = Window(attribute(node, WINDOW, 0))
-    order = None
-    if sinks is None:
-        taken = takes_values_in_keys and lowering.batch is None
-        inputs, present = _attention_inputs(lowering, node, has_mask=not window.is_alone, takes_values_in_keys=taken)
-    else:
-        with without_sinks(node, sinks) as rest:
-            order = order_beside(lowering, sinks, rest) if takes_windows else None
-            window = order or Window()
-            inputs, present = _attention_inputs(lowering, rest, has_mask=not window.is_alone)
+    with reading_mask(lowering, node, takes_sinks=takes_sinks, takes_windows=takes_windows) as mask:
+        window, sinks = mask.window, mask.sinks
+        taken = takes_values_in_keys and lowering.batch is None and sinks is None
+        inputs, present = _attention_inputs(
+            lowering, mask.node, has_mask=not window.is_alone, takes_values_in_keys=taken
+        )
+    if sinks is not None:
         inputs, present = dataclasses.replace(inputs, sinks=logits_by_head(lowering, sinks.logits)), []
     is_turned = len(lowering.shape(required_input(node, 0))) == 3 or _is_only_turned(node.outputs[0])
     problem = dataclasses.replace(_attention_problem(node, inputs), window=window.size, query_major=is_turned)
-    if order is not None:  # the operator's own order would hide the sink
+    if mask.orders:  # the operator's own order would hide the sink
         problem = dataclasses.replace(problem, causal="last" if inputs.lengths is None else "lengths")
     if lowering.batch is not None:
         inputs, problem = _of_sequences(lowering, node, inputs, problem)
@@ -182,7 +175,7 @@ def _attention_inputs(
     if value_size is not None:
         value = key
     if isinstance(key, PagedTensor) and isinstance(value, PagedTensor) and key.lies_as(value):
-        lengths = lowering.filled(key, used)
+        lengths = lowering.filled(key, used if key.kept is None else None)  # with a window all keys are in use
     else:
         key, value = (_gathered(lowering, tensor) for tensor in (key, value))
         lengths = None if used is None else lowering.tensor(used)
@@ -190,7 +183,7 @@ def _attention_inputs(
     new_keys = added[2] if len(added) == 4 else added[1]
     mask = _mask(lowering, node, key) if has_mask else None
     if mask is not None and isinstance(key, PagedTensor):  # a kernel reads the mask of keys in use alone
-        mask = lowering.ignoring_padding(mask)
+        mask = lowering.ignoring_padding(mask if key.kept is None else lowering.last_entries(mask, key.kept))
     return AttentionInputs(query, key, value, mask, lengths, new_keys, value_size=value_size), present
 
 

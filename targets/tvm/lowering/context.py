@@ -223,13 +223,18 @@ class LoweringContext(Protocol):
         """The same tensor, for kernels that know from elsewhere which of its elements there are."""
         ...
 
+    def last_entries(self, tensor: relax.Expr, count: Any) -> relax.Expr:
+        """The last ``count`` entries of a tensor along its last axis."""
+        ...
+
     def in_memory(self, size: Any) -> relax.Var:
         """The value of a size as a tensor int64[1]: the parameter of ``main`` for the length of a state in use, if
         kernels read lengths in memory."""
         ...
 
     def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
-        """Length of a state in use, at most ``used``: int64, one number for each entry of the state's first axis."""
+        """Number of a state's entries that lie in pages, at most ``used``: int64, one number for each entry of the
+        state's first axis."""
         ...
 
     def value_of(self, tensor: relax.Expr) -> ir.Value:

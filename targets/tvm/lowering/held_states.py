@@ -8,6 +8,9 @@ page of exactly the length is the tensor itself.
 
 The length in use is a size of the program like any other; the memory after it may contain anything.
 
+A state of which all readers see only the last entries, those of a window, may begin later: the program takes one more
+number, the entries that lie in pages, which are the last ones of the length. Entries before them have no place.
+
 ``present = TensorScatter(past, new, starts)``, a cache with room, is held likewise: all of the room is in use, and
 ``new`` overwrites a part of it, which begins for each sequence at its entry of ``starts``. The graph may append zeros
 to the cache before.
@@ -46,9 +49,11 @@ class Holding:
     pages. ``conversions`` gives the symbols of two kernels, (start, state, pages) and (pages, state), for runs that are
     given a state and return it; None where the runtime converts it. ``types``: element types that states can be stored
     in. ``lengths_in_memory``: kernels read the lengths of states in use from the device's memory, so that one captured
-    run serves all lengths. ``batches``: kernels take batches of sequences (:mod:`moec.ir.batches`)."""
+    run serves all lengths. ``batches``: kernels take batches of sequences (:mod:`moec.ir.batches`). ``windows`` finds
+    the states of which all readers see the last entries alone, and how many."""
 
     append: Callable[[LoweringContext, ir.Node, AppendProblem, PagedTensor, relax.Expr, Places | None], relax.Expr]
+    windows: Callable[[LoweringContext, ir.Graph, Mapping[ir.Value, Held]], Mapping[ir.Value, int]]
     conversions: Callable[[LoweringContext, ir.Node, AppendProblem], tuple[str, str]] | None = None
     types: Collection[str] = STORAGE_TYPES
     has_places: bool = False
@@ -89,11 +94,12 @@ class StateRounding(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A state that the program holds, and the output that continues it.
+    """A state that the program holds: the ``past`` entries, rounded or not, and the output that continues them.
 
     ``roundings``: those of the state and of the appended tensor, which writing into the pages does as well."""
 
     state: HeldState
+    past: ir.Value
     output: ir.Value
     roundings: tuple[StateRounding, StateRounding] | None
 
@@ -110,7 +116,7 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
         if continued is None:
             continue
         past, new, growth, axis = continued
-        roundings = _roundings(past, new)
+        entries, roundings = past, _roundings(past, new)
         if roundings is not None and roundings[0].stored in holding.types and _fit(roundings[0], past, new, axis):
             past = roundings[0].source
         else:
@@ -122,7 +128,7 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
         if dtype in STORAGE_TYPES and (can_grow or growth == NO_GROWTH):
             stored, at_places = roundings[0].stored if roundings else dtype, _is_made_by(output, "TensorScatter")
             state = HeldState(past.name or "", output.name or "", axis, stored, str(growth), at_places=at_places)
-            states[past] = Held(state, output, roundings)
+            states[past] = Held(state, entries, output, roundings)
     return states
 
 

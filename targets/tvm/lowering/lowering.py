@@ -109,12 +109,16 @@ class Lowering(GraphValues):
         self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
+        self._ends: dict[tuple[relax.Expr, str], relax.Var] = {}
         self._in_memory: dict[str, relax.Var] = {}
         """Tensors int64[1] with the value of a size, by its expression."""
         self._dimensions: dict[str, tirx.Var] = {}
+        self._in_windows: dict[str, tirx.Var] = {}
+        """Numbers of entries that lie in pages, of states with a window."""
         count = self.sizes.variable(WANTED)
         self.batch = self._batch_tensors(count) if is_batched(model) else None
         self._last = self._narrowing(count)
+        self._windows = {} if holding is None else holding.windows(self, model.graph, self._states)
 
     def _batch_tensors(self, rows: tirx.Var) -> BatchTensors:
         """The parameters of a batched program. Raises UnsupportedError where the target cannot write at any place."""
@@ -165,7 +169,9 @@ class Lowering(GraphValues):
             self._builder.end_scope()
             parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
             self._builder.emit_func_output(output, params=parameters)
-        states = [state.state for state in self._states.values()]
+        states = [
+            dataclasses.replace(held.state, window=self._windows.get(value, 0)) for value, held in self._states.items()
+        ]
         if self._holding is not None and self.batch is None:
             tensors = [self._paged[value] for value in self._states]
             states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
@@ -264,7 +270,7 @@ class Lowering(GraphValues):
         return variable
 
     def _declare_pages(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
-        state, output, roundings = self._states[value]
+        state, _, output, roundings = self._states[value]
         length, row, dimensions[state.axis] = dimensions[state.axis], dimensions[-1], self.sizes.variable("page")
         inner = dimensions[:-1] if state.dtype == INT8_ROWS else dimensions
         sizes = [self.sizes.variable("pages"), *inner]
@@ -273,10 +279,20 @@ class Lowering(GraphValues):
         one_page = {sizes[0]: 1, dimensions[state.axis]: grown}
         self._of_one_page |= {variable: self.sizes.expression(size) for variable, size in one_page.items()}
         pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
-        self._paged[value] = PagedTensor(pages, state.axis, length, dtype, row, output)
+        kept = self._kept(length, self._windows[value]) if value in self._windows and self.batch is None else None
+        self._paged[value] = PagedTensor(pages, state.axis, length, dtype, row, output, kept)
         if roundings is not None:
             self._paged[roundings[0].value] = self._paged[value]
         return pages
+
+    def _kept(self, length: Any, window: int) -> tirx.Var:
+        """The number of entries of a state that lie in pages: all in a plain run, at least the last ones that a window
+        shows in a session."""
+        name = f"{length}_within_{window}"
+        if name not in self._in_windows:
+            self._in_windows[name] = self.sizes.variable(name)
+            self._of_one_page[self._in_windows[name]] = self.sizes.expression(length)
+        return self._in_windows[name]
 
     def _leave_out(self, node: ir.Node) -> None:
         """Skip a node that rounds, and let its result be the value that it rounds."""
@@ -285,9 +301,12 @@ class Lowering(GraphValues):
             self._tensors[node.outputs[0]] = self.tensor(source)
 
     def _declare_lengths(self) -> list[relax.Var]:
-        """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell. A
-        tensor int64[1] of each follows where kernels read lengths in memory."""
-        lengths = [*map(self.sizes.expression, dict.fromkeys(self._paged[value].length for value in self._states))]
+        """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell, and
+        the entries in pages of those with a window. A tensor int64[1] of each follows where kernels read lengths in
+        memory."""
+        states = [self._paged[value] for value in self._states]
+        numbers = dict.fromkeys([*(state.length for state in states), *(state.in_pages for state in states)])
+        lengths = [*map(self.sizes.expression, numbers)]
         if self.batch is not None:
             return list(self.batch)
         if not lengths:
@@ -352,7 +371,20 @@ class Lowering(GraphValues):
             places = Places(self.batch.places, length, by_entry=True)
         problem = append_problem(past, str(new.ty.dtype), places)
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
-        return dataclasses.replace(past, pages=pages, length=length, continued=None)
+        kept = None if past.kept is None else self.sizes.simplify(past.kept + new.ty.shape[past.axis])
+        return dataclasses.replace(past, pages=pages, length=length, continued=None, kept=kept)
+
+    def last_entries(self, tensor: relax.Expr, count: Any) -> relax.Expr:
+        (*before, size), count = tensor.ty.shape, self.sizes.expression(count)
+        key = tensor, str(count)
+        if key not in self._ends:
+            shape = [*before, count]
+
+            def build(source: te.Tensor) -> te.Tensor:
+                return te.compute(shape, lambda *at: source(*at[:-1], at[-1] + (size - count)), name="last_entries")
+
+            self._ends[key] = self.compute(build, [tensor], "last_entries")[0]
+        return self._ends[key]
 
     def ignoring_padding(self, tensor: relax.Expr) -> relax.Var:
         return self.lengths.ignored(self.reshape(tensor, list(tensor.ty.shape)))
@@ -366,7 +398,7 @@ class Lowering(GraphValues):
     def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
         if self.batch is not None:
             return self.batch.lengths
-        count, length = cached.ty.shape[0], self.sizes.expression(cached.length)
+        count, length = cached.ty.shape[0], self.sizes.expression(cached.in_pages)
         key = used, str(count), str(length)
         if key not in self._filled:
             operands = [] if used is None else [self.tensor_of_shape(used, [count])]

@@ -57,7 +57,9 @@ class BatchTensors(NamedTuple):
 class PagedTensor:
     """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``.
 
-    ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written."""
+    ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written.
+    ``kept``: the number of its last entries that lie in pages, where those before a window do not; None where all
+    do."""
 
     pages: relax.Expr
     axis: int
@@ -65,6 +67,12 @@ class PagedTensor:
     dtype: str
     row: Any
     continued: ir.Value | None = None
+    kept: Any = None
+
+    @property
+    def in_pages(self) -> Any:
+        """Number of entries that lie in pages."""
+        return self.length if self.kept is None else self.kept
 
     @property
     def ty(self) -> relax.TensorType:
@@ -80,9 +88,10 @@ class PagedTensor:
         return str(self.pages.ty.dtype)
 
     def lies_as(self, other: PagedTensor) -> bool:
-        """Whether ``other`` has the same layout in its pages: element type, growing axis and length."""
+        """Whether ``other`` has the same layout in its pages: element type, growing axis, length and entries there."""
         same = self.stored == other.stored and self.axis == other.axis
-        return same and tvm_ffi.structural_equal(self.length, other.length)
+        numbers = (self.length, other.length), (self.in_pages, other.in_pages)
+        return same and all(tvm_ffi.structural_equal(*pair) for pair in numbers)
 
     def gathered(self) -> Callable[[te.Tensor], te.Tensor]:
         """TE function that copies the pages to an ordinary tensor, for operators that cannot read pages."""

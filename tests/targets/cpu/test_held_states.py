@@ -18,7 +18,8 @@ from moec.ir.interpreter import run
 from moec.ir.products import round_rows
 from moec.passes import pipeline
 from moec.runtime.device import Host
-from moec.runtime.held import PAGE, HeldStates, StateMemory
+from moec.runtime.held import PAGE, HeldStates
+from moec.runtime.state_memory import StateMemory
 
 from ...runtime.forged_manifests import manifest_of, rewrite_program
 
@@ -215,9 +216,9 @@ def test_one_of_the_states_that_are_alike_tells_all_sizes():
     arrays = [np.zeros((1, size), np.float32) for size in (3, 5, 7, 5)]
     assert actual.growths(arrays) == {"pk": 3, "pv": 3, "other": 3, "faster": 6}
     pages = dict.fromkeys(growths, "pages")
-    x, *others, lengths = actual.in_place(arrays, pages)
+    x, *others, lengths = actual.in_place(arrays, pages, {})
     assert x.shape == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
-    told = HeldStates(states, inputs, outputs, lengths_in_memory=True).in_place(arrays, pages)
+    told = HeldStates(states, inputs, outputs, lengths_in_memory=True).in_place(arrays, pages, {})
     assert [array.tolist() for array in told[-2:]] == [[5], [7]] and list(told[-3]) == [5, 7]
 
 
@@ -258,6 +259,7 @@ def test_memory_that_cannot_grow_stays_what_it_was(attending, monkeypatch):
         ({"growth": "x"}, "grows by 'x', which no input says"),
         ({"dtype": "int8", "axis": 3}, "'pk' cannot be stored as it says"),
         ({"store": "page_state"}, "'pk' cannot be stored as it says"),
+        ({"at_places": True, "window": 5}, "'pk' is written at places and read in a window"),
     ],
 )
 def test_forged_states_are_refused(attending, tmp_path, changes, message):

@@ -135,7 +135,7 @@ class StreamedExpertsSpec:
 
 POSITIONS = "moec.positions"
 """Input of the graph of a batch, int64[1, T]: the number of each token in its sequence."""
-BATCH_TENSORS = ("lengths", "spans", "table", "places", "rows")
+BATCH_TENSORS = ("lengths", "spans", "table", "places", "window_table", "window_places", "rows")
 """Tensors that the program of a batch takes after the inputs of its graph (:mod:`moec.ir.batches`)."""
 
 

@@ -9,6 +9,8 @@ which :data:`~moec.common.specs.POSITIONS` may be one (:data:`~moec.common.specs
 - ``spans`` int64[N, 2]: the first of its new tokens along the axis of tokens, and how many there are;
 - ``table`` int64[N, M]: its pages, in the order of its tokens;
 - ``places`` int64[T]: the place of each new token in all the pages one after the other;
+- ``window_table`` int64[N, M], ``window_places`` int64[T]: the same in the pages of states of which attention sees a
+  window alone. Pages before the window may be missing, which are less than 0;
 - ``rows`` int64[W]: the tokens whose logits are computed.
 """
 

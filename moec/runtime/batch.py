@@ -15,10 +15,10 @@ import numpy as np
 from moec.common.arguments import shown
 from moec.common.errors import InputError
 from moec.common.guards import holds, parse_guard
+from moec.runtime.batch_pages import BatchPages, SequencePages
 from moec.runtime.batch_program import BatchProgram, SequencePart
 from moec.runtime.held import PAGE
 from moec.runtime.interface import Interface
-from moec.runtime.page_pool import PagePool
 
 
 @dataclasses.dataclass
@@ -31,7 +31,7 @@ class _Sequence:
     wanted: int
     computed: int = 0
     whole_parts: int = 0
-    pages: list[int] = dataclasses.field(default_factory=list)
+    pages: SequencePages = dataclasses.field(default_factory=SequencePages)
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     @property
@@ -64,7 +64,8 @@ class Batch:
             raise InputError(f"step_tokens is {self._budget}; expected {PAGE} or more: prompts run in parts of that")
         self._interface, self._program, self.max_sequences = interface, program, max_sequences
         self._guards = [parse_guard(text) for text in interface.guards]
-        self._pool = PagePool(program.entry.program.held, program.entry.inputs, -(-max_tokens // PAGE))
+        count, held = -(-max_tokens // PAGE), program.entry.program.held
+        self._pool = BatchPages(held, program.entry.inputs, count, max_sequences)
         self._sequences: dict[int, _Sequence] = {}  # in the order in which they are served
         self._next = 0
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class Batch:
     @property
     def state_bytes(self) -> int:
         """Bytes of the pages in use. Pages that sequences share count once."""
-        return (self.pages - self.free_pages) * self.page_bytes
+        return self._pool.bytes_in_use
 
     def length(self, sequence: int) -> int:
         """Number of tokens of a sequence, waiting ones included. Raises InputError for an unknown sequence."""
@@ -159,14 +160,14 @@ class Batch:
         with self._used():
             own = self._known(sequence)
             self._check_room()
-            for page in own.pages:
-                self._pool.hold(page)
-            copy = dataclasses.replace(own, tokens=list(own.tokens), pages=list(own.pages), logits=list(own.logits))
+            pages = self._pool.shared(own.pages)
+            copy = dataclasses.replace(own, tokens=list(own.tokens), pages=pages, logits=list(own.logits))
             return self._new(copy)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all except the first ``length`` tokens of a sequence, waiting ones first. Raises InputError for an
-        unknown sequence and for more tokens than it has."""
+        unknown sequence, for more tokens than it has, and for fewer than those after which layers with a window still
+        have the keys that they see, which are all of its last part at least."""
         with self._used():
             own = self._known(sequence)
             if not _is_whole(length) or not 0 <= length <= len(own.tokens):
@@ -174,18 +175,24 @@ class Batch:
                     f"truncate sequence {sequence} to {shown(length)} tokens; expected a whole number from 0 to "
                     f"{len(own.tokens)}"
                 )
+            shortest = self._pool.shortest(own.pages)
+            if 0 < length < shortest:
+                raise InputError(
+                    f"sequence {sequence} cannot be truncated to {length} tokens: layers with a window keep the last "
+                    f"keys alone; expected {shortest} tokens or more, or 0; fork it before the tokens to forget"
+                )
             own.wanted = max(0, own.wanted - (len(own.tokens) - length))
             del own.tokens[length:]
             own.computed = min(own.computed, length)
             own.whole_parts = min(own.whole_parts, length // PAGE)
-            self._keep(own, -(-own.computed // PAGE))
+            self._pool.keep(own.pages, -(-own.computed // PAGE))
             if not own.waiting:
                 own.logits.clear()
 
     def remove(self, sequence: int) -> None:
         """Remove a sequence, and free the pages that no other holds. Raises InputError for an unknown one."""
         with self._used():
-            self._keep(self._known(sequence), 0)
+            self._pool.keep(self._known(sequence).pages, 0)
             del self._sequences[sequence]
 
     def step(self) -> dict[int, np.ndarray]:
@@ -221,19 +228,14 @@ class Batch:
         before = {number: len(self._sequences[number].pages) for number in numbers}
         try:
             for number in numbers:
-                self._make_room(self._sequences[number])
+                sequence = self._sequences[number]
+                end = -(-(sequence.computed + _part_size(sequence)) // PAGE)
+                self._pool.make_room(sequence.pages, sequence.computed // PAGE, end)
             yield
         except BaseException:
             for number, count in before.items():
-                self._keep(self._sequences[number], count)
+                self._pool.keep(self._sequences[number].pages, count)
             raise
-
-    def _make_room(self, sequence: _Sequence) -> None:
-        first, end = sequence.computed // PAGE, -(-(sequence.computed + _part_size(sequence)) // PAGE)
-        if first < len(sequence.pages):
-            sequence.pages[first] = self._pool.writable(sequence.pages[first])
-        while len(sequence.pages) < end:
-            sequence.pages.append(self._pool.take())
 
     def _part(self, sequence: _Sequence) -> SequencePart:
         end = sequence.computed + _part_size(sequence)
@@ -243,14 +245,9 @@ class Batch:
     def _share_prefix(self, sequence: _Sequence) -> None:
         """Let a new sequence hold pages that others have of its first tokens, up to those whose logits are wanted."""
         most = (len(sequence.tokens) - max(1, sequence.wanted)) // PAGE
-        for name in itertools.islice(_page_names(sequence.tokens), max(0, most)):
-            page = self._pool.find(name)
-            if page is None:
-                return
-            self._pool.hold(page)
-            sequence.pages.append(page)
-            sequence.computed += PAGE
-            sequence.whole_parts += 1
+        sequence.pages = self._pool.find(itertools.islice(_page_names(sequence.tokens), max(0, most)))
+        sequence.whole_parts = len(sequence.pages)
+        sequence.computed = sequence.whole_parts * PAGE
 
     def _note_whole_part(self, sequence: _Sequence, part: SequencePart) -> None:
         """Give a page its name if it and all before it were computed in one part each."""
@@ -258,7 +255,7 @@ class Batch:
         if len(part.tokens) == PAGE and sequence.whole_parts == number:
             sequence.whole_parts += 1
             name = next(itertools.islice(_page_names(sequence.tokens), number, None))
-            self._pool.name(sequence.pages[number], name)
+            self._pool.name(sequence.pages, number, name)
 
     def _take(self, parts: Mapping[int, SequencePart], logits: np.ndarray) -> dict[int, np.ndarray]:
         """Note what was computed, and let these sequences wait behind the others."""
@@ -268,6 +265,7 @@ class Batch:
             self._sequences[number] = sequence
             sequence.computed = part.end
             self._note_whole_part(sequence, part)
+            self._pool.release_before(sequence.pages, part.start)
             sequence.logits.append(logits[first : first + part.wanted])
             first += part.wanted
             if not sequence.waiting:
@@ -280,12 +278,6 @@ class Batch:
         self._next += 1
         self._sequences[number] = sequence
         return number
-
-    def _keep(self, sequence: _Sequence, count: int) -> None:
-        """Release all pages of a sequence except the first ``count``."""
-        for page in sequence.pages[count:]:
-            self._pool.release(page)
-        del sequence.pages[count:]
 
     def _known(self, number: int) -> _Sequence:
         if not _is_whole(number) or number not in self._sequences:

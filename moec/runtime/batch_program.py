@@ -11,10 +11,10 @@ from moec.common.dtypes import dtype_of
 from moec.common.errors import DefectError, MoecError
 from moec.common.specs import BATCH_TENSORS, POSITIONS
 from moec.runtime.artifact import Artifact
+from moec.runtime.batch_pages import BatchPages, SequencePages, page_tables
 from moec.runtime.device import Host
 from moec.runtime.interface import Interface
 from moec.runtime.manifest import BatchEntry
-from moec.runtime.page_pool import PagePool
 from moec.runtime.pages import FileMaps
 from moec.runtime.program import LoadedProgram
 from moec.runtime.roles import roles_of
@@ -30,7 +30,7 @@ class SequencePart:
 
     tokens: Sequence[int]
     start: int
-    pages: Sequence[int]
+    pages: SequencePages
     wanted: int
 
     @property
@@ -54,9 +54,9 @@ class BatchProgram:
         weights = [np.full_like(array, _NEVER) if weight.name in sums_differ else array for weight, array in named]
         self._weights = [self._place(array) if array.ndim else int(array) for array in weights]
         self._launcher = Launcher(threads, has_team=self._program.has_team)
-        self._pooled: tuple[PagePool | None, dict[str, object]] = None, {}
+        self._pooled: tuple[BatchPages | None, dict[str, object]] = None, {}
 
-    def run(self, parts: Sequence[SequencePart], pool: PagePool, page: int) -> np.ndarray:
+    def run(self, parts: Sequence[SequencePart], pool: BatchPages, page: int) -> np.ndarray:
         """Run parts of different sequences, whose entries are written to their pages of ``page`` tokens.
 
         Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError where the
@@ -114,17 +114,22 @@ def _told(parts: Sequence[SequencePart], page: int) -> Mapping[str, np.ndarray]:
     """Tensors that tell the program of the sequences, by the names of :data:`~moec.common.specs.BATCH_TENSORS`."""
     counts = np.array([len(part.tokens) for part in parts], np.int64)
     starts = np.cumsum(counts) - counts
-    table = np.zeros((len(parts), max(len(part.pages) for part in parts)), np.int64)
-    places, rows = [], []
-    for part, own, start, count in zip(parts, table, starts, counts, strict=True):
-        own[: len(part.pages)] = part.pages
-        numbers = np.arange(part.start, part.end)
-        places.append(own[numbers // page] * page + numbers % page)
-        rows.append(np.arange(start + count - part.wanted, start + count))
+    table, window_table = page_tables([part.pages for part in parts])
+    numbers = [np.arange(part.start, part.end) for part in parts]
+    rows = [
+        np.arange(start + count - part.wanted, start + count)
+        for part, start, count in zip(parts, starts, counts, strict=True)
+    ]
+    places, window_places = (
+        np.concatenate([own[at // page] * page + at % page for own, at in zip(pages, numbers, strict=True)])
+        for pages in (table, window_table)
+    )
     return {
         "lengths": np.array([part.end for part in parts], np.int64),
         "spans": np.stack([starts, counts], axis=1),
         "table": table,
-        "places": np.concatenate(places),
+        "places": places,
+        "window_table": window_table,
+        "window_places": window_places,
         "rows": np.concatenate(rows),
     }

@@ -13,7 +13,7 @@ from moec.common.errors import InputError, UnsupportedError
 from moec.runtime.held import PAGE
 
 from ..frontend.gguf import tiny_models
-from .tiny_decoder import VOCABULARY, tiny_decoder
+from .tiny_decoder import VOCABULARY, WINDOW, tiny_decoder
 
 
 @pytest.fixture(scope="module")
@@ -161,16 +161,70 @@ def test_truncated_tokens_are_forgotten(model):
     batch, alone = model.batch(2, 8 * PAGE), Alone(model)
     number = batch.add(tokens(520))
     finish(batch)
-    batch.truncate(number, 10)
-    assert (batch.length(number), batch.pages - batch.free_pages) == (10, 1)
+    batch.truncate(number, 330)
+    assert (batch.length(number), batch.pages - batch.free_pages) == (330, 2)
     alone.run(number, tokens(520))
-    alone.sessions[number].truncate(10)
+    alone.sessions[number].truncate(330)
     batch.extend(number, tokens(4, 1), last=2)
     check(batch.step(), {number: alone.run(number, tokens(4, 1), 2)})
     batch.extend(number, tokens(5, 2), last=3)
-    batch.truncate(number, 16)  # a draft of five, of which the last three are dropped before they are computed
+    batch.truncate(number, 336)  # a draft of five, of which the last three are dropped before they are computed
     assert batch.step()[number].shape == (0, VOCABULARY)
     assert batch.step() == {}
+
+
+def test_a_sequence_goes_back_as_far_as_the_keys_of_a_window_are_there(model):
+    batch, alone = model.batch(2, 8 * PAGE), Alone(model)
+    number = batch.add(tokens(520))
+    finish(batch)
+    least = PAGE + WINDOW - 1
+    with pytest.raises(InputError, match=f"cannot be truncated to {least - 1} tokens.*; expected {least} tokens or mo"):
+        batch.truncate(number, least - 1)
+    assert batch.length(number) == 520
+    batch.truncate(number, least)
+    alone.run(number, tokens(520))
+    alone.sessions[number].truncate(least)
+    batch.extend(number, tokens(300, 1), last=None)
+    check(finish(batch), {number: alone.run(number, tokens(300, 1), None)})
+    batch.truncate(number, 0)
+    batch.extend(number, tokens(9))
+    check(batch.step(), {number: model.session().run(tokens(9))[0]})
+
+
+def test_layers_with_a_window_need_few_pages(model):
+    """Of two layers one has a window: of 12 pages of its tokens it keeps that of the last part and the one before."""
+    batch, alone = model.batch(2, 24 * PAGE), Alone(model)
+    number = batch.add(tokens(11 * PAGE + 3))
+    expected = alone.run(number, tokens(11 * PAGE + 3))
+    check(finish(batch), {number: expected})
+    layer = 2 * 2 * PAGE * 8 * 4
+    assert batch.page_bytes == 2 * layer and batch.state_bytes == (12 + 2) * layer
+    for seed in range(3):
+        batch.extend(number, tokens(1, seed))
+        check(batch.step(), {number: alone.run(number, tokens(1, seed))})
+    forks = [batch.fork(number)]
+    alone.sessions[forks[0]] = alone.sessions[number].fork()
+    for each in (number, *forks):
+        batch.extend(each, tokens(2 * PAGE, each), last=3)
+    check(finish(batch), {each: alone.run(each, tokens(2 * PAGE, each), 3) for each in (number, *forks)})
+    for each in (number, *forks):
+        batch.remove(each)
+    assert batch.state_bytes == 0
+
+
+def test_a_page_before_a_window_is_found_until_it_is_taken_for_other_tokens(model):
+    batch, prompt = model.batch(2, 24 * PAGE), tokens(5 * PAGE)
+    batch.add(prompt)
+    finish(batch)
+    again = batch.add(prompt[: 3 * PAGE])
+    assert batch.waiting(again) == PAGE
+    batch.remove(again)
+    other = batch.add(tokens(8 * PAGE, 1))
+    finish(batch)
+    batch.remove(other)
+    again = batch.add(prompt[: 3 * PAGE])
+    assert batch.waiting(again) == 3 * PAGE
+    np.testing.assert_array_equal(finish(batch)[again], Alone(model).run(again, prompt[: 3 * PAGE]))
 
 
 def test_a_batch_that_is_full_changes_nothing(model):

@@ -150,14 +150,15 @@ def _of_sequences(
     lowering: LoweringContext, node: ir.Node, inputs: AttentionInputs, problem: AttentionProblem
 ) -> tuple[AttentionInputs, AttentionProblem]:
     """The attention of each sequence alone. Raises UnsupportedError for one that needs more than its own keys."""
-    if problem.causal != "lengths" or not problem.paged or problem.mask:
+    if problem.causal != "lengths" or not isinstance(inputs.key, PagedTensor) or problem.mask:
         raise UnsupportedError(
             "a batch of sequences needs attention over a cache in the causal order, with at most a window; "
             f"this one has {'a mask that says more' if problem.mask else 'another order, or no cache in pages'}"
         )
     logits = optional_input(node, SINKS)
     sinks = None if logits is None else logits_by_head(lowering, logits)
-    inputs = dataclasses.replace(inputs, batch=lowering.batch, sinks=sinks)
+    assert lowering.batch is not None, "a batch of sequences"
+    inputs = dataclasses.replace(inputs, batch=lowering.batch.of(inputs.key), sinks=sinks)
     return inputs, dataclasses.replace(problem, sequences=True, has_sinks=sinks is not None)
 
 

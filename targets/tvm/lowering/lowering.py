@@ -134,6 +134,8 @@ class Lowering(GraphValues):
             "spans": [count, 2],
             "table": [count, pages],
             "places": [tokens],
+            "window_table": [count, pages],
+            "window_places": [tokens],
             "rows": [rows],
         }
         return BatchTensors(
@@ -279,8 +281,9 @@ class Lowering(GraphValues):
         one_page = {sizes[0]: 1, dimensions[state.axis]: grown}
         self._of_one_page |= {variable: self.sizes.expression(size) for variable, size in one_page.items()}
         pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
-        kept = self._kept(length, self._windows[value]) if value in self._windows and self.batch is None else None
-        self._paged[value] = PagedTensor(pages, state.axis, length, dtype, row, output, kept)
+        window = self._windows.get(value, 0)
+        kept = self._kept(length, window) if window and self.batch is None else None
+        self._paged[value] = PagedTensor(pages, state.axis, length, dtype, row, output, window > 0, kept)
         if roundings is not None:
             self._paged[roundings[0].value] = self._paged[value]
         return pages
@@ -368,7 +371,7 @@ class Lowering(GraphValues):
         assert self._holding is not None, "a target that holds states can write behind them"
         length = self.sizes.simplify(past.length + new.ty.shape[past.axis]) if places is None else places.length
         if self.batch is not None:
-            places = Places(self.batch.places, length, by_entry=True)
+            places = Places(self.batch.of(past).places, length, by_entry=True)
         problem = append_problem(past, str(new.ty.dtype), places)
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         kept = None if past.kept is None else self.sizes.simplify(past.kept + new.ty.shape[past.axis])

@@ -50,7 +50,15 @@ class BatchTensors(NamedTuple):
     spans: relax.Var
     table: relax.Var
     places: relax.Var
+    window_table: relax.Var
+    window_places: relax.Var
     rows: relax.Var
+
+    def of(self, tensor: PagedTensor) -> BatchTensors:
+        """The tensors with the table and places of the pages in which a state lies."""
+        if not tensor.has_window:
+            return self
+        return self._replace(table=self.window_table, places=self.window_places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +66,8 @@ class PagedTensor:
     """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``.
 
     ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written.
-    ``kept``: the number of its last entries that lie in pages, where those before a window do not; None where all
-    do."""
+    ``has_window``: whether all readers see the last entries alone. ``kept``: the number of its last entries that lie
+    in pages, where those before a window do not; None where all have a place."""
 
     pages: relax.Expr
     axis: int
@@ -67,6 +75,7 @@ class PagedTensor:
     dtype: str
     row: Any
     continued: ir.Value | None = None
+    has_window: bool = False
     kept: Any = None
 
     @property
@@ -89,7 +98,7 @@ class PagedTensor:
 
     def lies_as(self, other: PagedTensor) -> bool:
         """Whether ``other`` has the same layout in its pages: element type, growing axis, length and entries there."""
-        same = self.stored == other.stored and self.axis == other.axis
+        same = self.stored == other.stored and self.axis == other.axis and self.has_window == other.has_window
         numbers = (self.length, other.length), (self.in_pages, other.in_pages)
         return same and all(tvm_ffi.structural_equal(*pair) for pair in numbers)
 

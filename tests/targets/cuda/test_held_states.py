@@ -15,7 +15,7 @@ import moec
 from moec.artifacts.loading import device_of
 from moec.common.errors import InputError, MoecError
 from moec.common.kernel_sizes import evaluate, kernel_sizes
-from moec.runtime import held
+from moec.runtime import state_memory
 from moec.runtime.artifact import open_artifact
 from moec.runtime.held import PAGE
 from moec.runtime.load_options import LoadOptions
@@ -82,7 +82,7 @@ def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
 
 
 def test_sessions_across_pages(on_cuda, on_cpu, monkeypatch):
-    monkeypatch.setattr(held, "_FIRST_PAGES", 1)
+    monkeypatch.setattr(state_memory, "_FIRST_PAGES", 1)
     sessions = [model.session(batch=2) for model in (on_cuda, on_cpu)]
     start = 0
     for new in (1, PAGE - 2, 1, 1, 17, PAGE):  # 1, 255, 256, 257 tokens in all, and more

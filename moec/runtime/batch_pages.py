@@ -1,0 +1,141 @@
+"""Pages of all states of a batch: of those that are kept whole, and of those of which a window is kept.
+
+A page of the second kind is released when no token from the last part on sees it, so that the tokens of that part can
+be forgotten. It is found by the tokens that it follows from, for a sequence that begins like another, until it is taken
+for other tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from moec.common.specs import HeldState, TensorSpec
+from moec.runtime.held import PAGE
+from moec.runtime.page_pool import PagePool
+
+_RELEASED = -1
+
+
+@dataclasses.dataclass
+class SequencePages:
+    """Pages of one sequence, in the order of its tokens: of states that are kept whole, and of those with a window,
+    empty where the model has none. The first ``released`` of the latter are held no more."""
+
+    whole: list[int] = dataclasses.field(default_factory=list)
+    near: list[int] = dataclasses.field(default_factory=list)
+    released: int = 0
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+
+class BatchPages:
+    """Memory for ``count`` pages of states that are kept whole, and for the windows of ``max_sequences`` sequences."""
+
+    def __init__(
+        self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int, max_sequences: int
+    ) -> None:
+        """Raises MoecError where there is no memory for that."""
+        near = [state for state in states if state.window]
+        self._window = max((state.window for state in near), default=0)
+        # The page of the last part, one more that the part before may have been in, and those of the window before.
+        most = max_sequences * (2 - (1 - self._window) // PAGE) if near else 0
+        self._whole = PagePool([state for state in states if not state.window], inputs, count)
+        self._near = PagePool(near, inputs, min(count, most), finds_released=True)
+        self.arrays = {**self._whole.arrays, **self._near.arrays}
+        """Pages of each state, by the name of its input."""
+
+    @property
+    def count(self) -> int:
+        """Number of pages for all tokens."""
+        return self._whole.count
+
+    @property
+    def free(self) -> int:
+        """Number of those that no sequence holds."""
+        return self._whole.free
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, of all states together."""
+        return self._whole.page_bytes + self._near.page_bytes
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the pages that sequences hold."""
+        return sum((pool.count - pool.free) * pool.page_bytes for pool in (self._whole, self._near))
+
+    def shortest(self, pages: SequencePages) -> int:
+        """Least number of tokens above 0 to which a sequence can be cut, since the next one sees those of a window."""
+        return pages.released * PAGE + self._window - 1 if pages.released else 0
+
+    def shared(self, pages: SequencePages) -> SequencePages:
+        """Let one more sequence hold the same pages."""
+        for pool, numbers in self._held(pages):
+            for number in numbers:
+                pool.hold(number)
+        return SequencePages([*pages.whole], [*pages.near], pages.released)
+
+    def keep(self, pages: SequencePages, count: int) -> None:
+        """Release all pages of a sequence except the first ``count``."""
+        for pool, numbers in self._held(pages, count):
+            for number in numbers:
+                pool.release(number)
+        del pages.whole[count:], pages.near[count:]
+        pages.released = min(pages.released, count)
+
+    def make_room(self, pages: SequencePages, first: int, end: int) -> None:
+        """Give a sequence pages of its own from the page ``first`` on up to ``end``. Raises InputError where there are
+        too few."""
+        for pool, numbers in self._both(pages):
+            if first < len(numbers):
+                numbers[first] = pool.writable(numbers[first])
+            while len(numbers) < end:
+                numbers.append(pool.take())
+
+    def release_before(self, pages: SequencePages, token: int) -> None:
+        """Release the pages before the window of a token."""
+        end = min(max(0, token + 1 - self._window) // PAGE, len(pages.near))
+        for at in range(pages.released, end):
+            self._near.release(pages.near[at])
+            pages.near[at] = _RELEASED
+        pages.released = max(pages.released, end)
+
+    def name(self, pages: SequencePages, number: int, name: bytes) -> None:
+        """Let a page be found by a name that says all that its entries follow from."""
+        for pool, numbers in self._both(pages):
+            pool.name(numbers[number], name)
+
+    def find(self, names: Iterable[bytes]) -> SequencePages:
+        """Let one more sequence hold the pages with these names, of as many first ones as there are: of states with a
+        window, those that the token after them sees."""
+        known = [*itertools.takewhile(lambda name: self._whole.find(name) is not None, names)]
+        for count in range(len(known), 0, -1):
+            first = max(0, count * PAGE + 1 - self._window) // PAGE
+            near = [self._near.find(name) for name in known[first:count]] if self._window else []
+            if None not in near:
+                whole = [self._whole.find(name) for name in known[:count]]
+                released = first if self._window else 0
+                return self.shared(SequencePages(whole, [_RELEASED] * released + near, released))
+        return SequencePages()
+
+    def _both(self, pages: SequencePages) -> list[tuple[PagePool, list[int]]]:
+        return [(self._whole, pages.whole), *([(self._near, pages.near)] if self._window else [])]
+
+    def _held(self, pages: SequencePages, first: int = 0) -> list[tuple[PagePool, list[int]]]:
+        """The pages from ``first`` on that a sequence holds."""
+        return [(self._whole, pages.whole[first:]), (self._near, pages.near[max(first, pages.released) :])]
+
+
+def page_tables(sequences: Sequence[SequencePages]) -> tuple[np.ndarray, np.ndarray]:
+    """Tables int64 [sequences, pages] of both kinds of pages; the same where no state has a window."""
+    shape = len(sequences), max(map(len, sequences))
+    whole, near = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for at, pages in enumerate(sequences):
+        whole[at, : len(pages)] = pages.whole
+        near[at, : len(pages)] = pages.near or pages.whole
+    return whole, near

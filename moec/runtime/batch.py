@@ -64,8 +64,8 @@ class Batch:
             raise InputError(f"step_tokens is {self._budget}; expected {PAGE} or more: prompts run in parts of that")
         self._interface, self._program, self.max_sequences = interface, program, max_sequences
         self._guards = [parse_guard(text) for text in interface.guards]
-        count, held = -(-max_tokens // PAGE), program.entry.program.held
-        self._pool = BatchPages(held, program.entry.inputs, count, max_sequences)
+        count, states = -(-max_tokens // PAGE), program.entry.program.held
+        self._pool = BatchPages(states, program.entry.inputs, count, max_sequences)
         self._sequences: dict[int, _Sequence] = {}  # in the order in which they are served
         self._next = 0
         self._lock = threading.Lock()

@@ -113,14 +113,14 @@ class BatchPages:
     def find(self, names: Iterable[bytes]) -> SequencePages:
         """Let one more sequence hold the pages with these names, of as many first ones as there are: of states with a
         window, those that the token after them sees."""
-        known = [*itertools.takewhile(lambda name: self._whole.find(name) is not None, names)]
-        for count in range(len(known), 0, -1):
-            first = max(0, count * PAGE + 1 - self._window) // PAGE
-            near = [self._near.find(name) for name in known[first:count]] if self._window else []
-            if None not in near:
-                whole = [self._whole.find(name) for name in known[:count]]
-                released = first if self._window else 0
-                return self.shared(SequencePages(whole, [_RELEASED] * released + near, released))
+        shared_names = [*itertools.takewhile(self._whole.has, names)]
+        for count in range(len(shared_names), 0, -1):
+            first = max(0, count * PAGE + 1 - self._window) // PAGE if self._window else 0
+            near_names = shared_names[first:count] if self._window else []
+            if all(map(self._near.has, near_names)):
+                whole = [self._whole.find(name) for name in shared_names[:count]]
+                near = [_RELEASED] * first + [self._near.find(name) for name in near_names]
+                return self.shared(SequencePages(whole, near, first))
         return SequencePages()
 
     def _both(self, pages: SequencePages) -> list[tuple[PagePool, list[int]]]:

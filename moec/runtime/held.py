@@ -60,8 +60,8 @@ class HeldStates:
         first_of = {(inputs[at].shape[state.axis], state.window): state.input for at, state in reversed(places)}
         with_window = [(size, name) for (size, window), name in reversed(first_of.items()) if window]
         self._in_windows = [(name, *lengths[size]) for size, name in with_window]
-        told = [*self._lengths, *(place for _, *place in self._in_windows)]
-        self.length_places = [(self._size_indices[at], axis) for at, axis in told]
+        length_axes = [*self._lengths, *(place for _, *place in self._in_windows)]
+        self.length_places = [(self._size_indices[at], axis) for at, axis in length_axes]
         """Inputs, by position, and axes with the lengths that the program takes: of states, and then of those with
         windows, of which the program is told how many entries lie in pages."""
 

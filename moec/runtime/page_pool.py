@@ -86,9 +86,13 @@ class PagePool:
         if name not in self._named:
             self._named[name], self._names[page] = page, name
 
-    def find(self, name: bytes) -> int | None:
-        """Return the page of that name that a sequence holds, or that was released; None where there is none."""
-        return self._named.get(name)
+    def has(self, name: bytes) -> bool:
+        """Whether there is a page of that name that a sequence holds, or that was released and is found."""
+        return name in self._named
+
+    def find(self, name: bytes) -> int:
+        """Return the page of a name."""
+        return self._named[name]
 
     def _forget(self, page: int) -> None:
         self._named.pop(self._names.pop(page, b""), None)

@@ -192,7 +192,7 @@ def test_a_sequence_goes_back_as_far_as_the_keys_of_a_window_are_there(model):
 
 
 def test_layers_with_a_window_need_few_pages(model):
-    """Of two layers one has a window: of 12 pages of its tokens it keeps that of the last part and the one before."""
+    """One of two layers has a window: of 12 pages of its tokens it keeps that of the last part and the one before."""
     batch, alone = model.batch(2, 24 * PAGE), Alone(model)
     number = batch.add(tokens(11 * PAGE + 3))
     expected = alone.run(number, tokens(11 * PAGE + 3))

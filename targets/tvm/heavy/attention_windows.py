@@ -25,8 +25,8 @@ _KEY, _PAST, _LENGTHS = 1, 4, 6
 
 
 class ReadMask(NamedTuple):
-    """What kernels take from a mask: ``sinks``, a ``window``, and whether it ``orders`` keys beside sinks, where the
-    node says nothing of an order. ``node``: the attention without sinks."""
+    """Parts of a mask that kernels take from it: ``sinks``, a ``window``, and whether it ``orders`` keys beside sinks,
+    where the node says nothing of an order. ``node``: the attention without sinks."""
 
     node: ir.Node
     sinks: SinkOperands | None
@@ -54,9 +54,9 @@ def reading_mask(
 def state_windows(lowering: LoweringContext, graph: ir.Graph, states: Mapping[ir.Value, Held]) -> dict[ir.Value, int]:
     """The number of last keys that all readers of a state see, by graph input, for kernels that take sinks and windows.
     States with another reader are left out."""
-    inputs = {held.output: state for state, held in states.items() if not held.state.at_places}
-    found = [_reader_of(lowering, node) for node in graph if operator_name(node) == "Attention"]
-    readers = [reader for reader in found if reader is not None and {reader.key, reader.value} <= inputs.keys()]
+    inputs = {info.output: state for state, info in states.items() if not info.state.at_places}
+    candidates = [_reader_of(lowering, node) for node in graph if operator_name(node) == "Attention"]
+    readers = [reader for reader in candidates if reader is not None and {reader.key, reader.value} <= inputs.keys()]
     while True:
         windows = {state: size for state in inputs.values() if (size := _window(states[state], readers))}
         left = [reader for reader in readers if {inputs[reader.key], inputs[reader.value]} <= windows.keys()]
@@ -65,7 +65,7 @@ def state_windows(lowering: LoweringContext, graph: ir.Graph, states: Mapping[ir
         readers = left
 
 
-class _Reader(NamedTuple):
+class _WindowReader(NamedTuple):
     """An Attention with a window over states, its ``key`` and ``value``, and the ``nodes`` by which it reads them:
     itself, or those that put a sink's key before all others, which kernels need not."""
 
@@ -75,7 +75,7 @@ class _Reader(NamedTuple):
     nodes: frozenset[ir.Node]
 
 
-def _reader_of(lowering: LoweringContext, node: ir.Node) -> _Reader | None:
+def _reader_of(lowering: LoweringContext, node: ir.Node) -> _WindowReader | None:
     """The reader that an Attention is; None for one without a window that ends with its last key in use."""
     with reading_mask(lowering, node, takes_sinks=True, takes_windows=True) as mask:
         sinks, window, is_ordered = mask.sinks, mask.window.size, mask.orders or lowering.batch is not None
@@ -85,18 +85,18 @@ def _reader_of(lowering: LoweringContext, node: ir.Node) -> _Reader | None:
         return None
     if sinks is None:
         key, value = node.outputs[1:3] if past is not None else node.inputs[_KEY : _KEY + 2]
-        return None if key is None or value is None else _Reader(key, value, window, frozenset([node]))
+        return None if key is None or value is None else _WindowReader(key, value, window, frozenset([node]))
     padded = [value for value in node.inputs[_KEY : _KEY + 2] if value is not None]
     nodes = frozenset(pad for value in padded if _users(value) == [node] and (pad := value.producer()) is not None)
-    return _Reader(sinks.key, sinks.value, window, nodes)
+    return _WindowReader(sinks.key, sinks.value, window, nodes)
 
 
-def _window(held: Held, readers: Sequence[_Reader]) -> int:
+def _window(state: Held, readers: Sequence[_WindowReader]) -> int:
     """The window of a state; 0 if readers have several, or another node reads the state or its output."""
-    own = [reader for reader in readers if held.output in (reader.key, reader.value)]
+    own = [reader for reader in readers if state.output in (reader.key, reader.value)]
     nodes = {node for reader in own for node in reader.nodes}
     sizes = {reader.window for reader in own}
-    is_read_alone = all(user in nodes for user in _users(held.output)) and len(_users(held.past)) == 1
+    is_read_alone = all(user in nodes for user in _users(state.output)) and len(_users(state.past)) == 1
     return sizes.pop() if len(sizes) == 1 and is_read_alone else 0
 
 

@@ -172,7 +172,8 @@ class Lowering(GraphValues):
             parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
             self._builder.emit_func_output(output, params=parameters)
         states = [
-            dataclasses.replace(held.state, window=self._windows.get(value, 0)) for value, held in self._states.items()
+            dataclasses.replace(state.state, window=self._windows.get(value, 0))
+            for value, state in self._states.items()
         ]
         if self._holding is not None and self.batch is None:
             tensors = [self._paged[value] for value in self._states]

@@ -112,3 +112,17 @@ def test_no_more_memory_than_for_all_tokens_of_a_short_session():
     assert memory_of(100, tokens=PAGE)._pages["s0"].shape[0] == 1
     assert memory_of(100, tokens=100 * PAGE)._pages["s0"].shape[0] == 4
     assert memory_of(0, tokens=100 * PAGE)._pages["s0"].shape[0] == 100
+
+
+@pytest.mark.parametrize("length", [1, 99, 355, 356, 900, 2500])
+def test_saved_pages_are_those_that_the_next_token_sees(length):
+    memory, other = memory_of(0, 100), memory_of(0, 100)
+    for _ in range(length // 50):
+        grown(memory, 50)
+    grown(memory, length % 50)
+    saved = memory.saved()
+    other.load(saved, length)
+    assert saved["s1"].shape[0] == -(-length // PAGE) - max(0, length - 99) // PAGE
+    assert (entries(other, "s0") == np.arange(length)).all() and sees_its_window(other, "s1", 100)
+    grown(other, 600)
+    assert sees_its_window(other, "s1", 100)

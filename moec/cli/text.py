@@ -79,6 +79,10 @@ def generate(
             "same; it comes faster where it repeats the prompt or itself."
         ),
     ] = None,
+    draft_model: Annotated[
+        Path | None,
+        typer.Option(help="Artifact of a smaller model with the same tokens, which drafts. Not with --drafts."),
+    ] = None,
     prompt_cache: Annotated[
         Path | None,
         typer.Option(
@@ -126,7 +130,7 @@ def generate(
             repetition_penalty=repetition_penalty,
             seed=seed,
             batch=batch,
-            drafts=None if drafts is None else drafts.value,
+            drafts=_draft_source(drafts, draft_model, threads),
             prompt_cache=prompt_cache,
             on_text=shown,
         )
@@ -135,6 +139,16 @@ def generate(
         else:
             shown.end()
         _print_notes(model, results)
+
+
+def _draft_source(kind: DraftKind | None, model: Path | None, threads: int | None) -> str | CompiledModel | None:
+    from moec.artifacts.loading import load
+
+    if model is None:
+        return None if kind is None else kind.value
+    if kind is not None:
+        raise MoecError(f"--drafts {kind.value} and --draft-model both draft; give one of them")
+    return load(model, threads=threads)
 
 
 class _Shown:

@@ -18,6 +18,8 @@ _FIRST_RATE, _FIRST_WEIGHT = 0.8, 2.0
 """Acceptance that is assumed of what was never tried, and the number of trials that it counts for."""
 _KEPT_WEIGHT = 0.9
 """Weight of earlier trials after another one."""
+_KEPT_UNTRIED = 0.99
+"""The same after a step without trial."""
 _FIRST_SLOPE = 0.15
 """Cost of a further token in steps of one, before it is measured."""
 _LEAST_GAIN = 1.05
@@ -67,6 +69,12 @@ class DraftLimit:
         """Note that the first ``accepted`` of ``drafted`` tokens were right."""
         hits, trials = self._trials.get(kind, (0.0, 0.0))
         self._trials[kind] = hits * _KEPT_WEIGHT + accepted, trials * _KEPT_WEIGHT + min(accepted + 1, drafted)
+
+    def passed(self, kind: Hashable) -> None:
+        """Note a step in which nothing was drafted that could be judged: what was measured slowly loses its weight, so
+        that such drafts are tried again."""
+        hits, trials = self._trials.get(kind, (0.0, 0.0))
+        self._trials[kind] = hits * _KEPT_UNTRIED, trials * _KEPT_UNTRIED
 
     def ran(self, drafted: int, accepted: int, seconds: float) -> None:
         """Note a step that took ``seconds`` with its drafts."""

@@ -12,15 +12,30 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Hashable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from moec.common.errors import InputError, RoomError
 from moec.runtime.draft_limit import DraftLimit
-from moec.runtime.ngrams import Ngrams, continued
 from moec.runtime.prompt_row import DraftFigures, PromptRow
 from moec.runtime.session import Session
 from moec.runtime.token_selection import TokenSelection
+
+
+class DraftSource(Protocol):
+    """Source of drafts. ``is_free``: whether they take no time, so that they are judged where they do not run."""
+
+    is_free: bool
+
+    def kind(self, tokens: Sequence[int]) -> Hashable | None:
+        """Kind of the drafts of a text, which share an acceptance; None where there is none."""
+        ...
+
+    def draft(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Up to ``count`` tokens that may follow a text."""
+        ...
 
 
 def check_drafts(session: Session) -> None:
@@ -36,10 +51,10 @@ def check_drafts(session: Session) -> None:
 class DraftedText:
     """The text of one prompt, whose first token is selected already."""
 
-    def __init__(self, session: Session, row: PromptRow, selection: TokenSelection) -> None:
+    def __init__(self, session: Session, row: PromptRow, selection: TokenSelection, source: DraftSource) -> None:
         self._session, self._row, self._selection = session, row, selection
         self._tokens = [*row.prompt, *row.pending]
-        self._ngrams, self._limit = Ngrams(), DraftLimit()
+        self._source, self._limit = source, DraftLimit()
         self._drafted = self._accepted = 0
 
     def finish(self) -> None:
@@ -56,18 +71,19 @@ class DraftedText:
 
     def _step(self) -> tuple[int, int]:
         """Run one step. Returns how many tokens were drafted and accepted."""
-        match = self._ngrams.match(self._tokens)
-        if match is None:
-            self._run([])
-            return 0, 0
-        kind, place = match
-        count = min(self._limit.count(kind), self._most())
-        draft = continued(self._tokens, place, max(count, 1))
+        kind = self._source.kind(self._tokens)
+        count = 0 if kind is None else min(self._limit.count(kind), self._most())
+        judged = max(count, 1) if self._source.is_free and kind is not None else count
+        draft = self._source.draft(self._tokens, judged) if judged else []
         before = len(self._tokens)
         drafted = self._run(draft[:count])
-        accepted = _equal(draft, self._tokens[before:])
-        self._limit.tried(kind, max(drafted, 1), min(accepted, max(drafted, 1)))
-        return drafted, min(accepted, drafted)
+        right = _equal(draft, self._tokens[before:])
+        if draft:
+            judged = max(drafted, 1)
+            self._limit.tried(kind, judged, min(right, judged))
+        elif kind is not None:
+            self._limit.passed(kind)
+        return drafted, min(right, drafted)
 
     def _most(self) -> int:
         """Number of drafts that the text and the session have room for, behind the token that is computed anyway."""

@@ -12,8 +12,10 @@ import numpy as np
 
 from moec.common.arguments import check_choice, check_kind, check_optional_text, check_path, known_options
 from moec.common.errors import InputError, MoecError, RoomError, reporting
+from moec.runtime.draft_model import DraftModel, check_same_tokens
 from moec.runtime.drafting import DraftedText, check_drafts
 from moec.runtime.model import CompiledModel
+from moec.runtime.ngrams import Ngrams
 from moec.runtime.prompt_cache import PromptCache
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
@@ -43,7 +45,7 @@ def generate(
     batch: int = 8,
     on_text: OnText | None = None,
     places: Sequence[int] | None = None,
-    drafts: str | None = None,
+    drafts: str | CompiledModel | None = None,
     prompt_cache: str | os.PathLike[str] | None = None,
 ) -> list[Generation]:
     """Continue one prompt or several.
@@ -60,9 +62,10 @@ def generate(
     with a fixed batch, or with experts on disk. ``places``: indices of prompts; only these are continued, and the
     result has one entry for each. ``drafts``: "ngram" runs on several tokens in a step, of which all except the first
     are those that followed the last tokens where these occurred before, and keeps those that are right: faster where a
-    text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. Prompts then run one
-    after the other. ``prompt_cache``: a file that keeps the states of the prompt, from which a later prompt of the same
-    artifact that begins alike continues; of one prompt alone. It replaces only a file that moec wrote.
+    text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. A smaller model with
+    the same tokens may draft, too. Prompts then run one after the other. ``prompt_cache``: a file that keeps the states
+    of the prompt, from which a later prompt of the same artifact that begins alike continues; of one prompt alone. It
+    replaces only a file that moec wrote.
 
     Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, a prompt
     without tokens; InputError for a model that is no language model, or a prompt longer than the session, and with
@@ -73,8 +76,7 @@ def generate(
     _check_counts(max_new_tokens=max_new_tokens, batch=batch)
     check_optional_text(system=system)
     check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
-    if drafts is not None:
-        check_choice("drafts", drafts, ("ngram",))
+    _check_source(drafts, model)
     codec = _codec(model, prompts, stops)
     encoded = encoded_prompts(codec, prompts, chat, system)
     rows = [
@@ -83,12 +85,12 @@ def generate(
         if places is None or place in places
     ]
     cache = None if prompt_cache is None else _prompt_cache(prompt_cache, model, rows)
-    for group in _side_by_side(rows, 1 if drafts else _most_rows(model, batch), max_new_tokens):
+    for group in _side_by_side(rows, 1 if drafts is not None else _most_rows(model, batch), max_new_tokens):
         session = model.session(max_tokens, len(group))
         if cache is not None:
             _begin_from(cache, session, group[0])
-        if drafts:
-            _run_with_drafts(session, group[0], sampling)
+        if drafts is not None:
+            _run_with_drafts(session, group[0], sampling, drafts)
         else:
             _run(session, group, sampling)
         if cache is not None:
@@ -117,6 +119,14 @@ def _begin_from(cache: PromptCache, session: Session, row: PromptRow) -> None:
 def _check_prompt(session: Session, row: PromptRow) -> None:
     if session.max_tokens is not None and len(row.prompt) > session.max_tokens:
         raise InputError(f"the prompt has {len(row.prompt)} tokens, and the session holds {session.max_tokens}")
+
+
+def _check_source(drafts: str | CompiledModel | None, model: CompiledModel) -> None:
+    """Raise MoecError for drafts of no known kind, InputError for a model with other tokens."""
+    if isinstance(drafts, CompiledModel):
+        check_same_tokens(model, drafts)
+    elif drafts is not None:
+        check_choice("drafts", drafts, ("ngram",))
 
 
 def _check_counts(**counts: int) -> None:
@@ -185,7 +195,7 @@ def _run(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> Non
             row.spend(seconds)
 
 
-def _run_with_drafts(session: Session, row: PromptRow, sampling: Sampling) -> None:
+def _run_with_drafts(session: Session, row: PromptRow, sampling: Sampling, drafts: str | CompiledModel) -> None:
     """Generate until the row has ended, in steps of several tokens."""
     check_drafts(session)
     _check_prompt(session, row)
@@ -193,9 +203,18 @@ def _run_with_drafts(session: Session, row: PromptRow, sampling: Sampling) -> No
     start = time.perf_counter()
     logits = prefilled(session, row.give(len(row.pending)))
     row.take(int(selection.choose(logits, [0])[0]), session.length == session.max_tokens)
+    source = Ngrams() if isinstance(drafts, str) else _draft_model(drafts, session, row)
     row.spend(time.perf_counter() - start)
     check_drafts(session)
-    DraftedText(session, row, selection).finish()
+    DraftedText(session, row, selection, source).finish()
+
+
+def _draft_model(model: CompiledModel, other: Session, row: PromptRow) -> DraftModel:
+    """Begin a session of a smaller model with the prompt."""
+    session = model.session(other.max_tokens)
+    check_drafts(session)
+    prefilled(session, row.prompt)
+    return DraftModel(session, other.vocabulary)
 
 
 def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:

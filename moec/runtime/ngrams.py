@@ -13,7 +13,21 @@ class Ngrams:
 
     def __init__(self) -> None:
         self._behind: dict[tuple[int, ...], int] = {}  # where the latest occurrence ends
-        self._noted = 0
+        self._noted = self._place = 0
+
+    is_free = True
+
+    def kind(self, tokens: Sequence[int]) -> int | None:
+        """Number of last tokens that occurred before, by which drafts of this text differ; None where none did."""
+        match = self.match(tokens)
+        if match is None:
+            return None
+        size, self._place = match
+        return size
+
+    def draft(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Continue the text, of which :meth:`kind` was asked, by what followed these tokens before."""
+        return continued(tokens, self._place, count)
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int] | None:
         """Find the latest earlier occurrence of the longest end of the text ``tokens``. Returns how many tokens are

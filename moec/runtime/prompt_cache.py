@@ -45,7 +45,7 @@ class PromptCache:
 
     def keep(self, session: Session, prompt: Sequence[int]) -> None:
         """Write the prompt of a session, unless the file has it already; the session forgets all tokens behind it."""
-        if self._saved is not None and _common(prompt, self._saved.tokens[0]) == len(prompt):
+        if self._saved is not None and common_tokens(prompt, self._saved.tokens[0]) == len(prompt):
             return
         session.truncate(len(prompt))
         session.save(self._path)
@@ -57,14 +57,14 @@ def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int,
     tokens: such a part of the saved prompt is not used, and what is left of a longer part is not made one."""
     last = (len(saved) - 1) // part * part
     usable = last if len(saved) - last <= FEW_TOKENS else len(saved)
-    common = min(_common(prompt, saved[:usable]), len(prompt) - 1)
+    common = min(common_tokens(prompt, saved[:usable]), len(prompt) - 1)
     start = common // part * part
     end = min(start + part, len(prompt))
     return (start if end - start <= FEW_TOKENS else min(common, end - FEW_TOKENS - 1)), end
 
 
-def _common(prompt: Sequence[int], saved: np.ndarray) -> int:
-    """Number of first tokens that are equal."""
+def common_tokens(prompt: Sequence[int], saved: np.ndarray) -> int:
+    """Number of first tokens that two texts share."""
     length = min(len(prompt), len(saved))
     different = np.flatnonzero(np.asarray(prompt[:length]) != saved[:length])
     return int(different[0]) if different.size else length

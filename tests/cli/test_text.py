@@ -104,3 +104,11 @@ def test_a_prompt_is_kept_in_a_file(folder, tmp_path):
     refused = generate(folder, "--prompt", "abc", "--prompt-cache", tmp_path / "own")
     assert_refused(refused, "own: is a file that moec did not write")
     assert (tmp_path / "own").read_text() == "mine"
+
+
+def test_a_smaller_model_drafts(folder):
+    prompt = ("--prompt", "ab", "--draft-model", folder / "model.moec")
+    done = generate(folder, *prompt)
+    assert (done.returncode, done.stdout) == (0, "c dé€f\n")
+    assert_refused(generate(folder, *prompt, "--drafts", "ngram"), "--drafts ngram and --draft-model both draft")
+    assert_refused(generate(folder, "--prompt", "ab", "--draft-model", folder), "is not a moec artifact")

@@ -49,4 +49,5 @@ def model_of(text: str, folder: pathlib.Path, **options) -> moec.CompiledModel:
         [onnx.numpy_helper.from_array(table, "table")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(proto, folder / "bigrams.onnx")
     return moec.compile(proto, tokenizer=path, **options)

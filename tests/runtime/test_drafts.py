@@ -12,8 +12,9 @@ from scipy.stats import chisquare
 
 import moec
 from moec.common.errors import InputError, MoecError, RoomError
-from moec.runtime import drafting
+from moec.runtime import ngrams
 from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
+from moec.runtime.model import CompiledModel
 from moec.runtime.ngrams import Ngrams, continued
 from moec.runtime.sampling import weights
 from moec.runtime.session import Session
@@ -52,9 +53,9 @@ def both(model, prompt, **options):
 
     for draft in (mostly_right, continued):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drafting, "continued", draft)
+            patch.setattr(ngrams, "continued", draft)
             if draft is mostly_right:
-                patch.setattr(Ngrams, "match", lambda ngrams, tokens: (2, 0))
+                patch.setattr(Ngrams, "match", lambda source, tokens: (2, 0))
             (drafted,) = moec.generate(model, [prompt], drafts="ngram", **options)
         assert ended(drafted) == ended(plain)
         assert draft is continued or 0 < drafted.drafts.accepted < drafted.drafts.drafted
@@ -71,10 +72,10 @@ def test_a_step_of_drafts_is_one_that_computes_tokens_alike():
 
 
 def test_the_latest_place_of_the_longest_end_is_continued():
-    tokens, ngrams = [1, 2, 3, 4, 5, 6, 9, 4, 5, 7, 2, 3, 4, 5], Ngrams()
-    assert ngrams.match(tokens[:9]) == (2, 5) and continued(tokens[:9], 5, 3) == [6, 9, 4]
-    assert ngrams.match(tokens) == (3, 5)  # 3 4 5, longer than the later 4 5
-    assert ngrams.match([*tokens, 8]) is None and Ngrams().match([4]) is None
+    tokens, source = [1, 2, 3, 4, 5, 6, 9, 4, 5, 7, 2, 3, 4, 5], Ngrams()
+    assert source.match(tokens[:9]) == (2, 5) and continued(tokens[:9], 5, 3) == [6, 9, 4]
+    assert source.match(tokens) == (3, 5)  # 3 4 5, longer than the later 4 5
+    assert source.match([*tokens, 8]) is None and Ngrams().match([4]) is None
     assert Ngrams().match([1, 1]) is None and Ngrams().match([1, 1, 1]) == (2, 2)
 
 
@@ -284,3 +285,52 @@ def test_nothing_is_drafted_before_plain_steps_are_measured():
     assert limit.count("kind") == MOST_DRAFTS
     limit.bound(2)
     assert limit.count("kind") == 2
+
+
+def draft_model(**options):
+    """A model that agrees with the decoder of these tests for the most part: the same one, rounded."""
+    return decoder_of(experts="int4/32", linears="int8", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.9, "seed": 2}, {"max_tokens": 30}])
+def test_a_smaller_model_drafts(decoder, always, options):
+    (plain,) = moec.generate(decoder, [PROMPT], max_new_tokens=40, **options)
+    for smaller in (draft_model(), decoder):
+        (drafted,) = moec.generate(decoder, [PROMPT], max_new_tokens=40, drafts=smaller, **options)
+        assert ended(drafted) == ended(plain) and drafted.drafts.accepted
+    if not options:
+        assert drafted.drafts.accepted == drafted.drafts.drafted  # the same model
+
+
+def test_a_draft_model_that_holds_fewer_tokens_stops(decoder, always, monkeypatch):
+    smaller, session = draft_model(), CompiledModel.session
+    monkeypatch.setattr(
+        CompiledModel,
+        "session",
+        lambda model, most=None, *rest: session(model, 20 if model is smaller else most, *rest),
+    )
+    (drafted,) = moec.generate(decoder, [PROMPT], max_new_tokens=40, drafts=smaller)
+    (plain,) = moec.generate(decoder, [PROMPT], max_new_tokens=40)
+    assert ended(drafted) == ended(plain) and 0 < drafted.drafts.drafted < 24
+
+
+def test_a_model_of_other_tokens_is_refused(decoder, tmp_path):
+    bigrams = model_of("abc", tmp_path)
+    with pytest.raises(InputError, match="the model holds no tokenizer, and the other does"):
+        moec.generate(decoder, [PROMPT], drafts=bigrams)
+    with pytest.raises(InputError, match="the draft model holds no tokenizer"):
+        moec.generate(bigrams, "ab", drafts=decoder)
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (int64[B,S] ids) => (float[B,S,4] logits) '
+    few = moec.compile(
+        onnx.parser.parse_model(text + "<float[4,4] t = {" + "1," * 15 + "1}> { logits = Gather (t, ids) }")
+    )
+    with pytest.raises(
+        InputError, match="the draft model has 4 tokens, and the model 50; expected the same vocabulary"
+    ):
+        moec.generate(decoder, [PROMPT], drafts=few)
+    content = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "other.json").write_text(content.replace('"<s>"', '"<t>"'))
+    other = moec.compile(tmp_path / "bigrams.onnx", tokenizer=tmp_path / "other.json")
+    with pytest.raises(InputError, match="token 256 is '<t>' there and '<s>' here; expected the same vocabulary"):
+        moec.generate(bigrams, "ab", drafts=other)
+    assert moec.generate(bigrams, "ab", drafts=bigrams)[0].text == "c"

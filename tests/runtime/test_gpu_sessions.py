@@ -19,7 +19,7 @@ from moec.runtime.generation import prefilled
 from moec.runtime.held import PAGE
 from moec.runtime.library import load_ffi
 from moec.runtime.model import CompiledModel
-from moec.runtime.run_memory import RunMemory
+from moec.runtime.run_memory import FEW_TOKENS, RunMemory
 from moec.runtime.sampling import NOT_NUMBERS, Sampling
 from moec.runtime.session import Session
 from moec.runtime.session_states import SessionStates
@@ -234,3 +234,14 @@ def test_a_prompt_for_which_memory_does_not_suffice_runs_in_smaller_parts(model,
         logits = prefilled(several, SEVERAL)
     assert parts[:2] == [40, 20] and len(parts) < 10
     np.testing.assert_allclose(logits, prefilled(session_of_several(model), SEVERAL), rtol=1e-5, atol=1e-3)
+
+
+def test_steps_of_few_tokens_have_the_same_bits(model):
+    """Drafts take part in steps of up to FEW_TOKENS tokens."""
+    session = model.session(1000)
+    session.run(IDS[:, :300])
+    alone = session.fork()
+    expected = np.concatenate([alone.run(IDS[:, at : at + 1]) for at in range(300, 300 + FEW_TOKENS)], axis=1)
+    for count in (3, FEW_TOKENS):
+        together = session.fork().run(IDS[:, 300 : 300 + count], last=None)
+        np.testing.assert_array_equal(together, expected[:, :count])

@@ -46,10 +46,7 @@ def check_continues(model, session, path, count=4):
     "passes",
     [
         (),
-        *(
-            pytest.param((f"cast-states{{dtype={name}}}",), marks=pytest.mark.nightly)
-            for name in ("float16", "bfloat16")
-        ),
+        *(pytest.param((f"cast-states{{dtype={name}}}",), marks=pytest.mark.nightly) for name in ("fp16", "bf16")),
         ("cast-states{dtype=int8}",),
     ],
 )

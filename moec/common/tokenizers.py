@@ -76,11 +76,6 @@ class Tokenizer:
         for encoding in encoded:
             yield encoding.ids
 
-    @property
-    def vocabulary(self) -> dict[int, str]:
-        """Texts of all tokens, as the file has them, by id."""
-        return {token: text for text, token in self._inner.get_vocab().items()}
-
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids; special tokens have no text. Raises MoecError."""
         with self._explained("cannot make text of these tokens"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,14 +55,14 @@ def check_same_tokens(model: CompiledModel, smaller: CompiledModel) -> None:
     if not all(have_text):
         which = "the draft model" if have_text[0] else "the model"
         raise InputError(f"{which} holds no tokenizer, and the other does; expected the same one in both artifacts")
-    here, there = (TextCodec(each.artifact).vocabulary for each in (model, smaller))
-    for token in sorted(here.keys() | there.keys()):
-        if here.get(token) != there.get(token):
+    here, there = (TextCodec(each.artifact).vocabulary()[0] for each in (model, smaller))
+    for token, (own, other) in enumerate(itertools.zip_longest(here, there, fillvalue=b"")):
+        if own != other:
             raise InputError(
-                f"the tokenizer of the draft model differs: token {token} is {_shown(there.get(token))} there and "
-                f"{_shown(here.get(token))} here; expected the same vocabulary"
+                f"the tokenizer of the draft model differs: token {token} is {_shown(other)} there and {_shown(own)} "
+                "here; expected the same vocabulary"
             )
 
 
-def _shown(text: str | None) -> str:
-    return "unknown" if text is None else repr(text[:40])
+def _shown(content: bytes) -> str:
+    return repr(content[:40]) if content else "unknown"

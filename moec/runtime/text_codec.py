@@ -68,11 +68,6 @@ class TextCodec:
         """Decode token ids; special tokens have no text."""
         return self._tokenizer.decode(ids)
 
-    @property
-    def vocabulary(self) -> dict[int, str]:
-        """Texts of all tokens, as the tokenizer writes them, by id."""
-        return self._tokenizer.vocabulary
-
     def bytes_of(self, token: int) -> bytes:
         """Bytes of one token, which may be a part of a character; of special tokens those of their name."""
         return self._tokenizer.bytes_of(token)

@@ -331,6 +331,6 @@ def test_a_model_of_other_tokens_is_refused(decoder, tmp_path):
     content = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "other.json").write_text(content.replace('"<s>"', '"<t>"'))
     other = moec.compile(tmp_path / "bigrams.onnx", tokenizer=tmp_path / "other.json")
-    with pytest.raises(InputError, match="token 256 is '<t>' there and '<s>' here; expected the same vocabulary"):
+    with pytest.raises(InputError, match="token 256 is b'<t>' there and b'<s>' here; expected the same vocabulary"):
         moec.generate(bigrams, "ab", drafts=other)
     assert moec.generate(bigrams, "ab", drafts=bigrams)[0].text == "c"

@@ -1,56 +1,54 @@
-__forceinline__ __device__ void tcgen05_dealloc_cta_group(uint32_t __taddr, uint32_t __ncols) {
-  asm volatile("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %0, %1;" :  : "r"(__taddr), "r"(__ncols) : "memory");
+__forceinline__ __device__ void tcgen05_commit_cta_group(uint32_t __mbar) {
+  asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];" :  : "r"(__mbar) :
+      "memory");
 }
 
 __forceinline__ __device__ void warp_sync() {
     __syncwarp();
 }
 
-__forceinline__ __device__ void tcgen05_commit_cta_group(uint32_t __mbar) {
-  asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];" :  : "r"(__mbar) :
-      "memory");
+__forceinline__ __device__ void tcgen05_dealloc_cta_group(uint32_t __taddr, uint32_t __ncols) {
+  asm volatile("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %0, %1;" :  : "r"(__taddr), "r"(__ncols) : "memory");
 }
 
-__forceinline__ __device__ void tcgen05_fence_fence__before_thread_sync() {
-  asm volatile("tcgen05.fence::before_thread_sync;" :  :  : "memory");
+__forceinline__ __device__ void mbarrier_arrive_expect_tx(uint32_t __addr, uint32_t __tx_count) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__tx_count) : "memory");
 }
 
-__forceinline__ __device__ void hold(float* number) {
-  asm volatile("" : "+f"(*number));
+__forceinline__ __device__ void mbarrier_wait(void* barrier, int phase) {
+    unsigned int barrier_addr_int = __cvta_generic_to_shared(barrier);
+    unsigned int ticks = 0x989680;
+    asm volatile(
+        "{\n"
+        ".reg .pred                P1;\n"
+        "LAB_WAIT:\n"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 P1, [%0], %1, %2;\n"
+        "@P1                       bra.uni DONE;\n"
+        "bra.uni                   LAB_WAIT;\n"
+        "DONE:\n"
+        "}\n"
+        :: "r"(barrier_addr_int), "r"(phase), "r"(ticks) : "memory");
 }
 
-__forceinline__ __device__ void tcgen05_wait() {
-  asm volatile("tcgen05.wait::ld.sync.aligned;" :  :  : "memory");
+__forceinline__ __device__ int blocks_in_grid() {
+  return gridDim.x;
 }
 
-__forceinline__ __device__ void fence_proxy_async() {
-  asm volatile("fence.proxy.async.shared::cta;" :  :  : "memory");
+__forceinline__ __device__ void tcgen05_mma_cta_group_kind(uint32_t __d_tmem, uint64_t __a_desc, uint64_t __b_desc,
+        uint32_t __idesc, uint32_t __disable_output_lane0, uint32_t __disable_output_lane1,
+        uint32_t __disable_output_lane2, uint32_t __disable_output_lane3, uint32_t __enable_input_d) {
+  asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %8, 0; tcgen05.mma.cta_group::1.kind::f16 [%0], %1, %2, %3, "
+      "{%4, %5, %6, %7}, ps0; }" :  : "r"(__d_tmem), "l"(__a_desc), "l"(__b_desc), "r"(__idesc),
+      "r"(__disable_output_lane0), "r"(__disable_output_lane1), "r"(__disable_output_lane2),
+      "r"(__disable_output_lane3), "r"(__enable_input_d));
 }
 
-__forceinline__ __device__ int thread_rank() {
-    namespace cg = cooperative_groups;
-    return cg::this_thread_block().thread_rank();
+__forceinline__ __device__ void fence_mbarrier_init_release_cluster() {
+  asm volatile("fence.mbarrier_init.release.cluster;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tcgen05_fence_fence__after_thread_sync() {
-  asm volatile("tcgen05.fence::after_thread_sync;" :  :  : "memory");
-}
-
-__forceinline__ __device__ unsigned int cvta_generic_to_shared(void* p) {
-    return __cvta_generic_to_shared(p);
-}
-
-__forceinline__ __device__ uint32_t elect_one_sync_op() {
-    return tvm_builtin_elect_one_sync();
-}
-
-__forceinline__ __device__ void cp_async_wait_group_2() {
-  asm volatile("cp.async.wait_group 2;" :  :  : "memory");
-}
-
-__forceinline__ __device__ void tcgen05_alloc_cta_group(uint32_t __dst, uint32_t __ncols) {
-  asm volatile("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;" :  : "r"(__dst), "r"(__ncols) :
-      "memory");
+__forceinline__ __device__ void barrier_cluster_wait_acquire() {
+  asm volatile("barrier.cluster.wait.acquire;" :  :  : "memory");
 }
 
 __forceinline__ __device__ void cp_async_wait_group_0() {
@@ -61,16 +59,28 @@ __forceinline__ __device__ void tcgen05_relinquish_alloc_permit_cta_group() {
   asm volatile("tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void cta_sync() {
-    __syncthreads();
+__forceinline__ __device__ void cp_async_wait_group_2() {
+  asm volatile("cp.async.wait_group 2;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void mbarrier_arrive(uint32_t __addr, uint32_t __count) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
+__forceinline__ __device__ void cp_async_bulk_tensor_3d_multicast(uint32_t __dst_mem, const void* __tmap,
+        int32_t __coords0, int32_t __coords1, int32_t __coords2, uint32_t __mbar, uint16_t __cta_mask) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3, %4}], [%5], %6;" :  : "r"(__dst_mem), "l"(__tmap), "r"(__coords0), "r"(__coords1),
+      "r"(__coords2), "r"(__mbar), "h"(__cta_mask) : "memory");
 }
 
-__forceinline__ __device__ void fence_mbarrier_init_release_cluster() {
-  asm volatile("fence.mbarrier_init.release.cluster;" :  :  : "memory");
+__forceinline__ __device__ uint32_t elect_one_sync_op() {
+    return tvm_builtin_elect_one_sync();
+}
+
+__forceinline__ __device__ void mbarrier_init(uint32_t __addr, uint32_t __count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
+}
+
+__forceinline__ __device__ void cp_async_cg(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :  : "r"(__dst_mem), "l"(__src_mem),
+      "r"(__src_size) : "memory");
 }
 
 __forceinline__ __device__ void tcgen05_encode_matrix_descriptor(uint64_t* desc, void* addr, int ldo, int sdo,
@@ -100,45 +110,33 @@ __forceinline__ __device__ void tcgen05_encode_matrix_descriptor(uint64_t* desc,
   *desc = (uint64_t)_desc;
 }
 
-__forceinline__ __device__ void mbarrier_init(uint32_t __addr, uint32_t __count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
+__forceinline__ __device__ void tcgen05_fence_fence__after_thread_sync() {
+  asm volatile("tcgen05.fence::after_thread_sync;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void cp_async_cg(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :  : "r"(__dst_mem), "l"(__src_mem),
-      "r"(__src_size) : "memory");
+__forceinline__ __device__ void tcgen05_commit_cta_group_multicast(uint32_t __mbar, uint16_t __mask) {
+  asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64 [%0], %1;" :
+      : "r"(__mbar), "h"(__mask) : "memory");
 }
 
-__forceinline__ __device__ void tcgen05_mma_cta_group_kind(uint32_t __d_tmem, uint64_t __a_desc, uint64_t __b_desc,
-        uint32_t __idesc, uint32_t __disable_output_lane0, uint32_t __disable_output_lane1,
-        uint32_t __disable_output_lane2, uint32_t __disable_output_lane3, uint32_t __enable_input_d) {
-  asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %8, 0; tcgen05.mma.cta_group::1.kind::f16 [%0], %1, %2, %3, "
-      "{%4, %5, %6, %7}, ps0; }" :  : "r"(__d_tmem), "l"(__a_desc), "l"(__b_desc), "r"(__idesc),
-      "r"(__disable_output_lane0), "r"(__disable_output_lane1), "r"(__disable_output_lane2),
-      "r"(__disable_output_lane3), "r"(__enable_input_d));
+__forceinline__ __device__ int thread_rank() {
+    namespace cg = cooperative_groups;
+    return cg::this_thread_block().thread_rank();
 }
 
-__forceinline__ __device__ int blocks_in_grid() {
-  return gridDim.x;
+__forceinline__ __device__ void barrier_cluster_arrive_release() {
+  asm volatile("barrier.cluster.arrive.release;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void mbarrier_wait(void* barrier, int phase) {
-    unsigned int barrier_addr_int = __cvta_generic_to_shared(barrier);
-    unsigned int ticks = 0x989680;
-    asm volatile(
-        "{\n"
-        ".reg .pred                P1;\n"
-        "LAB_WAIT:\n"
-        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 P1, [%0], %1, %2;\n"
-        "@P1                       bra.uni DONE;\n"
-        "bra.uni                   LAB_WAIT;\n"
-        "DONE:\n"
-        "}\n"
-        :: "r"(barrier_addr_int), "r"(phase), "r"(ticks) : "memory");
+__forceinline__ __device__ unsigned int cluster_ctaid_x() {
+  unsigned int ctaid;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(ctaid) :);
+  return ctaid;
 }
 
-__forceinline__ __device__ void mbarrier_arrive_expect_tx(uint32_t __addr, uint32_t __tx_count) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__tx_count) : "memory");
+__forceinline__ __device__ void tcgen05_alloc_cta_group(uint32_t __dst, uint32_t __ncols) {
+  asm volatile("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;" :  : "r"(__dst), "r"(__ncols) :
+      "memory");
 }
 
 __forceinline__ __device__ void cp_async_bulk_tensor_3d(uint32_t __dst_mem, const void* __tmap, int32_t __coords0,
@@ -146,6 +144,14 @@ __forceinline__ __device__ void cp_async_bulk_tensor_3d(uint32_t __dst_mem, cons
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" :
       : "r"(__dst_mem), "l"(__tmap), "r"(__coords0), "r"(__coords1), "r"(__coords2), "r"(__mbar) : "memory");
+}
+
+__forceinline__ __device__ void cp_async_commit_group() {
+  asm volatile("cp.async.commit_group;" :  : );
+}
+
+__forceinline__ __device__ void mbarrier_arrive(uint32_t __addr, uint32_t __count) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
 }
 
 __forceinline__ __device__ void tcgen05_ld_16x256b_x8(float __r[32], uint32_t __taddr) {
@@ -160,8 +166,24 @@ __forceinline__ __device__ void tcgen05_ld_16x256b_x8(float __r[32], uint32_t __
                    "=f"(__r[28]), "=f"(__r[29]), "=f"(__r[30]), "=f"(__r[31]) : "r"(__taddr));
 }
 
-__forceinline__ __device__ void cp_async_commit_group() {
-  asm volatile("cp.async.commit_group;" :  : );
+__forceinline__ __device__ unsigned int cvta_generic_to_shared(void* p) {
+    return __cvta_generic_to_shared(p);
+}
+
+__forceinline__ __device__ void fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tcgen05_wait() {
+  asm volatile("tcgen05.wait::ld.sync.aligned;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void hold(float* number) {
+  asm volatile("" : "+f"(*number));
+}
+
+__forceinline__ __device__ void tcgen05_fence_fence__before_thread_sync() {
+  asm volatile("tcgen05.fence::before_thread_sync;" :  :  : "memory");
 }
 
 extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __restrict__ bias_ptr,
@@ -169,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
         nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B,
         int multiprocessors, int slots) {
   int first = (int)blockIdx.x;
+  int rank = (int)cluster_ctaid_x();
   int thread = (int)threadIdx.x;
   extern __shared__ __align__(1024) uchar shared_ptr[];
   nv_bfloat16* row_tiles = (nv_bfloat16*)shared_ptr;
@@ -188,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
   if (thread_rank() == 0) {
     #pragma unroll
     for (int i_1 = 0; i_1 < 7; ++i_1) {
-      mbarrier_init(cvta_generic_to_shared(&empty[i_1]), 1u);
+      mbarrier_init(cvta_generic_to_shared(&empty[i_1]), 2u);
     }
   }
   if (thread_rank() == 0) {
@@ -208,7 +231,8 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
     tcgen05_relinquish_alloc_permit_cta_group();
   }
   fence_mbarrier_init_release_cluster();
-  cta_sync();
+  barrier_cluster_arrive_release();
+  barrier_cluster_wait_acquire();
   uint memory = tensor_memory[0];
   if (thread < 128) {
     int stage;
@@ -217,17 +241,33 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
     phase = 0;
     int started;
     started = 0;
-    int blocks = count_ptr[0];
-    for (int tile_index = max(first, 0); tile_index < blocks; tile_index += blocks_in_grid()) {
-      int top = tile_index / 12 * 12;
-      int height = min(12, blocks - top);
+    int blocks = (count_ptr[0] + 1) >> 1;
+    for (int tile_index = max(first / 2, 0); tile_index < blocks; tile_index += blocks_in_grid() / 2) {
+      int top = tile_index / 6 * 6;
+      int height = min(6, blocks - top);
       int block = top + (tile_index - top) % height;
       int first_column = (tile_index - top) / height * 128;
-      int expert = blocks_ptr[block];
+      int own = block * 2 + rank;
+      int other = own ^ 1;
+      int condval;
+      if (own < count_ptr[0]) {
+        condval = own;
+      } else {
+        condval = other;
+      }
+      int mine = condval;
+      int expert = blocks_ptr[mine];
+      int condval_1;
+      if (other < count_ptr[0]) {
+        condval_1 = other;
+      } else {
+        condval_1 = own;
+      }
+      bool shares = expert == blocks_ptr[condval_1];
       alignas(64) int sources_ptr[8];
       #pragma unroll
       for (int i_4 = 0; i_4 < 8; ++i_4) {
-        int pair = pairs_ptr[block * 128 + i_4 * 16 + ((int)threadIdx.x >> 3)];
+        int pair = pairs_ptr[mine * 128 + i_4 * 16 + ((int)threadIdx.x >> 3)];
         sources_ptr[i_4] = -1;
         if (0 <= pair) {
           sources_ptr[i_4] = pair / slots;
@@ -237,9 +277,16 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
         mbarrier_wait(&empty[stage], phase ^ 1);
         if (thread == 0) {
           mbarrier_arrive_expect_tx(cvta_generic_to_shared(&full[stage]), 16384u);
-          cp_async_bulk_tensor_3d(cvta_generic_to_shared(&column_tiles[stage * 8192]),
-              (void*)((unsigned long long)(&matrix_map)), k_tile * 64, first_column, expert,
-              cvta_generic_to_shared(&full[stage]));
+          cp_async_bulk_tensor_3d_multicast(cvta_generic_to_shared(
+              &column_tiles[stage * 8192 + (int)cluster_ctaid_x() * 4096]), (void*)((unsigned long long)(&matrix_map)),
+              k_tile * 64, rank * 64 + first_column, expert, cvta_generic_to_shared(&full[stage]),
+              (ushort)(shares ? 3 : 1 << rank));
+          if (!shares) {
+            cp_async_bulk_tensor_3d(cvta_generic_to_shared(
+                &column_tiles[stage * 8192 + ((int)cluster_ctaid_x() ^ 1) * 4096]),
+                (void*)((unsigned long long)(&matrix_map)), k_tile * 64, (rank ^ 1) * 64 + first_column, expert,
+                cvta_generic_to_shared(&full[stage]));
+          }
         }
         int k = k_tile * 64 + (thread & 7) * 8;
         #pragma unroll
@@ -278,13 +325,22 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
       int phase_1;
       stage_1 = 0;
       phase_1 = 0;
-      int blocks_1 = count_ptr[0];
-      for (int tile_index_1 = max(first, 0); tile_index_1 < blocks_1; tile_index_1 += blocks_in_grid()) {
-        int top_1 = tile_index_1 / 12 * 12;
-        int height_1 = min(12, blocks_1 - top_1);
+      int blocks_1 = (count_ptr[0] + 1) >> 1;
+      for (int tile_index_1 = max(first / 2, 0); tile_index_1 < blocks_1; tile_index_1 += blocks_in_grid() / 2) {
+        int top_1 = tile_index_1 / 6 * 6;
+        int height_1 = min(6, blocks_1 - top_1);
         int block_1 = top_1 + (tile_index_1 - top_1) % height_1;
         int first_column_1 = (tile_index_1 - top_1) / height_1 * 128;
-        int expert_1 = blocks_ptr[block_1];
+        int own_1 = block_1 * 2 + rank;
+        int other_1 = own_1 ^ 1;
+        int condval_2;
+        if (own_1 < count_ptr[0]) {
+          condval_2 = own_1;
+        } else {
+          condval_2 = other_1;
+        }
+        int mine_1 = condval_2;
+        int expert_1 = blocks_ptr[mine_1];
         mbarrier_wait(&computed[stage_1], phase_1 ^ 0);
         tcgen05_fence_fence__after_thread_sync();
         #pragma unroll 1
@@ -304,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
               mbarrier_arrive(cvta_generic_to_shared(&drained[stage_1]), 1u);
             }
           }
-          if (part * 64 + first_column_1 < 128) {
+          if (mine_1 == own_1 && part * 64 + first_column_1 < 128) {
             #pragma unroll
             for (int j = 0; j < 4; ++j) {
               #pragma unroll
@@ -312,8 +368,8 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
                 #pragma unroll
                 for (int lower = 0; lower < 2; ++lower) {
                   int tile_row = warp_1 * 32 + i_8 * 16 + lower * 8 + ((thread & 31) >> 2);
-                  int pair_1 = pairs_ptr[block_1 * 128 + tile_row];
-                  int64_t row_1 = (int64_t)block_1 * 128 + tile_row;
+                  int pair_1 = pairs_ptr[mine_1 * 128 + tile_row];
+                  int64_t row_1 = (int64_t)mine_1 * 128 + tile_row;
                   if (0 <= pair_1) {
                     alignas(64) float values_ptr[2];
                     int first_1 = part * 32 + (first_column_1 >> 1);
@@ -353,8 +409,8 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
       int phase_3;
       stage_3 = 0;
       phase_3 = 0;
-      int blocks_2 = count_ptr[0];
-      for (int tile_index_2 = max(first, 0); tile_index_2 < blocks_2; tile_index_2 += blocks_in_grid()) {
+      int blocks_2 = (count_ptr[0] + 1) >> 1;
+      for (int tile_index_2 = max(first / 2, 0); tile_index_2 < blocks_2; tile_index_2 += blocks_in_grid() / 2) {
         alignas(64) uint64_t left_ptr[1];
         alignas(64) uint64_t right_ptr[1];
         uint sums = memory + (uint)(stage_3 * 128);
@@ -371,7 +427,7 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
               tcgen05_mma_cta_group_kind(sums, left_ptr[0] + (uint64_t)(step * 2), right_ptr[0] + (uint64_t)(step * 2),
                   136316048u, 0u, 0u, 0u, 0u, 0 < k_tile_1 || 0 < step);
             }
-            tcgen05_commit_cta_group(cvta_generic_to_shared(&empty[stage_2]));
+            tcgen05_commit_cta_group_multicast(cvta_generic_to_shared(&empty[stage_2]), (ushort)3);
           }
           warp_sync();
           stage_2 = stage_2 + 1;
@@ -392,7 +448,8 @@ extern "C" __global__ void __launch_bounds__(288, 1) kernel_kernel(float* __rest
       }
     }
   }
-  cta_sync();
+  barrier_cluster_arrive_release();
+  barrier_cluster_wait_acquire();
   if (warp == 8) {
     tcgen05_dealloc_cta_group(tensor_memory[0], 256u);
   }

@@ -54,7 +54,8 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
 def _how(problem: GroupedProblem) -> str:
     """The kernel's way to compute the problem, in words, for reports."""
     matrix = "decoded by the producer" if problem.decodes else "by TMA"
-    return f"tensor cores (tcgen05), the matrix {matrix}, persistent, sums of two tiles in tensor memory"
+    pairs = ", shared by clusters of two blocks (multicast)" if umma_tile(problem).cluster > 1 else ""
+    return f"tensor cores (tcgen05), the matrix {matrix}{pairs}, persistent, sums of two tiles in tensor memory"
 
 
 @T.inline
@@ -87,7 +88,7 @@ def _store(operands, epilogue, tile, ring, memory, place, thread):
             warp * (WARP * LANE) + accumulator.stage * tile.accumulator_columns + column, "uint32"
         )
         take_part(ring, thread, sums, address, accumulator, last)
-        if first < operands.problem.columns:
+        if T.And(turn.stores, first < operands.problem.columns):
             store(part, epilogue, sums)
 
     @T.inline

@@ -28,6 +28,8 @@ HEIGHTS = (64, 128)
 COLUMN_STEP = 16
 """Columns of a tile are a multiple of this: gate and up of 8 hidden units, and the columns that decoding threads handle
 at once."""
+_CLUSTER = 2
+"""Blocks of threads that share a matrix, if each expert has rows for several."""
 _MOST_STAGES = 8
 _BARRIER_BYTES = 16
 """Bytes of the barriers of one stage."""
@@ -79,6 +81,16 @@ def columns_of_tile(problem: GroupedProblem, most: int, step: int = COLUMN_STEP)
 def stages_that_fit(rows: int, columns: int, shared_bytes: int) -> int:
     """The stages of a ring with k-tiles of ``rows`` and ``columns`` in ``shared_bytes`` of shared memory."""
     return min(_MOST_STAGES, shared_bytes // ((rows + columns) * SWIZZLE_BYTES + _BARRIER_BYTES))
+
+
+def blocks_in_cluster(problem: GroupedProblem) -> int:
+    """The number of blocks of threads in a cluster: two for the greatest height, otherwise one.
+
+    The greatest height is chosen if experts have as many rows on average, so neighbouring blocks mostly share a matrix.
+    With lower blocks memory is the limit, and a cluster does not save reads of memory. A matrix that is decoded cannot
+    be shared, because every block decodes it for itself.
+    """
+    return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
 
 
 def blocks_in_band(rows: int, columns: int, multiprocessors: int) -> int:

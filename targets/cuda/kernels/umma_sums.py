@@ -28,6 +28,7 @@ from moec.targets.cuda.kernels.tile_ring import (
     Ring,
     TensorMaps,
     init_stages,
+    meet_cluster,
     publish_barriers,
     stages_in,
 )
@@ -43,9 +44,10 @@ _ALLOCATE, _RELINQUISH, _FREE = (
     f"tcgen05.relinquish_alloc_permit.{_GROUP}.sync.aligned",
     f"tcgen05.dealloc.{_GROUP}.sync.aligned.b32",
 )
-_MULTIPLY, _COMMIT = (
-    f"tcgen05.mma.{_GROUP}.kind::f16",
-    f"tcgen05.commit.{_GROUP}.mbarrier::arrive::one.shared::cluster.b64",
+_MULTIPLY = f"tcgen05.mma.{_GROUP}.kind::f16"
+_COMMIT, _COMMIT_TO_CLUSTER = (
+    f"tcgen05.commit.{_GROUP}.mbarrier::arrive::one.shared::cluster.{form}"
+    for form in ("b64", "multicast::cluster.b64")
 )
 _BEFORE_SYNC, AFTER_SYNC = (f"tcgen05.fence::{which}_thread_sync" for which in ("before", "after"))
 _AWAIT_LOADS = "tcgen05.wait::ld.sync.aligned"
@@ -88,8 +90,8 @@ def start_ring(ring, warp):
 
 @T.inline
 def finish_ring(ring, warp):
-    """Free tensor memory when no thread needs it any more."""
-    T.cuda.cta_sync()
+    """Free tensor memory when no thread of the cluster needs this block any more."""
+    meet_cluster(ring.tile)
     if warp == MULTIPLYING_WARP:
         T.ptx[_FREE](ring.address[0], T.uint32(ring.tile.allocated_columns))
 
@@ -98,6 +100,15 @@ def _instruction_descriptor(tile: UmmaTile, dtype: str) -> Any:
     """Sizes and types of an instruction whose operands both lie row by row in shared memory, with sums in float32."""
     sizes = (tile.rows, tile.columns, MMA_DEPTH)
     return T.uint32(encode_instr_descriptor_dense_uint32(*sizes, "float32", dtype, dtype, False, False))
+
+
+@T.inline
+def _give_back(ring, stage):
+    """Release a stage, in each block of the cluster, when the products that this thread has started are complete."""
+    if ring.tile.cluster == 1:
+        T.ptx[_COMMIT](ring.empty.ptr_to([stage]))
+    else:
+        T.ptx[_COMMIT_TO_CLUSTER](ring.empty.ptr_to([stage]), T.uint16((1 << ring.tile.cluster) - 1))
 
 
 @T.inline
@@ -127,7 +138,7 @@ def multiply_tile(ring, tile, memory, position, accumulator):
                 inside = T.meta_var(T.cast(step * DEPTH_STEP, "uint64"))
                 adds = T.meta_var(T.Or(k_tile > 0, step > 0))
                 T.ptx[_MULTIPLY](sums, left + inside, right + inside, descriptor, *_KEPT_LANES, adds)
-            T.ptx[_COMMIT](ring.empty.ptr_to([position.stage]))
+            _give_back(ring, position.stage)
         T.cuda.warp_sync()
         position.advance()
     if T.cuda.elect_sync():

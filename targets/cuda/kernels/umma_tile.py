@@ -13,6 +13,7 @@ from moec.targets.cuda.kernels.persistent_tiles import (
     WARPGROUP,
     PersistentTile,
     blocks_in_band,
+    blocks_in_cluster,
     columns_of_tile,
     stages_that_fit,
 )
@@ -44,8 +45,8 @@ class UmmaTile(PersistentTile):
 
     @property
     def releases(self) -> int:
-        """One, when the products of the stage are complete."""
-        return 1
+        """One of each block of the cluster, when its products of the stage are complete."""
+        return self.cluster
 
     @property
     def accumulator_columns(self) -> int:
@@ -71,4 +72,4 @@ def umma_tile(problem: GroupedProblem) -> UmmaTile:
     columns = columns_of_tile(problem, _MOST_COLUMNS)
     stages = stages_that_fit(problem.block_rows, columns, LIMITS["sm_100a"].shared_bytes - _OTHER_BYTES)
     band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS)
-    return UmmaTile(problem.block_rows, columns, stages, band, cluster=1)
+    return UmmaTile(problem.block_rows, columns, stages, band, blocks_in_cluster(problem))

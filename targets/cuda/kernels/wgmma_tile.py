@@ -8,10 +8,10 @@ from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.kernels.mma_tile import TileShape
 from moec.targets.cuda.kernels.persistent_tiles import (
     COLUMN_STEP,
-    HEIGHTS,
     WARPGROUP,
     PersistentTile,
     blocks_in_band,
+    blocks_in_cluster,
     columns_of_tile,
     stages_that_fit,
 )
@@ -23,8 +23,6 @@ GROUP_ROWS = 64
 """Rows of one instruction."""
 CONSUMERS = 2
 """Warpgroups that multiply; one more produces k-tiles."""
-_CLUSTER = 2
-"""Blocks of threads that share a matrix, if each expert has rows for several (:func:`_cluster`)."""
 _MOST_COLUMNS = 256
 """The most columns of one instruction."""
 _MOST_SUMS, _MOST_SUMS_BESIDE_DECODERS = 192, 128
@@ -92,14 +90,4 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     columns = columns_of_tile(problem, most, step)
     stages = stages_that_fit(problem.block_rows, columns, LIMITS["sm_90a"].shared_bytes - _TURN_BYTES)
     band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS)
-    return WgmmaTile(problem.block_rows, columns, stages, band, _cluster(problem), together)
-
-
-def _cluster(problem: GroupedProblem) -> int:
-    """The number of blocks of threads in a cluster: two for the greatest height, otherwise one.
-
-    The greatest height is chosen if experts have as many rows on average, so neighbouring blocks mostly share a matrix.
-    With lower blocks memory is the limit, and a cluster does not save reads of memory. A matrix that is decoded cannot
-    be shared, because every block decodes it for itself.
-    """
-    return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
+    return WgmmaTile(problem.block_rows, columns, stages, band, blocks_in_cluster(problem), together)

@@ -103,7 +103,7 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "product for Ampere, two stages": lambda: _product(grouped_gemm_mma, "sm_80", 64),
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES),
     "quantised product for Hopper": _quantized_product,
-    "product for Blackwell": lambda: _product(grouped_gemm_umma, "sm_100a", 128, 2 * SEVERAL_TILES),
+    "product for Blackwell": lambda: _product(grouped_gemm_umma, "sm_100a", 64, SEVERAL_TILES),
 }
 
 

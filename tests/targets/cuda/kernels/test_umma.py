@@ -38,8 +38,9 @@ SPREADS = {
     "all to one expert": routed(0, 0, 301),
     "odd numbers": routed(129, 7, 255),
     "an expert without tokens": routed(128, 0, 64),
+    "pairs of blocks with one matrix and with two": routed(129, 125, 257),
 }
-MANY = Data(LAYER, SPREADS["odd numbers"])
+MANY = Data(LAYER, SPREADS["pairs of blocks with one matrix and with two"])
 
 
 @pytest.mark.parametrize("ids", SPREADS)
@@ -83,9 +84,11 @@ def test_results_do_not_depend_on_the_gpu(monkeypatch, in_turn, multiprocessors)
     "schedule",
     [
         {"behind": [8]},  # the warp that multiplies
+        {"behind": range(9)},  # a block of a cluster
         {"behind": range(4)},  # the producer
+        {"behind": range(9, 13)},  # the other producer
         {"behind": range(4, 8)},  # the epilogue
-        {"behind": [5]},
+        {"behind": [5, 17]},
         {"seed": 1},
         {"seed": 2},
     ],

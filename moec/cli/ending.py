@@ -23,6 +23,7 @@ _GRACE = 0.6
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end the process: Ctrl-C, ``kill``, and a terminal that is closed."""
 _ending = threading.Event()
+_on_interrupt: list[Callable[[], None]] = []
 _said = threading.Event()
 
 
@@ -49,8 +50,9 @@ def end_when_told() -> None:
             signal.signal(number, lambda _signal, _frame: None)
 
     def wait() -> None:
-        while (number := os.read(heard, 1)[0]) not in _SIGNALS:
-            pass
+        while (number := os.read(heard, 1)[0]) not in _SIGNALS or (number == signal.SIGINT and _on_interrupt):
+            if number == signal.SIGINT:
+                _on_interrupt[-1]()
         _ending.set()
         tidying = threading.Thread(target=tidy_up, daemon=True)
         tidying.start()
@@ -82,6 +84,16 @@ def call_when_told(stop: Callable[[], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+
+@contextlib.contextmanager
+def call_when_interrupted(stop: Callable[[], None]) -> Iterator[None]:
+    """Context in which Ctrl-C calls ``stop``, on a thread of its own, instead of ending the process."""
+    _on_interrupt.append(stop)
+    try:
+        yield
+    finally:
+        _on_interrupt.pop()
 
 
 def wait_if_ending() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moec.cli.conversation import converse
 from moec.cli.options import (
     Architecture,
     Artifact,
@@ -99,12 +100,16 @@ def generate(
 ) -> None:
     """Generate text from prompts and stream it to standard output.
 
-    On a terminal, stderr gets the tokens per second.
+    On a terminal, stderr gets the tokens per second. There, --chat without a prompt is a conversation.
     """
     from moec.distributed.generation import generate as generated
-    from moec.distributed.start import loaded
+    from moec.distributed.start import is_started_on_ranks, loaded
+    from moec.runtime.sampling import Sampling
+    from moec.runtime.talk import Talk
 
-    prompts = _prompts(prompt or [], prompt_file or [])
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not is_started_on_ranks()
+    is_talk = chat and is_terminal and not (prompt or prompt_file or as_json)
+    prompts = [] if is_talk else _prompts(prompt or [], prompt_file or [])
     with loaded(
         artifact,
         threads=threads,
@@ -114,6 +119,13 @@ def generate(
         emulate=emulate,
         architecture=architecture,
     ) as model:
+        if is_talk:
+            if drafts is not None:
+                raise MoecError("--drafts is for prompts; leave it out of a conversation")
+            sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            limits = {"max_new_tokens": max_new_tokens, "max_tokens": max_tokens}
+            converse(Talk(model, sampling, system=system, stops=stop or [], **limits))
+            return
         shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
         results = generated(
             model,

@@ -92,7 +92,7 @@ def generate(
         if drafts is not None:
             _run_with_drafts(session, group[0], sampling, drafts)
         else:
-            _run(session, group, sampling)
+            run_rows(session, group, sampling)
         if cache is not None:
             cache.keep(session, group[0].prompt)
     return [row.generation(prompts[row.place]) for row in rows]
@@ -174,7 +174,7 @@ def _side_by_side(rows: Sequence[PromptRow], most: int, difference: int) -> Iter
         yield group
 
 
-def _run(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> None:
+def run_rows(session: Session, rows: Sequence[PromptRow], sampling: Sampling) -> None:
     """Generate until all rows have ended. All rows have processed the same number of tokens, so that nothing is padded
     or masked: each step takes as many tokens of every row, from its prompt or the generated one, as all rows have."""
     _check_prompt(session, max(rows, key=lambda row: len(row.prompt)))

@@ -99,6 +99,11 @@ class PromptRow:
         """Number of tokens that it may still get."""
         return self._most - len(self._new)
 
+    @property
+    def new(self) -> list[int]:
+        """Tokens that were generated so far, without those that ended the text."""
+        return self._new
+
     def give(self, count: int) -> list[int]:
         """Take the next ``count`` tokens for the model."""
         self._phase = "decode" if self._has_begun else "prefill"

@@ -76,7 +76,7 @@ class Grammars:
             raise wrong(grammar.parameter, 'needs llguidance where the server runs: pip install "moec[grammar]"')
         if not self._codec.end_ids:
             raise wrong(grammar.parameter, "needs a token that ends texts, which this model does not have")
-        from llguidance import LLMatcher, LLParserLimits
+        from llguidance import LLMatcher
 
         try:
             compiled = self._checked(grammar.kind, grammar.text)
@@ -84,7 +84,7 @@ class Grammars:
             raise wrong(grammar.parameter, f"cannot be followed: its compilation says: {one_line(error)}") from error
         with self._lock:
             tokenizer = self._tokenizer
-        inner = LLMatcher(tokenizer, compiled, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        inner = LLMatcher(tokenizer, compiled, log_level=0, limits=_limits())
         if inner.is_error():
             raise wrong(grammar.parameter, f"cannot be followed: {_first_line(inner)}")
         return TokenMatcher(inner, tokenizer.vocab_size)
@@ -121,6 +121,13 @@ class _GrammarTokens:
 def _first_line(inner: Any) -> str:
     """Reason why a matcher of llguidance cannot go on."""
     return inner.get_error().partition("\n")[0][:200]
+
+
+def _limits() -> Any:
+    """Limits of llguidance: a state of its lexer takes up to 2 kB, and by default there may be 250,000."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=20_000, verbose_errors=False)
 
 
 def _checked(kind: str, text: str) -> str:

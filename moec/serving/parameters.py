@@ -50,6 +50,7 @@ _NEUTRAL: Mapping[str, Any] = {
 """Parameters that are not served, with the values that ask for nothing."""
 _MOST_STOPS, _LONGEST_STOP = 4, 500
 _MOST_CHOICES, _MOST_TOP, _MOST_TOP_OF_TEXTS = 128, 20, 5
+_MOST_BIASES = 500
 _LARGEST = 1 << 31
 
 
@@ -161,6 +162,8 @@ def _grammar(asked: Mapping[str, Any]) -> GrammarText | None:
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, dict) or not all(token.isdecimal() and len(token) < 10 for token in value):
         raise wrong("logit_bias", "is something other than an object of numbers by token ids")
+    if len(value) > _MOST_BIASES:
+        raise wrong("logit_bias", f"has {len(value)} tokens; expected at most {_MOST_BIASES}")
     return tuple((int(token), number) for token, number in value.items())
 
 

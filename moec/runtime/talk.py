@@ -1,0 +1,71 @@
+"""A conversation whose tokens stay in a session, so that each answer computes only what is new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moec.common.errors import InputError
+from moec.runtime.generation import run_rows
+from moec.runtime.model import CompiledModel
+from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
+from moec.runtime.sampling import Sampling
+from moec.runtime.text_codec import TextCodec
+
+
+class Talk:
+    """A conversation with a model by its chat template. ``system``: its system message, None for none; a change begins
+    with the next answer. ``max_tokens``: the most that it holds, None where no limit is necessary."""
+
+    def __init__(
+        self,
+        model: CompiledModel,
+        sampling: Sampling,
+        *,
+        system: str | None,
+        stops: list[str],
+        max_new_tokens: int,
+        max_tokens: int | None,
+    ) -> None:
+        """Raises MoecError for a model without tokenizer, InputError for one that is no language model."""
+        self.system = system
+        self._model, self._sampling, self._codec = model, sampling, TextCodec(model.artifact)
+        self._stops, self._most, self._max_tokens = stops, max_new_tokens, max_tokens
+        self._messages: list[dict[str, Any]] = []
+        self._session, self._ids = model.session(max_tokens), []
+        self._answers = 0
+
+    def reset(self) -> None:
+        """Forget all messages."""
+        self._messages = []
+
+    def answer(self, text: str, on_text: OnText) -> Generation:
+        """Answer a message. An exception of ``on_text`` ends the answer; what there is of it stays in the conversation.
+        Raises MoecError where the template fails, InputError where the session is full: the message is then forgotten.
+        """
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        question = {"role": "user", "content": text}
+        (ids,) = self._codec.encode_chats([[*system, *self._messages, question]])
+        self._keep_common(ids)
+        writer = TextWriter(self._codec, ids, self._stops, self._answers, on_text)
+        row = PromptRow(self._answers, ids, self._most, writer)
+        row.pending = ids[len(self._ids) :]
+        self._answers += 1
+        try:
+            run_rows(self._session, [row], self._sampling)
+            return row.generation(text)
+        finally:
+            self._ids = [*ids, *row.new][: self._session.length]
+            if writer.text:
+                self._messages += [question, {"role": "assistant", "content": writer.text}]
+
+    def _keep_common(self, ids: list[int]) -> None:
+        """Let the session hold the tokens that new ones begin with, up to one before the last, and no others."""
+        pairs = zip(self._ids, ids[:-1], strict=False)
+        common = next(
+            (place for place, (old, new) in enumerate(pairs) if old != new), min(len(self._ids), len(ids) - 1)
+        )
+        try:
+            self._session.truncate(common)
+        except InputError:  # states that cannot step back
+            self._session, common = self._model.session(self._max_tokens), 0
+        self._ids = self._ids[:common]

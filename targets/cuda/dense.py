@@ -40,7 +40,7 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
         "Conv": lower_convolution,
         "LinearAttention": linear_attention.converter(LINEAR_ATTENTION, architecture),
         **matmul.converters(DenseProducts(architecture)),
-        **RowOps(architecture, SOFTMAX, RMS_NORM, LAYER_NORM).converters(),
+        **RowOps(architecture, SOFTMAX, RMS_NORM, LAYER_NORM, adds_bias=True).converters(),
     }
 
 

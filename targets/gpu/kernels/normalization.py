@@ -20,9 +20,14 @@ from moec.targets.gpu.kernels.row_share import (
 from moec.targets.tvm.heavy.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
 
 
-def _scaled(value: Any, column: Any, scale: Any, bias: Any) -> Any:
-    scaled = value * T.cast(scale[column], "float32")
-    return scaled if bias is None else scaled + T.cast(bias[column], "float32")
+def _scaled(value: Any, column: Any, scale: Any, bias: Any, centred: bool) -> Any:
+    """The value with its scale and bias. The bias of an RMS norm is an operator of its own, so the product is rounded
+    before."""
+    factor = T.cast(scale[column], "float32")
+    if bias is None:
+        return value * factor
+    scaled = value * factor if centred else T.call_extern("float32", "__fmul_rn", value, factor)
+    return scaled + T.cast(bias[column], "float32")
 
 
 @T.inline
@@ -52,7 +57,7 @@ def _normalize_row(share, x, scale, bias, y, epsilon, centred):
         share,
         x,
         y,
-        lambda column, value: _scaled((value - mean[0]) / deviation, column, scale, bias),
+        lambda column, value: _scaled((value - mean[0]) / deviation, column, scale, bias, centred),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
+from moec.common.names import operator_name
 from moec.targets.tvm.kernels.kernel import Kernel, KernelCall, select
 from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering.context import HeavyConverter, LoweringContext
@@ -40,13 +41,15 @@ LAYER_NORM_FORMULA = "y[M, N] = (x - mean) / sqrt(variance + epsilon) * scale[N]
 @dataclasses.dataclass(frozen=True)
 class RowOps:
     """Converters that use a target's kernels for ``machine``. A kernel's ``build(problem, machine)`` takes x[M, N], the
-    parameters [N] and y[M, N]. ``needs_bias``: layer norm takes a bias also where the node has none."""
+    parameters [N] and y[M, N]. ``needs_bias``: layer norm takes a bias also where the node has none; ``adds_bias``: RMS
+    norm takes one, which the only reader of its result adds."""
 
     machine: Any
     softmax: Kernel
     rms_norm: Kernel
     layer_norm: Kernel
     needs_bias: bool = False
+    adds_bias: bool = False
 
     def converters(self) -> Mapping[str, HeavyConverter]:
         return {
@@ -61,6 +64,9 @@ class RowOps:
 
     def _lower_rms_norm(self, lowering: LoweringContext, node: ir.Node) -> relax.Expr:
         """Opset 23 RMSNormalization; sums are float32 whatever ``stash_type`` says."""
+        added = _added_vector(lowering, node) if self.adds_bias else None
+        if added is not None and lowering.leave_out(node.outputs[0].uses()[0].node, node.outputs[0]):
+            return self._normalize(lowering, node, self.rms_norm, [required_input(node, 1), added])
         return self._normalize(lowering, node, self.rms_norm, [required_input(node, 1)])
 
     def _lower_layer_norm(self, lowering: LoweringContext, node: ir.Node) -> relax.Expr:
@@ -121,6 +127,18 @@ def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[rela
     result = compute(flatten(lowering, moved, rank - 1))
     result = reshape(lowering, result, moved.ty.shape)
     return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
+
+
+def _added_vector(lowering: LoweringContext, node: ir.Node) -> ir.Value | None:
+    """The constant vector that an Add, the only reader of a normalisation along the last axis, adds to each row."""
+    result, users = node.outputs[0], list(node.outputs[0].uses())
+    if len(users) != 1 or result.is_graph_output() or operator_name(users[0].node) != "Add":
+        return None
+    addend = required_input(users[0].node, 1 - users[0].idx)
+    shape, sizes = lowering.shape(required_input(node, 0)), lowering.shape(addend)
+    is_vector = len(sizes) == 1 and lowering.sizes.equal(sizes[0], shape[-1]) and lowering.is_constant(addend)
+    same = addend.dtype == result.dtype and attribute(node, "axis", -1) in (-1, len(shape) - 1)
+    return addend if is_vector and same else None
 
 
 def _differs_by_row(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any], axis: int) -> bool:

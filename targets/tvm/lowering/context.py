@@ -194,6 +194,11 @@ class LoweringContext(Protocol):
         """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
         ...
 
+    def leave_out(self, node: ir.Node, source: ir.Value) -> bool:
+        """Skip a later node, whose result is ``source``, a result of the present one. Returns whether that is possible:
+        both have to compute the same tokens."""
+        ...
+
     def bound_to(self, tensor: relax.Expr) -> relax.Expr | None:
         """The expression that was bound to a variable; None for a parameter."""
         ...

@@ -298,8 +298,15 @@ class Lowering(GraphValues):
             self._of_one_page[self._in_windows[name]] = self.sizes.expression(length)
         return self._in_windows[name]
 
+    def leave_out(self, node: ir.Node, source: ir.Value) -> bool:
+        narrowed = {} if self._last is None else self._last.nodes
+        if (node in narrowed) != (self._node in narrowed):
+            return False
+        self._done_by_writing[node] = source
+        return True
+
     def _leave_out(self, node: ir.Node) -> None:
-        """Skip a node that rounds, and let its result be the value that it rounds."""
+        """Skip a node, such as one that rounds, and let its result be the value in its place."""
         source = self._done_by_writing[node]
         if source is not None:
             self._tensors[node.outputs[0]] = self.tensor(source)

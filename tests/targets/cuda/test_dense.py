@@ -84,3 +84,28 @@ def test_attention_without_tokens(emulated):
     run = emulated(_model(GRAPHS["attention"]))
     sizes = {"q": 32, "k": 16, "v": 24}
     assert run({name: np.zeros((2, 0, size), np.float32) for name, size in sizes.items()})["y"].shape == (2, 0, 48)
+
+
+BIASED = """(float[T,5] x{inputs}) => (float[T,5] y{outputs})
+    <float[5] s = {{0.3, -1.7, 2.1, 0.9, 1.1}}, float[5] b = {{0.7, 0.1, -3.3, 1.3, 0.2}}> {{
+    n = RMSNormalization (x, s) {body} }}"""
+
+
+@pytest.mark.parametrize("body", ["y = Add (n, b)", "y = Add (b, n)"])
+def test_a_bias_is_added_by_the_kernel_of_an_rms_norm_to_the_same_bits(emulated, program_of, body):
+    together = _model(BIASED.format(inputs="", outputs="", body=body))
+    apart = _model(BIASED.format(inputs="", outputs=", float[T,5] z", body=f"{body} z = Neg (n)"))
+    assert [kernel.name for kernel in program_of(together).kernels] == ["rms_norm"]
+    assert len(program_of(apart).kernels) > 1
+    runs = [emulated(model) for model in (together, apart)]
+    for T in (0, 1, 9):
+        values = {"x": np.random.default_rng(T).standard_normal((T, 5), dtype=np.float32)}
+        np.testing.assert_array_equal(*(run(values)["y"] for run in runs))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body"), [(", float[5] c", "y = Add (n, c)"), ("", "y = Add (n, x)"), ("", "y = Add (n, n)")]
+)
+def test_other_sums_behind_an_rms_norm_stay_apart(program_of, inputs, body):
+    names = [kernel.name for kernel in program_of(_model(BIASED.format(inputs=inputs, outputs="", body=body))).kernels]
+    assert len(names) == 2 and names[0] == "rms_norm"

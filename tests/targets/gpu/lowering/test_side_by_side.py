@@ -49,7 +49,7 @@ LAUNCHES = [
     ("ernie4_5-moe", 12, 8),
     ("glm4moe", 13, 6),
     ("dots1", 13, 6),
-    ("phimoe", 13, 11),
+    ("phimoe", 11, 10),
     ("dbrx", 11, 10),
     ("deepseek2 of keys and values", 14, 7),
     ("deepseek2", 18, 7),

@@ -65,8 +65,8 @@ class RowOps:
     def _lower_rms_norm(self, lowering: LoweringContext, node: ir.Node) -> relax.Expr:
         """Opset 23 RMSNormalization; sums are float32 whatever ``stash_type`` says."""
         added = _added_vector(lowering, node) if self.adds_bias else None
-        if added is not None and lowering.leave_out(node.outputs[0].uses()[0].node, node.outputs[0]):
-            return self._normalize(lowering, node, self.rms_norm, [required_input(node, 1), added])
+        if added is not None and lowering.leave_out(added[0], node.outputs[0]):
+            return self._normalize(lowering, node, self.rms_norm, [required_input(node, 1), added[1]])
         return self._normalize(lowering, node, self.rms_norm, [required_input(node, 1)])
 
     def _lower_layer_norm(self, lowering: LoweringContext, node: ir.Node) -> relax.Expr:
@@ -129,8 +129,9 @@ def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[rela
     return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
 
 
-def _added_vector(lowering: LoweringContext, node: ir.Node) -> ir.Value | None:
-    """The constant vector that an Add, the only reader of a normalisation along the last axis, adds to each row."""
+def _added_vector(lowering: LoweringContext, node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads a normalisation along the last axis, and the constant vector that it adds to each
+    row."""
     result, users = node.outputs[0], list(node.outputs[0].uses())
     if len(users) != 1 or result.is_graph_output() or operator_name(users[0].node) != "Add":
         return None
@@ -138,7 +139,7 @@ def _added_vector(lowering: LoweringContext, node: ir.Node) -> ir.Value | None:
     shape, sizes = lowering.shape(required_input(node, 0)), lowering.shape(addend)
     is_vector = len(sizes) == 1 and lowering.sizes.equal(sizes[0], shape[-1]) and lowering.is_constant(addend)
     same = addend.dtype == result.dtype and attribute(node, "axis", -1) in (-1, len(shape) - 1)
-    return addend if is_vector and same else None
+    return (users[0].node, addend) if is_vector and same else None
 
 
 def _differs_by_row(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any], axis: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,8 +24,10 @@ from moec.runtime.model import CompiledModel
 from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.device.captured_runs import _Captured
+from moec.targets.tvm.heavy import append
 
 from ...runtime.emulated_gpu import Calls, numbers_of, on_gpu
+from ..cpu.test_attention_windows import model_of
 from ..cpu.test_held_states import pages_of
 
 TABLE = ",".join(str(round(np.sin(3 * n), 3)) for n in range(40))
@@ -362,3 +365,23 @@ def test_a_state_that_begins_with_the_axis_it_grows_along(emulated):
         actual = run({"past": past, "new": new})
         np.testing.assert_array_equal(actual["present"], np.concatenate([past, new]))
         np.testing.assert_array_equal(actual["y"], -actual["present"])
+
+
+@pytest.mark.nightly
+def test_a_captured_session_keeps_the_keys_of_a_window_and_computes_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
+    ids, logits, state_bytes = np.random.default_rng(1).integers(0, 50, (1, 1028)), [], []
+    for number in range(2):
+        path = tmp_path / str(number)
+        moec.compile(model_of(100), target="cuda", output=path, emulate=True)
+        plain = moec.load(path, emulate=True)
+        session = CompiledModel(plain.artifact, CAPTURING, device_of(plain.artifact, CAPTURING)).session()
+        cuts = (0, 500, 501, 513, 760, 761, 762, 768, 1010, *range(1020, 1029))
+        with Calls() as calls:
+            logits.append([session.run(ids[:, start:end], last=None) for start, end in itertools.pairwise(cuts)])
+        assert calls["cuGraphLaunch"] >= 6
+        state_bytes.append(session.state_bytes)
+        monkeypatch.setattr(append, "state_windows", lambda *_: {})
+    for actual, expected in zip(*logits, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert state_bytes[0] == 2 * PAGE * 2 * 8 * 4 and state_bytes[1] == 5 * PAGE * 2 * 8 * 4

@@ -109,8 +109,8 @@ def _packed(spec: ProductSpec, problem: GroupedProblem) -> GroupedProblem | None
 def _why_floats(spec: ProductSpec, packed: GroupedProblem, architecture: str) -> str | None:
     """The reason why rows that are rounded to small floats have to become floats again, or None."""
     why_not = why_not_packed if packed.scaling is None else packed.scaling.why_not
-    reason = why_not(packed.inner, spec.activation_group)
-    return reason or _why_no_tile(packed, architecture) or why_no_gemv(packed)
+    reason = _why_no_tile(packed, architecture) or why_not(packed.inner, spec.activation_group)
+    return reason or why_no_gemv(packed)
 
 
 def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architecture: str) -> RowRounding:

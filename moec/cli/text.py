@@ -120,8 +120,8 @@ def generate(
         architecture=architecture,
     ) as model:
         if is_talk:
-            if drafts is not None:
-                raise MoecError("--drafts is for prompts; leave it out of a conversation")
+            if drafts is not None or draft_model is not None:
+                raise MoecError("drafts are for prompts; leave them out of a conversation")
             sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
             limits = {"max_new_tokens": max_new_tokens, "max_tokens": max_tokens}
             converse(Talk(model, sampling, system=system, stops=stop or [], **limits))

@@ -42,10 +42,22 @@ CALLS = {
     "fence of sums": re.compile(r"^ +tcgen05_fence_\w+\(\);$", re.MULTILINE),
     "commit of products": re.compile(r"^ +tcgen05_commit\w*\([^;]*\);$", re.MULTILINE),
     "proxy fence": re.compile(r"^ +fence_proxy\w*\(\);$", re.MULTILINE),
+    "barrier of a cluster": re.compile(
+        r"^ +barrier_cluster_arrive\w*\(\);\n +barrier_cluster_wait\w*\(\);$", re.MULTILINE
+    ),
     "fence of barriers": re.compile(r"^ +fence_mbarrier_init\w*\(\);$", re.MULTILINE),
 }
+VALUES = {
+    "stage released by one block of the cluster": (re.compile(r"mbarrier_init\([^;]*&empty\[\w+\]\), (2u)\)"), "1u"),
+    "accumulator drained by one warp": (re.compile(r"mbarrier_init\([^;]*&drained\[\w+\]\), (4u)\)"), "1u"),
+    "matrix copied to a block that needs another": (re.compile(r"\(ushort\)\((shares \? 3 : 1 << rank)\)"), "3"),
+}
+"""Values of a source, and others in place of them that are wrong."""
 SEVERAL_TILES = 300
-"""A number of tokens with which a block of threads has about three tiles."""
+"""A number of tokens with which a block of threads has about three tiles of 64 rows."""
+SEVERAL_PAIRS = 560
+"""A number of tokens with which a cluster has three pairs of tiles of 128 rows, of which one pair belongs to two
+experts. With two pairs, a block would use each accumulator only once, and would not have to wait for it."""
 
 Case = tuple[Any, str, list[np.ndarray], int]
 """A kernel, its architecture, its arguments, and the number of outputs, which are the last arguments."""
@@ -58,12 +70,14 @@ def _dispatch() -> Case:
     return dispatch.dispatch(40, 16), "sm_80", [ids, *outputs], 3
 
 
-def _product(kernel: GroupedKernel, architecture: str, block_rows: int, tokens: int = 20) -> Case:
-    layer = Layer(experts=2, inner=256, hidden=384, block_rows=block_rows, dtype="float16")
+def _product(
+    kernel: GroupedKernel, architecture: str, block_rows: int, tokens: int = 20, inner: int = 256, hidden: int = 384
+) -> Case:
+    layer = Layer(experts=2, inner=inner, hidden=hidden, block_rows=block_rows, dtype="float16")
     data = Data(layer, np.random.default_rng(0).integers(0, 2, (tokens, 1)))
     order = sort_pairs(2, block_rows, data.ids)
-    hidden = np.random.default_rng(1).standard_normal((len(order[0]), 384)).astype(np.float16)
-    arrays = [hidden, data.down, data.down_bias, data.weights, *order, undefined((tokens, 256), "float16")]
+    rows = np.random.default_rng(1).standard_normal((len(order[0]), hidden)).astype(np.float16)
+    arrays = [rows, data.down, data.down_bias, data.weights, *order, undefined((tokens, inner), "float16")]
     return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
 
 
@@ -104,20 +118,28 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES),
     "quantised product for Hopper": _quantized_product,
     "product for Blackwell": lambda: _product(grouped_gemm_umma, "sm_100a", 64, SEVERAL_TILES),
+    "product for Blackwell in clusters": lambda: _product(grouped_gemm_umma, "sm_100a", 128, SEVERAL_PAIRS, 64, 136),
 }
 
 
 def _with_a_switch(source: str) -> tuple[list[str], str]:
-    """The calls in a source, and the source with an exported number ``left_out``, the index of a call to skip."""
-    calls = sorted(
-        (call.start(), call.end(), f"{what} {number}")
+    """The faults that a source can have, and the source with an exported number ``fault``, the index of the one that it
+    has: a call to skip, or another value."""
+    faults = [
+        (*call.span(), f"without {what} {number}", "if (fault != {position}) {{ {text} }}")
         for what, pattern in CALLS.items()
         for number, call in enumerate(pattern.finditer(source))
-    )
-    for position, (start, end, _) in reversed(list(enumerate(calls))):
-        source = f"{source[:start]}if (left_out != {position}) {source[start:end].lstrip()}{source[end:]}"
-    declared = 'extern "C" __attribute__((visibility("default"))) int left_out = -1;\n'
-    return [name for *_, name in calls], declared + source
+    ]
+    faults += [
+        (*value.span(1), what, f"(fault == {{position}} ? {other} : ({{text}}))")
+        for what, (pattern, other) in VALUES.items()
+        for value in pattern.finditer(source)
+    ]
+    faults.sort()
+    for position, (start, end, _, form) in reversed(list(enumerate(faults))):
+        source = source[:start] + form.format(position=position, text=source[start:end].lstrip()) + source[end:]
+    declared = 'extern "C" __attribute__((visibility("default"))) int fault = -1;\n'
+    return [name for _, _, name, _ in faults], declared + source
 
 
 QUICK = {"product for Ampere"}
@@ -160,23 +182,25 @@ def _is_noticed(kernel: kernel_runner.Kernel, arrays: list[np.ndarray], expected
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in KERNELS]
 )
-def test_nothing_can_be_left_out(changed, name):
+def test_every_fault_is_noticed(changed, name):
     kernel, architecture, arrays, outputs = KERNELS[name]()
     source = kernel_runner.source_of(kernel, architecture)
-    calls, _ = _with_a_switch(source)
+    faults, _ = _with_a_switch(source)
     switched, path = changed(kernel, architecture, lambda source: _with_a_switch(source)[1])
+    fault = ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "fault")
+    fault.value = -1  # a library of the same source may be loaded already
     expected = switched.outputs(outputs, *arrays)
-    left_out = ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "left_out")
     missed = []
-    for position, call in enumerate(calls):
-        left_out.value = position
+    for fault.value, what in enumerate(faults):
         if not _is_noticed(switched, arrays, expected):
-            missed.append(call)
+            missed.append(what)
+    fault.value = -1
+    assert not _is_noticed(switched, arrays, expected)
     if "Hopper" in name or "Blackwell" in name:  # TMA and products swizzle by addresses
         assert "__align__(1024)" in source
         loose, _ = changed(kernel, architecture, lambda source: source.replace("__align__(1024)", "__align__(64)"))
         assert _is_noticed(loose, arrays, expected)
-    assert calls and not missed
+    assert faults and not missed
 
 
 REGISTERS_ONLY = re.compile(r'asm volatile\("(?:mma|cvt|lop3|prmt|ex2|rcp)\b')

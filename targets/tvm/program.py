@@ -22,7 +22,8 @@ from moec.targets.base import INSTRUCTIONS, KernelRecord, Program
 from moec.targets.host_program import HostProgram
 from moec.targets.tvm.lowering.context import HeavyConverter
 from moec.targets.tvm.lowering.held_states import Holding, renamed
-from moec.targets.tvm.lowering.lowering import Lowered, Sampler, lower
+from moec.targets.tvm.lowering.lowered import Lowered
+from moec.targets.tvm.lowering.lowering import Sampler, lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
 from moec.targets.tvm.phases.host_code import object_of

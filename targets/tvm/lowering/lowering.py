@@ -11,19 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
-import tvm
 from tvm import relax, te, tirx
 
-from moec.common.budgets import Budget
 from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
-from moec.common.specs import BATCH_TENSORS, WANTED, HeldState, LastTokens, StreamedExpertsSpec
+from moec.common.specs import BATCH_TENSORS, WANTED, LastTokens
 from moec.ir.batches import is_batched
 from moec.ir.states import states_of
 from moec.ir.streaming import is_streamed
 from moec.ir.weight_operands import decoding_nodes
-from moec.targets.base import KernelRecord, TensorSpec, Weight
+from moec.targets.base import TensorSpec
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
 from moec.targets.tvm.lowering.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.lowering.constants import dtype_of
@@ -32,6 +30,7 @@ from moec.targets.tvm.lowering.function_builder import identifier
 from moec.targets.tvm.lowering.graph_values import GraphValues
 from moec.targets.tvm.lowering.held_states import Holding, held_states, rounded_by_writing
 from moec.targets.tvm.lowering.last_tokens import LENGTH_AXIS, Narrowing
+from moec.targets.tvm.lowering.lowered import Lowered
 from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor, Places, append_problem
 from moec.targets.tvm.lowering.unknown_operators import refuse_unknown_operators
 from moec.targets.tvm.sizes.symbolic import StaticValue
@@ -39,38 +38,6 @@ from moec.targets.tvm.sizes.symbolic import StaticValue
 Sampler = Callable[[LoweringContext, ir.Node, int, str], str]
 """A target's way to select tokens: makes a kernel for logits of a node with a vocabulary and an element type, and
 returns its symbol, or an empty string where it has none for them."""
-
-
-@dataclasses.dataclass
-class Lowered:
-    """The Relax module, whose ``main`` takes the inputs and then the weights and returns a tuple of the outputs."""
-
-    module: tvm.IRModule
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    weights: list[Weight]
-    kernels: dict[str, KernelRecord]
-    """The target's own kernels by symbol name."""
-    nodes: dict[str, ir.Node]
-    """The nodes that variables of ``main`` were made for, by the variable's name."""
-    held: list[HeldState]
-    """States for which ``main`` takes pages in place of inputs and returns them in place of outputs. Their lengths in
-    use follow the inputs, as one shape."""
-    lengths_in_memory: bool
-    """Whether each of these lengths follows once more, as a tensor int64[1]."""
-    fixed_lengths: list[str]
-    """The names of nodes for which these tensors are not enough: their results follow from the shape of lengths."""
-    beyond: Mapping[Budget, Sequence[str]]
-    """The names of nodes that needed more than a budget allows."""
-    streamed: list[StreamedExpertsSpec]
-    """The experts that ``main`` asks for before it uses them, by the number of their layer."""
-    last: LastTokens | None
-    """Logits that ``main`` can compute for the last tokens alone; it takes their number as one more shape."""
-    untold: Mapping[str, Any]
-    """Sizes that no input tells, by their names, as expressions of others: of pages as in a plain run, and one token
-    whose logits are computed."""
-    bodies: Sequence[Lowered]
-    """The steps of the loops in ``main``, and of loops inside these, each as a ``main`` of its own."""
 
 
 def lower(

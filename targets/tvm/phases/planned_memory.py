@@ -16,7 +16,8 @@ from moec.targets.tvm.sizes.c_expressions import in_c
 
 def planned_blocks(main: tvm.IRModule, instead: Mapping[str, Any]) -> dict[str, int]:
     """Numbers of blocks that ``main`` with explicit memory takes, by their bytes as an expression of sizes in C.
-    ``instead``: expressions in place of sizes that no input tells, by their names."""
+    ``instead``: expressions in place of sizes that no input tells, by their names. A size that depends on a condition,
+    as that of a broadcast axis does, counts as the larger of both."""
     blocks: Counter[str] = Counter()
 
     def count(call: tvm.ir.Call) -> None:
@@ -29,6 +30,10 @@ def planned_blocks(main: tvm.IRModule, instead: Mapping[str, Any]) -> dict[str, 
 
 
 def _replaced(size: Any, instead: Mapping[str, Any]) -> Any:
-    if not instead or not isinstance(size, tirx.Expr):
+    if not isinstance(size, tirx.Expr):
         return size
-    return tvm_ffi.structural_map(size, [(tvm.ir.Var, lambda variable: instead.get(variable.name, variable))])
+    changes = [
+        (tvm.ir.Var, lambda variable: instead.get(variable.name, variable)),
+        (tirx.Select, lambda choice: tirx.Max(choice.true_value, choice.false_value)),
+    ]
+    return tvm_ffi.structural_map(size, changes)

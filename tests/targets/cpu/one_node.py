@@ -12,7 +12,8 @@ import tvm
 from moec.runtime.workers import run_with
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.target import converters
-from moec.targets.tvm.lowering.lowering import Lowered, lower
+from moec.targets.tvm.lowering.lowered import Lowered
+from moec.targets.tvm.lowering.lowering import lower
 from moec.targets.tvm.onnx.converters import all_converters
 from moec.targets.tvm.phases import pipeline
 

@@ -17,6 +17,7 @@ import moec
 from moec.runtime.sampling import Sampling
 from moec.runtime.talk import Talk
 
+from ..command import hear_interrupts
 from ..command import moec as command
 from ..serving.served import compiled
 
@@ -32,6 +33,12 @@ def model(tmp_path_factory) -> moec.CompiledModel:
     folder = tmp_path_factory.mktemp("letters")
     compiled(folder).save(folder / "letters.moec")
     return moec.load(folder / "letters.moec")
+
+
+def _own_terminal() -> None:
+    """Make the standard input the terminal that a new process is interrupted by."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    hear_interrupts()
 
 
 class Terminal:
@@ -50,7 +57,7 @@ class Terminal:
             stdout=theirs,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_terminal,
         )
         os.close(theirs)
 

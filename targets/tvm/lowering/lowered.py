@@ -1,4 +1,4 @@
-"""What lowering a model makes: a Relax module, and what its callers know of it."""
+"""Results of lowering a model: a Relax module, and what its callers need to know of it."""
 
 from __future__ import annotations
 

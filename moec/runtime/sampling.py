@@ -90,7 +90,7 @@ class Sampling:
         """Select the next token. ``seen``: bool [vocabulary], the tokens so far. ``counts``: how often each was
         generated. ``allowed``: ids that may be selected, ascending, 1 or more; None for all. Raises MoecError for
         logits that are NaN, and for a bias of a token outside of the vocabulary."""
-        if np.isnan(logits).any():
+        if np.isnan(np.max(logits)):  # the largest of numbers and a NaN is NaN
             raise not_numbers()
         logits = repetition_penalty(np.asarray(logits, np.float32), seen, self.repetition_penalty)
         logits = add_bias(logits, self.logit_bias)

@@ -132,9 +132,8 @@ class Application:
         reads_calls = bool(asked.tools) and self._codec.mentions(BEGIN)
         reply = Reply(self._name, asked, self._codec.bytes_of, reads_calls=reads_calls)
         events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
-            ticket = self._scheduler.enter(lambda event: _tell(loop, events, event))
+            ticket = self._scheduler.enter(asyncio.get_running_loop(), events.put_nowait)
             stack.callback(self._scheduler.leave, ticket)
             await self._start(ticket, asked)
             if not asked.streams:
@@ -190,12 +189,6 @@ class Application:
 
     def _description(self) -> dict[str, Any]:
         return {"id": self._name, "object": "model", "created": self._created, "owned_by": "moec"}
-
-
-def _tell(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
-    """Pass an event from the scheduler's thread to the loop, unless the loop has ended."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(events.put_nowait, event)
 
 
 async def _result(events: asyncio.Queue[Event], reply: Reply) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import contextlib
 import dataclasses
+import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,10 +25,11 @@ from moec.serving.running_text import Event, RunningText, TextJob
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request that is being answered. ``on_event`` is called on the scheduler's thread. ``choices`` is empty until
+    """A request that is being answered. ``on_event`` is called on the thread of ``loop``. ``choices`` is empty until
     the request has a prompt (:meth:`Scheduler.start`). ``pages``: those kept for it. ``is_over``: nobody waits for
     events any more."""
 
+    loop: asyncio.AbstractEventLoop
     on_event: Callable[[Event], None]
     deadline: float
     arrival: float
@@ -44,6 +48,7 @@ class Scheduler:
 
     A request waits until a sequence and the pages of its longest text are free; requests are let in as they came, so
     that a long one is not overtaken for ever. Steps serve sequences in turn. A text does not depend on its neighbours.
+    All events of a step go to the loop in one call, because each call wakes a thread that competes for the interpreter.
     """
 
     def __init__(self, model: CompiledModel, codec: TextCodec, limits: ServerLimits, metrics: Metrics) -> None:
@@ -54,6 +59,7 @@ class Scheduler:
         self._open = 0
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._running: list[Ticket] = []
+        self._news: list[tuple[Ticket, Event]] = []
         self._stops_at: float | None = None
         self._thread = threading.Thread(target=self._work, name="moec-scheduler", daemon=True)
         self._thread.start()
@@ -69,8 +75,9 @@ class Scheduler:
         running, free = len(self._running), self._batch.free_pages
         return ServerLoad(max(0, self._open - running), running, self._batch.pages - free, free)
 
-    def enter(self, on_event: Callable[[Event], None]) -> Ticket:
-        """Take a place, which :meth:`leave` gives back. Raises RequestError where all are taken, and at the end."""
+    def enter(self, loop: asyncio.AbstractEventLoop, on_event: Callable[[Event], None]) -> Ticket:
+        """Take a place, which :meth:`leave` gives back. ``on_event`` is called on the thread of ``loop``. Raises
+        RequestError where all are taken, and at the end."""
         with self._changed:
             if self.is_stopping:
                 raise _stopping()
@@ -78,7 +85,7 @@ class Scheduler:
                 raise RequestError(429, "the server answers as many requests as it can; try again later")
             self._open += 1
             now = time.monotonic()
-            return Ticket(on_event, now + self._limits.seconds, now)
+            return Ticket(loop, on_event, now + self._limits.seconds, now)
 
     def start(self, ticket: Ticket, job: TextJob) -> None:
         """Continue a prompt as soon as there is room. Raises RequestError for more texts or tokens than the server
@@ -97,9 +104,8 @@ class Scheduler:
         if ticket.pages > self._batch.pages:
             fitting = f"{job.count} texts after {prompt} tokens need {ticket.pages} pages of {PAGE} tokens"
             raise RequestError(400, f"{fitting}; this server has {self._batch.pages}", parameter="n")
-        choices = [
-            RunningText(index, job, most, self._codec, ticket.on_event, ticket.arrival) for index in range(job.count)
-        ]
+        tell = functools.partial(self._tell, ticket)
+        choices = [RunningText(index, job, most, self._codec, tell, ticket.arrival) for index in range(job.count)]
         with self._changed:
             if self.is_stopping:
                 raise _stopping()
@@ -152,7 +158,20 @@ class Scheduler:
                     self._changed.wait()
                 self._drop()
                 self._let_in()
+            self._pass_on()
             self._step()
+            self._pass_on()
+
+    def _tell(self, ticket: Ticket, event: Event) -> None:
+        self._news.append((ticket, event))
+
+    def _pass_on(self) -> None:
+        """Let the loops of requests hear what happened."""
+        news, self._news = self._news, []
+        for loop in dict.fromkeys(ticket.loop for ticket, _ in news):
+            own = [(ticket, event) for ticket, event in news if ticket.loop is loop]
+            with contextlib.suppress(RuntimeError):  # a loop that has ended
+                loop.call_soon_threadsafe(_hear, own)
 
     def _drop(self) -> None:
         """End requests that nobody waits for, or that took too long, and those that a stop leaves no time."""
@@ -178,7 +197,7 @@ class Scheduler:
             try:
                 ticket.choices[0].number = self._batch.add(row.give(len(row.pending)))
             except MoecError as error:
-                ticket.on_event(RequestError(400, str(error), parameter="prompt"))
+                self._tell(ticket, RequestError(400, str(error), parameter="prompt"))
                 ticket.is_over = True
             else:
                 self._running.append(ticket)
@@ -233,12 +252,17 @@ class Scheduler:
         for choice in ticket.choices:
             self._free(choice)
         if event is not None and not ticket.is_over:
-            ticket.on_event(event)
+            self._tell(ticket, event)
 
     def _free(self, choice: RunningText) -> None:
         if choice.number is not None:
             self._batch.remove(choice.number)
             choice.number = None
+
+
+def _hear(news: Sequence[tuple[Ticket, Event]]) -> None:
+    for ticket, event in news:
+        ticket.on_event(event)
 
 
 def _pages(job: TextJob, most: int) -> int:

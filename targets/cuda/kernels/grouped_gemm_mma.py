@@ -37,7 +37,6 @@ from moec.targets.cuda.kernels.mma_tile import (
     MMA_ROWS,
     MMA_STEPS,
     SHAPES,
-    Tile,
     k_tile_depth,
     tile_shape,
 )
@@ -51,11 +50,10 @@ from moec.targets.cuda.kernels.scaled_sums import (
     read_scales,
     why_not_scaled,
 )
-from moec.targets.cuda.kernels.shared_pool import SharedPool
+from moec.targets.cuda.kernels.tile_gemm import KTile, tile_gemm
 from moec.targets.gpu.kernels.fp8_rows import FP8
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.gpu.kernels.instructions import set_tf32
-from moec.targets.gpu.kernels.launch import WARP
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
 from moec.targets.tvm.text.steps import begin_step
 
@@ -277,50 +275,18 @@ def grouped_gemm_mma(
 ) -> tirx.PrimFunc:
     """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`, or of
     another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
-    shape, tiles = tile_shape(problem), -(-problem.columns // COLUMNS)
-    depth = k_tile_depth(problem.dtype)
-    row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
+    depth, (_, dtype) = k_tile_depth(problem.dtype), problem.row_type
 
     @T.inline
-    def body(operands):
-        T.device_entry()
-        index = T.cta_id([T.max(operands.blocks, 1) * tiles])
-        thread = T.thread_id([shape.threads])
-        pool = SharedPool()
-        row_tiles = pool.alloc((shape.stages, shape.rows, depth), problem.row_type[1], align=128)
-        column_tiles = pool.alloc((shape.stages, COLUMNS, depth), problem.row_type[1], align=128)
-        pool.commit_named(row_tiles=row_tiles, column_tiles=column_tiles)
-        # All tiles of a block of rows come first, then those of the next block, which often has the same expert.
-        block: T.let = index // tiles
-        first_column: T.let = index % tiles * COLUMNS
-        lane: T.let = thread % WARP
-        warp_row: T.let = thread // WARP // shape.column_warps * row_lines
-        warp_column: T.let = thread // WARP % shape.column_warps * column_lines
-        if operands.is_used(block):
-            expert: T.let = operands.expert(block)
-            tile = T.meta_var(
-                Tile(
-                    operands=operands,
-                    shape=shape,
-                    block=block,
-                    expert=expert,
-                    first_column=first_column,
-                    thread=thread,
-                    lane=lane,
-                    warp_row=warp_row,
-                    warp_column=warp_column,
-                    row_tiles=row_tiles,
-                    column_tiles=column_tiles,
-                )
-            )
-            if operands.divides_inputs:
-                first: T.let = operands.k_tiles_before(block, tile.k_tiles)
-                end: T.let = operands.k_tiles_behind(block, tile.k_tiles)
-                _compute_tile(dataclasses.replace(tile, first_k_tile=first, end_k_tile=end), epilogue)
-            else:
-                _compute_tile(tile, epilogue)
+    def compute(tile):
+        if tile.operands.divides_inputs:
+            first: T.let = tile.operands.k_tiles_before(tile.block, tile.k_tiles)
+            end: T.let = tile.operands.k_tiles_behind(tile.block, tile.k_tiles)
+            _compute_tile(dataclasses.replace(tile, first_k_tile=first, end_k_tile=end), epilogue)
+        else:
+            _compute_tile(tile, epilogue)
 
-    return form(problem, body)
+    return tile_gemm(problem, tile_shape(problem), KTile(depth, depth, dtype), form, compute)
 
 
 GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(

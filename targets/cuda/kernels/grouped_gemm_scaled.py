@@ -31,11 +31,10 @@ from moec.targets.cuda.kernels.mma_scaled import (
 )
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, MMA_COLUMNS, MMA_ROWS, SHAPES, Tile, TileShape
-from moec.targets.cuda.kernels.shared_pool import SharedPool
+from moec.targets.cuda.kernels.tile_gemm import KTile, tile_gemm
 from moec.targets.gpu.kernels.block_scaled_rows import SPAN, BlockScaling
 from moec.targets.gpu.kernels.fp8_rows import words_of
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
-from moec.targets.gpu.kernels.launch import WARP
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
 from moec.targets.tvm.text.steps import begin_step
 
@@ -348,46 +347,14 @@ def grouped_gemm_scaled(
 ) -> tirx.PrimFunc:
     """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`, or of
     another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
-    shape, tiles = scaled_tile_shape(problem), -(-problem.columns // COLUMNS)
     assert problem.scaling is not None, "the kernel was chosen for rows with block scales"
-    row_bytes, column_bytes = row_chunks(problem.scaling) * _CHUNK_BYTES, _COLUMN_CHUNKS * _CHUNK_BYTES
-    row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
+    k_tile = KTile(row_chunks(problem.scaling) * _CHUNK_BYTES, _COLUMN_CHUNKS * _CHUNK_BYTES, "uint8")
 
     @T.inline
-    def body(operands):
-        T.device_entry()
-        index = T.cta_id([T.max(operands.blocks, 1) * tiles])
-        thread = T.thread_id([shape.threads])
-        pool = SharedPool()
-        row_tiles = pool.alloc((shape.stages, shape.rows, row_bytes), "uint8", align=128)
-        column_tiles = pool.alloc((shape.stages, COLUMNS, column_bytes), "uint8", align=128)
-        pool.commit_named(row_tiles=row_tiles, column_tiles=column_tiles)
-        # All tiles of a block of rows come first, then those of the next block, which often has the same expert.
-        block: T.let = index // tiles
-        first_column: T.let = index % tiles * COLUMNS
-        lane: T.let = thread % WARP
-        warp_row: T.let = thread // WARP // shape.column_warps * row_lines
-        warp_column: T.let = thread // WARP % shape.column_warps * column_lines
-        if operands.is_used(block):
-            expert: T.let = operands.expert(block)
-            tile = T.meta_var(
-                Tile(
-                    operands=operands,
-                    shape=shape,
-                    block=block,
-                    expert=expert,
-                    first_column=first_column,
-                    thread=thread,
-                    lane=lane,
-                    warp_row=warp_row,
-                    warp_column=warp_column,
-                    row_tiles=row_tiles,
-                    column_tiles=column_tiles,
-                )
-            )
-            _compute_tile(tile, epilogue)
+    def compute(tile):
+        _compute_tile(tile, epilogue)
 
-    return form(problem, body)
+    return tile_gemm(problem, scaled_tile_shape(problem), k_tile, form, compute)
 
 
 GROUPED_GEMM_SCALED, GEMM_SCALED = tiled_kernels(

@@ -203,7 +203,8 @@ def test_every_fault_is_noticed(changed, name):
     assert faults and not missed
 
 
-REGISTERS_ONLY = re.compile(r'asm volatile\("(?:mma|cvt|lop3|prmt|ex2|rcp)\b')
+REGISTERS_ONLY = re.compile(r'asm volatile\("(?:(?:mma|cvt|lop3|prmt|ex2|rcp)\b|mov\.u32 %0, %%cluster_ctarank;)')
+"""Instructions whose results follow from registers, and from the rank of a block in its cluster, which stays."""
 ORDERED_BY_OTHERS = re.compile(
     r'commit_group|elect\.sync|wgmma\.mma_async|tcgen05\.(?:mma|ld)|setmaxnreg|asm volatile\(""'
 )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from moec.common.errors import InputError
+from moec.runtime.common_tokens import common_tokens
 from moec.runtime.model import CompiledModel
-from moec.runtime.prompt_cache import common_tokens
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec
 

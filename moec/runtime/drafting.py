@@ -10,7 +10,6 @@ kernels compute a token alike in all steps of few tokens.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Hashable, Sequence
 from typing import Protocol
@@ -18,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from moec.common.errors import InputError, RoomError
+from moec.runtime.common_tokens import common_tokens
 from moec.runtime.draft_limit import DraftLimit
 from moec.runtime.prompt_row import DraftFigures, PromptRow
 from moec.runtime.session import Session
@@ -77,7 +77,7 @@ class DraftedText:
         draft = self._source.draft(self._tokens, judged) if judged else []
         before = len(self._tokens)
         drafted = self._run(draft[:count])
-        right = _equal(draft, self._tokens[before:])
+        right = common_tokens(draft, self._tokens[before:])
         if draft:
             judged = max(drafted, 1)
             self._limit.tried(kind, judged, min(right, judged))
@@ -125,9 +125,3 @@ class DraftedText:
             self._row.give(1)  # it is computed already
             accepted += 1
         return accepted
-
-
-def _equal(draft: list[int], tokens: list[int]) -> int:
-    """Number of first tokens of the draft that are right."""
-    pairs = zip(draft, tokens, strict=False)
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

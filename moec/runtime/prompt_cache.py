@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.common.array_files import check_arrays_destination
 from moec.common.errors import InputError
+from moec.runtime.common_tokens import common_tokens
 from moec.runtime.run_memory import FEW_TOKENS
 from moec.runtime.saved_session import SavedSession
 from moec.runtime.session import Session
@@ -61,10 +62,3 @@ def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int,
     start = common // part * part
     end = min(start + part, len(prompt))
     return (start if end - start <= FEW_TOKENS else min(common, end - FEW_TOKENS - 1)), end
-
-
-def common_tokens(prompt: Sequence[int], saved: np.ndarray) -> int:
-    """Number of first tokens that two texts share."""
-    length = min(len(prompt), len(saved))
-    different = np.flatnonzero(np.asarray(prompt[:length]) != saved[:length])
-    return int(different[0]) if different.size else length

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moec.common.errors import InputError
+from moec.runtime.common_tokens import common_tokens
 from moec.runtime.generation import run_rows
 from moec.runtime.model import CompiledModel
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
@@ -60,10 +61,7 @@ class Talk:
 
     def _keep_common(self, ids: list[int]) -> None:
         """Let the session hold the tokens that new ones begin with, up to one before the last, and no others."""
-        pairs = zip(self._ids, ids[:-1], strict=False)
-        common = next(
-            (place for place, (old, new) in enumerate(pairs) if old != new), min(len(self._ids), len(ids) - 1)
-        )
+        common = common_tokens(self._ids, ids[:-1])
         try:
             self._session.truncate(common)
         except InputError:  # states that cannot step back

@@ -98,6 +98,8 @@ class Launch:
     """Registers of a thread; None if there was no compiler for the device."""
     begins_early: bool = False
     """Whether it may begin before the preceding launch has ended."""
+    tensor_columns: int = 0
+    """Columns of tensor memory that a block allocates, where the device has such a memory."""
 
 
 @dataclasses.dataclass

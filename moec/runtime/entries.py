@@ -39,11 +39,12 @@ class ConditionEntry(TypedDict):
     sizes: RangeEntry
 
 
-class _ConditionalLaunch(TypedDict, total=False):
+class _OptionalOfLaunch(TypedDict, total=False):
     only_if: ConditionEntry | None
+    tensor_columns: int
 
 
-class LaunchEntry(_ConditionalLaunch):
+class LaunchEntry(_OptionalOfLaunch):
     function: str
     arguments: list[str]
     grid: list[str]

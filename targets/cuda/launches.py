@@ -23,6 +23,7 @@ _LAUNCH, _CALL = "tirx.call_ffi_kernel", "tirx.tvm_call_packed"
 _CLUSTER = "clusterCtaIdx.x"
 _SHARED_BYTES = "tirx.use_dyn_shared_memory"
 _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
+_ALLOCATE = "tirx.ptx.tcgen05_alloc"
 _SHARED = "shared"
 
 
@@ -64,6 +65,7 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
             int(extents.get(_CLUSTER, 1)),
             _condition(host),
             begins_early=BEGINS_EARLY_TAG in call.attrs.launch_params,
+            tensor_columns=sum(int(allocation.args[1]) for allocation in _calls(functions[function], _ALLOCATE)),
         )
 
 
@@ -85,10 +87,10 @@ def _condition(host: tirx.PrimFunc) -> LaunchCondition | None:
     return LaunchCondition(in_c(size), SizeRange(int(asked["least"]), None if most == NO_LIMIT else most))
 
 
-def _calls(host: tirx.PrimFunc, operator: str) -> list[tvm.ir.Call]:
+def _calls(function: tirx.PrimFunc, operator: str) -> list[tvm.ir.Call]:
     calls: list[tvm.ir.Call] = []
     op = tvm.ir.Op.get(operator)
-    tvm_ffi.structural_walk(host.body, [(tvm.ir.Call, lambda call: calls.append(call) if call.op == op else None)])
+    tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, lambda call: calls.append(call) if call.op == op else None)])
     return calls
 
 
@@ -153,9 +155,9 @@ def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[s
         condition += "; begins before the launch before it has ended" if launch.begins_early else ""
         clusters = f" in clusters of {launch.cluster}" if launch.cluster > 1 else ""
         lines.append(f"launch: {name}grid ({grid}){clusters}, blocks of ({block}) threads{condition}")
-        lines.append(
-            f"shared memory: {launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch"
-        )
+        tensor_memory = f"; tensor memory: {launch.tensor_columns} columns" if launch.tensor_columns else ""
+        shared = f"{launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch"
+        lines.append(f"shared memory: {shared}{tensor_memory}")
         if launch.function in resources:
             lines.append(f"ptxas: {'; '.join(resources[launch.function].splitlines())}")
     return lines

@@ -33,7 +33,7 @@ def _resources(launch: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     registers, occupancy = launch["registers"], None
     if threads and shared is not None and registers is not None and architecture in GPU_OF:
         gpu = GPUS[GPU_OF[architecture]]
-        fits = gpu.occupancy(threads, registers, shared)
+        fits = gpu.occupancy(threads, registers, shared, launch.get("tensor_columns", 0))
         occupancy = {"gpu": gpu.name, **dataclasses.asdict(fits), "most_warps": gpu.warps}
     return {
         "function": launch["function"],

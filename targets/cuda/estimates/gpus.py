@@ -31,12 +31,14 @@ _REGISTER_UNIT = 256
 _WARP_UNIT = 4
 _SHARED_UNIT = 128
 _RESERVED_SHARED = 1024
+_TENSOR_COLUMNS = 512
+"""Columns of tensor memory of a multiprocessor that has one (PTX ISA, "Tensor Memory")."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Occupancy:
     """The ``blocks`` and ``warps`` that a multiprocessor holds at once. ``limit``: the resource that allows no more,
-    ``registers``, ``shared memory``, ``warps`` or ``blocks``, or several of them joined by "and"."""
+    ``registers``, ``shared memory``, ``tensor memory``, ``warps`` or ``blocks``, or several of them joined by "and"."""
 
     blocks: int
     warps: int
@@ -77,9 +79,9 @@ class Gpu:
         peaks = [Peak(dtype, "tensor cores", rate) for dtype, rate in rates.items() if rate]
         return Roofline(1, {"memory": self.memory}, (Peak(FLOAT32, "float units", self.float32), *peaks))
 
-    def occupancy(self, threads: int, registers: int, shared_bytes: int) -> Occupancy:
-        """The occupancy for blocks of ``threads`` threads with ``registers`` registers each and ``shared_bytes`` of
-        shared memory; 0 blocks if not even one fits."""
+    def occupancy(self, threads: int, registers: int, shared_bytes: int, tensor_columns: int = 0) -> Occupancy:
+        """The occupancy for blocks of ``threads`` threads with ``registers`` registers each, ``shared_bytes`` of shared
+        memory and ``tensor_columns`` of tensor memory; 0 blocks if not even one fits."""
         warps = -(-threads // WARP)
         registers_of_warp = _rounded_up(max(registers, 1) * WARP, _REGISTER_UNIT)
         most_blocks = {
@@ -88,6 +90,8 @@ class Gpu:
             "warps": self.warps // warps,
             "blocks": self.blocks,
         }
+        if tensor_columns:
+            most_blocks["tensor memory"] = _TENSOR_COLUMNS // tensor_columns
         blocks = min(most_blocks.values())
         limits = [name for name, most in most_blocks.items() if most == blocks]
         return Occupancy(blocks, blocks * warps, " and ".join(limits))

@@ -231,7 +231,8 @@ class _Launches:
         )
         registers = int(launch["registers"])
         shared_bytes = int(launch["static_shared_bytes"]) + evaluate(launch["shared_bytes"], sizes, where)
-        occupancy = self._gpu.occupancy(threads, registers, shared_bytes) if threads else None
+        tensor_columns = int(launch.get("tensor_columns", 0))
+        occupancy = self._gpu.occupancy(threads, registers, shared_bytes, tensor_columns) if threads else None
         if occupancy is None or not occupancy.blocks:
             raise MoecError(
                 f"{where}: a block of {threads} threads with {registers} registers each and {shared_bytes} bytes of "

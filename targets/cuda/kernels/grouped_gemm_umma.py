@@ -30,7 +30,7 @@ from moec.targets.cuda.kernels.umma_sums import (
     start_ring,
     take_part,
 )
-from moec.targets.cuda.kernels.umma_tile import ACCUMULATORS, PART_COLUMNS, umma_tile
+from moec.targets.cuda.kernels.umma_tile import ACCUMULATORS, umma_tile
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
@@ -79,27 +79,25 @@ def _store(operands, epilogue, tile, ring, memory, place, thread):
     accumulator = T.meta_var(RingPosition(ACCUMULATORS, 0))
 
     @T.inline
-    def store_part(turn, column, columns, last):
-        shape, lane, row = T.meta_var((tile.part_shape(columns), thread % WARP, warp * tile.warp_rows))
+    def store_part(turn, part_index):
+        column = T.meta_var(part_index * tile.part_columns)
+        shape, lane, row = T.meta_var((tile.part_shape, thread % WARP, warp * tile.warp_rows))
         first = T.meta_var(turn.first_column + column)
         part = T.meta_var(Tile(operands, shape, turn.block, turn.expert, first, thread, lane, row, 0, None, None))
         sums = T.alloc_local((shape.row_steps, shape.column_steps, 4), "float32")
         address: T.let = memory + T.cast(
             warp * (WARP * LANE) + accumulator.stage * tile.accumulator_columns + column, "uint32"
         )
-        take_part(ring, thread, sums, address, accumulator, last)
+        take_part(ring, thread, sums, address, accumulator, part_index == tile.parts - 1)
         if T.And(turn.stores, first < operands.problem.columns):
             store(part, epilogue, sums)
 
     @T.inline
     def store_tile(turn):
-        whole, rest = T.meta_var(divmod(tile.columns, PART_COLUMNS))
         ring.computed.wait(accumulator.stage, accumulator.phase)
         T.ptx[AFTER_SYNC]()
-        for part in T.serial(whole, unroll=False):
-            store_part(turn, part * PART_COLUMNS, PART_COLUMNS, False if rest > 0 else part == whole - 1)
-        if rest > 0:
-            store_part(turn, whole * PART_COLUMNS, rest, True)
+        for part in T.serial(tile.parts, unroll=False):
+            store_part(turn, part)
         accumulator.advance()
 
     for_each_tile(operands, tile, place, store_tile)

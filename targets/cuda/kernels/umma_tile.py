@@ -26,7 +26,10 @@ _MOST_COLUMNS = 256
 """The most columns of one instruction, of 64 or 128 rows."""
 _FEWEST_ALLOCATED = 32
 """The fewest columns of tensor memory that can be allocated. Their number is a power of two."""
-PART_COLUMNS = 64
+_COLUMN_STEP = 64
+"""Columns of a tile are a multiple of this, so that each half of them is one part or two, with whole groups of gate and
+up."""
+_MOST_PART_COLUMNS = 64
 """Columns that the epilogue takes at a time from tensor memory to registers, at most."""
 _OTHER_BYTES = 64
 """Bytes of the barriers of accumulators, and of the address of tensor memory."""
@@ -62,14 +65,26 @@ class UmmaTile(PersistentTile):
         """Rows of a warp of the epilogue."""
         return self.rows * WARP // WARPGROUP
 
-    def part_shape(self, columns: int) -> TileShape:
+    @property
+    def part_columns(self) -> int:
+        """Columns that the epilogue takes at a time from tensor memory to registers: half of the tile, or a quarter."""
+        half = self.columns // 2
+        return half if half <= _MOST_PART_COLUMNS else half // 2
+
+    @property
+    def parts(self) -> int:
+        """Parts of the columns, which the epilogue takes one after another."""
+        return self.columns // self.part_columns
+
+    @property
+    def part_shape(self) -> TileShape:
         """The partition of a part among the warps of the epilogue, each of which has its own rows."""
-        return TileShape(self.rows, WARPGROUP // WARP, 1, self.stages, columns)
+        return TileShape(self.rows, WARPGROUP // WARP, 1, self.stages, self.part_columns)
 
 
 def umma_tile(problem: GroupedProblem) -> UmmaTile:
     """The tile for a problem: as wide as an instruction may be, or narrower if the number of tiles stays the same."""
-    columns = columns_of_tile(problem, _MOST_COLUMNS)
+    columns = columns_of_tile(problem, _MOST_COLUMNS, _COLUMN_STEP)
     stages = stages_that_fit(problem.block_rows, columns, LIMITS["sm_100a"].shared_bytes - _OTHER_BYTES)
     band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS)
     return UmmaTile(problem.block_rows, columns, stages, band, blocks_in_cluster(problem))

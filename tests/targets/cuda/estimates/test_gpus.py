@@ -36,6 +36,16 @@ def test_blocks_at_once(gpu, threads, registers, shared, expected):
     assert GPUS[gpu].occupancy(threads, registers, shared) == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [(0, (3, "registers")), (128, (3, "registers")), (256, (2, "tensor memory")), (512, (1, "tensor memory"))],
+)
+def test_tensor_memory_limits_blocks(columns, expected):
+    """A multiprocessor has 512 columns, and registers for 3 blocks of 9 warps with 72 registers: 24 of 28 warps."""
+    fits = GPUS["b200"].occupancy(256, 80, 0, columns)
+    assert (fits.blocks, fits.limit) == expected
+
+
 def test_units_of_shared_memory():
     """Shared memory is allocated in units of 128 bytes, after 1 KiB for the system is added."""
     assert GPUS["rtx4090"].occupancy(32, 16, 3 << 10).blocks == 24

@@ -116,6 +116,21 @@ def test_the_host_launches_what_is_for_so_many_tokens():
     assert many.operations == many.launches[1].work.operations == 2 * 80 * 2048 * 1024
 
 
+def test_tensor_memory_limits_the_blocks_at_once():
+    product = kernel("few", PRODUCT, "tokens * slots * 128")
+    launch = product["launches"][0]
+    limits = {}
+    for columns in (None, 512):
+        launch |= {"shared_bytes": "0"} | ({} if columns is None else {"tensor_columns": columns})
+        (layer,) = estimate_launches(artifact(product, architecture="sm_100a"), None, [3]).layers
+        limits[columns] = (
+            layer.launches[0].occupancy.blocks,
+            layer.launches[0].occupancy.limit,
+            layer.launches[0].waves,
+        )
+    assert limits == {None: (8, "registers", 1), 512: (1, "tensor memory", 6)}
+
+
 def test_one_program_of_several_is_estimated_on_its_own_gpu():
     both = artifact(*KERNELS)
     both.manifest.programs.append(dataclasses.replace(both.manifest.programs[0], architecture="sm_90a"))

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 import pytest
+import tvm
 
 from moec.simulators.cuda.driver import driver_library
 from moec.targets.cuda.estimates.gpus import GPUS
@@ -17,7 +18,10 @@ from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.kernels.grouped_gemm_umma import ARCHITECTURES, why_not
 from moec.targets.cuda.kernels.grouped_gemm_umma import grouped_gemm_umma as umma
 from moec.targets.cuda.kernels.umma_tile import umma_tile
+from moec.targets.cuda.launches import LaunchRecorder, facts_of
 from moec.targets.cuda.nvcc import compile_source, find_disassembler
+from moec.targets.cuda.pipeline import lowered_kernels
+from moec.targets.gpu.kernels import dispatch
 from moec.targets.gpu.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.gpu.kernels.fp8_rows import FP8
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
@@ -121,13 +125,25 @@ def test_a_row_does_not_depend_on_the_other_rows():
 
 @pytest.mark.parametrize(
     ("columns", "tile", "allocated"),
-    [(1536, 256, 512), (2880, 240, 512), (300, 160, 512), (128, 128, 256), (8, 16, 64)],
+    [(1536, 256, 512), (2880, 256, 512), (300, 192, 512), (128, 128, 256), (8, 64, 128)],
 )
 def test_tiles_fit_twice_in_tensor_memory(columns, tile, allocated):
     for rows in (64, 128):
         shape = umma_tile(GroupedProblem(8, 2048, columns, rows, **BF16))
         assert (shape.columns, shape.allocated_columns) == (tile, allocated)
         assert shape.stages >= 4
+
+
+def test_the_artifact_says_how_much_tensor_memory_a_block_allocates():
+    """The least time of a launch does not depend on it, but the blocks that a multiprocessor holds do."""
+    for kernel, columns in ((umma(MANY.layer.problems[1], lambda total: total), 256), (dispatch.dispatch(2, 64), 0)):
+        recorder = LaunchRecorder()
+        target = tvm.target.Target({"kind": "cuda", "arch": "sm_100a"}, host={"kind": "llvm"})
+        with tvm.transform.PassContext(instruments=[recorder]):
+            lowered_kernels(tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target)
+        (launch,) = recorder.launches["kernel"]
+        assert launch.tensor_columns == columns
+        assert ("tensor memory" in " ".join(facts_of([launch], {}))) is (columns > 0)
 
 
 def test_what_the_kernel_cannot_compute_has_a_reason():

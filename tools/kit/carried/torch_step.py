@@ -16,7 +16,7 @@ import numpy as np
 from .loaded import load_model
 from .places import options
 
-_RUNS = 200
+RUNS = 200
 
 
 def main() -> int:
@@ -108,7 +108,7 @@ def _host_time(asked: Any, inputs: dict[str, np.ndarray]) -> Iterator[tuple[str,
             run()
         torch.cuda.synchronize()
         times = []
-        for _ in range(_RUNS):
+        for _ in range(RUNS):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)

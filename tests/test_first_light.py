@@ -63,6 +63,11 @@ def test_outcomes_of_steps(light):
     assert (missing["outcome"], missing["output"]) == ("failed", "nowhere: its program was not made")
 
 
+def test_a_step_needs_no_room_on_a_disk(light, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    assert light.take(python(light, "fine", "print('said')"))["output"] == "said\n"
+
+
 def test_a_step_that_hangs_costs_its_time_and_leaves_no_process_behind(light, tmp_path):
     grandchild = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     text = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {grandchild!r}])"

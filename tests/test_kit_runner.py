@@ -36,23 +36,26 @@ class Kit:
 
         self.folder = folder / "a kit"
         self.folder.mkdir()
-        write_runner(self.folder)
+        write_runner(self.folder, VERSION)
         (self.folder / "carried" / "text_step.py").write_text(STEP)
         self.counted = folder / "count"
 
-    def pack(self, texts: dict[str, str], python: str = VERSION, **options: dict[str, object]) -> None:
+    def pack(self, texts: dict[str, str], **options: dict[str, object]) -> None:
         """Pack steps by name; ``options``: fields of a step that differ, by its name."""
+        from kit.carried.contents import PACKED, write_checksum
         from kit.plan import KitPlan, KitStep
 
         plan = KitPlan()
         for place, (name, text) in enumerate(texts.items()):
             fields = {"module": "text_step", "needs": (), "emulated": False, "arguments": (text, str(self.counted))}
             plan.add(KitStep(1, place, name, **{**fields, **options.get(name, {})}))
-        about = {"python": python, "revision": "r1", "architecture": "sm_90a", "left_out": {"model m": "why not"}}
-        with zipfile.ZipFile(self.folder / "contents.zip", "w") as archive:
+        about = {"python": VERSION, "revision": "r1", "architecture": "sm_90a", "left_out": {"model m": "why not"}}
+        packed = self.folder / PACKED
+        with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr("about.json", json.dumps(about))
             archive.writestr("plan.json", json.dumps(plan.as_data()))
             archive.writestr("large", bytes(1 << 20))
+        write_checksum(packed)
 
     def begin(self, *arguments: str, path: str = os.defpath, **options) -> subprocess.Popen[str]:
         environment = {"PATH": path, "HOME": str(self.folder), "PYTHON": sys.executable}
@@ -83,10 +86,11 @@ def test_steps_after_a_failure_are_taken_and_passed_ones_are_not_repeated(kit):
     assert lines[1:4] == ["moec r1, for sm_90a", "not in the kit: model m: why not", "failed: bad"]
     assert "    1 us" in lines and any("ZeroDivisionError" in line for line in lines)
     assert kit.run()[0] == 1 and kit.counted.read_text() == ".."
-    kit.pack({"fine": COUNT, "bad": COUNT, "last": COUNT})
     code, said = kit.run("--again")
-    assert kit.counted.read_text() == "..", "contents are unpacked once"
-    assert code == 1 and "1 failed" in said
+    assert kit.counted.read_text() == ".." and code == 1 and "1 failed" in said
+    kit.pack({"fine": COUNT, "bad": COUNT, "last": COUNT})
+    code, said = kit.run()
+    assert code == 2 and "contents: not the contents of this kit; remove it" in said
 
 
 def test_racecheck_is_counted_apart(kit):
@@ -136,12 +140,18 @@ def test_a_step_ends_with_a_runner_that_was_killed(kit):
     wait_for(lambda: not step.exists() or "zombie" in step.read_text())
 
 
-@pytest.mark.parametrize("damage", ["python", "zip", "missing", "work", "room", "report"])
+@pytest.mark.parametrize("damage", ["python", "cut", "byte", "missing", "work", "room", "report", "contents"])
 def test_what_a_kit_cannot_use_is_said_in_one_line(kit, tmp_path, damage):
-    kit.pack({"fine": COUNT}, python="3.1" if damage == "python" else VERSION)
+    kit.pack({"fine": COUNT})
     packed, options, arguments = kit.folder / "contents.zip", {}, []
-    if damage == "zip":
-        packed.write_bytes(packed.read_bytes()[:1000])
+    if damage == "python":
+        runner = kit.folder / "run.sh"
+        runner.write_text(runner.read_text().replace(VERSION, "3.1"))
+    if damage in ("cut", "byte"):
+        content = packed.read_bytes()
+        packed.write_bytes(content[:1000] if damage == "cut" else content[:1000] + b"?" + content[1001:])
+    if damage == "contents":
+        (kit.folder / "contents").mkdir()
     if damage == "missing":
         packed.unlink()
     if damage == "work":
@@ -153,9 +163,11 @@ def test_what_a_kit_cannot_use_is_said_in_one_line(kit, tmp_path, damage):
     code, said = kit.run(*arguments, **options)
     assert code == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
     expected = {
-        "python": f"Python {VERSION}: the kit is for Python 3.1; set PYTHON",
-        "zip": "damaged",
+        "python": "is not Python 3.1, which the kit is for; set PYTHON",
+        "cut": "damaged",
+        "byte": "damaged",
         "missing": "No such file",
+        "contents": "not the contents of this kit",
         "work": "choose another folder by --work DIR",
         "room": "File too large",
         "report": "not a report of",

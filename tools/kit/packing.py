@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 
 from kit import artifacts, calls, kernels, layers, runtime_files
+from kit.carried.contents import PACKED, write_checksum
 from kit.code import ARCHITECTURE, device_code
 from kit.plan import KitPlan
 from kit.tapes import KitStore
@@ -25,7 +26,12 @@ _TAGS = ("blockIdx.x", "threadIdx.x")
 _RUN = """#!/bin/sh
 # First light on this machine's GPU: ./run.sh 1, then 2 and 3; each takes at most 8 minutes and can be repeated.
 kit=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 2
-PYTHONPATH="$kit${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m carried "$@"
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "VERSION")' || {
+    echo "error: $python is not Python VERSION, which the kit is for; set PYTHON, or pack it with --python" >&2
+    exit 2
+}
+PYTHONPATH="$kit${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m carried "$@"
 """
 
 
@@ -60,7 +66,7 @@ def pack(folder: pathlib.Path, python: str, say: Callable[[str], None], only: st
         }
         (contents / "about.json").write_text(json.dumps(about), encoding="utf-8")
         say("the folder")
-        return _write(folder, contents)
+        return _write(folder, contents, python)
 
 
 def _helpers(contents: pathlib.Path) -> str:
@@ -81,13 +87,15 @@ def _revision() -> str:
     return subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _write(folder: pathlib.Path, contents: pathlib.Path) -> int:
+def _write(folder: pathlib.Path, contents: pathlib.Path, python: str) -> int:
     """Write the folder that is carried: contents are packed into one file. Raises MoecError where it is too large."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_runner(folder)
-    with zipfile.ZipFile(folder / "contents.zip", "w", zipfile.ZIP_LZMA) as archive:  # a sixth smaller than deflated
+    write_runner(folder, python)
+    packed = folder / PACKED
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:  # a sixth smaller than deflated
         for path in sorted(path for path in contents.rglob("*") if path.is_file()):
             archive.write(path, path.relative_to(contents))
+    write_checksum(packed)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         shutil.rmtree(folder)
@@ -95,9 +103,9 @@ def _write(folder: pathlib.Path, contents: pathlib.Path) -> int:
     return size
 
 
-def write_runner(folder: pathlib.Path) -> None:
-    """Write what runs the contents."""
+def write_runner(folder: pathlib.Path, python: str) -> None:
+    """Write what runs the contents, by that version of Python."""
     shutil.copytree(_HERE / "carried", folder / "carried", ignore=shutil.ignore_patterns("__pycache__", "*.cu"))
     run = folder / "run.sh"
-    run.write_text(_RUN, encoding="utf-8")
+    run.write_text(_RUN.replace("VERSION", python), encoding="utf-8")
     run.chmod(0o755)

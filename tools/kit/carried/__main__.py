@@ -47,11 +47,12 @@ HERE = pathlib.Path(__file__).resolve().parent.parent
 class Call:
     """One call: its steps under the time that is left."""
 
-    def __init__(self, asked: argparse.Namespace, report: FirstLightReport, folder: pathlib.Path) -> None:
+    def __init__(self, asked: argparse.Namespace, report: FirstLightReport, folder: pathlib.Path, end: float) -> None:
+        """``end``: when the call has to have ended, on the monotonic clock."""
         self._asked, self._report, self._folder = asked, report, folder
         plan: list[dict[str, Any]] = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         self._plan = [step for step in plan if step["call"] == asked.call]
-        self._end = time.monotonic() + 60 * asked.minutes
+        self._end = end
         self._lock = threading.Lock()
         self._left = 0
         self._error: OSError | None = None
@@ -99,9 +100,9 @@ class Call:
             if self._signal or (result["outcome"] == TIMED_OUT and seconds < own):
                 self._left += 1  # the call ended, not the step's own time
                 return
+            self._note(step["name"], result)
             outcome = result["outcome"] + (f": {result['output']}" if result["outcome"] == ABSENT else "")
             print(f"{outcome:14} {result['seconds']:7.1f} s  {step['name']}", flush=True)
-            self._note(step["name"], result)
 
     def _note(self, name: str, result: dict[str, Any]) -> None:
         """Write the report. Where that fails, the steps go on: what they print is then all that is left of them."""
@@ -145,6 +146,7 @@ def main() -> int:
     parser.add_argument("--work", type=pathlib.Path, default=HERE, metavar="DIR")
     parser.add_argument("--report", type=pathlib.Path, help="by default in the folder of --work")
     asked = parser.parse_args()
+    end = time.monotonic() + 60 * asked.minutes
     asked.work = asked.work.resolve()
     asked.report = (asked.report or asked.work / ("emulated.json" if asked.emulate else "report.json")).resolve()
     try:
@@ -153,15 +155,18 @@ def main() -> int:
             folder = unpacked(HERE, asked.work)
             about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
             report = FirstLightReport(asked.report, _MARK, {**about, "emulated": asked.emulate})
-            call = Call(asked, report, folder)
+            call = Call(asked, report, folder, end)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
                     signal.signal(number, call.stop)
             return call.take_all()
     except (OSError, ValueError) as error:
-        hint = "; choose another folder by --work DIR" if isinstance(error, OSError) else ""
+        is_room = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        hint = "; choose another folder by --work DIR" if is_room else ""
         print(f"error: {error}{hint}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the call's own handler of signals
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def take(step: FirstLightStep) -> dict[str, Any]:
     start = time.monotonic()
     if not step.folder.is_dir():
         return {"outcome": FAILED, "output": f"{step.folder}: its program was not made", "seconds": 0.0}
-    with tempfile.TemporaryFile() as said:
+    with os.fdopen(os.memfd_create("said"), "w+b") as said:  # in memory, since a disk may be full
         process = subprocess.Popen(
             step.command,
             cwd=step.folder,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from moec.cli.ending import call_when_interrupted, say_error
 from moec.common.errors import MoecError
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
 _HELP = "/reset forgets the conversation, /system TEXT sets the system message; Ctrl-C stops an answer, Ctrl-D ends"
 
 
+_OF_PROMPTS = {"batch": 1, "drafts": None, "draft_model": None}
+"""Options of ``moec generate`` that a conversation refuses, with the values that ask for nothing. It heeds the others.
+"""
+
+
 class _StopError(Exception):
     """Ctrl-C during an answer."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise MoecError for an option that is for prompts alone."""
+    for name, neutral in _OF_PROMPTS.items():
+        if options[name] != neutral:
+            raise MoecError(f"--{name.replace('_', '-')} is for prompts; leave it out of a conversation")
 
 
 def converse(talk: Talk) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli.conversation import converse
+from moec.cli.conversation import check_options, converse
 from moec.cli.options import (
     Architecture,
     Artifact,
@@ -43,6 +43,7 @@ _LARGEST_PROMPT = 256 << 20
 
 
 def generate(
+    context: typer.Context,
     artifact: Artifact,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="Continue this text; - reads it from stdin. Repeatable.")
@@ -87,7 +88,8 @@ def generate(
     prompt_cache: Annotated[
         Path | None,
         typer.Option(
-            help="Keep what was computed of the prompt in this file; a prompt that begins alike continues it."
+            help="Keep what was computed of the prompt, or of a conversation's first message, in this file; one that "
+            "begins alike continues it."
         ),
     ] = None,
     threads: Threads = None,
@@ -109,6 +111,8 @@ def generate(
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not is_started_on_ranks()
     is_talk = chat and is_terminal and not (prompt or prompt_file or as_json)
+    if is_talk:
+        check_options(context.params)
     prompts = [] if is_talk else _prompts(prompt or [], prompt_file or [])
     with loaded(
         artifact,
@@ -120,11 +124,16 @@ def generate(
         architecture=architecture,
     ) as model:
         if is_talk:
-            if drafts is not None or draft_model is not None:
-                raise MoecError("drafts are for prompts; leave them out of a conversation")
-            sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-            limits = {"max_new_tokens": max_new_tokens, "max_tokens": max_tokens}
-            converse(Talk(model, sampling, system=system, stops=stop or [], **limits))
+            talk = Talk(
+                model,
+                Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+                system=system,
+                stops=stop or [],
+                max_new_tokens=max_new_tokens,
+                max_tokens=max_tokens,
+                prompt_cache=prompt_cache,
+            )
+            converse(talk)
             return
         shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
         results = generated(

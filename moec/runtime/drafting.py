@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moec.common.errors import InputError, RoomError
+from moec.common.errors import InputError, RoomError, needed_for
 from moec.runtime.common_tokens import common_tokens
 from moec.runtime.draft_limit import DraftLimit
 from moec.runtime.prompt_row import DraftFigures, PromptRow
@@ -40,12 +40,10 @@ class DraftSource(Protocol):
 
 def check_drafts(session: Session) -> None:
     """Raise InputError for a session that cannot compute drafts and forget those that are rejected."""
-    if session.fixed_length is not None:
-        raise InputError(f"the model runs on {session.fixed_length} tokens at a time; generate without drafts")
-    try:
+    with needed_for("drafts"):
+        if session.fixed_length is not None:
+            raise InputError(f"the model runs on {session.fixed_length} tokens at a time")
         session.check_truncation()
-    except InputError as error:
-        raise InputError(f"{error}; generate without drafts") from error
 
 
 class DraftedText:

@@ -88,7 +88,7 @@ def generate(
     for group in _side_by_side(rows, 1 if drafts is not None else _most_rows(model, batch), max_new_tokens):
         session = model.session(max_tokens, len(group))
         if cache is not None:
-            _begin_from(cache, session, group[0])
+            begin_from(cache, session, group[0])
         if drafts is not None:
             _run_with_drafts(session, group[0], sampling, drafts)
         else:
@@ -105,8 +105,8 @@ def _prompt_cache(path: str | os.PathLike[str], model: CompiledModel, rows: Sequ
     return PromptCache(path, model.digest)
 
 
-def _begin_from(cache: PromptCache, session: Session, row: PromptRow) -> None:
-    """Let a row begin with the tokens of its prompt that the cache has."""
+def begin_from(cache: PromptCache, session: Session, row: PromptRow) -> None:
+    """Let a row begin with the tokens of its prompt that the cache has, in a session without tokens."""
     _check_prompt(session, row)
     start = time.perf_counter()
     kept, end = cache.begin(session, row.prompt)

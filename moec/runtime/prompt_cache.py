@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moec.common.array_files import check_arrays_destination
-from moec.common.errors import InputError
+from moec.common.errors import InputError, needed_for
 from moec.runtime.common_tokens import common_tokens
 from moec.runtime.run_memory import FEW_TOKENS
 from moec.runtime.saved_session import SavedSession
@@ -31,11 +31,7 @@ class PromptCache:
     def begin(self, session: Session, prompt: Sequence[int]) -> tuple[int, int]:
         """Load what the file has of a prompt into a session without tokens. Returns the number of these tokens, and of
         those up to the end of the part of the prompt that they belong to, which run next."""
-        session.check_saving()
-        try:
-            session.check_truncation()
-        except InputError as error:
-            raise InputError(f"{error}; generate without a prompt cache") from error
+        check_prompt_cache(session)
         if self._saved is None:
             return 0, 0
         part = session.part_tokens(len(prompt))
@@ -50,6 +46,13 @@ class PromptCache:
             return
         session.truncate(len(prompt))
         session.save(self._path)
+
+
+def check_prompt_cache(session: Session) -> None:
+    """Raise InputError for a session whose prompt cannot be kept."""
+    with needed_for("a prompt cache"):
+        session.check_saving()
+        session.check_truncation()
 
 
 def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int, int]:

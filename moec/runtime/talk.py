@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from moec.common.errors import InputError
 from moec.runtime.common_tokens import common_tokens
-from moec.runtime.generation import run_rows
+from moec.runtime.generation import begin_from, run_rows
 from moec.runtime.model import CompiledModel
+from moec.runtime.prompt_cache import PromptCache, check_prompt_cache
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.sampling import Sampling
 from moec.runtime.text_codec import TextCodec
@@ -15,7 +17,8 @@ from moec.runtime.text_codec import TextCodec
 
 class Talk:
     """A conversation with a model by its chat template. ``system``: its system message, None for none; a change begins
-    with the next answer. ``max_tokens``: the most that it holds, None where no limit is necessary."""
+    with the next answer. ``max_tokens``: the most that it holds, None where no limit is necessary. ``prompt_cache``:
+    file that keeps the prompt of an answer that follows no other, of which a later conversation may begin alike."""
 
     def __init__(
         self,
@@ -26,14 +29,20 @@ class Talk:
         stops: list[str],
         max_new_tokens: int,
         max_tokens: int | None,
+        prompt_cache: Path | None = None,
     ) -> None:
-        """Raises MoecError for a model without tokenizer, InputError for one that is no language model."""
+        """Raises MoecError for a model without tokenizer and for a file that is not of its prompts, InputError for one
+        that is no language model, or whose prompts cannot be kept."""
         self.system = system
         self._model, self._sampling, self._codec = model, sampling, TextCodec(model.artifact)
         self._stops, self._most, self._max_tokens = stops, max_new_tokens, max_tokens
         self._messages: list[dict[str, Any]] = []
         self._session, self._ids = model.session(max_tokens), []
         self._answers = 0
+        self._cache = None
+        if prompt_cache is not None:
+            check_prompt_cache(self._session)
+            self._cache = PromptCache(prompt_cache, model.digest)
 
     def reset(self) -> None:
         """Forget all messages."""
@@ -51,8 +60,13 @@ class Talk:
         row = PromptRow(self._answers, ids, self._most, writer)
         row.pending = ids[len(self._ids) :]
         self._answers += 1
+        cache = None if self._ids else self._cache
         try:
+            if cache is not None:
+                begin_from(cache, self._session, row)
             run_rows(self._session, [row], self._sampling)
+            if cache is not None:
+                cache.keep(self._session.fork(), ids)
             return row.generation(text)
         finally:
             self._ids = [*ids, *row.new][: self._session.length]

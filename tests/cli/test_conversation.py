@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import inspect
 import os
 import select
 import subprocess
@@ -14,6 +16,8 @@ import time
 import pytest
 
 import moec
+from moec.cli.conversation import _OF_PROMPTS
+from moec.cli.text import generate
 from moec.runtime.sampling import Sampling
 from moec.runtime.talk import Talk
 
@@ -97,6 +101,19 @@ def answer(model, *messages: dict[str, str]) -> str:
     return moec.generate(model, list(messages), max_new_tokens=20)[0].text
 
 
+def counted(monkeypatch, talk: Talk) -> list[int]:
+    """Numbers of tokens of the runs that select a token, from now on."""
+    parts, session = [], type(talk._session)
+    select = session.select
+
+    def count(own, ids, **more):
+        parts.append(ids.shape[1])
+        return select(own, ids, **more)
+
+    monkeypatch.setattr(session, "select", count)
+    return parts
+
+
 def test_a_conversation_on_a_terminal(model):
     hello, more = message("user", "hello there"), message("user", "and?")
     first = answer(model, hello)
@@ -130,17 +147,62 @@ def test_without_a_terminal_a_prompt_is_needed(model):
     assert done.returncode == 2 and "there is no prompt" in done.stderr
 
 
+@pytest.mark.parametrize("option", [("--batch", 2), ("--drafts", "ngram"), ("--draft-model", "small.moec")])
+def test_options_of_prompts_are_refused(model, option):
+    with terminal(model, 0.0, *option) as shell:
+        assert shell.process.wait(60) == 2
+        said = shell.process.stderr.read().decode()
+        assert said == f"error: {option[0]} is for prompts; leave it out of a conversation\n"
+
+
+def test_every_option_is_refused_or_heeded():
+    """An option that conversations would ignore is refused; a new one belongs to one of these sets."""
+    of_model = {"artifact", "threads", "pages", "resident", "prefer_resident", "emulate", "architecture"}
+    of_texts = {
+        "system",
+        "max_new_tokens",
+        "max_tokens",
+        "stop",
+        "prompt_cache",
+        *(field.name for field in dataclasses.fields(Sampling)),
+    }
+    that_make_no_conversation = {"prompt", "prompt_file", "chat", "as_json"}
+    options = set(inspect.signature(generate).parameters) - {"context"}
+    assert options - of_model - of_texts - that_make_no_conversation == set(_OF_PROMPTS)
+
+
+def test_a_conversation_continues_a_prompt_on_disk(model, tmp_path, monkeypatch):
+    def talk() -> Talk:
+        options = {"stops": [], "max_new_tokens": 9, "max_tokens": None, "prompt_cache": tmp_path / "cache"}
+        return Talk(model, Sampling(), system="be kind. " * 9, **options)
+
+    def say(own: Talk, text: str) -> str:
+        return own.answer(text, lambda place, new: None).text
+
+    first = talk()
+    expected = [say(first, text) for text in ("hello there", "and?")]
+    before = (tmp_path / "cache").read_bytes()
+    computed = counted(monkeypatch, first)
+    second = talk()
+    assert [say(second, text) for text in ("hello there", "and?")] == expected
+    assert computed[0] < 20 and (tmp_path / "cache").read_bytes() == before
+    second.reset()
+    second.system = None
+    alone = Talk(model, Sampling(), system=None, stops=[], max_new_tokens=9, max_tokens=None)
+    assert say(second, "hello there") == say(alone, "hello there")
+    assert (tmp_path / "cache").read_bytes() != before  # of the last prompt that followed no other
+
+
+def test_a_file_of_others_is_refused_before_the_conversation(model, tmp_path):
+    (tmp_path / "own").write_text("mine")
+    with terminal(model, 0.0, "--prompt-cache", tmp_path / "own") as shell:
+        assert shell.process.wait(60) == 2 and b"own: is a file that moec did not write" in shell.process.stderr.read()
+    assert (tmp_path / "own").read_text() == "mine"
+
+
 def test_an_answer_computes_only_what_is_new(model, monkeypatch):
     talk = Talk(model, Sampling(), system=None, stops=[], max_new_tokens=9, max_tokens=100)
-    parts = []
-    session = type(talk._session)
-    select = session.select
-
-    def counted(own, ids, **more):
-        parts.append(ids.shape[1])
-        return select(own, ids, **more)
-
-    monkeypatch.setattr(session, "select", counted)
+    parts = counted(monkeypatch, talk)
     first = talk.answer("hello there", lambda place, text: None)
     assert parts == [len("user hello there.A "), *[1] * (len(first.ids) - 1)]
     parts.clear()

@@ -19,18 +19,20 @@ from moec.runtime.batch_pages import BatchPages, SequencePages
 from moec.runtime.batch_program import BatchProgram, SequencePart
 from moec.runtime.held import PAGE
 from moec.runtime.interface import Interface
+from moec.runtime.page_pool import BLOCK
+from moec.runtime.run_memory import FEW_TOKENS
 
 
 @dataclasses.dataclass
 class _Sequence:
     """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages``. ``wanted``: number of
-    last tokens whose logits are wanted. ``logits``: those computed so far. ``whole_parts``: number of first pages that
-    were computed in one part each."""
+    last tokens whose logits are wanted. ``logits``: those computed so far. ``as_prompt``: number of first tokens that
+    were computed in parts of many tokens, by the kernels of prompts."""
 
     tokens: list[int]
     wanted: int
     computed: int = 0
-    whole_parts: int = 0
+    as_prompt: int = 0
     pages: SequencePages = dataclasses.field(default_factory=SequencePages)
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -48,8 +50,9 @@ class Batch:
     same bit for bit whatever runs beside it: tokens that wait together are computed in parts that end at multiples of
     256 tokens, however many there is time for.
 
-    States lie in pages of 256 tokens. A fork shares them until it writes. A new sequence shares the pages of another's
-    prompt that begin it: a page of a prompt follows from the tokens up to its end, and from nothing else.
+    States lie in pages of 256 tokens. A fork shares them until it writes. A new sequence takes what it has in common
+    with the beginning of an earlier prompt, in blocks of 16 tokens, which follow from the tokens up to their ends and
+    from nothing else. Prompts of removed sequences are found, too, until their pages are taken for other tokens.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class Batch:
             own.wanted = max(0, own.wanted - (len(own.tokens) - length))
             del own.tokens[length:]
             own.computed = min(own.computed, length)
-            own.whole_parts = min(own.whole_parts, length // PAGE)
+            own.as_prompt = min(own.as_prompt, length)
             self._pool.keep(own.pages, -(-own.computed // PAGE))
             if not own.waiting:
                 own.logits.clear()
@@ -229,8 +232,8 @@ class Batch:
         try:
             for number in numbers:
                 sequence = self._sequences[number]
-                end = -(-(sequence.computed + _part_size(sequence)) // PAGE)
-                self._pool.make_room(sequence.pages, sequence.computed // PAGE, end)
+                end = sequence.computed + _part_size(sequence)
+                self._pool.make_room(sequence.pages, sequence.computed, end)
             yield
         except BaseException:
             for number, count in before.items():
@@ -243,19 +246,25 @@ class Batch:
         return SequencePart(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, last)
 
     def _share_prefix(self, sequence: _Sequence) -> None:
-        """Let a new sequence hold pages that others have of its first tokens, up to those whose logits are wanted."""
-        most = (len(sequence.tokens) - max(1, sequence.wanted)) // PAGE
-        sequence.pages = self._pool.find(itertools.islice(_page_names(sequence.tokens), max(0, most)))
-        sequence.whole_parts = len(sequence.pages)
-        sequence.computed = sequence.whole_parts * PAGE
+        """Let a new sequence hold pages with its first tokens, up to those whose logits are wanted.
 
-    def _note_whole_part(self, sequence: _Sequence, part: SequencePart) -> None:
-        """Give a page its name if it and all before it were computed in one part each."""
-        number = part.start // PAGE
-        if len(part.tokens) == PAGE and sequence.whole_parts == number:
-            sequence.whole_parts += 1
-            name = next(itertools.islice(_page_names(sequence.tokens), number, None))
-            self._pool.name(sequence.pages, number, name)
+        What is left of a part of many tokens stays one of many, and a part of few tokens is computed as a whole, so
+        that each token is computed by the kernels that compute it in a sequence of its own."""
+        count = len(sequence.tokens)
+        last_part = (count - 1) // PAGE * PAGE
+        most = min(count - sequence.wanted, max(last_part, count - FEW_TOKENS - 1), count - 1)
+        names = itertools.islice(_block_names(sequence.tokens), most // BLOCK)
+        sequence.pages, blocks = self._pool.find(names)
+        sequence.as_prompt = sequence.computed = blocks * BLOCK
+
+    def _name_blocks(self, sequence: _Sequence, part: SequencePart) -> None:
+        """Give blocks their names if they and all before them were computed by the kernels of prompts."""
+        if len(part.tokens) <= FEW_TOKENS or sequence.as_prompt != part.start:
+            return
+        sequence.as_prompt = part.end
+        first, end = part.start // BLOCK, part.end // BLOCK
+        for block, name in enumerate(itertools.islice(_block_names(sequence.tokens), first, end), first):
+            self._pool.name(sequence.pages, block, name)
 
     def _take(self, parts: Mapping[int, SequencePart], logits: np.ndarray) -> dict[int, np.ndarray]:
         """Note what was computed, and let these sequences wait behind the others."""
@@ -264,7 +273,7 @@ class Batch:
             sequence = self._sequences.pop(number)
             self._sequences[number] = sequence
             sequence.computed = part.end
-            self._note_whole_part(sequence, part)
+            self._name_blocks(sequence, part)
             self._pool.release_before(sequence.pages, part.start)
             sequence.logits.append(logits[first : first + part.wanted])
             first += part.wanted
@@ -331,11 +340,11 @@ class Batch:
             self._lock.release()
 
 
-def _page_names(tokens: Sequence[int]) -> Iterator[bytes]:
-    """Names of the whole pages of a sequence: each follows from all tokens up to the end of the page."""
+def _block_names(tokens: Sequence[int]) -> Iterator[bytes]:
+    """Names of the whole blocks of a sequence: each follows from all tokens up to the end of the block."""
     digest = hashlib.sha256()
-    for start in range(0, len(tokens) - PAGE + 1, PAGE):
-        digest.update(np.array(tokens[start : start + PAGE], np.int64).tobytes())
+    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+        digest.update(np.array(tokens[start : start + BLOCK], np.int64).tobytes())
         yield digest.digest()
 
 

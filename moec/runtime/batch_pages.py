@@ -1,8 +1,7 @@
 """Pages of all states of a batch: of those that are kept whole, and of those of which a window is kept.
 
 A page of the second kind is released when no token from the last part on sees it, so that the tokens of that part can
-be forgotten. It is found by the tokens that it follows from, for a sequence that begins like another, until it is taken
-for other tokens.
+be forgotten.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from moec.common.specs import HeldState, TensorSpec
 from moec.runtime.held import PAGE
-from moec.runtime.page_pool import PagePool
+from moec.runtime.page_pool import BLOCK, PagePool
 
 _RELEASED = -1
 
@@ -34,7 +33,8 @@ class SequencePages:
 
 
 class BatchPages:
-    """Memory for ``count`` pages of states that are kept whole, and for the windows of ``max_sequences`` sequences."""
+    """Memory for ``count`` pages of states that are kept whole, and for the windows of ``max_sequences`` sequences and
+    as many earlier prompts."""
 
     def __init__(
         self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int, max_sequences: int
@@ -43,9 +43,9 @@ class BatchPages:
         near = [state for state in states if state.window]
         self._window = max((state.window for state in near), default=0)
         # The page of the last part, one more that the part before may have been in, and those of the window before.
-        most = max_sequences * (2 - (1 - self._window) // PAGE) if near else 0
+        most = 2 * max_sequences * (2 - (1 - self._window) // PAGE) if near else 0
         self._whole = PagePool([state for state in states if not state.window], inputs, count)
-        self._near = PagePool(near, inputs, min(count, most), finds_released=True)
+        self._near = PagePool(near, inputs, min(count, most))
         self.arrays = {**self._whole.arrays, **self._near.arrays}
         """Pages of each state, by the name of its input."""
 
@@ -81,20 +81,22 @@ class BatchPages:
         return SequencePages([*pages.whole], [*pages.near], pages.released)
 
     def keep(self, pages: SequencePages, count: int) -> None:
-        """Release all pages of a sequence except the first ``count``."""
+        """Release all pages of a sequence except the first ``count``. The last one is released first, so that it is
+        taken for other tokens before those that it follows from."""
         for pool, numbers in self._held(pages, count):
-            for number in numbers:
+            for number in reversed(numbers):
                 pool.release(number)
         del pages.whole[count:], pages.near[count:]
         pages.released = min(pages.released, count)
 
-    def make_room(self, pages: SequencePages, first: int, end: int) -> None:
-        """Give a sequence pages of its own from the page ``first`` on up to ``end``. Raises InputError where there are
-        too few."""
+    def make_room(self, pages: SequencePages, start: int, end: int) -> None:
+        """Give a sequence pages of its own for the tokens from ``start`` up to ``end``. Raises InputError where there
+        are too few."""
+        first = start // PAGE
         for pool, numbers in self._both(pages):
             if first < len(numbers):
-                numbers[first] = pool.writable(numbers[first])
-            while len(numbers) < end:
+                numbers[first] = pool.writable(numbers[first], start % PAGE)
+            while len(numbers) * PAGE < end:
                 numbers.append(pool.take())
 
     def release_before(self, pages: SequencePages, token: int) -> None:
@@ -105,23 +107,26 @@ class BatchPages:
             pages.near[at] = _RELEASED
         pages.released = max(pages.released, end)
 
-    def name(self, pages: SequencePages, number: int, name: bytes) -> None:
-        """Let a page be found by a name that says all that its entries follow from."""
+    def name(self, pages: SequencePages, block: int, name: bytes) -> None:
+        """Let a block of a sequence be found by a name that says all that its entries follow from."""
+        page, inner = divmod(block, PAGE // BLOCK)
         for pool, numbers in self._both(pages):
-            pool.name(numbers[number], name)
+            pool.name(numbers[page], inner, name)
 
-    def find(self, names: Iterable[bytes]) -> SequencePages:
-        """Let one more sequence hold the pages with these names, of as many first ones as there are: of states with a
-        window, those that the token after them sees."""
+    def find(self, names: Iterable[bytes]) -> tuple[SequencePages, int]:
+        """Let one more sequence hold the pages with these names of successive blocks, of as many first ones as there
+        are: of states with a window, those that the token after them sees. Returns the number of blocks, too."""
         shared_names = [*itertools.takewhile(self._whole.has, names)]
         for count in range(len(shared_names), 0, -1):
-            first = max(0, count * PAGE + 1 - self._window) // PAGE if self._window else 0
-            near_names = shared_names[first:count] if self._window else []
+            # Every page has the name of its last block.
+            page_names = [*shared_names[PAGE // BLOCK - 1 : count - 1 : PAGE // BLOCK], shared_names[count - 1]]
+            first = max(0, count * BLOCK + 1 - self._window) // PAGE if self._window else 0
+            near_names = page_names[first:] if self._window else []
             if all(map(self._near.has, near_names)):
-                whole = [self._whole.find(name) for name in shared_names[:count]]
+                whole = [self._whole.find(name) for name in page_names]
                 near = [_RELEASED] * first + [self._near.find(name) for name in near_names]
-                return self.shared(SequencePages(whole, near, first))
-        return SequencePages()
+                return self.shared(SequencePages(whole, near, first)), count
+        return SequencePages(), 0
 
     def _both(self, pages: SequencePages) -> list[tuple[PagePool, list[int]]]:
         return [(self._whole, pages.whole), *([(self._near, pages.near)] if self._window else [])]

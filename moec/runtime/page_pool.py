@@ -1,8 +1,11 @@
 """Pages of the states of a batch: memory that sequences share, counted by how many hold each page.
 
 A page holds the entries of :data:`~moec.runtime.held.PAGE` tokens of every state. The system provides its memory when
-it is first written to. So that little memory is written to, the page that was released last is taken first; but where
-released pages may be found again, as those before a window, the one that was released first.
+it is first written to.
+
+Blocks of :data:`BLOCK` tokens have names. A page with a named block that no sequence holds any more keeps its entries,
+and is found by that name until it is taken for other tokens. Pages without names are taken first, the one that was
+released last before the others, so that little memory is written to; then that which has not been held for longest.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from moec.common.errors import InputError, MoecError
 from moec.common.specs import HeldState, TensorSpec
 from moec.runtime.held import PAGE
 
+BLOCK = 16
+"""Tokens of a block. A page has a whole number of them."""
+
 
 class PagePool:
-    """Pages [count, ..., PAGE, ...] of each state, by the name of its input. Page i of all states goes together.
-    ``finds_released``: whether a released page is found by its name until it is taken again."""
+    """Pages [count, ..., PAGE, ...] of each state, by the name of its input. Page i of all states goes together."""
 
-    def __init__(
-        self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int, *, finds_released: bool = False
-    ) -> None:
+    def __init__(self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int) -> None:
         """Raises MoecError where there is no memory for ``count`` pages."""
         specs = {spec.name: spec for spec in inputs}
         self.count = count
@@ -41,15 +44,15 @@ class PagePool:
                     f"{list(stored)}); make a batch for fewer tokens (max_tokens)"
                 ) from error
         self._holders = np.zeros(count, np.int64)
-        self._finds_released = finds_released
-        self._free = dict.fromkeys(range(count) if finds_released else range(count - 1, -1, -1))
-        self._named: dict[bytes, int] = {}
-        self._names: dict[int, bytes] = {}
+        self._blank = [*range(count - 1, -1, -1)]  # without names
+        self._kept: dict[int, None] = {}  # with names, the one first that has not been held for longest
+        self._pages: dict[bytes, int] = {}
+        self._names: dict[int, dict[int, bytes]] = {}  # of each page, by the number of the block in it
 
     @property
     def free(self) -> int:
         """Number of pages that no sequence holds."""
-        return len(self._free)
+        return len(self._blank) + len(self._kept)
 
     @property
     def page_bytes(self) -> int:
@@ -58,53 +61,62 @@ class PagePool:
 
     def take(self) -> int:
         """Take a free page. Raises InputError where there is none."""
-        if not self._free:
+        if not self.free:
             raise InputError(
                 f"the batch is full: all of its {self.count} pages of {PAGE} tokens are in use; remove or truncate a "
                 "sequence, or make a batch for more tokens (max_tokens)"
             )
-        page = next(iter(self._free) if self._finds_released else reversed(self._free))
+        page = self._blank.pop() if self._blank else next(iter(self._kept))
         self._forget(page)
         self.hold(page)
         return page
 
     def hold(self, page: int) -> None:
         """Let one more sequence hold a page."""
-        self._free.pop(page, None)
+        self._kept.pop(page, None)
         self._holders[page] += 1
 
     def release(self, page: int) -> None:
         """Let one sequence less hold a page."""
         self._holders[page] -= 1
-        if not self._holders[page]:
-            self._free[page] = None
-            if not self._finds_released:
-                self._forget(page)
+        if self._holders[page]:
+            return
+        if page in self._names:
+            self._kept[page] = None
+        else:
+            self._blank.append(page)
 
-    def name(self, page: int, name: bytes) -> None:
-        """Let a page be found by a name that says all that its entries follow from."""
-        if name not in self._named:
-            self._named[name], self._names[page] = page, name
+    def name(self, page: int, block: int, name: bytes) -> None:
+        """Let a page be found by a name that says all that its entries up to the end of a block follow from."""
+        if name not in self._pages:
+            self._pages[name] = page
+            self._names.setdefault(page, {})[block] = name
 
     def has(self, name: bytes) -> bool:
-        """Whether there is a page of that name that a sequence holds, or that was released and is found."""
-        return name in self._named
+        """Whether there is a page of that name."""
+        return name in self._pages
 
     def find(self, name: bytes) -> int:
         """Return the page of a name."""
-        return self._named[name]
+        return self._pages[name]
 
-    def _forget(self, page: int) -> None:
-        self._named.pop(self._names.pop(page, b""), None)
-
-    def writable(self, page: int) -> int:
-        """Return a page with the same entries that one sequence alone holds and that no name finds: a copy in the place
-        of a shared page. Raises InputError where there is no free page for it."""
+    def writable(self, page: int, token: int) -> int:
+        """Return a page with the same entries for one sequence to write to, from a token of it on: the page itself
+        without the names of those blocks, or a copy in the place of a shared page. Raises InputError where there is no
+        free page for it."""
         if self._holders[page] == 1:
-            self._forget(page)
+            self._forget(page, token // BLOCK)
             return page
         copy = self.take()
         for array in self.arrays.values():
             array[copy] = array[page]
         self.release(page)
         return copy
+
+    def _forget(self, page: int, first: int = 0) -> None:
+        """Remove the names of a page from the block ``first`` on."""
+        names = self._names.pop(page, {})
+        for block in [block for block in names if block >= first]:
+            del self._pages[names.pop(block)]
+        if names:
+            self._names[page] = names

@@ -17,6 +17,7 @@ class ChoiceReply:
 
     def __init__(self, bytes_of: Callable[[int], bytes], *, chat: bool, reads_calls: bool) -> None:
         self.generation: Generation | None = None
+        self.reused = 0
         self._bytes_of, self._chat = bytes_of, chat
         self._reader = ToolCallReader() if reads_calls else None
         self._text: list[str] = []
@@ -28,7 +29,7 @@ class ChoiceReply:
     def take(self, event: NewText | EndedText) -> list[dict[str, Any]]:
         """Add an event. Returns the new content, as choices of a stream have it."""
         if isinstance(event, EndedText):
-            self.generation = event.generation
+            self.generation, self.reused = event.generation, event.reused
             return [self._content(part) for part in ([] if self._reader is None else self._reader.rest())]
         offsets = [self._characters] * len(event.tokens)
         self._tokens += event.tokens

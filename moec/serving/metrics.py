@@ -28,6 +28,9 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("moec_requests", "Answered requests for texts", ["status"], registry=registry)
         self._prompt_tokens = Counter("moec_prompt_tokens", "Tokens of prompts that were let in", registry=registry)
+        self._reused_tokens = Counter(
+            "moec_reused_prompt_tokens", "Tokens of prompts that earlier prompts began with", registry=registry
+        )
         self._new_tokens = Counter("moec_generated_tokens", "Tokens of texts", registry=registry)
         self._first = Histogram(
             "moec_time_to_first_token_seconds",
@@ -56,9 +59,10 @@ class Metrics:
         """Count a request by its status of HTTP; by 499 if the client has gone, as nginx logs it."""
         self._requests.labels(status).inc()
 
-    def began(self, prompt_tokens: int) -> None:
-        """Count a request that got its sequence."""
+    def began(self, prompt_tokens: int, reused: int) -> None:
+        """Count a request that got its sequence. ``reused``: tokens of its prompt that are not computed again."""
         self._prompt_tokens.inc(prompt_tokens)
+        self._reused_tokens.inc(reused)
 
     def took_token(self, seconds: float, *, first: bool) -> None:
         """Count a token, ``seconds`` after the one before or, if it is the ``first``, after the request."""

@@ -86,7 +86,12 @@ class Reply:
         kind = "text_completion" if not self._chat else "chat.completion.chunk" if streams else "chat.completion"
         return {**self._head, "object": kind, "choices": choices}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         generations = [choice.generation for choice in self._choices if choice.generation is not None]
         prompt, new = generations[0].prompt_tokens, sum(len(generation.ids) for generation in generations)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": self._choices[0].reused},
+        }

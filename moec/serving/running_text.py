@@ -45,10 +45,11 @@ class NewText:
 
 @dataclasses.dataclass(frozen=True)
 class EndedText:
-    """Result of a choice."""
+    """Result of a choice. ``reused``: tokens of the prompt that were not computed for it."""
 
     choice: int
     generation: Generation
+    reused: int
 
 
 Event = NewText | EndedText | RequestError
@@ -56,7 +57,8 @@ Event = NewText | EndedText | RequestError
 
 
 class RunningText:
-    """One text of a request. ``number``: of its sequence, None until it has one. ``last_time``: of its last token, or
+    """One text of a request. ``number``: of its sequence, None until it has one. ``reused``: first tokens of the
+    prompt that it took from an earlier one. ``last_time``: of its last token, or
     of the request until it ``has_begun``. Random numbers are those of prompt ``index`` in :func:`moec.generate`."""
 
     def __init__(
@@ -69,6 +71,7 @@ class RunningText:
         last_time: float,
     ) -> None:
         self.number: int | None = None
+        self.reused = 0
         self.last_time, self.has_begun = last_time, False
         writer = TextWriter(codec, job.prompt, job.stops, index, self._hear)
         self.row = PromptRow(index, job.prompt, most, writer)
@@ -91,7 +94,7 @@ class RunningText:
         if text or tokens:
             self._on_event(NewText(self._index, text, tokens))
         if self.row.ended is not None:
-            self._on_event(EndedText(self._index, self.row.generation(self._job.prompt)))
+            self._on_event(EndedText(self._index, self.row.generation(self._job.prompt), self.reused))
 
     def _hear(self, place: int, text: str) -> None:
         self._heard += text

@@ -193,15 +193,16 @@ class Scheduler:
             if texts > self._limits.sequences or pages > self._batch.pages:
                 return
             self._waiting.popleft()
-            row = ticket.choices[0].row
+            first = ticket.choices[0]
             try:
-                ticket.choices[0].number = self._batch.add(row.give(len(row.pending)))
+                first.number = self._batch.add(first.row.give(len(first.row.pending)))
             except MoecError as error:
                 self._tell(ticket, RequestError(400, str(error), parameter="prompt"))
                 ticket.is_over = True
             else:
                 self._running.append(ticket)
-                self._metrics.began(len(row.prompt))
+                first.reused = len(first.row.prompt) - self._batch.waiting(first.number)
+                self._metrics.began(len(first.row.prompt), first.reused)
 
     def _step(self) -> None:
         """Compute the next tokens of some sequences. A failure ends all, because nothing says which one caused it."""

@@ -11,6 +11,7 @@ import pytest
 import moec
 from moec.common.errors import InputError, UnsupportedError
 from moec.runtime.held import PAGE
+from moec.runtime.page_pool import BLOCK
 
 from ..frontend.gguf import tiny_models
 from .tiny_decoder import VOCABULARY, WINDOW, tiny_decoder
@@ -118,30 +119,77 @@ def test_forks_share_pages_until_they_write(model):
 
 def test_a_prompt_that_another_begins_with_is_computed_once(model):
     batch, alone = model.batch(4, 16 * PAGE), Alone(model)
-    system = tokens(2 * PAGE + 30)
+    system = tokens(2 * PAGE + 3 * BLOCK)
     first = batch.add(np.append(system, 3))
     finish(batch)
-    prompts = [np.append(system, 4), np.append(system[:PAGE], system[:PAGE]), np.append(tokens(PAGE, 9), system)]
+    prompts = [
+        np.append(system, tokens(9, 1)),
+        np.append(system[:PAGE], system[:PAGE]),
+        np.append(tokens(PAGE, 9), system),
+    ]
     numbers = [batch.add(ids) for ids in prompts]
-    assert [batch.waiting(number) for number in numbers] == [31, PAGE, 3 * PAGE + 30]
+    assert [batch.waiting(number) for number in numbers] == [9, PAGE, 3 * PAGE + 3 * BLOCK]
     check(finish(batch), {number: alone.run(number, ids) for number, ids in zip(numbers, prompts, strict=True)})
     assert batch.pages - batch.free_pages == 3 + 1 + 1 + 4
-    for number in (first, *numbers):
-        batch.remove(number)
-    assert batch.waiting(batch.add(system)) == len(system)
+    batch.extend(first, tokens(1))  # in a page of its own, since another has taken the beginning of that one
+    alone.run(first, np.append(system, 3))
+    check(finish(batch), {first: alone.run(first, tokens(1))})
 
 
-def test_pages_of_other_parts_or_with_wanted_logits_are_computed_again(model):
-    batch = model.batch(4, 8 * PAGE)
-    first = batch.add(tokens(100))
-    batch.step()
-    batch.extend(first, tokens(PAGE)[100:])  # the page is computed in two parts, so its bits may be others
+def test_a_prompt_is_found_until_its_pages_are_taken_for_other_tokens():
+    model = moec.compile(tiny_decoder({f"window = {{{WINDOW}}}": "window = {100000}"}), batches=True)
+    batch, alone = model.batch(2, 4 * PAGE), Alone(model)
+    prompt = tokens(2 * PAGE)
+    first = batch.add(prompt)
     finish(batch)
-    second = batch.add(np.append(tokens(PAGE), 1))
-    assert batch.waiting(second) == PAGE + 1
+    batch.remove(first)
+    assert (batch.free_pages, batch.state_bytes) == (4, 0)
+    longer = np.append(prompt, tokens(PAGE, 1))
+    second = batch.add(longer)
+    assert batch.waiting(second) == PAGE
+    check(finish(batch), {second: alone.run(second, longer)})
+    batch.remove(second)
+    other = batch.add(tokens(3 * PAGE, 2))  # takes the page without tokens, then the last two of the prompt
     finish(batch)
-    assert batch.waiting(batch.add(np.append(tokens(PAGE), 1), last=2)) == PAGE + 1
-    assert batch.waiting(batch.add(np.append(tokens(PAGE), 1))) == 1
+    batch.remove(other)
+    again = batch.add(longer)
+    assert batch.waiting(again) == 2 * PAGE
+    check(finish(batch), {again: alone.run(second + 1, longer)})
+
+
+@pytest.mark.parametrize(
+    ("earlier", "count", "waiting"),
+    [
+        (40, 41, 9),  # two blocks of the earlier prompt
+        (40, 40, 24),  # 8 tokens would be computed by the kernels of steps
+        (8, 40, 40),  # the earlier prompt was
+        (PAGE + 8, PAGE + 40, 40),
+        (PAGE + 40, PAGE + 8, 8),  # tokens after a page, which steps compute
+        (PAGE + 40, PAGE + 1, 1),
+        (PAGE + 40, PAGE, BLOCK),
+        (PAGE, PAGE, BLOCK),
+    ],
+)
+def test_a_token_is_computed_by_the_same_kernels_behind_a_shared_beginning(model, earlier, count, waiting):
+    batch, prompt = model.batch(2, 4 * PAGE), tokens(2 * PAGE)
+    batch.add(prompt[:earlier])
+    finish(batch)
+    number = batch.add(prompt[:count])
+    assert batch.waiting(number) == waiting
+    check(finish(batch), {number: Alone(model).run(number, prompt[:count])})
+
+
+def test_tokens_of_steps_or_with_wanted_logits_are_computed_again(model):
+    batch = model.batch(7, 16 * PAGE)
+    for cut, waiting in ((PAGE - 9, 1), (PAGE - 8, 17), (5, PAGE + 1)):  # both parts are of many tokens, or one of few
+        prompt = tokens(PAGE, cut)
+        first = batch.add(prompt[:cut])
+        batch.step()
+        batch.extend(first, prompt[cut:])
+        finish(batch)
+        assert batch.waiting(batch.add(np.append(prompt, 1))) == waiting
+    assert batch.waiting(batch.add(np.append(tokens(PAGE, PAGE - 9), 1), last=2)) == 17
+    finish(batch)
 
 
 def test_a_page_that_is_written_again_is_found_no_more(model):
@@ -154,7 +202,7 @@ def test_a_page_that_is_written_again_is_found_no_more(model):
     batch.remove(second)
     batch.extend(first, [0])
     batch.step()
-    assert batch.waiting(batch.add(tokens(PAGE + 1))) == PAGE + 1
+    assert batch.waiting(batch.add(tokens(PAGE + 1))) == 1 + BLOCK
 
 
 def test_truncated_tokens_are_forgotten(model):
@@ -217,9 +265,9 @@ def test_a_page_before_a_window_is_found_until_it_is_taken_for_other_tokens(mode
     batch.add(prompt)
     finish(batch)
     again = batch.add(prompt[: 3 * PAGE])
-    assert batch.waiting(again) == PAGE
+    assert batch.waiting(again) == BLOCK
     batch.remove(again)
-    other = batch.add(tokens(8 * PAGE, 1))
+    other = batch.add(tokens(14 * PAGE, 1))
     finish(batch)
     batch.remove(other)
     again = batch.add(prompt[: 3 * PAGE])

@@ -35,14 +35,17 @@ def test_requests_tokens_and_times_are_counted(model):
             client.completions.create(prompt="hello there", max_tokens=0, **asked)
         with pytest.raises(openai.NotFoundError):
             client.completions.create(prompt="hello there", **{**asked, "model": "other"})
+        for _ in range(2):  # the second takes the first two blocks of 16 tokens of the first
+            client.completions.create(prompt=[*range(3, 45)], max_tokens=1, **asked)
         server.send("GET", "/v1/models")
-        wait_for(lambda: metrics(server).get(("requests_total", "200")) == 3)
+        wait_for(lambda: metrics(server).get(("requests_total", "200")) == 5)
         after = metrics(server)
     assert (after["requests_total", "400"], after["requests_total", "404"]) == (1, 1)
-    new = 3 + sum(text.usage.completion_tokens for text in texts)
-    assert (after["prompt_tokens_total",], after["generated_tokens_total",]) == (33, new)
-    assert after["time_to_first_token_seconds_count",] == 3
-    assert after["time_between_tokens_seconds_count",] == new - 3
+    new = 5 + sum(text.usage.completion_tokens for text in texts)
+    assert (after["prompt_tokens_total",], after["generated_tokens_total",]) == (33 + 2 * 42, new)
+    assert after["reused_prompt_tokens_total",] == 32
+    assert after["time_to_first_token_seconds_count",] == 5
+    assert after["time_between_tokens_seconds_count",] == new - 5
     assert 0 < after["time_between_tokens_seconds_sum",] < 20
     assert [after[f"pages_{name}",] for name in ("used", "free")] == [0, 5]
 

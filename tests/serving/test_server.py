@@ -63,7 +63,7 @@ def test_a_stream_adds_up_to_the_whole(model, running):
     parts = list(
         client.chat.completions.create(messages=CHAT, stream=True, stream_options={"include_usage": True}, **options)
     )
-    assert parts[-1].usage == whole.usage and not parts[-1].choices
+    assert parts[-1].usage.total_tokens == whole.usage.total_tokens and not parts[-1].choices
     choices = [part.choices[0] for part in parts[:-1]]
     assert choices[0].delta.role == "assistant" and len(choices) > 3
     assert "".join(choice.delta.content or "" for choice in choices) == whole.choices[0].message.content
@@ -71,6 +71,18 @@ def test_a_stream_adds_up_to_the_whole(model, running):
     parts = list(client.completions.create(prompt="hello", stream=True, **options))
     text = client.completions.create(prompt="hello", **options).choices[0].text
     assert "".join(part.choices[0].text for part in parts) == text and parts[-1].usage is None
+
+
+def test_the_next_message_of_a_chat_takes_what_was_computed(model, running):
+    client, asked = running.client(), {"model": NAME, "temperature": 0.0, "max_tokens": 6}
+    chat = [{"role": "user", "content": "what the server has not read yet " * 9}]
+    first = client.chat.completions.create(messages=chat, **asked)
+    answer = {"role": "assistant", "content": first.choices[0].message.content}
+    chat = [*chat, answer, {"role": "user", "content": "and now something else"}]
+    second = client.chat.completions.create(messages=chat, **asked)
+    assert second.choices[0].message.content == alone(model, chat, max_new_tokens=6, temperature=0.0).text
+    assert first.usage.prompt_tokens_details.cached_tokens < 16
+    assert 0 <= first.usage.prompt_tokens - second.usage.prompt_tokens_details.cached_tokens < 16 + 9
 
 
 def test_what_ends_a_text(model, running):

@@ -27,6 +27,7 @@ def load(
     cuda_graphs: bool = False,
     resident: int | str | None = None,
     prefer_resident: float = 0.0,
+    keep_counts: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Load an artifact.
 
@@ -59,6 +60,9 @@ def load(
     prefer_resident
         Replace a selected expert that is not in memory, except a token's first, by one that is, if that loses at most
         this share of its weight (0.1: a tenth); results then depend on earlier runs.
+    keep_counts
+        File with the number of times that each expert was chosen. Those chosen most are read first;
+        :meth:`moec.CompiledModel.save_counts` adds to it. It need not exist.
     """
     check_path("path", path)
     options = LoadOptions(
@@ -70,6 +74,7 @@ def load(
         cuda_graphs=cuda_graphs,
         resident=resident,
         prefer_resident=prefer_resident,
+        keep_counts=keep_counts,
     )
     return ready(open_artifact(path, check_weights=check_weights), options)
 

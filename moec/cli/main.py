@@ -32,6 +32,7 @@ from moec.cli.options import (
     Experts,
     Inputs,
     Json,
+    KeepCounts,
     Linears,
     Model,
     OptimisationLevel,
@@ -149,6 +150,7 @@ def run(
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
     prefer_resident: PreferResident = 0.0,
+    keep_counts: KeepCounts = None,
     emulate: Emulate = False,
     architecture: Architecture = None,
 ) -> None:
@@ -167,6 +169,7 @@ def run(
         pages=pages.value,
         resident=resident,
         prefer_resident=prefer_resident,
+        keep_counts=keep_counts,
         emulate=emulate,
         architecture=architecture,
     ) as compiled:

@@ -73,6 +73,10 @@ Resident = Annotated[
         help="Keep weights of at most this size in memory, such as 8GiB. Read other experts when chosen.",
     ),
 ]
+KeepCounts = Annotated[
+    Path | None,
+    typer.Option(help="Count in this file how often experts are chosen. Those chosen most are read first."),
+]
 PreferResident = Annotated[
     float,
     typer.Option(

@@ -16,6 +16,7 @@ from moec.cli.options import (
     Artifact,
     Emulate,
     Json,
+    KeepCounts,
     PageKind,
     PagesOption,
     PreferResident,
@@ -96,6 +97,7 @@ def generate(
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
     prefer_resident: PreferResident = 0.0,
+    keep_counts: KeepCounts = None,
     emulate: Emulate = False,
     architecture: Architecture = None,
     as_json: Json = False,
@@ -120,6 +122,7 @@ def generate(
         pages=pages.value,
         resident=resident,
         prefer_resident=prefer_resident,
+        keep_counts=keep_counts,
         emulate=emulate,
         architecture=architecture,
     ) as model:

@@ -35,12 +35,17 @@ def loaded(path: str | os.PathLike[str], **options: Any) -> Iterator[CompiledMod
     Ranks other than the first print nothing in the block, except the error that ends it. Raises MoecError as that
     function, and as :func:`loaded_on_ranks`."""
     if not is_started_on_ranks():
-        yield load(path, **options)
+        model = load(path, **options)
+        try:
+            yield model
+        finally:
+            model.save_counts()
         return
     if options.get("cuda_graphs"):
         raise MoecError("cuda_graphs repeats runs of fixed sizes; ranks exchange other numbers of rows in each run")
-    if options.get("prefer_resident"):
-        raise MoecError("prefer_resident is about the experts of one process; leave it out on several ranks")
+    for name in ("prefer_resident", "keep_counts"):
+        if options.get(name):
+            raise MoecError(f"{name} is about the experts of one process; leave it out on several ranks")
     threads = options.pop("threads", None) or max(1, len(available_cores()) // _ranks_here())
     with loaded_on_ranks(path, LoadOptions(threads=threads, **options)) as model, contextlib.ExitStack() as silenced:
         if is_silent_rank():

@@ -25,7 +25,7 @@ import shutil
 import struct
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -109,12 +109,14 @@ class Artifact:
         resident: int | None = None,
         preferred: float = 0.0,
         rank: int | None = None,
+        counts: Sequence[np.ndarray] | None = None,
     ) -> tuple[list[np.ndarray], Placement, StreamedExperts | None]:
         """Load a program's constants. Returns them, their place in memory, and the streamed experts, if there are any.
 
         Experts are streamed where ``resident``, or else the manifest, allows weights fewer bytes of memory than they
         have, or are not all this ``rank``'s. ``preferred``: see
-        :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for huge pages that are not available,
+        :class:`~moec.runtime.streamed_experts.StreamedExperts`. ``counts``: see
+        :func:`~moec.runtime.streaming.place_streamed`. Raises MoecError for huge pages that are not available,
         for memory in which no token can run, and where the system has no memory.
         """
         path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
@@ -130,7 +132,7 @@ class Artifact:
         try:
             if (is_larger or rank is not None) and pages in ("auto", "streamed"):
                 memory, experts, placement = place_streamed(
-                    path, program, entries, resident, self.where, preferred, self.manifest.plan, rank
+                    path, program, entries, resident, self.where, preferred, self.manifest.plan, rank, counts
                 )
             else:
                 ranges = [(entry.offset, entry.offset + entry.bytes) for entry in entries]

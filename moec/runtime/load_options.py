@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import get_args
 
-from moec.common.arguments import check_choice, check_flags, check_kind, check_optional_text
+from moec.common.arguments import check_choice, check_flags, check_kind, check_optional_text, check_path
 from moec.common.byte_counts import bytes_of
 from moec.common.errors import MoecError
 from moec.runtime.machine import check_threads
@@ -24,6 +25,7 @@ class LoadOptions:
     cuda_graphs: bool = False
     resident: int | str | None = None
     prefer_resident: float = 0.0
+    keep_counts: str | os.PathLike[str] | None = None
     rank: int | None = None
     stage: int | None = None
 
@@ -32,6 +34,8 @@ class LoadOptions:
         check_choice("pages", self.pages, get_args(Pages))
         check_flags(check_weights=self.check_weights, emulate=self.emulate, cuda_graphs=self.cuda_graphs)
         check_optional_text(architecture=self.architecture)
+        if self.keep_counts is not None:
+            check_path("keep_counts", self.keep_counts)
         if self.resident_bytes is not None and self.pages in ("mapped", "huge"):
             raise MoecError(
                 f"resident is about experts that are read when they are selected, and pages is {self.pages!r}; leave "

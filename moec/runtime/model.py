@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moec.common.arguments import check_path
-from moec.common.errors import UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.specs import State, TensorSpec
 from moec.runtime.artifact import Artifact, check_machine
 from moec.runtime.artifact_folder import copy_artifact
@@ -17,11 +17,12 @@ from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.entries import RemarkEntry
 from moec.runtime.executor import Executor
+from moec.runtime.expert_counts import ExpertCounts
 from moec.runtime.first_states import FirstStates
 from moec.runtime.inputs import bound_inputs
 from moec.runtime.interface import Interface
 from moec.runtime.load_options import DEFAULTS, LoadOptions
-from moec.runtime.manifest import digest_of
+from moec.runtime.manifest import ProgramEntry, digest_of
 from moec.runtime.probe import Probe
 from moec.runtime.run_memory import RunMemory
 from moec.runtime.saved_session import SavedSession
@@ -41,7 +42,10 @@ class CompiledModel:
         # A device reads the host's memory only once, so its pages do not matter.
         pages = "mapped" if device is not None and options.pages == "auto" else options.pages
         resident, preferred = options.resident_bytes, float(options.prefer_resident)
-        weights, self.placement, self._experts = artifact.weights(program, pages, resident, preferred, options.rank)
+        self._counts = _counts_of(program, options, artifact.where)
+        before = None if self._counts is None else self._counts.before
+        placed = artifact.weights(program, pages, resident, preferred, options.rank, before)
+        weights, self.placement, self._experts = placed
         self.artifact, self.interface = artifact, Interface.of(artifact.manifest)
         self._options, self._device = options, device
         self._executor = Executor(
@@ -124,6 +128,12 @@ class CompiledModel:
     def streamed(self) -> StreamCounts | None:
         """Counts of reads and waits since it was loaded; None where all experts that it computes are in memory."""
         return None if self._experts is None or self._experts.has_room_for_all else self._experts.counts
+
+    def save_counts(self) -> None:
+        """Add how often each expert was chosen to the file ``keep_counts`` of :func:`moec.load`. Without it, and where
+        all weights fit into memory, nothing is written. Raises MoecError where the file cannot be written."""
+        if self._counts is not None and self._experts is not None:
+            self._counts.add(self._experts.chosen)
 
     @property
     def expert_bytes(self) -> int:
@@ -212,3 +222,11 @@ class CompiledModel:
     def describe(self) -> dict[str, Any]:
         """Describe the model as plain data: target, inputs, outputs, MoE blocks, kernels, weights, passes, remarks."""
         return describe(self.artifact)
+
+
+def _counts_of(program: ProgramEntry, options: LoadOptions, where: str) -> ExpertCounts | None:
+    if options.keep_counts is None:
+        return None
+    if not program.streamed:
+        raise MoecError(f"{where}: was compiled to have all in memory; leave keep_counts out, or compile it --resident")
+    return ExpertCounts(options.keep_counts, program.streamed)

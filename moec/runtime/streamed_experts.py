@@ -99,7 +99,7 @@ class StreamedExperts:
         self._bytes = np.array([layer.bytes_of(expert) for layer in layers for expert in range(len(layer.places))], int)
         self._state = np.full(len(self._bytes), _ABSENT, np.int8)
         self._score, self._weight = np.zeros(len(self._bytes)), 1.0
-        self._chosen = np.zeros(len(self._bytes), int)
+        self._chosen = np.zeros(len(self._bytes), np.int64)
         self._kept = np.zeros(len(self._bytes), bool)  # those that compute now
         self._read_before = 0
         self._guesses: list[int] = []  # to be read after the urgent ones are requested
@@ -112,11 +112,15 @@ class StreamedExperts:
         return int(self._bytes[own].sum()) <= self.room
 
     @property
+    def chosen(self) -> list[np.ndarray]:
+        """Number of runs in which each expert was selected, int64 [E] for each layer."""
+        return np.split(self._chosen, self._first[1:-1])
+
+    @property
     def shares(self) -> list[list[float]]:
         """Share of the runs in which each expert was selected, by layer."""
-        shares = self._chosen / max(1, self.counts.runs)
-        parts: list[np.ndarray] = np.split(shares, self._first[1:-1])
-        return [part.tolist() for part in parts]
+        shares: list[np.ndarray] = [chosen / max(1, self.counts.runs) for chosen in self.chosen]
+        return [part.tolist() for part in shares]
 
     def begin_run(self) -> None:
         """Begin another run of the model."""

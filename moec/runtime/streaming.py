@@ -167,9 +167,11 @@ def place_streamed(
     preferred: float = 0.0,
     planned: ExpertPlan | None = None,
     rank: int | None = None,
+    counts: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, StreamedExperts, Placement]:
     """Load a file of weights, with at most ``resident`` bytes in memory at a time, and no experts except those that the
-    plan gives to ``rank``; None: all. ``preferred``: see :class:`StreamedExperts`.
+    plan gives to ``rank``; None: all. ``preferred``: see :class:`StreamedExperts`. ``counts``: of each layer, how often
+    each expert was chosen before; those chosen most are read first.
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
@@ -185,7 +187,8 @@ def place_streamed(
     reads = DirectReads(path, memory.array)
     read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
     experts = StreamedExperts(reads, memory.mapping, plan.layers, room, str(path), preferred, own)
-    experts.fill(plan.first)
+    first = plan.first if counts is None else sorted(plan.first, key=lambda place: -counts[place[0]][place[1]])
+    experts.fill(first)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
     if own is not None and experts.has_room_for_all:

@@ -18,15 +18,15 @@ import pytest
 from moec.common.child import Limits, RefusedError
 from moec.frontend.onnx import onnx_program
 
+from .parsed_scripts import frames_of_files, read_macros_once
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
     # of tests that call PyTorch. Libraries read this when they are imported, here and in processes of tests.
     os.environ.setdefault("MKL_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Expressions of TVMScript stand in no file; without an entry for their file, each of ``inspect.stack()``'s frames that
-# evaluates one searches all modules: a sixth of the time in which kernels for GPUs are parsed.
-inspect.modulesbyfile["<ast>"] = "builtins"
+inspect.stack = frames_of_files
 
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "char_lm"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -73,6 +73,7 @@ def in_a_hurry() -> None:
     from moec.tools import bench
 
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
+    read_macros_once()
     vars(os)["fsync"] = lambda _file: None
     vars(roofline)["MEMORY_BYTES"] = 1 << 23
     vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])

@@ -126,13 +126,21 @@ def test_a_call_under_nohup_goes_on_without_its_terminal(kit):
     assert call.returncode == 0 and "2 passed" in said
 
 
-def test_a_step_ends_with_a_runner_that_was_killed(kit):
-    process = (
-        "import os, sys, time, pathlib; from carried.places import end_with_parent; end_with_parent();"
-        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
-    )
-    kit.pack({"long": process})
-    call = kit.begin()
+SLEEPING = """
+import os, pathlib, sys, time
+from carried.places import end_with_parent
+end_with_parent()
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("tool", [None, "memcheck"])
+def test_a_step_ends_with_a_runner_that_was_killed(kit, tmp_path, tool):
+    fields = {"module": "tool_step", "arguments": (tool, "text_step", SLEEPING, str(kit.counted))} if tool else {}
+    write_tools(tmp_path)
+    kit.pack({"long": SLEEPING}, long=fields)
+    call = kit.begin(path=f"{tmp_path}:{os.defpath}")
     wait_for(lambda: kit.counted.exists() and kit.counted.read_text())
     call.kill()
     call.communicate(timeout=60)
@@ -223,9 +231,7 @@ exit $code
     ],
 )
 def test_tools_run_around_steps(kit, tmp_path, tool, called, found):
-    for name in ("ncu", "compute-sanitizer"):
-        (tmp_path / name).write_text(TOOL % sys.executable)
-        (tmp_path / name).chmod(0o755)
+    write_tools(tmp_path)
     fields = {"module": "tool_step"}
     step = (tool, "text_step", "print(6 * 7)", "product_kernel")
     wrong = (tool, "text_step", "import sys; sys.exit(4)", "product_kernel")
@@ -266,6 +272,13 @@ def test_a_gpu_that_the_kit_is_not_for_is_absent(monkeypatch, driver, capability
     }
     monkeypatch.setattr(present.ctypes, "CDLL", lambda _name: types.SimpleNamespace(**calls))
     assert present.gpu_fault() == fault
+
+
+def write_tools(folder: pathlib.Path) -> None:
+    """Write stand-ins for NVIDIA's tools, which run what they are given."""
+    for name in ("ncu", "compute-sanitizer"):
+        (folder / name).write_text(TOOL % sys.executable)
+        (folder / name).chmod(0o755)
 
 
 def wait_for(condition) -> None:

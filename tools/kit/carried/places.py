@@ -15,11 +15,18 @@ _SIGNAL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 FOLDER = pathlib.Path(__file__).resolve().parent.parent
 
 
-def end_with_parent() -> None:
+def end_with_parent(*, with_children: bool = False) -> None:
     """Let this process be killed when the runner of the kit ends: a kernel that hangs would keep the GPU otherwise.
-    Nothing where another program started it: the system would kill it with the thread of that program that did."""
-    if os.environ.get(RUNNER) == str(os.getppid()):
-        ctypes.CDLL(None).prctl(_SIGNAL_WITH_PARENT, int(signal.SIGKILL), 0, 0, 0)
+    Nothing where another program started it: the system would kill it with the thread of that program that did.
+
+    ``with_children``: also the programs that it started; not for a process that calls the driver, since a call that
+    hangs never comes back to the handler of the signal."""
+    if os.environ.get(RUNNER) != str(os.getppid()):
+        return
+    if with_children:
+        signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    number = signal.SIGTERM if with_children else signal.SIGKILL
+    ctypes.CDLL(None).prctl(_SIGNAL_WITH_PARENT, int(number), 0, 0, 0)
 
 
 def options(description: str | None, *names: str) -> argparse.Namespace:

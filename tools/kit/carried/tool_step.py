@@ -24,7 +24,7 @@ _SHOWN = 40
 
 
 def main() -> int:
-    end_with_parent()
+    end_with_parent(with_children=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     parser.add_argument("tool")

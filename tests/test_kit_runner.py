@@ -126,6 +126,13 @@ def test_a_call_under_nohup_goes_on_without_its_terminal(kit):
     assert call.returncode == 0 and "2 passed" in said
 
 
+def test_a_call_goes_on_where_nobody_reads_what_it_says(kit):
+    kit.pack({"fine": COUNT, "later": COUNT})
+    call = kit.begin()
+    call.stdout.close()
+    assert call.wait(60) == 0 and kit.text()[0].startswith("2 passed")
+
+
 SLEEPING = """
 import os, pathlib, sys, time
 from carried.places import end_with_parent

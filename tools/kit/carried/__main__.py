@@ -68,7 +68,7 @@ class Call:
             with concurrent.futures.ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
                 list(pool.map(self._take, steps))
         left = f"; {self._left} steps are left: repeat ./run.sh {self._asked.call}" if self._left else ""
-        print(f"{counts_text(self._report.results, self._plan)}{left}; the report: {self._text}")
+        _say(f"{counts_text(self._report.results, self._plan)}{left}; the report: {self._text}")
         failed = [
             step["name"] for step in self._plan if not step["apart"] and self._outcome(step) in (FAILED, TIMED_OUT)
         ]
@@ -102,7 +102,7 @@ class Call:
                 return
             self._note(step["name"], result)
             outcome = result["outcome"] + (f": {result['output']}" if result["outcome"] == ABSENT else "")
-            print(f"{outcome:14} {result['seconds']:7.1f} s  {step['name']}", flush=True)
+            _say(f"{outcome:14} {result['seconds']:7.1f} s  {step['name']}")
 
     def _note(self, name: str, result: dict[str, Any]) -> None:
         """Write the report. Where that fails, the steps go on: what they print is then all that is left of them."""
@@ -122,6 +122,14 @@ class Call:
         absent = None if emulated else absent_reason(step["needs"])
         environment = {"PYTHONPATH": os.pathsep.join(paths), RUNNER: str(os.getpid())}
         return FirstLightStep(step["name"], command, seconds, HERE, absent, environment)
+
+
+def _say(text: str) -> None:
+    """Print a line, or none where nobody reads them any more: the report has what they say."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

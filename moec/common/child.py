@@ -16,10 +16,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from moec.common.child_program import NO_MEMORY, REFUSED
+from moec.common.child_program import NO_MEMORY, ONCE, REFUSED
 
 _RUNNER = pathlib.Path(__file__).with_name("child_program.py")
-_SLOWEST = 4
+SLOWEST = 4
 """Seconds of real time for each second of computing that is allowed, because a core may be shared with others."""
 _LONGEST = 300
 """Characters of a reason."""
@@ -59,18 +59,15 @@ def run_child(
     packages; nothing of moec. Raises RefusedError for an exception of the program, LostError where a limit or a signal
     ended it, and OSError where no process can be started.
     """
-    folders = list(dict.fromkeys(folder for name in packages for folder in _folders(name)))
-    command = [sys.executable, "-I", "-S", str(_RUNNER), str(limits.seconds), str(limits.memory), json.dumps(folders)]
-    command += [str(program), *arguments]
+    command = command_of(ONCE, program, limits, *arguments, packages=packages)
     try:
         done = subprocess.run(
-            command, input=message, capture_output=True, timeout=limits.seconds * _SLOWEST, check=False
+            command, input=message, capture_output=True, timeout=limits.seconds * SLOWEST, check=False
         )
     except subprocess.TimeoutExpired:
         raise LostError(_too_long(limits)) from None
     if done.returncode == REFUSED:
-        kind, reason = json.loads(done.stdout)
-        raise RefusedError(kind, reason)
+        raise refused_error(done.stdout)
     if done.returncode == NO_MEMORY:
         raise LostError(f"needs more than {limits.memory >> 20} MB of memory")
     if done.returncode < 0:
@@ -78,6 +75,21 @@ def run_child(
     if done.returncode:
         raise LostError(f"ends its process with exit code {done.returncode}{_first_line(done.stderr)}")
     return done.stdout
+
+
+def command_of(
+    mode: str, program: pathlib.Path, limits: Limits, *arguments: str, packages: Sequence[str] = ()
+) -> list[str]:
+    """Command line of a process of :mod:`moec.common.child_program`, for one message or for several (``mode``)."""
+    folders = list(dict.fromkeys(folder for name in packages for folder in _folders(name)))
+    command = [sys.executable, "-I", "-S", str(_RUNNER), mode, str(limits.seconds), str(limits.memory)]
+    return [*command, json.dumps(folders), str(program), *arguments]
+
+
+def refused_error(answer: bytes) -> RefusedError:
+    """The exception of a program, as it was written there."""
+    kind, reason = json.loads(answer)
+    return RefusedError(kind, reason)
 
 
 def _folders(package: str) -> list[str]:

@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moec.common.child import ChildError, Limits, LostError, run_child
+from moec.common.child import ChildError, Limits, LostError
 from moec.common.errors import MoecError, one_line
+from moec.common.resident_child import ResidentChild
 
 Conversation = Sequence[Mapping[str, Any]]
 """Messages, each with its ``role`` and ``content``, both texts, and with what else templates read (calls of tools)."""
@@ -24,14 +25,20 @@ _LONGEST = 1 << 20
 """Characters that a template may add to a conversation."""
 
 
+def template_child() -> ResidentChild:
+    """Make the runner of a template. Those of several models do not share processes."""
+    return ResidentChild(_PROGRAM, LIMITS, packages=("jinja2", "markupsafe"))
+
+
 def chat_texts(
+    child: ResidentChild,
     template: str,
     conversations: Sequence[Conversation],
     special_tokens: Mapping[str, str],
     where: str,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
-    """Render each conversation up to the model's answer, all in one child process.
+    """Render each conversation up to the model's answer, all by one message to a process of ``child``.
 
     ``special_tokens``: by their names in the template. ``tools``: functions that the model may call. ``where`` names
     the artifact in messages. Raises MoecError where the template fails or reaches a limit.
@@ -41,7 +48,7 @@ def chat_texts(
     variables = {**special_tokens, **({"tools": tools} if tools else {})}
     request = {"template": template, "conversations": conversations, "variables": variables, "longest": longest}
     try:
-        answer = run_child(_PROGRAM, json.dumps(request).encode(), LIMITS, packages=("jinja2", "markupsafe"))
+        answer = child.run(json.dumps(request).encode())
     except ChildError as error:
         failure = one_line(error) if isinstance(error, LostError) else f"fails: {one_line(error)[:200]}"
         raise MoecError(f"{where}: its chat template {failure}; generate without --chat") from error

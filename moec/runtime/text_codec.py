@@ -8,7 +8,7 @@ from typing import Any
 from moec.common.errors import MoecError
 from moec.common.tokenizers import Tokenizer
 from moec.runtime.artifact import Artifact
-from moec.runtime.chat_template import Conversation, chat_texts
+from moec.runtime.chat_template import Conversation, chat_texts, template_child
 
 _MOST_HELD = 8
 """Tokens that may be parts of one character; UTF-8 has at most 4 bytes, and tokens at least one."""
@@ -31,6 +31,7 @@ class TextCodec:
             )
         self._where, self._special_tokens = artifact.where, entry.special_tokens
         self._template = None if entry.chat_template is None else artifact.text(entry.chat_template)
+        self._templates = template_child()
         content = artifact.text(entry.tokenizer)
         self._tokenizer = Tokenizer(content, f"{artifact.where}: {entry.tokenizer}", entry.checked_by)
         self.end_ids, self.context = frozenset(entry.end_ids), entry.context
@@ -61,7 +62,7 @@ class TextCodec:
         where there is no template, or it fails."""
         if self._template is None:
             raise MoecError(f"{self._where}: holds no chat template; generate without --chat")
-        texts = chat_texts(self._template, conversations, self._special_tokens, self._where, tools)
+        texts = chat_texts(self._templates, self._template, conversations, self._special_tokens, self._where, tools)
         return [self.encode(text, add_special_tokens=False) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:

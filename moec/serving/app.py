@@ -130,6 +130,8 @@ class Application:
         if asked.tools and not self._codec.mentions("tools"):
             raise wrong("tools", "cannot be shown to this model: its chat template has no place for them")
         reads_calls = bool(asked.tools) and self._codec.mentions(BEGIN)
+        if asked.forces_call and not reads_calls:
+            raise wrong("tool_choice", f"cannot force calls here: the model's chat template does not mention {BEGIN}")
         reply = Reply(self._name, asked, self._codec.bytes_of, reads_calls=reads_calls)
         events: asyncio.Queue[Event] = asyncio.Queue()
         with contextlib.ExitStack() as stack:

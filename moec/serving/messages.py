@@ -8,7 +8,7 @@ from typing import Any
 from moec.common.arguments import shown
 from moec.common.plain_files import parse_json
 from moec.runtime.chat_template import Conversation
-from moec.serving.refusals import RequestError, wrong
+from moec.serving.refusals import wrong
 
 _ROLES = ("system", "user", "assistant", "tool")
 _FIELDS = {"assistant": ("role", "content", "tool_calls"), "tool": ("role", "content", "tool_call_id")}
@@ -97,15 +97,20 @@ def _calls(where: str, value: Any) -> list[dict[str, Any]]:
     return calls
 
 
-def choice_of(value: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools that the model is told of. Raises RequestError for a choice that would force a call."""
+def choice_of(value: Any, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read ``tool_choice``. Returns the tools that the model is told of, and those that it has to call one of; none
+    where it need not. Raises RequestError."""
     if value == "none":
-        return []
-    if value not in (None, "auto"):
-        raise RequestError(
-            400,
-            "tool_choice is not supported except as 'auto' or 'none'; no call is forced",
-            parameter="tool_choice",
-            code="unsupported_parameter",
-        )
-    return tools
+        return [], []
+    if value in (None, "auto"):
+        return tools, []
+    if isinstance(value, dict):
+        name = _function("tool_choice", value)["name"]
+        forced = [tool for tool in tools if tool["function"]["name"] == name]
+    elif value == "required":
+        forced = tools
+    else:
+        raise wrong("tool_choice", f"is {shown(value)}; expected none, auto, required, or a function by its name")
+    if not forced:
+        raise wrong("tool_choice", "forces a call of a function that is not among tools")
+    return tools, forced

@@ -16,6 +16,7 @@ from moec.runtime.sampling import Sampling
 from moec.serving.grammars import GrammarText, response_grammar
 from moec.serving.messages import choice_of, messages_of, tools_of
 from moec.serving.refusals import RequestError, wrong
+from moec.serving.tool_calls import call_grammar
 
 _SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "seed"),
@@ -56,7 +57,8 @@ _LARGEST = 1 << 31
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A request for ``count`` texts. ``tools``: functions that the model is told of. ``new_tokens``: None for as many
+    """A request for ``count`` texts. ``tools``: functions that the model is told of. ``forces_call``: whether
+    ``grammar`` is that of their calls. ``new_tokens``: None for as many
     as the server allows. ``top_logprobs``: number of most likely tokens that are told with each one; None where no
     probabilities are. ``streams_usage``: whether the stream ends with the numbers of tokens."""
 
@@ -64,6 +66,7 @@ class Request:
     model: str
     prompt: Prompt
     tools: list[dict[str, Any]]
+    forces_call: bool
     grammar: GrammarText | None
     sampling: Sampling
     new_tokens: int | None
@@ -83,12 +86,14 @@ def request_of(body: bytes, *, chat: bool) -> Request:
         raise wrong("stream_options", "is about streams; expected stream to be true")
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
         raise wrong("stream_options", "has other options than include_usage, the only one")
+    tools, forced = choice_of(asked.get("tool_choice"), tools_of(asked.get("tools", [])))
     return Request(
         is_chat=chat,
         model=_text("model", asked.get("model")),
         prompt=messages_of(asked.get("messages")) if chat else _prompt(asked.get("prompt")),
-        tools=choice_of(asked.get("tool_choice"), tools_of(asked.get("tools", []))),
-        grammar=_grammar(asked),
+        tools=tools,
+        forces_call=bool(forced),
+        grammar=_grammar(asked, forced),
         sampling=_sampling(asked),
         new_tokens=_new_tokens(asked),
         stops=_stops(asked.get("stop", [])),
@@ -150,13 +155,16 @@ def _sampling(asked: dict[str, Any]) -> Sampling:
         raise RequestError(400, str(error), parameter="temperature") from error
 
 
-def _grammar(asked: Mapping[str, Any]) -> GrammarText | None:
+def _grammar(asked: Mapping[str, Any], forced: list[dict[str, Any]]) -> GrammarText | None:
+    """The grammar that texts follow. ``forced``: tools that have to be called."""
     response = response_grammar(asked.get("response_format", {"type": "text"}))
-    if "grammar" not in asked:
-        return response
-    if response is not None:
-        raise wrong("grammar", "stands beside a response_format, which is a grammar, too; give one of them")
-    return GrammarText("lark", _text("grammar", asked["grammar"]), "grammar")
+    own = GrammarText("lark", _text("grammar", asked["grammar"]), "grammar") if "grammar" in asked else None
+    calls = call_grammar(forced) if forced else None
+    grammars = [grammar for grammar in (response, own, calls) if grammar is not None]
+    if len(grammars) > 1:
+        first, second, *_ = grammars
+        raise wrong(second.parameter, f"stands beside {first.parameter}, which is a grammar, too; give one of them")
+    return grammars[0] if grammars else None
 
 
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:

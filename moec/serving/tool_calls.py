@@ -1,4 +1,5 @@
-"""Tool calls in the text of a model: JSON between ``<tool_call>`` and ``</tool_call>``, the form of Hermes and Qwen."""
+"""Tool calls in the text of a model: JSON between ``<tool_call>`` and ``</tool_call>``, the form of Hermes and Qwen.
+They are read from a text, or a grammar makes a text of them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import secrets
 from typing import Any
 
 from moec.common.plain_files import parse_json
+from moec.serving.grammars import GrammarText
+from moec.serving.refusals import wrong
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -73,6 +76,22 @@ class ToolCallReader:
         length = next((size for size in range(len(BEGIN) - 1, 0, -1) if ended.endswith(BEGIN[:size])), 0)
         before = ended[: len(ended) - length]
         return length + len(before) - len(before.rstrip("\n"))
+
+
+def call_grammar(tools: list[dict[str, Any]]) -> GrammarText:
+    """Grammar of texts that are calls of these tools, one or more, with arguments that fit their schemas. Raises
+    RequestError for a tool whose arguments are no object."""
+    begin, middle, end = f'{BEGIN}\n{{"name": ', ', "arguments": ', f"}}\n{END}"
+    calls, arguments = [], []
+    for place, tool in enumerate(tools):
+        function = tool["function"]
+        schema = {"type": "object", **function.get("parameters", {})}
+        if schema["type"] != "object":
+            raise wrong("tool_choice", f"cannot force a call of {function['name']}: its parameters are no object")
+        calls.append(f"{json.dumps(begin + json.dumps(function['name']) + middle)} arguments_{place} {json.dumps(end)}")
+        arguments.append(f"arguments_{place}: %json {json.dumps(schema)}")  # references are to the schema's own root
+    rules = ['start: call ("\\n" call)*', f"call: {' | '.join(calls)}", *arguments]
+    return GrammarText("lark", "\n".join(rules), "tool_choice")
 
 
 def _call(text: str) -> ToolCall | None:

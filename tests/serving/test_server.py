@@ -112,7 +112,7 @@ def test_several_at_once_have_the_texts_of_each_alone(model, running):
 
 
 REFUSED = [
-    *({"tool_choice": "required"}, {"temprature": 1}),
+    *({"tool_choice": "required"}, {"tool_choice": "often"}, {"temprature": 1}),
     *({"prompt": "a"}, {"n": 0}, {"n": 9}, {"n": 1000}, {"n": True}, {"logprobs": 1}, {"top_logprobs": 2}),
     *({"presence_penalty": 2.1}, {"frequency_penalty": "a"}, {"logit_bias": {"a": 1}}, {"logit_bias": {"1": 101}}),
     *(

@@ -21,6 +21,8 @@ _LONGEST_UPDATE = 16
 _MOVES = moving()
 _COMBINES = frozenset(["Add", "Concat", "Div", "Exp", "Max", "Min", "Mul", "Neg", "Sub", "Sum", "Where"])
 _TENSOR_SCATTER_AXIS = -2
+_STATE = 3
+"""Input of LinearAttention that is the state before the first token; output 1 is the one after the last."""
 _POSITIONS = 2
 """The axis of positions in the keys and values of Attention."""
 
@@ -36,9 +38,9 @@ class HoldCache:
        at its end first. Concat needs an axis whose size is not fixed.
     2. An output with the type and shape of an input, computed from it by at most 16 nodes that move elements or combine
        them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. A
-       value that a Loop or Scan carries counts as computed from its initial value, whatever the body does. The input is
-       a state only if another input has a size that it does not have, the length of a sequence. Otherwise the model may
-       be a layer, whose input and output have the same shape, too.
+       value that a Loop or Scan carries counts as computed from its initial value, whatever the body does, and so does
+       the state of LinearAttention. The input is a state only if another input has a size that it does not have, the
+       length of a sequence. Otherwise the model may be a layer, whose input and output have the same shape, too.
     3. States that are already marked stay: a frontend knows some that the graph does not show, such as a recurrence's.
     4. An output that could be of several inputs, or an input of several outputs, stays unmarked, with a remark.
 
@@ -191,6 +193,8 @@ def _combined(value: ir.Value) -> list[ir.Value]:
         return []
     if is_op(node, "Loop", "Scan"):
         operands = carried_inputs(node)[value.index() or 0 :][:1]
+    elif node.op_type == "LinearAttention":
+        operands = node.inputs[_STATE : _STATE + (value.index() or 0)]
     elif node.op_type in _MOVES:
         operands = node.inputs[:1]
     else:

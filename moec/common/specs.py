@@ -135,6 +135,11 @@ class StreamedExpertsSpec:
 
 POSITIONS = "moec.positions"
 """Input of the graph of a batch, int64[1, T]: the number of each token in its sequence."""
+JOINED, CONVOLVED, LAST = "moec.joined", "moec.convolved", "moec.last"
+"""Inputs of the graph of a batch with convolutions (:mod:`moec.compiling.batch_states`): places int64[N * P + T] of
+earlier and new inputs in the order of sequences, int64[T] of the results of tokens, int64[N, P] of the last inputs."""
+SEQUENCES = "moec_sequences"
+"""Size of the graph of a batch: number of sequences, N."""
 BATCH_TENSORS = ("lengths", "spans", "table", "places", "window_table", "window_places", "rows")
 """Tensors that the program of a batch takes after the inputs of its graph (:mod:`moec.ir.batches`)."""
 

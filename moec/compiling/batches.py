@@ -9,7 +9,8 @@ sequences; a node for which it is not proved is refused by its name.
    are read again: what is left of them is the causal order, with or without a window.
 2. A value that numbers the tokens from the length of the past on becomes an input, for each token has a past of its
    own.
-3. The outputs are the logits and the states.
+3. States that each run replaces have an entry for each sequence (:mod:`moec.compiling.batch_states`).
+4. The outputs are the logits and the states.
 """
 
 from __future__ import annotations
@@ -22,19 +23,18 @@ import onnx_ir as ir
 import sympy
 
 from moec.common.errors import InputError, UnsupportedError
-from moec.common.names import node_name
 from moec.common.specs import POSITIONS, State
+from moec.compiling.batch_proof import BatchProof, refusal
+from moec.compiling.batch_states import separate_states
 from moec.compiling.model_inputs import ModelInputs
 from moec.ir import sizes
 from moec.ir.batches import SINKS, WINDOW, mark_batched
-from moec.ir.dialect import is_moec
 from moec.ir.graphs import add_constant, is_op
 from moec.ir.masks.rules import elements
-from moec.ir.masks.visibility import read_window, uses_all_keys
-from moec.ir.sequence_cuts import SAME, SIZES, SequenceCut, SizeNumbers, Use, known_shape, size_names
-from moec.ir.sequence_rules import cut_of_results
+from moec.ir.masks.visibility import read_window
+from moec.ir.sequence_cuts import known_shape, size_names
 from moec.ir.sinks import sinks_of
-from moec.ir.states import ATTENTION_CACHES, states_of
+from moec.ir.states import states_of
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.interface import Interface
@@ -42,6 +42,8 @@ from moec.runtime.roles import Roles, roles_of
 from moec.targets.base import Made, Program, Target
 
 _MASK = 3
+_NO_PAST = "moec_past"
+"""Size of the past of a model of which no state has an entry for each token."""
 _CLEANING = (
     "infer-shapes,fold-shapes,raise-masks,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 )
@@ -60,8 +62,10 @@ def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
     pipeline.run(copy, pipeline.parse(_CLEANING), Report())
     batch.read_windows()
     batch.take_positions()
-    pipeline.run(copy, pipeline.parse("remove-dead-nodes,infer-shapes"), Report())
-    _Proof.of(batch).check()
+    convolutions = separate_states(copy.graph, batch.replaced, batch.tokens)
+    named = "infer-shapes,fold-shapes," if batch.replaced else ""  # new sizes follow from those of the inputs
+    pipeline.run(copy, pipeline.parse(f"{named}remove-dead-nodes,infer-shapes"), Report())
+    BatchProof.of(copy.graph, batch.tokens, batch.states, convolutions).check(batch.roles.logits.name)
     mark_batched(copy)
     return copy
 
@@ -96,6 +100,7 @@ class _BatchGraph:
         reason = next(_reasons_against(interface, roles), None)
         lengths = {specs[state.input].shape[state.axis] for state in interface.states if state.axis is not None}
         tokens, past = roles.ids.shape[1], lengths.pop() if len(lengths) == 1 else None
+        past = _NO_PAST if all(state.axis is None for state in interface.states) else past
         if reason is None and not (isinstance(tokens, str) and isinstance(past, str)):
             reason = "tokens, or those before them, have no named size of their own"
         if reason is not None:
@@ -109,6 +114,11 @@ class _BatchGraph:
     @property
     def states(self) -> Sequence[State]:
         return self.interface.states
+
+    @property
+    def replaced(self) -> Sequence[str]:
+        """Inputs of the states that each run replaces."""
+        return [state.input for state in self.states if state.axis is None]
 
     def input(self, name: str) -> ir.Value:
         return next(value for value in self.graph.inputs if value.name == name)
@@ -131,8 +141,10 @@ class _BatchGraph:
         """Let the mask of tokens that count be ones."""
         if self.roles.mask is None:
             return
-        mask, state = self.input(self.roles.mask), self.states[0]
-        assert state.axis is not None and mask.dtype is not None, "states without tokens are refused"
+        mask = self.input(self.roles.mask)
+        state = next((state for state in self.states if state.axis is not None), None)
+        if state is None or state.axis is None or mask.dtype is None:
+            raise UnsupportedError(f"no batches of sequences: no state tells how long input {mask.name!r} is")
         first = self.graph[0]
         past = ir.node("Shape", [self.input(state.input)], attributes={"start": state.axis, "end": state.axis + 1})
         new = ir.node("Shape", [self.input(self.roles.ids.name)], attributes={"start": 1, "end": 2})
@@ -164,7 +176,7 @@ class _BatchGraph:
         windows = {node: read_window(node, of_tensors) for node in self.graph if is_op(node, "Attention")}
         for node, window in windows.items():
             if node.inputs[_MASK:] and node.inputs[_MASK] is not None and not window.is_alone:
-                raise _refusal(node, "its mask is not known to be the causal order, with or without a window")
+                raise refusal(node, "its mask is not known to be the causal order, with or without a window")
             if window.is_alone:
                 node.attributes[WINDOW] = ir.AttrInt64(WINDOW, window.size)
                 node.replace_input_with(_MASK, None)
@@ -214,9 +226,10 @@ def _reasons_against(interface: Interface, roles: Roles) -> Iterator[str]:
     """Reasons why inputs or states of a model cannot be those of a batch."""
     if not interface.states:
         yield "the model keeps no states; compile it with its cache"
+    specs = {spec.name: spec for spec in interface.inputs}
     for state in interface.states:
-        if state.axis is None:
-            yield f"state {state} has no entry for each token"
+        if state.axis is None and specs[state.input].shape[:1] != roles.ids.shape[:1]:
+            yield f"state {state} has no entry for each sequence"
     for spec in roles.asked:
         yield f"nothing tells input {spec.name!r} of each sequence"
     for name, (role, _) in roles.filled.items():
@@ -237,117 +250,3 @@ def _renamed(size: int | ir.SymbolicDim, fixed: Mapping[sympy.Symbol, sympy.Expr
         return size
     after = sympy.expand(before.subs(fixed))
     return int(after) if after.is_Integer else ir.SymbolicDim(str(after))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Proof:
-    """Proof that each token is computed alone, except that attention reads the cache of its sequence.
-
-    ``cuts``: how values are cut into tokens. ``held``: states, before and after the new tokens. ``lengths``: numbers
-    that follow from the length of a state."""
-
-    batch: _BatchGraph
-    sizes: SizeNumbers
-    cuts: dict[ir.Value, SequenceCut]
-    held: set[ir.Value]
-    lengths: set[ir.Value]
-
-    @staticmethod
-    def of(batch: _BatchGraph) -> _Proof:
-        states = {state.input for state in batch.states}
-        past = {value for value in batch.graph.inputs if value.name in states}
-        names = {name for value in batch.graph.inputs for size in known_shape(value) or () for name in size_names(size)}
-        cuts = {
-            value: SequenceCut("cut", (known_shape(value) or []).index(batch.tokens))
-            for value in batch.graph.inputs
-            if value not in past and batch.tokens in (known_shape(value) or [])
-        }
-        return _Proof(batch, SizeNumbers({batch.tokens}, names), cuts, past, set())
-
-    def check(self) -> None:
-        """Raise UnsupportedError for a node that may combine tokens. Other outputs than logits and states are gone
-        afterwards."""
-        for node in self.batch.graph:
-            reads = {value for value in node.inputs if value is not None}
-            if not reads.isdisjoint(self.held | self.lengths):
-                self._check_reader(node)
-                continue
-            operands = [SAME if value is None else self.cuts.get(value, SAME) for value in node.inputs]
-            cut: SequenceCut | None = SAME
-            if any(operand != SAME for operand in operands):
-                use = Use(node, operands, self.sizes)
-                cut = _rotated(use) if is_op(node, "RotaryEmbedding") else cut_of_results(use)
-            if cut is None:
-                raise _refusal(node, "it may combine tokens of different sequences")
-            self.cuts.update(dict.fromkeys(node.outputs, cut))
-        outputs = {str(value.name): value for value in self.batch.graph.outputs}
-        logits = outputs[self.batch.roles.logits.name]
-        if self.cuts.get(logits) != SequenceCut("cut", 1):
-            raise UnsupportedError(f"no batches of sequences: output {logits.name!r} has not one entry for each token")
-        kept = [logits, *(outputs[state.output] for state in self.batch.states)]
-        self.batch.graph.outputs[:] = kept
-
-    def _check_reader(self, node: ir.Node) -> None:
-        """Check a node that reads a state, or numbers that follow from its length."""
-        if is_op(node, "Attention"):
-            self._check_attention(node)
-        elif is_op(node, "Concat") and len(node.inputs) == 2 and node.inputs[0] in self.held:
-            self._check_new(node, node.inputs[1], node.attributes.get_int("axis", 0))
-            self.held.update(node.outputs)
-        elif (is_op(node, "Cast") or is_moec(node, "RoundRows")) and node.inputs[0] in self.held:
-            self.held.update(node.outputs)
-        elif self._is_length(node):
-            self.lengths.update(node.outputs)
-        else:
-            raise _refusal(node, "it reads the state of all tokens, and is no attention over a cache")
-
-    def _is_length(self, node: ir.Node) -> bool:
-        """Whether a node computes numbers from the length of a state, and at most from the number of tokens."""
-        others = [value for value in node.inputs if value is not None and value not in self.lengths]
-        is_size = is_op(node, "Shape") or not any(value in self.held for value in others)
-        return is_size and (
-            is_op(node, "Shape") or all(self.cuts.get(value, SAME) in (SAME, SIZES) for value in others)
-        )
-
-    def _check_new(self, node: ir.Node, value: ir.Value | None, axis: int) -> None:
-        shape = known_shape(value)
-        is_new = (
-            value is not None and shape is not None and self.cuts.get(value) == SequenceCut("cut", axis % len(shape))
-        )
-        if not is_new:
-            raise _refusal(node, "it appends to a state what is not one entry for each token")
-
-    def _check_attention(self, node: ir.Node) -> None:
-        query, key, value, mask, past, past_value, lengths = (*node.inputs, *[None] * 7)[:7]
-        rank = len(known_shape(query) or [])
-        token_axis = SequenceCut("cut", rank - 2 if rank == 4 else 1)
-        if rank not in (3, 4) or query is None or self.cuts.get(query) != token_axis:
-            raise _refusal(node, "its queries are not one for each token")
-        if past is not None and past in self.held and past_value in self.held:
-            for operand in (key, value):
-                self._check_new(node, operand, token_axis.axis)
-            self.held.update(output for output in node.outputs if output.index() in ATTENTION_CACHES)
-        elif past is not None or key not in self.held or value not in self.held:
-            raise _refusal(node, "its keys and values are no cache with the new tokens appended")
-        if mask is not None or not node.attributes.get_int("is_causal", 0):
-            raise _refusal(node, "its queries are not known to be in the causal order")
-        if lengths is not None and not uses_all_keys(node, elements()):
-            raise _refusal(node, "it is told how many keys are in use")
-        self.cuts[node.outputs[0]] = token_axis
-
-
-def _rotated(use: Use) -> SequenceCut | None:
-    """Rows [batch, heads, tokens, size] or [batch, tokens, width] by tables of all positions and the positions
-    [batch, tokens], or by tables [batch, tokens, half]."""
-    rank = len(use.shape(0))
-    own = SequenceCut("cut", 2 if rank == 4 else 1)
-    others = [
-        cut == SequenceCut("cut", 1) or (cut == SAME and len(use.shape(place)) == 2 and place < 3)
-        for place, cut in enumerate(use.cuts)
-        if place and place < len(use.node.inputs) and use.node.inputs[place] is not None
-    ]
-    return own if use.first == own and all(others) else None
-
-
-def _refusal(node: ir.Node, reason: str) -> UnsupportedError:
-    return UnsupportedError(f"no batches of sequences: node {node_name(node)!r} ({node.op_type}): {reason}")

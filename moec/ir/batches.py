@@ -2,7 +2,8 @@
 
 The tokens of all sequences lie one after the other along the one axis of tokens, in a single batch entry. Nodes that
 treat each token alone do not notice. Operators that hold a state (caches of keys and values) treat each sequence with
-its own state, which lies in pages that all sequences share. A program takes, after the inputs of the graph, of
+its own state, which lies in pages that all sequences share. States that each run replaces, such as those of
+recurrences, are [N, ...], with an entry for each sequence. A program takes, after the inputs of the graph, of
 which :data:`~moec.common.specs.POSITIONS` may be one (:data:`~moec.common.specs.BATCH_TENSORS`):
 
 - ``lengths`` int64[N]: tokens in the state of each sequence, the new ones included;

@@ -15,6 +15,7 @@ import numpy as np
 from moec.common.arguments import shown
 from moec.common.errors import InputError
 from moec.common.guards import holds, parse_guard
+from moec.runtime.batch_entries import BatchEntries, StateEntry
 from moec.runtime.batch_pages import BatchPages, SequencePages
 from moec.runtime.batch_program import BatchProgram, SequencePart
 from moec.runtime.held import PAGE
@@ -25,16 +26,19 @@ from moec.runtime.run_memory import FEW_TOKENS
 
 @dataclasses.dataclass
 class _Sequence:
-    """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages``. ``wanted``: number of
-    last tokens whose logits are wanted. ``logits``: those computed so far. ``as_prompt``: number of first tokens that
-    were computed in parts of many tokens, by the kernels of prompts."""
+    """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages`` and its ``entry``.
+    ``wanted``: number of last tokens whose logits are wanted. ``logits``: those computed so far. ``as_prompt``: number
+    of first tokens that were computed in parts of many tokens, by the kernels of prompts. ``beginnings``: numbers of
+    first tokens after which its entry is kept for others."""
 
     tokens: list[int]
     wanted: int
+    entry: StateEntry
     computed: int = 0
     as_prompt: int = 0
     pages: SequencePages = dataclasses.field(default_factory=SequencePages)
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+    beginnings: frozenset[int] = frozenset()
 
     @property
     def waiting(self) -> int:
@@ -52,7 +56,9 @@ class Batch:
 
     States lie in pages of 256 tokens. A fork shares them until it writes. A new sequence takes what it has in common
     with the beginning of an earlier prompt, in blocks of 16 tokens, which follow from the tokens up to their ends and
-    from nothing else. Prompts of removed sequences are found, too, until their pages are taken for other tokens.
+    from nothing else. Prompts of removed sequences are found, too, until their pages are taken for other tokens. States
+    that each run replaces are kept after the last whole page of a prompt, and after the last page that a prompt turned
+    out to share: a new sequence begins at such a place.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Batch:
         self._guards = [parse_guard(text) for text in interface.guards]
         count, states = -(-max_tokens // PAGE), program.entry.program.held
         self._pool = BatchPages(states, program.entry.inputs, count, max_sequences)
+        self._entries = BatchEntries(program.states, program.entry.inputs, 2 * max_sequences)
         self._sequences: dict[int, _Sequence] = {}  # in the order in which they are served
         self._next = 0
         self._lock = threading.Lock()
@@ -108,8 +115,8 @@ class Batch:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the pages in use. Pages that sequences share count once."""
-        return self._pool.bytes_in_use
+        """Bytes of the pages in use, and of states that each run replaces. What sequences share counts once."""
+        return self._pool.bytes_in_use + self._entries.bytes_of(sequence.entry for sequence in self._sequences.values())
 
     def length(self, sequence: int) -> int:
         """Number of tokens of a sequence, waiting ones included. Raises InputError for an unknown sequence."""
@@ -135,7 +142,7 @@ class Batch:
         with self._used():
             self._check_room()
             tokens = self._checked(ids)
-            sequence = _Sequence(tokens, _wanted(last, len(tokens)))
+            sequence = _Sequence(tokens, _wanted(last, len(tokens)), self._entries.first)
             self._check_length(len(tokens))
             self._share_prefix(sequence)
             return self._new(sequence)
@@ -170,13 +177,19 @@ class Batch:
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all except the first ``length`` tokens of a sequence, waiting ones first. Raises InputError for an
         unknown sequence, for more tokens than it has, and for fewer than those after which layers with a window still
-        have the keys that they see, which are all of its last part at least."""
+        have the keys that they see, which are all of its last part at least. With states that each run replaces,
+        computed tokens can only be forgotten together."""
         with self._used():
             own = self._known(sequence)
             if not _is_whole(length) or not 0 <= length <= len(own.tokens):
                 raise InputError(
                     f"truncate sequence {sequence} to {shown(length)} tokens; expected a whole number from 0 to "
                     f"{len(own.tokens)}"
+                )
+            if self._entries and 0 < length < own.computed:
+                raise InputError(
+                    f"sequence {sequence} cannot be truncated to {length} tokens: each run replaces its states; "
+                    f"expected {own.computed} tokens or more, or 0; fork it before the tokens to forget"
                 )
             shortest = self._pool.shortest(own.pages)
             if 0 < length < shortest:
@@ -187,6 +200,7 @@ class Batch:
             own.wanted = max(0, own.wanted - (len(own.tokens) - length))
             del own.tokens[length:]
             own.computed = min(own.computed, length)
+            own.entry = own.entry if own.computed else self._entries.first
             own.as_prompt = min(own.as_prompt, length)
             self._pool.keep(own.pages, -(-own.computed // PAGE))
             if not own.waiting:
@@ -197,6 +211,7 @@ class Batch:
         with self._used():
             self._pool.keep(self._known(sequence).pages, 0)
             del self._sequences[sequence]
+            self._entries.forget(self._pool.has)
 
     def step(self) -> dict[int, np.ndarray]:
         """Compute waiting tokens of all sequences, or of as many as ``step_tokens`` allows, in one run.
@@ -212,7 +227,11 @@ class Batch:
                 return {}
             with self._room_for(numbers):
                 parts = {number: self._part(self._sequences[number]) for number in numbers}
-                logits = self._program.run([*parts.values()], self._pool, PAGE)
+                logits, entries = self._program.run([*parts.values()], self._pool, PAGE)
+            for other in self._sequences.keys() - parts.keys():
+                self._sequences[other].entry = self._sequences[other].entry.alone()
+            for number, entry in zip(parts, entries, strict=True):
+                self._sequences[number].entry = entry
             return self._take(parts, logits)
 
     def _chosen(self) -> list[int]:
@@ -243,7 +262,9 @@ class Batch:
     def _part(self, sequence: _Sequence) -> SequencePart:
         end = sequence.computed + _part_size(sequence)
         last = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
-        return SequencePart(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, last)
+        return SequencePart(
+            sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, sequence.entry, last
+        )
 
     def _share_prefix(self, sequence: _Sequence) -> None:
         """Let a new sequence hold pages with its first tokens, up to those whose logits are wanted.
@@ -253,9 +274,13 @@ class Batch:
         count = len(sequence.tokens)
         last_part = (count - 1) // PAGE * PAGE
         most = min(count - sequence.wanted, max(last_part, count - FEW_TOKENS - 1), count - 1)
-        names = itertools.islice(_block_names(sequence.tokens), most // BLOCK)
-        sequence.pages, blocks = self._pool.find(names)
+        names = [*itertools.islice(_block_names(sequence.tokens), most // BLOCK)]
+        ends = [self._pool.known(names) * BLOCK, most]
+        sequence.beginnings = frozenset(end // PAGE * PAGE for end in ends) if self._entries else frozenset()
+        sequence.pages, blocks = self._pool.find(names, self._entries.has)
         sequence.as_prompt = sequence.computed = blocks * BLOCK
+        if blocks:
+            sequence.entry = self._entries.find(names[blocks - 1])
 
     def _name_blocks(self, sequence: _Sequence, part: SequencePart) -> None:
         """Give blocks their names if they and all before them were computed by the kernels of prompts."""
@@ -265,6 +290,8 @@ class Batch:
         first, end = part.start // BLOCK, part.end // BLOCK
         for block, name in enumerate(itertools.islice(_block_names(sequence.tokens), first, end), first):
             self._pool.name(sequence.pages, block, name)
+            if part.end in sequence.beginnings and block == end - 1:
+                self._entries.keep(name, sequence.entry)
 
     def _take(self, parts: Mapping[int, SequencePart], logits: np.ndarray) -> dict[int, np.ndarray]:
         """Note what was computed, and let these sequences wait behind the others."""
@@ -321,10 +348,9 @@ class Batch:
                 f"the sequence would have {total} tokens, and the batch has {self.pages} pages of {PAGE}; make a batch "
                 "for more tokens (max_tokens)"
             )
-        ids, state = self._program.roles.ids, self._interface.states[0]
-        spec = next(spec for spec in self._interface.inputs if spec.name == state.input)
-        assert state.axis is not None, "states without tokens are not batched"
-        sizes = {ids.shape[0]: 1, ids.shape[1]: 1, spec.shape[state.axis]: total - 1}
+        ids, specs = self._program.roles.ids, {spec.name: spec for spec in self._interface.inputs}
+        axes = [(specs[state.input], state.axis) for state in self._interface.states if state.axis is not None]
+        sizes = {ids.shape[0]: 1, ids.shape[1]: 1, **{spec.shape[axis]: total - 1 for spec, axis in axes}}
         named = {name: number for name, number in sizes.items() if isinstance(name, str)}
         for guard in self._guards:
             if set(guard.names) <= named.keys() and not holds(guard, named):

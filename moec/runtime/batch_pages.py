@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -113,11 +113,22 @@ class BatchPages:
         for pool, numbers in self._both(pages):
             pool.name(numbers[page], inner, name)
 
-    def find(self, names: Iterable[bytes]) -> tuple[SequencePages, int]:
+    def known(self, names: Iterable[bytes]) -> int:
+        """Count the first of these names of successive blocks that pages have."""
+        return sum(1 for _ in itertools.takewhile(self._whole.has, names))
+
+    def has(self, name: bytes) -> bool:
+        """Whether a page has a block of that name."""
+        return self._whole.has(name)
+
+    def find(self, names: Sequence[bytes], can_begin: Callable[[bytes], bool]) -> tuple[SequencePages, int]:
         """Let one more sequence hold the pages with these names of successive blocks, of as many first ones as there
-        are: of states with a window, those that the token after them sees. Returns the number of blocks, too."""
-        shared_names = [*itertools.takewhile(self._whole.has, names)]
+        are, up to one after which a sequence ``can_begin``: of states with a window, those that the token after them
+        sees. Returns the number of blocks, too."""
+        shared_names = names[: self.known(names)]
         for count in range(len(shared_names), 0, -1):
+            if not can_begin(shared_names[count - 1]):
+                continue
             # Every page has the name of its last block.
             page_names = [*shared_names[PAGE // BLOCK - 1 : count - 1 : PAGE // BLOCK], shared_names[count - 1]]
             first = max(0, count * BLOCK + 1 - self._window) // PAGE if self._window else 0

@@ -9,8 +9,9 @@ import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import DefectError, MoecError
-from moec.common.specs import BATCH_TENSORS, POSITIONS
+from moec.common.specs import BATCH_TENSORS, CONVOLVED, JOINED, LAST, POSITIONS, State
 from moec.runtime.artifact import Artifact
+from moec.runtime.batch_entries import StateEntry, together
 from moec.runtime.batch_pages import BatchPages, SequencePages, page_tables
 from moec.runtime.device import Host
 from moec.runtime.interface import Interface
@@ -26,11 +27,13 @@ _NEVER = np.iinfo(np.int32).max
 @dataclasses.dataclass(frozen=True)
 class SequencePart:
     """New tokens of one sequence. ``start``: tokens before them; ``pages``: of all its tokens, these included;
-    ``wanted``: number of last tokens whose logits are computed."""
+    ``entry``: its states before them that each run replaces; ``wanted``: number of last tokens whose logits are
+    computed."""
 
     tokens: Sequence[int]
     start: int
     pages: SequencePages
+    entry: StateEntry
     wanted: int
 
     @property
@@ -44,6 +47,10 @@ class BatchProgram:
     def __init__(self, artifact: Artifact, entry: BatchEntry, weights: Sequence[np.ndarray], threads: int) -> None:
         """Raises ArtifactError where the objects do not link."""
         self.entry, self._where = entry, artifact.where
+        self.states: list[State] = artifact.manifest.states
+        self._replaced = {state.input: state.output for state in self.states if state.axis is None}
+        lasts = [spec.shape[1] for spec in entry.inputs if spec.name == LAST]
+        self._convolved = int(lasts[0]) if lasts else 0
         self.roles = roles_of(Interface.of(artifact.manifest))
         self._host = Host()
         self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, self._host)
@@ -56,12 +63,14 @@ class BatchProgram:
         self._launcher = Launcher(threads, has_team=self._program.has_team)
         self._pooled: tuple[BatchPages | None, dict[str, object]] = None, {}
 
-    def run(self, parts: Sequence[SequencePart], pool: BatchPages, page: int) -> np.ndarray:
-        """Run parts of different sequences, whose entries are written to their pages of ``page`` tokens.
+    def run(
+        self, parts: Sequence[SequencePart], pool: BatchPages, page: int
+    ) -> tuple[np.ndarray, Sequence[StateEntry]]:
+        """Run parts of different sequences, whose keys and values are written to their pages of ``page`` tokens.
 
-        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError where the
-        system has no memory, and DefectError where the program fails."""
-        by_name = self._inputs(parts)
+        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part, and the states of each part that
+        the run replaced. Raises MoecError where the system has no memory, and DefectError where the program fails."""
+        by_name = {**self._inputs(parts), **together([part.entry for part in parts])}
         tensors = _told(parts, page)
         if self._pooled[0] is not pool:
             self._pooled = pool, {name: self._place(array) for name, array in pool.arrays.items()}
@@ -73,19 +82,21 @@ class BatchProgram:
         ]
         self._maps.check(self._where)
         try:
-            return self._launcher.run(lambda: self._logits(arguments))
+            logits, arrays = self._launcher.run(lambda: self._results(arguments))
         except (MoecError, MemoryError):
             raise
         except Exception as error:
             tokens = ", ".join(f"{len(part.tokens)} after {part.start}" for part in parts)
             text = " ".join(str(error).split())
             raise DefectError(f"{self._where}: the program of batches failed on tokens {tokens}: {text}") from error
+        return logits, [StateEntry(arrays, number) for number in range(len(parts))]
 
-    def _logits(self, arguments: Sequence[object]) -> np.ndarray:
+    def _results(self, arguments: Sequence[object]) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """The logits, and the states that the run replaced, by input."""
         results = self._program(arguments, self._weights)
-        names = [spec.name for spec in self.entry.outputs]
-        logits = self._host.fetch(results[names.index(self.roles.logits.name)])
-        return np.array(logits[0], np.float32)
+        by_name = dict(zip((spec.name for spec in self.entry.outputs), results, strict=True))
+        logits = np.array(self._host.fetch(by_name[self.roles.logits.name])[0], np.float32)
+        return logits, {name: self._host.fetch(by_name[output]) for name, output in self._replaced.items()}
 
     def _inputs(self, parts: Sequence[SequencePart]) -> Mapping[str, np.ndarray]:
         """The graph's inputs except states: token ids and positions."""
@@ -94,7 +105,8 @@ class BatchProgram:
         by_name = {self.roles.ids.name: ids, POSITIONS: positions}
         by_name |= {name: positions for name, (role, _) in self.roles.filled.items() if role == "positions"}
         specs = {spec.name: spec for spec in self.entry.inputs}
-        return {
+        places = _convolution_places([len(part.tokens) for part in parts], self._convolved) if LAST in specs else {}
+        return places | {
             name: np.ascontiguousarray(
                 array.reshape([1] * (len(specs[name].shape) - 1) + [-1]), dtype_of(specs[name].dtype)
             )
@@ -108,6 +120,23 @@ def _crossovers_that_change_sums(entry: BatchEntry) -> set[str]:
     their own. A sequence would have other bits with many neighbours than with few."""
     kernels = [kernel for kernel in entry.program.kernels if kernel["attributes"].get("arithmetic") == "bfloat16"]
     return {name for kernel in kernels for name in kernel["crossovers"]}
+
+
+def _convolution_places(counts: Sequence[int], before: int) -> dict[str, np.ndarray]:
+    """Places of rows of convolutions, by input (:mod:`moec.compiling.batch_states`). ``counts``: new tokens of each
+    sequence; ``before``: earlier rows."""
+    ends = np.cumsum(counts)
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    joined = [
+        np.r_[number * before : (number + 1) * before, len(counts) * before + end - count : len(counts) * before + end]
+        for number, (count, end) in enumerate(zip(counts, ends, strict=True))
+    ]
+    behind = ends + before * np.arange(1, len(counts) + 1)
+    return {
+        JOINED: np.concatenate(joined),
+        CONVOLVED: np.arange(ends[-1]) + before * numbers,
+        LAST: behind[:, None] + np.arange(-before, 0),
+    }
 
 
 def _told(parts: Sequence[SequencePart], page: int) -> Mapping[str, np.ndarray]:

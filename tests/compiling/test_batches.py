@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.common.errors import UnsupportedError
-from moec.common.specs import POSITIONS, tensor_specs
+from moec.common.specs import CONVOLVED, JOINED, LAST, POSITIONS, SEQUENCES, tensor_specs
 from moec.compiling.batches import batched_model
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.compiler import write
@@ -20,11 +20,15 @@ from moec.runtime.interface import Interface
 
 from ..frontend.gguf.tiny_models import write_model
 from ..runtime.tiny_decoder import WINDOW as SIZE
-from ..runtime.tiny_decoder import tiny_decoder
+from ..runtime.tiny_decoder import tiny_decoder, tiny_hybrid
 
 
 def batched(replaced: dict[str, str] | None = None) -> ir.Model:
     return batch_of(ir.from_proto(tiny_decoder(replaced or {})))
+
+
+def batched_hybrid(replaced: dict[str, str] | None = None) -> ir.Model:
+    return batch_of(ir.from_proto(tiny_hybrid(replaced or {})))
 
 
 def batch_of(model: ir.Model) -> ir.Model:
@@ -50,6 +54,19 @@ def test_sinks_of_a_file_of_llama_cpp_become_an_operand(tmp_path):
     attentions = [node for node in model.graph if is_op(node, "Attention")]
     assert [node.attributes.get_int(WINDOW, 0) for node in attentions] == [5, 0]
     assert all(node.inputs[3] is None and node.inputs[SINKS] is not None for node in attentions)
+
+
+def test_states_that_are_replaced_have_an_entry_for_each_sequence():
+    graph = batched_hybrid().graph
+    shapes = {value.name: str(value.shape) for value in (*graph.inputs, *graph.outputs)}
+    assert {name: shape for name, shape in shapes.items() if SEQUENCES in shape} == {
+        "conv": f"[{SEQUENCES},32,3]", "new_conv": f"[{SEQUENCES},32,3]", "state": f"[{SEQUENCES},4,8,8]",
+        LAST: f"[{SEQUENCES},3]",
+    }  # fmt: skip
+    (convolution,) = (node for node in graph if is_op(node, "Conv"))
+    places = [node.inputs[1].name for node in graph if is_op(node, "Gather") and node.inputs[1].is_graph_input()]
+    assert places == ["input_ids", JOINED, LAST, CONVOLVED]
+    assert convolution.inputs[0].producer().inputs[1].name == JOINED
 
 
 def test_the_model_says_that_it_is_one_of_a_batch():
@@ -97,3 +114,44 @@ def test_what_may_combine_sequences_is_refused_by_its_name(before, after, operat
         batched({before: after})
     assert str(error.value).startswith("no batches of sequences: node ")
     assert f"({operator}): {reason}" in str(error.value)
+
+
+APART = "it may combine states of different sequences"
+SECOND = {
+    "float[B,32,3] new_conv,": "float[B,32,3] new_conv, float[B,32,2] new_short,",
+    "float[B,32,3] conv,": "float[B,32,3] conv, float[B,32,2] short,",
+    "read, new_state": """all = Concat <axis = 2> (short, inputs) begin = Constant <value_ints = [-2]> ()
+        new_short = Slice (all, begin, end, channels) brief = Conv <group = 32> (all, two_taps)
+        other_keys = Transpose <perm = [0, 2, 1]> (brief) read, new_state""",
+    "(keys, keys, x2": "(other_keys, keys, x2",
+    "mixed = Conv": "few = Constant <value_ints = [3]> () two_taps = Slice (taps, zeros, few, channels) mixed = Conv",
+    "<int64[1] first = {-3},": "<int64[1] first = {-3}, int64[1] zeros = {0},",
+}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        (
+            {
+                "state, decay)": "mixed_states, decay)",
+                "read,": "turned = Transpose <perm = [1, 0, 2, 3]> (state) mixed_states = Reshape (turned, same) read,",
+                "<int64[1] first = {-3},": "<int64[1] first = {-3}, int64[4] same = {-1, 4, 8, 8},",
+            },
+            APART,
+        ),
+        ({"Neg (lost)": "CumSum (lost, one)"}, COMBINES),
+        ({"x2, state": "seen_by_all, state", "read,": "seen_by_all = CumSum (x2, one) read,"}, COMBINES),
+        ({"read,": "most = ReduceMax <keepdims = 0> (seen) read,", "Add (x2, read)": "Add (read, most)"}, APART),
+        ({"<group = 32>": "<group = 32, strides = [2]>", "x2, state": "keys, state"}, APART),
+        ({"<group = 32>": "<group = 32, pads = [1, 0]>", "x2, state": "keys, state"}, APART),
+        ({"new_conv = Slice": "other = Slice", "mixed =": "new_conv = Neg (conv) mixed ="}, None),
+        (SECOND, "convolutions keep 2, 3 inputs; expected the same number in all layers"),
+    ],
+)
+def test_what_may_combine_states_is_refused_by_its_name(replaced, message):
+    if message is None:
+        assert is_batched(batched_hybrid(replaced))
+        return
+    with pytest.raises(UnsupportedError, match=f"^no batches of sequences: .*{message}"):
+        batched_hybrid(replaced)

@@ -60,6 +60,16 @@ def test_an_axis_of_fixed_size_cannot_grow():
 ATTENTION = "(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,4] v) => (float[B,2,S,4] y, {outputs}) {{ {names} }}"
 
 
+def test_the_state_of_linear_attention():
+    text = """(float[B,S,8] q, float[B,S,2] decay, float[B,2,4,4] a, float[B,2,4,4] c) => (float[B,S,8] y,
+        float[B,2,4,4] b) { y, b = LinearAttention <q_num_heads = 2, kv_num_heads = 2, update_rule = "gated">
+        (q, q, q, a, decay) }"""
+    assert marked(text) == [State("a", "b", None)]
+    assert marked(text.replace("y, b =", "y, x =").replace("decay) }", "decay) b = Add (c, c) }")) == [
+        State("c", "b", None)
+    ]
+
+
 def test_keys_and_values_of_attention():
     types = "float[B,2,R,4] {}, float[B,2,R,4] {}"
     body = 'y, pk, pv = Attention (q, q, q, "", k, v)'

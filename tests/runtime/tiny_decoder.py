@@ -1,5 +1,5 @@
 """A language model of two layers, the second with a window, whose caches grow: token ids, a mask and positions that it
-counts itself, attention, and experts."""
+counts itself, attention, and experts. Another one has a recurrence behind a convolution, too."""
 
 from __future__ import annotations
 
@@ -45,6 +45,28 @@ g (int64[B,S] input_ids, int64[B,L] attention_mask, float[B,2,P,8] key0, float[B
 }"""
 
 
+_HEAD = "logits = MatMul (x2, head)"
+_RECURRENT = {
+    '"" : 24': '"" : 27',
+    "float[B,2,P,8] key0,": "float[B,32,3] conv, float[B,4,8,8] state, float[B,2,P,8] key0,",
+    "=> (float[B,S,50] logits,": "=> (float[B,S,50] logits, float[B,32,3] new_conv, float[B,4,8,8] new_state,",
+    "<int64 zero = {0},": """<int64[1] first = {-3}, int64[1] end = {9223372036854775807}, int64[1] channels = {2},
+ int64 zero = {0},""",
+    _HEAD: """
+    inputs = Transpose <perm = [0, 2, 1]> (x2) seen = Concat <axis = 2> (conv, inputs)
+    new_conv = Slice (seen, first, end, channels) mixed = Conv <group = 32> (seen, taps)
+    keys = Transpose <perm = [0, 2, 1]> (mixed) gates = MatMul (x2, gate) lost = Softplus (gates) decay = Neg (lost)
+    read, new_state = LinearAttention <q_num_heads = 4, kv_num_heads = 4, scale = 0.01, update_rule = "gated">
+        (keys, keys, x2, state, decay)
+    x3 = Add (x2, read) logits = MatMul (x3, head)""",
+}
+
+
+def tiny_hybrid(replaced: Mapping[str, str] = MappingProxyType({})) -> onnx.ModelProto:
+    """Make the model with a recurrence behind its layers, whose states each run replaces."""
+    return tiny_decoder({**_RECURRENT, **replaced})
+
+
 def tiny_decoder(replaced: Mapping[str, str] = MappingProxyType({})) -> onnx.ModelProto:
     """Make the model. ``replaced``: texts of it, and what takes their place."""
     text = _MODEL.replace("LAYERS", "".join(_LAYER.replace("{n}", n).replace("{m}", m) for n, m in ("01", "12")))
@@ -52,8 +74,10 @@ def tiny_decoder(replaced: Mapping[str, str] = MappingProxyType({})) -> onnx.Mod
     for before, after in replaced.items():
         assert before in text
         text = text.replace(before, after)
+    is_recurrent = "LinearAttention" in text
     proto, random = onnx.parser.parse_model(text), np.random.default_rng(0)
     shapes = {"table": (VOCABULARY, 32), "places": (LONGEST, 32), "head": (32, VOCABULARY), "norm": (32,)}
+    shapes |= {"taps": (32, 1, 4), "gate": (32, 4)} if is_recurrent else {}
     for n in "01":
         shapes |= {f"wq{n}": (32, 32), f"wk{n}": (32, 16), f"wv{n}": (32, 16), f"router{n}": (32, 6)}
         shapes |= {f"gate{n}": (6, 24, 32), f"up{n}": (6, 24, 32), f"down{n}": (6, 32, 24)}

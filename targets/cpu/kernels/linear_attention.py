@@ -27,35 +27,43 @@ _COLUMNS = 32
 
 def linear_attention(problem: LinearAttentionProblem, machine: Machine) -> tirx.PrimFunc:
     """``(query[B, T, H * group * K], key[B, T, H * K], value[B, T, H * V], state[B, H, K, V], decay[B, T, H or H * K],
-    beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32."""
-    parameters = [Parameter(name, shape, "float32") for name, shape in problem.parameters]
+    beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32. Of a batch of sequences B is 1,
+    states are [N, H, K, V], and ``spans`` int64[N, 2], the first token of each sequence and their number, follows
+    ``beta``."""
+    parameters = [
+        Parameter(name, shape, "int64" if name == "spans" else "float32") for name, shape in problem.parameters
+    ]
     columns = math.gcd(problem.value_size, _COLUMNS)
     blocks = problem.value_size // columns
     lanes = min(columns, machine.lanes)
 
     def body(**tensors: Any) -> None:
-        batch, tokens = tensors["query"].shape[0], tensors["query"].shape[1]
-        tasks = parallel_rows(batch * problem.heads * blocks, 4 * problem.key_size * columns)
+        tasks = parallel_rows(tensors["state"].shape[0] * problem.heads * blocks, 4 * problem.key_size * columns)
         with loop("task", tasks) as task:
             head = named("head", T.bind(task // blocks % problem.heads))
-            place = named("place", T.bind(task // (blocks * problem.heads)))
+            owner = named("owner", T.bind(task // (blocks * problem.heads)))
             first = named("first", T.bind(task % blocks * columns))
-            block = _StateColumns(problem, columns, lanes, tensors, place, head, first)
+            place, start, tokens = owner, T.int64(0), tensors["query"].shape[1]
+            if problem.sequences:
+                place, start, tokens = T.int64(0), tensors["spans"][owner, 0], tensors["spans"][owner, 1]
+            block = _StateColumns(problem, columns, lanes, tensors, owner, place, head, first)
             block.begin()
-            with loop("token", T.serial(tokens)) as token:
-                block.step(token)
+            with loop("number", T.serial(tokens)) as number:
+                block.step(named("token", T.bind(start + number)))
 
     return emit_kernel(parameters, body)
 
 
 @dataclasses.dataclass(frozen=True)
 class _StateColumns:
-    """Code for ``columns`` columns, from ``first`` on, of the state of a ``head`` in one ``place`` of the batch."""
+    """Code for ``columns`` columns, from ``first`` on, of the state of a ``head`` of the ``owner``-th sequence, whose
+    tokens are in one ``place`` of the batch."""
 
     problem: LinearAttentionProblem
     columns: int
     lanes: int
     tensors: dict[str, Any]
+    owner: Any
     place: Any
     head: Any
     first: Any
@@ -64,7 +72,7 @@ class _StateColumns:
         """Emit the state before the first token."""
         state = self.tensors["state"]
         with loop("k", T.serial(self.problem.key_size)) as k:
-            self._each(lambda j: self._store(k, j, state[self.place, self.head, k, self.first + j]))
+            self._each(lambda j: self._store(k, j, state[self.owner, self.head, k, self.first + j]))
 
     def step(self, token: Any) -> None:
         problem = self.problem
@@ -123,10 +131,10 @@ class _StateColumns:
         return self.tensors["key"][self.place, token, self.head * self.problem.key_size + k]
 
     def _state(self, k: Any, j: Any) -> Any:
-        return self.tensors["after"][self.place, self.head, k, self.first + j]
+        return self.tensors["after"][self.owner, self.head, k, self.first + j]
 
     def _store(self, k: Any, j: Any, value: Any) -> None:
-        T.buffer_store(self.tensors["after"], value, [self.place, self.head, k, self.first + j])
+        T.buffer_store(self.tensors["after"], value, [self.owner, self.head, k, self.first + j])
 
     def _vector(self) -> Any:
         return T.alloc_buffer((self.columns,), "float32", scope="local")

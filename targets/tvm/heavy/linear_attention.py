@@ -27,7 +27,8 @@ class LinearAttentionProblem:
 
     ``decay``: whether states decay, by one number per head or by one per channel of the key. ``delta``: the delta rule,
     which subtracts from a value what the state already returns for its key. It has a factor ``beta``, one per head, or
-    one per token if ``shared_beta``.
+    one per token if ``shared_beta``. ``sequences``: tokens are those of several sequences one behind the other, each
+    with a state of its own (:mod:`moec.ir.batches`).
     """
 
     heads: int
@@ -38,12 +39,13 @@ class LinearAttentionProblem:
     decay: Decay = ""
     delta: bool = False
     shared_beta: bool = False
+    sequences: bool = False
 
     @property
     def parameters(self) -> list[tuple[str, tuple[str | int, ...]]]:
-        """Names and shapes of the tensors that kernels take, all float32. ``y`` and ``after``, the new state, are
-        results. An absent ``decay`` or ``beta`` is a single number, which is not read."""
-        state = ("B", self.heads, self.key_size, self.value_size)
+        """Names and shapes of the tensors that kernels take, all float32 except ``spans``, which is int64. ``y`` and
+        ``after``, the new state, are results. An absent ``decay`` or ``beta`` is a single number, which is not read."""
+        state = ("N" if self.sequences else "B", self.heads, self.key_size, self.value_size)
         decay, beta = (
             self.heads * (self.key_size if self.decay == "channel" else 1),
             1 if self.shared_beta else self.heads,
@@ -55,6 +57,7 @@ class LinearAttentionProblem:
             ("state", state),
             ("decay", ("B", "T", decay) if self.decay else (1,)),
             ("beta", ("B", "T", beta) if self.delta else (1,)),
+            *([("spans", ("N", 2))] if self.sequences else []),
             ("y", ("B", "T", self.heads * self.group * self.value_size)),
             ("after", state),
         ]
@@ -75,7 +78,8 @@ def _lower(lowering: LoweringContext, node: ir.Node, kernel: Kernel, machine: An
     query = lowering.tensor(required_input(node, 0))
     batch, tokens = query.ty.shape[0], query.ty.shape[1]
     past = optional_input(node, 3)
-    shape = [batch, problem.heads, problem.key_size, problem.value_size]
+    sequences = batch if lowering.batch is None else lowering.batch.spans.ty.shape[0]
+    shape = [sequences, problem.heads, problem.key_size, problem.value_size]
     zeros = relax.op.zeros(shape, "float32")
     state = lowering.emit(zeros) if past is None else lowering.tensor_of_shape(past, shape)
     operands = [lowering.tensor(required_input(node, position)) for position in (0, 1, 2)]
@@ -87,6 +91,7 @@ def _lower(lowering: LoweringContext, node: ir.Node, kernel: Kernel, machine: An
         relax.TensorType(shape, "float32"),
     ]
     arguments = [_cast(lowering, operand, "float32") for operand in operands]
+    arguments += [] if lowering.batch is None else [lowering.batch.spans]
     facts = {"heads": problem.heads, "key_size": problem.key_size, "value_size": problem.value_size}
     chosen = select((kernel,), problem, machine)
     called = KernelCall(chosen, kernel.build(problem, machine), arguments, facts)
@@ -117,8 +122,9 @@ def _problem(lowering: LoweringContext, node: ir.Node) -> LinearAttentionProblem
     if beta not in (1, heads):
         raise UnsupportedError(f"beta is {beta} wide; expected 1 or {heads}")
     scale = float(attribute(node, "scale", 0.0)) or 1 / math.sqrt(max(1, key_size))
+    is_shared, sequences = delta and beta != heads, lowering.batch is not None
     return LinearAttentionProblem(
-        heads, queries // heads, key_size, value_size, scale, decay, delta, delta and beta != heads
+        heads, queries // heads, key_size, value_size, scale, decay, delta, is_shared, sequences
     )
 
 

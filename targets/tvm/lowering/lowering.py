@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
-from moec.common.specs import BATCH_TENSORS, WANTED, LastTokens
+from moec.common.specs import BATCH_TENSORS, SEQUENCES, WANTED, LastTokens
 from moec.ir.batches import is_batched
 from moec.ir.states import states_of
 from moec.ir.streaming import is_streamed
@@ -92,10 +92,12 @@ class Lowering(GraphValues):
         if self._holding is None or not self._holding.batches:
             raise UnsupportedError("this target has no kernels for batches of sequences; compile without batches")
         in_pages = {state.state.input for state in self._states.values()}
-        others = [state.input for state in states_of(self.model) if state.input not in in_pages]
+        growing = [state.input for state in states_of(self.model) if state.axis is not None]
+        others = [name for name in growing if name not in in_pages]
         if others:
             raise UnsupportedError(f"no batches of sequences: state {others[0]!r} is none that pages hold")
-        count, pages, tokens = (self.sizes.variable(name) for name in ("sequences", "sequence_pages", "new_tokens"))
+        count = self._dimension(SEQUENCES)
+        pages, tokens = (self.sizes.variable(name) for name in ("sequence_pages", "new_tokens"))
         shapes = {
             "lengths": [count],
             "spans": [count, 2],

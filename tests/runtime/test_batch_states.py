@@ -52,11 +52,11 @@ def test_forks_go_on_from_the_same_states(model):
     check(batch.step(), {first: alone.run(first, tokens(1, 9))})
     for number in batch.sequences:
         batch.remove(number)
-    assert batch.state_bytes == 0
+    assert batch.state_bytes == ENTRY
 
 
 def test_prompts_that_begin_alike_share_up_to_where_states_are_kept(model):
-    """They are kept behind the last whole page of a prompt, and where the second prompt left the first."""
+    """They are kept after the last whole page of a prompt, and after the last one that the second prompt shares."""
     batch, alone = model.batch(5, 24 * PAGE), Alone(model)
     system = tokens(2 * PAGE + 30)
     prompts = [np.append(system, tokens(count, count)) for count in (PAGE, 1, 2 * PAGE, 300)]
@@ -69,17 +69,21 @@ def test_prompts_that_begin_alike_share_up_to_where_states_are_kept(model):
     assert batch.waiting(batch.add(prompts[2])) == 30
     for number in batch.sequences:
         batch.remove(number)
-    assert batch.waiting(batch.add(system)) == len(system)
+    again = batch.add(system)
+    assert batch.waiting(again) == 30
+    check(finish(batch), {again: Alone(model).run(again, system)})
 
 
-def test_kept_states_are_as_many_as_fit(model):
-    batch = model.batch(1, 40 * PAGE)
+@pytest.mark.parametrize(("pages", "kept"), [(40, [1, 2, 2, 2]), (2, [1, 1, 1, 1])])
+def test_states_are_kept_for_two_prompts_of_each_sequence_while_they_have_pages(model, pages, kept):
+    batch, counts = model.batch(1, pages * PAGE), []
     for seed in range(4):
         number = batch.add(tokens(PAGE + 1, seed))
         finish(batch)
-        assert batch.state_bytes == 2 * batch.page_bytes + 2 * ENTRY
         batch.remove(number)
-    assert batch.state_bytes == 0
+        counts.append(batch.state_bytes // ENTRY)
+    assert counts == kept
+    assert batch.waiting(batch.add(tokens(PAGE + 1, 3))) == 1
 
 
 def test_computed_tokens_can_only_be_forgotten_together(model):

@@ -60,22 +60,22 @@ def separate_states(graph: ir.Graph, names: Sequence[str], tokens: str) -> list[
     Returns the convolutions. Raises UnsupportedError where these keep different numbers of inputs."""
     states = {value for value in graph.inputs if value.name in names}
     followers = _followers(graph, states)
-    found = [(node, count) for node in list(graph) if (count := _inputs_before(node, followers))]
+    appending = [(node, count) for node in list(graph) if (count := _inputs_before(node, followers))]
     for value in followers:
         shape = known_shape(value)
         if shape is not None and shape[:1] == [1]:
             value.shape = ir.Shape([ir.SymbolicDim(SEQUENCES), *shape[1:]])
-    if not found:
+    if not appending:
         _forget_unknown_sizes(graph)
         return []
-    counts = {count for _, count in found}
+    counts = {count for _, count in appending}
     if len(counts) > 1:
         kept = ", ".join(map(str, sorted(counts)))
         raise UnsupportedError(
             f"no batches of sequences: convolutions keep {kept} inputs; expected the same number in all layers"
         )
-    places = _Places.of(graph, tokens, *counts)
-    convolutions = [_Rewrite(graph, node, places).run() for node, _ in found]
+    places = _RowPlaces.of(graph, tokens, *counts)
+    convolutions = [_Rewrite(graph, node, places).run() for node, _ in appending]
     _forget_unknown_sizes(graph)
     return convolutions
 
@@ -83,10 +83,10 @@ def separate_states(graph: ir.Graph, names: Sequence[str], tokens: str) -> list[
 def _forget_unknown_sizes(graph: ir.Graph) -> None:
     """Forget shapes with sizes that no input has, such as those behind a convolution, so that they are inferred again
     from the number of tokens."""
-    known = {name for value in graph.inputs for size in known_shape(value) or () for name in size_names(size)}
+    names_of_inputs = {name for value in graph.inputs for size in known_shape(value) or () for name in size_names(size)}
     for value in (value for node in graph for value in node.outputs):
         shape = known_shape(value)
-        if shape is None or not {name for size in shape for name in size_names(size)} <= known:
+        if shape is None or not {name for size in shape for name in size_names(size)} <= names_of_inputs:
             value.shape = None
 
 
@@ -154,7 +154,7 @@ def _reach(node: ir.Node) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places:
+class _RowPlaces:
     """Inputs of the graph that say where rows are. ``count``: earlier rows of each sequence."""
 
     count: int
@@ -163,7 +163,7 @@ class _Places:
     last: ir.Value
 
     @staticmethod
-    def of(graph: ir.Graph, tokens: str, count: int) -> _Places:
+    def of(graph: ir.Graph, tokens: str, count: int) -> _RowPlaces:
         shapes = {
             JOINED: [ir.SymbolicDim("moec_joined")],
             CONVOLVED: [ir.SymbolicDim(tokens)],
@@ -174,7 +174,7 @@ class _Places:
             for name, shape in shapes.items()
         ]
         graph.inputs.extend(values)
-        return _Places(count, *values)
+        return _RowPlaces(count, *values)
 
 
 @dataclasses.dataclass
@@ -183,7 +183,7 @@ class _Rewrite:
 
     graph: ir.Graph
     concat: ir.Node
-    places: _Places
+    places: _RowPlaces
     nodes: list[ir.Node] = dataclasses.field(default_factory=list)
 
     def run(self) -> BatchConvolution:

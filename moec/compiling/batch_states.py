@@ -242,7 +242,7 @@ class _Rewrite:
         name = f"{self.concat.outputs[0].name}.{label}{len(self.nodes)}"
         node = ir.node(operator, inputs, attributes=attributes, name=name)  # type: ignore[arg-type]
         (value,) = node.outputs
-        value.name, value.dtype = f"{name}.y", inputs[0].dtype
+        value.name, value.type = f"{name}.y", inputs[0].type
         if after is None:
             self.graph.insert_before(self.concat, node)
         else:

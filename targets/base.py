@@ -64,13 +64,16 @@ class SizeRange:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchCondition:
-    """The condition that ``size``, a C expression, lies in the range ``sizes``."""
+    """The condition that ``size``, a C expression, lies in the range ``sizes``, as it is estimated: bounds may be
+    numbers that the host reads at run time. The range is empty where such a number has to differ from its estimate."""
 
     size: str
     sizes: SizeRange
 
     def __str__(self) -> str:
         least, most = self.sizes.least, self.sizes.most
+        if most is not None and most < least:
+            return f"no {self.size}, by the estimates"
         return f"{f'{least} <= ' if least > 0 else ''}{self.size}{'' if most is None else f' <= {most}'}"
 
 

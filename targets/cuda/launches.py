@@ -83,8 +83,8 @@ def _condition(host: tirx.PrimFunc) -> LaunchCondition | None:
     if asked is None:
         return None
     size = host.params[int(asked["parameter"])].shape[int(asked["axis"])]
-    most = int(asked["most"])
-    return LaunchCondition(in_c(size), SizeRange(int(asked["least"]), None if most == NO_LIMIT else most))
+    least, most = (int(asked["expected"][name]) for name in ("least", "most"))
+    return LaunchCondition(in_c(size), SizeRange(least, None if most == NO_LIMIT else most))
 
 
 def _calls(function: tirx.PrimFunc, operator: str) -> list[tvm.ir.Call]:

@@ -162,7 +162,8 @@ class _Launches:
         self._fixed_lengths = tuple(program.fixed_lengths)
         kernels = [kernel for kernel in program.kernels if kernel["launches"] and kernel["calls"]]
         layers = [kernel for kernel in kernels if kernel["op"].startswith("moec.") and TOKENS in kernel["sizes"]]
-        nodes = dict.fromkeys(node for kernel in layers for node in kernel["nodes"])
+        # A launch that experts share with a product of another node has the names of both.
+        nodes = dict.fromkeys(node for kernel in layers if " + " not in kernel["op"] for node in kernel["nodes"])
         self._layers = {node: [kernel for kernel in kernels if node in kernel["nodes"]] for node in nodes}
         outside = [kernel for kernel in kernels if not nodes.keys() & set(kernel["nodes"])]
         self._outside = [kernel for kernel in outside if self._follow(kernel)]

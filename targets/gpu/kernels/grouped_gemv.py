@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from moec.targets.gpu.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows, why_not
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.gpu.kernels.instructions import reduce_lanes
-from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP
+from moec.targets.gpu.kernels.launch import BESIDE, EARLY_ATTRIBUTES, WARP
 from moec.targets.tvm.kernels.kernel import Kernel
 from moec.targets.tvm.text.steps import begin_step
 
@@ -100,7 +100,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
         T.device_entry()
         _compute(problem, epilogue, rows, matrix, bias, weights, chosen, out, tokens, slots)
 
-    return with_tables_needed(kernel, problem)
+    return with_tables_needed(kernel, problem).with_attr(BESIDE, True)
 
 
 GROUPED_GEMV = Kernel(

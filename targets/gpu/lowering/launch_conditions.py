@@ -5,6 +5,8 @@
 2. A kernel with the attribute :data:`LAUNCH_IF`, which :func:`launch_if` sets, is launched only if a size of one of its
    tensors lies in a range. If several kernels can compute a result, the host picks one by the size that way. With
    :func:`launch_between` the bounds are arguments of each call.
+3. A launch of several kernels (:mod:`.side_by_side`) is for sizes for which all are launched (:func:`launch_up_to`).
+   For others a kernel of it is launched alone (:func:`launch_beyond`).
 
 ::
 
@@ -17,13 +19,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import relax, tirx
+from tvm import tirx
 
 from moec.runtime.device_module import LAUNCH_FLAGS
 from moec.targets.base import SizeRange
@@ -40,8 +43,9 @@ _EXTENTS = ("blockIdx.", "threadIdx.")
 
 def launch_if(kernel: tirx.PrimFunc, parameter: int, axis: int, sizes: SizeRange) -> tirx.PrimFunc:
     """The kernel, launched only if the size of ``axis`` of the parameter with that index is one of ``sizes``."""
-    most = NO_LIMIT if sizes.most is None else sizes.most
-    return kernel.with_attr(LAUNCH_IF, {"parameter": parameter, "axis": axis, "least": sizes.least, "most": most})
+    bounds = {"least": sizes.least, "most": NO_LIMIT if sizes.most is None else sizes.most}
+    asked = {"parameter": parameter, "axis": axis, "expected": bounds, **bounds, "reached": [], "missed": []}
+    return kernel.with_attr(LAUNCH_IF, asked)
 
 
 def launch_between(
@@ -52,26 +56,92 @@ def launch_between(
     numbers = [tirx.Var("reached", "int64") for _ in reached] + [tirx.Var("missed", "int64") for _ in missed]
     if not numbers:
         return kernel
+    expected = {
+        "least": max((crossover.estimate for crossover in reached), default=0),
+        "most": min((crossover.estimate - 1 for crossover in missed), default=NO_LIMIT),
+    }
     asked = {
         "parameter": parameter + len(numbers),
         "axis": 0,
-        "least": max((crossover.estimate for crossover in reached), default=0),
-        "most": min((crossover.estimate - 1 for crossover in missed), default=NO_LIMIT),
+        "expected": expected,
+        "least": 0,
+        "most": NO_LIMIT,
         "reached": [NO_LIMIT if crossover.highest is None else crossover.highest for crossover in reached],
         "missed": [NO_LIMIT if crossover.highest is None else crossover.highest for crossover in missed],
     }
-    taking = tirx.PrimFunc([*numbers, *kernel.params], kernel.body, kernel.ret_type, kernel.attrs)
-    return taking.with_attrs({LAUNCH_IF: asked, HOST_NUMBERS: len(numbers)})
+    return _taking(kernel, numbers).with_attrs({LAUNCH_IF: asked, HOST_NUMBERS: len(numbers)})
 
 
-def launched_sizes(kernel: tirx.PrimFunc, types: Sequence[relax.TensorType]) -> tuple[Any, ...] | None:
-    """All that decides whether a kernel is launched, to compare with others'; None if it is launched for all sizes.
-    ``types``: of its arguments and results in a call."""
-    asked = kernel.attrs.get(LAUNCH_IF)
-    if asked is None:
-        return None
-    size = types[int(asked["parameter"])].shape[int(asked["axis"])]
-    return int(asked["least"]), int(asked["most"]), tvm_ffi.StructuralKey(size)
+def _taking(kernel: tirx.PrimFunc, numbers: Sequence[tirx.Var]) -> tirx.PrimFunc:
+    return tirx.PrimFunc([*numbers, *kernel.params], kernel.body, kernel.ret_type, kernel.attrs)
+
+
+def launch_up_to(kernel: tirx.PrimFunc, most: int) -> tirx.PrimFunc:
+    """The kernel, launched only for sizes up to ``most`` of those for which it is launched."""
+    return _narrowed(kernel, {"most": most})
+
+
+def launch_beyond(kernel: tirx.PrimFunc, shared: tirx.PrimFunc) -> tirx.PrimFunc | None:
+    """The kernel, launched only for sizes for which ``shared``, a launch of it with others, is not made; None if there
+    are none. Both are for sizes from 0 on, ``shared`` for those below a number. A kernel without such a number takes it
+    as an additional first parameter."""
+    asked, limits = kernel.attrs[LAUNCH_IF], shared.attrs[LAUNCH_IF]
+    first = int(limits["most"]) + 1
+    if len(asked["missed"]):
+        return _narrowed(kernel, {"least": first}) if first <= int(asked["most"]) else None
+    changed = {
+        **asked,
+        "parameter": int(asked["parameter"]) + 1,
+        "expected": {**asked["expected"], "least": int(limits["expected"]["most"]) + 1},
+        "reached": [min(int(limits["missed"][0]), first)],
+    }
+    return _taking(kernel, [tirx.Var("reached", "int64")]).with_attrs({LAUNCH_IF: changed, HOST_NUMBERS: 1})
+
+
+def _narrowed(kernel: tirx.PrimFunc, bounds: Mapping[str, int]) -> tirx.PrimFunc:
+    """The kernel, launched only for sizes from ``least`` or to ``most``, too."""
+    narrower, asked = {"least": max, "most": min}, kernel.attrs[LAUNCH_IF]
+
+    def narrowed(before: Mapping[str, Any]) -> dict[str, int]:
+        return {name: narrower[name](int(before[name]), bound) for name, bound in bounds.items()}
+
+    expected = {**asked["expected"], **narrowed(asked["expected"])}
+    return kernel.with_attr(LAUNCH_IF, {**asked, **narrowed(asked), "expected": expected})
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchSizes:
+    """All that decides in a call whether a kernel is launched: whether ``size`` is from ``least`` to ``most``, at least
+    each of the first ``numbers`` and below each of the others. ``limits``: upper limits of those of both kinds."""
+
+    size: tvm_ffi.StructuralKey
+    least: int
+    most: int
+    limits: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    numbers: tuple[Any, ...] = ()
+
+    @staticmethod
+    def of(kernel: tirx.PrimFunc, arguments: Sequence[Any], results: Sequence[Any]) -> LaunchSizes | None:
+        """The sizes of a call; None if the kernel is launched for all. ``results``: the types of its results."""
+        asked = kernel.attrs.get(LAUNCH_IF)
+        if asked is None:
+            return None
+        types = [*(argument.ty for argument in arguments), *results]
+        size = types[int(asked["parameter"])].shape[int(asked["axis"])]
+        reached, missed = (tuple(map(int, asked[name])) for name in ("reached", "missed"))
+        numbers = tuple(arguments)[: len(reached) + len(missed)]
+        return LaunchSizes(
+            tvm_ffi.StructuralKey(size), int(asked["least"]), int(asked["most"]), (reached, missed), numbers
+        )
+
+    def meet(self, other: LaunchSizes) -> bool:
+        """Whether kernels share a launch: if they are launched for the same sizes, or one of them below a number and
+        the other up to a constant. Numbers are the first arguments of a launch, so one kernel alone may have some."""
+        if self == other:
+            return not self.numbers
+        both = (self, other)
+        is_for_few = all(each.least == 0 and not each.limits[0] and len(each.numbers) <= 1 for each in both)
+        return is_for_few and self.size == other.size and len(self.numbers) + len(other.numbers) == 1
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="ApplyLaunchConditions")
@@ -111,29 +181,20 @@ def _size_conditions(call: tvm.ir.Call) -> list[Any]:
 
 def _range_condition(function: tirx.PrimFunc) -> list[Any]:
     """The conditions that the size lies in the range given by the function's attribute, and by its first parameters if
-    the bounds are arguments."""
+    bounds are arguments. These have upper limits, NO_LIMIT for none."""
     asked = function.attrs.get(LAUNCH_IF) if function.attrs else None
     if asked is None:
         return []
     size = function.params[int(asked["parameter"])].shape[int(asked["axis"])]
-    if "reached" in asked:
-        return _number_conditions(function, size, [*map(int, asked["reached"])], [*map(int, asked["missed"])])
-    least, most = int(asked["least"]), int(asked["most"])
-    conditions = [size >= least] if least > 0 else []
-    return [*conditions, size <= most] if most < NO_LIMIT else conditions
-
-
-def _number_conditions(function: tirx.PrimFunc, size: Any, reached: list[int], missed: list[int]) -> list[Any]:
-    """The conditions that the size is at least each of the function's first parameters, and below each of the next.
-    ``reached`` and ``missed``: upper limits of these parameters, NO_LIMIT for none."""
-    highest = [*reached, *missed]
-    numbers = list(function.params)[: len(highest)]
+    reached, missed = ([*map(int, asked[name])] for name in ("reached", "missed"))
     bounds = [
         number if limit == NO_LIMIT else tirx.min(number, tirx.IntImm("int64", limit))
-        for number, limit in zip(numbers, highest, strict=True)
+        for number, limit in zip(function.params, [*reached, *missed], strict=False)
     ]
-    size = size.astype("int64")
+    wide, least, most = size.astype("int64"), int(asked["least"]), int(asked["most"])
     return [
-        *(size >= bound for bound in bounds[: len(reached)]),
-        *(size < bound for bound in bounds[len(reached) :]),
+        *(wide >= bound for bound in bounds[: len(reached)]),
+        *(wide < bound for bound in bounds[len(reached) :]),
+        *([size >= least] if least > 0 else []),
+        *([size <= most] if most < NO_LIMIT else []),
     ]

@@ -17,6 +17,7 @@ from moec.targets.gpu.lowering.element_formula import ElementFormula
 from moec.targets.gpu.lowering.inline_producers import inlined_kernel
 from moec.targets.gpu.lowering.launch_conditions import LAUNCH_IF
 from moec.targets.tvm.kernels.te_kernels import OPAQUE
+from moec.targets.tvm.phases.records import HOST_NUMBERS
 
 ELEMENT_THREADS = 256
 """Threads of a block that computes elements, unless it shares a launch with another kernel's blocks."""
@@ -104,6 +105,8 @@ def kernels_beside(kernels: Sequence[tirx.PrimFunc], inputs: Sequence[int]) -> t
     if asked is not None:
         place = int(asked["parameter"])
         attributes[LAUNCH_IF] = {**asked, "parameter": place if place < inputs[0] else place + sum(inputs[1:])}
+    if HOST_NUMBERS in kernels[0].attrs:
+        attributes[HOST_NUMBERS] = kernels[0].attrs[HOST_NUMBERS]
     return tirx.PrimFunc(parameters, whole, None).with_attrs({**attributes, "op_pattern": OPAQUE})
 
 

@@ -3,7 +3,9 @@
 A kernel allows it by :data:`~moec.targets.gpu.kernels.launch.BESIDE`. For few tokens such kernels take about as long as
 their launch, and queries, keys and values are ready at the same time, as are the router and a shared expert. Kernels
 of elements, which are not yet scheduled, join them. Kernels that are launched for some sizes only
-(:mod:`.launch_conditions`) share a launch with others for the same sizes.
+(:mod:`.launch_conditions`) share a launch with others for the same sizes. One kernel that is launched below a number,
+which the host reads at run time, also shares a launch with kernels up to a constant size: experts of few tokens and the
+shared expert's second product. The launch is for sizes within both limits, and each kernel has one alone for the rest.
 
 ::
 
@@ -14,6 +16,13 @@ of elements, which are not yet scheduled, join them. Kernels that are launched f
     b = call_tir_inplace(rotate_beside_rotate_append_beside_append, (x, start, x, keys, start, x, values),
                          inplace_indices=[-1, 3, 6])
     q, k, v = b[0], b[1], b[2]
+
+    y = call_tir(experts, (number, x, matrices))   # where T < number
+    z = call_tir(product, (x, matrix))             # where T <= 16
+        ->
+    b = call_tir(experts_beside_product, (number, x, matrices, x, matrix))         # where T < number and T <= 16
+    y = call_tir_inplace(experts, (number, x, matrices, b[0]), inplace_indices=[3])       # where 17 <= T < number
+    z = call_tir_inplace(product, (number, x, matrix, b[1]), inplace_indices=[3])         # where number <= T <= 16
 """
 
 from __future__ import annotations
@@ -28,14 +37,14 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.targets.gpu.kernels.launch import BESIDE
-from moec.targets.gpu.lowering.calls import IN_PLACE, MemoryOfCalls, is_kernel_call, places_of, results_of
+from moec.targets.gpu.lowering.calls import MemoryOfCalls, is_kernel_call, places_of, results_of
 from moec.targets.gpu.lowering.element_formula import ElementFormula, formula_of
-from moec.targets.gpu.lowering.launch_conditions import launched_sizes
+from moec.targets.gpu.lowering.launch_conditions import LaunchSizes, launch_beyond, launch_up_to
 from moec.targets.gpu.lowering.shared_launches import ELEMENT_THREADS, ThreadBlocks, element_kernel, kernels_beside
 from moec.targets.tvm.phases.order_bindings import sizes_read_by
 from moec.targets.tvm.phases.pipeline import Joined
 from moec.targets.tvm.phases.provenance import bindings_of
-from moec.targets.tvm.phases.share_views import is_call_of, variables
+from moec.targets.tvm.phases.share_views import variables
 
 _MOST = 4
 """Kernels in a launch."""
@@ -48,11 +57,12 @@ def side_by_side(module: tvm.IRModule) -> Joined:
     results; then elements join them, and last each other. Each is grouped until nothing changes, since those that wait
     for a group may form another one, and a group may grow."""
     launches: dict[str, list[_Member]] = {}
+    apart: dict[str, list[str]] = {}
     computed: dict[relax.Var, list[relax.Var]] = {}
     for phase in _Phase:
         while True:
             function = module["main"]
-            grouping = _LaunchGroups(module, list(bindings_of(function)), phase, launches)
+            grouping = _LaunchGroups(module, list(bindings_of(function)), phase, launches, apart)
             kept = grouping.grouped()
             if not grouping.computed:
                 break
@@ -62,9 +72,10 @@ def side_by_side(module: tvm.IRModule) -> Joined:
             joined["main"] = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
             module = relax.transform.DeadCodeElimination()(joined)
             for results, calls in grouping.computed.items():
-                computed[results] = [each for call in calls for each in computed.pop(call, [call])]
+                computed[results] = [each for call in calls for each in computed.get(call, [call])]
     symbols = {symbol.name_hint for symbol in module.functions}
-    parts = {symbol: [member.name for member in launches[symbol]] for symbol in launches if symbol in symbols}
+    parts = {symbol: [member.name for member in members] for symbol, members in launches.items()}
+    parts = {symbol: names for symbol, names in (parts | apart).items() if symbol in symbols}
     return Joined(module, parts, computed=computed)
 
 
@@ -107,7 +118,7 @@ class _SharedLaunch:
     """
 
     threads: int
-    sizes: Any = None
+    sizes: LaunchSizes | None = None
     formula: ElementFormula | None = None
     kernels: int = 1
 
@@ -122,7 +133,7 @@ class _Member(NamedTuple):
 
 class _LaunchGroups:
     """The calls of ``main``: of each group all are where the last one was. ``launches``: the kernels in launches that
-    were made before, to which new ones are added."""
+    were made before, to which new ones are added; ``apart``: the same of kernels that launch some of them alone."""
 
     def __init__(
         self,
@@ -130,8 +141,9 @@ class _LaunchGroups:
         bindings: Sequence[relax.VarBinding],
         phase: _Phase,
         launches: dict[str, list[_Member]],
+        apart: dict[str, list[str]],
     ) -> None:
-        self.builder, self._shared = relax.BlockBuilder(module), launches
+        self.builder, self._shared, self._apart = relax.BlockBuilder(module), launches, apart
         self.computed: dict[relax.Var, list[relax.Var]] = {}
         self._module, self._bindings, self._phase = module, bindings, phase
         memory = MemoryOfCalls({binding.var: binding for binding in bindings})
@@ -207,7 +219,7 @@ class _LaunchGroups:
     def _fits(self, group: Sequence[int], at: int) -> bool:
         """Whether a call can be in the launch of others. Elements can be computed by any number of threads."""
         other, members = self._launches[at], self._members(group)
-        if other is None or any(launch.sizes != other.sizes for launch in members):
+        if other is None or not all(_meet(launch.sizes, other.sizes) for launch in members):
             return False
         if self._count(group) + other.kernels > _MOST:
             return False
@@ -234,48 +246,82 @@ class _LaunchGroups:
         symbol = value.args[0].name_hint
         kernel = self._module[value.args[0]]
         if self._may_share(binding):
-            types = [*(argument.ty for argument in value.args[1]), *results_of(value)]
+            sizes = LaunchSizes.of(kernel, value.args[1], results_of(value))
             count = len(self._shared.get(symbol, [symbol]))
-            return _SharedLaunch(ThreadBlocks.of(kernel).threads, launched_sizes(kernel, types), kernels=count)
+            return _SharedLaunch(ThreadBlocks.of(kernel).threads, sizes, kernels=count)
         if symbol not in self._formulas:
             self._formulas[symbol] = formula_of(kernel)
         formula = self._formulas[symbol]
         return None if formula is None else _SharedLaunch(ELEMENT_THREADS, formula=formula)
 
     def _call(self, members: Sequence[int]) -> list[relax.VarBinding]:
-        """The call of all kernels of the group, those that allow it first, and their results."""
-        members = sorted(members, key=lambda at: not self._may_share(self._bindings[at]))
+        """The call of all kernels of the group, and their results. Those that allow it come first, and before others
+        the one that takes numbers."""
+        members = sorted(members, key=lambda at: (not self._may_share(self._bindings[at]), not self._numbers(at)))
         group = [self._bindings[at] for at in members]
-        parts = [part for at in members for part in self._parts(at, members[0])]
-        kernel = kernels_beside([part.kernel for part in parts], [part.inputs for part in parts])
-        key = tvm_ffi.StructuralKey(kernel)
-        if key not in self._made:
-            name = "_".join(part.name.rpartition("_")[2] for part in parts)
-            self._made[key] = self.builder.add_func(kernel, name)
-            self._shared[self._made[key].name_hint] = parts
         arguments: list[Any] = []
         places: list[int] = []
         for binding in group:
             places += [place + len(arguments) if place >= 0 else -1 for place in places_of(binding.value)]
             arguments += list(binding.value.args[1])
         types = [kind for binding in group for kind in results_of(binding.value)]
-        called = (
-            relax.op.call_tir_inplace(self._made[key], arguments, places, types)
-            if any(is_call_of(binding.value, IN_PLACE) for binding in group)
-            else relax.call_tir(self._made[key], arguments, types)
-        )
-        called = self.builder.normalize(called)
-        results = relax.DataflowVar("beside", called.ty)
-        self.computed[results] = [binding.var for binding in group]
-        kept, place = [relax.VarBinding(results, called)], 0
+        kernel = self._kernel_of_group(members)
+        results = self._bound("beside", _called(self._symbol_of(kernel), arguments, places, types))
+        self.computed[results.var] = [binding.var for binding in group]
+        numbers, kept, place = self._numbers(members[0]), [results], 0
         for binding in group:
             count = len(results_of(binding.value))
-            if count == 1:
-                kept.append(relax.VarBinding(binding.var, relax.TupleGetItem(results, place)))
+            alone = launch_beyond(self._module[binding.value.args[0]], kernel) if numbers else None
+            if alone is not None:
+                items = [self._bound("item", relax.TupleGetItem(results.var, place + item)) for item in range(count)]
+                kept += [*items, self._call_on(binding, alone, [item.var for item in items], numbers)]
+            elif count == 1:
+                kept.append(relax.VarBinding(binding.var, relax.TupleGetItem(results.var, place)))
             else:
-                self._several[binding.var] = results, place
+                self._several[binding.var] = results.var, place
             place += count
         return kept
+
+    def _kernel_of_group(self, members: Sequence[int]) -> tirx.PrimFunc:
+        """The kernel of a launch of several, for the sizes for which each of them is launched."""
+        parts = [part for at in members for part in self._parts(at, members[0])]
+        kernel = kernels_beside([part.kernel for part in parts], [part.inputs for part in parts])
+        if self._numbers(members[0]):
+            sizes = [launch.sizes for launch in self._members(members)]
+            kernel = launch_up_to(kernel, min(each.most for each in sizes if each is not None))
+        symbol = self._symbol_of(kernel, "_".join(part.name.rpartition("_")[2] for part in parts))
+        self._shared[symbol.name_hint] = parts
+        return kernel
+
+    def _call_on(
+        self, binding: relax.VarBinding, kernel: tirx.PrimFunc, items: Sequence[relax.Var], numbers: Sequence[Any]
+    ) -> relax.VarBinding:
+        """The call of a kernel of a group alone, which writes its results to ``items``, where the group would."""
+        value, before = binding.value, binding.value.args[0]
+        symbol = self._symbol_of(kernel.without_attr(BESIDE) if BESIDE in kernel.attrs else kernel, before.name_hint)
+        parts = [part.name for part in self._shared.get(before.name_hint, [])]
+        self._apart[symbol.name_hint] = parts or [before.name_hint]
+        more = len(kernel.params) - len(self._module[before].params)
+        arguments, places = [*numbers[:more], *value.args[1]], list[int]()
+        for item, place in zip(items, places_of(value), strict=True):
+            places.append(place + more if place >= 0 else len(arguments))
+            arguments[places[-1] : places[-1] + 1] = [item]
+        called = self.builder.normalize(_called(symbol, arguments, places, results_of(value)))
+        return relax.VarBinding(binding.var, called)
+
+    def _numbers(self, at: int) -> tuple[Any, ...]:
+        launch = self._launches[at]
+        return () if launch is None or launch.sizes is None else launch.sizes.numbers
+
+    def _symbol_of(self, kernel: tirx.PrimFunc, name: str = "beside") -> tvm.ir.GlobalVar:
+        key = tvm_ffi.StructuralKey(kernel)
+        if key not in self._made:
+            self._made[key] = self.builder.add_func(kernel, name)
+        return self._made[key]
+
+    def _bound(self, name: str, value: relax.Expr) -> relax.VarBinding:
+        value = self.builder.normalize(value)
+        return relax.VarBinding(relax.DataflowVar(name, value.ty), value)
 
     def _parts(self, at: int, first: int) -> Sequence[_Member]:
         """The kernels of a call, with as many threads in a block as that of another."""
@@ -295,3 +341,16 @@ class _LaunchGroups:
             return binding
         results, place = self._several[value.tuple_value]
         return relax.VarBinding(binding.var, relax.TupleGetItem(results, place + value.index))
+
+
+def _meet(first: LaunchSizes | None, second: LaunchSizes | None) -> bool:
+    return first is second if first is None or second is None else first.meet(second)
+
+
+def _called(
+    symbol: tvm.ir.GlobalVar, arguments: Sequence[Any], places: Sequence[int], types: Sequence[relax.TensorType]
+) -> relax.Call:
+    """A call with results of these types, some in place of arguments."""
+    if any(place >= 0 for place in places):
+        return relax.op.call_tir_inplace(symbol, list(arguments), list(places), list(types))
+    return relax.call_tir(symbol, list(arguments), list(types))

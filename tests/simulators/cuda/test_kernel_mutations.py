@@ -58,6 +58,9 @@ SEVERAL_TILES = 300
 SEVERAL_PAIRS = 560
 """A number of tokens with which a cluster has three pairs of tiles of 128 rows, of which one pair belongs to two
 experts. With two pairs, a block would use each accumulator only once, and would not have to wait for it."""
+TEN_K_TILES = 584
+"""A number of inputs with which a tile has more k-tiles than the ring has stages. Only then can a consumer of wgmma
+mistake an older phase for its own, and can a stage be filled again while half a tile is multiplied."""
 
 Case = tuple[Any, str, list[np.ndarray], int]
 """A kernel, its architecture, its arguments, and the number of outputs, which are the last arguments."""
@@ -116,6 +119,9 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "product for Ampere": lambda: _product(grouped_gemm_mma, "sm_80", 16),
     "product for Ampere, two stages": lambda: _product(grouped_gemm_mma, "sm_80", 64),
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES),
+    "product for Hopper in clusters": lambda: _product(
+        grouped_gemm_wgmma, "sm_90a", 128, SEVERAL_PAIRS, 64, TEN_K_TILES
+    ),
     "quantised product for Hopper": _quantized_product,
     "product for Blackwell": lambda: _product(grouped_gemm_umma, "sm_100a", 64, SEVERAL_TILES),
     "product for Blackwell in clusters": lambda: _product(grouped_gemm_umma, "sm_100a", 128, SEVERAL_PAIRS, 64, 136),

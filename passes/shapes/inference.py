@@ -185,6 +185,21 @@ def _are_axes(axes: Sequence[Any], dims: Sequence[Any]) -> bool:
     )
 
 
+def _convolution(node: ir.Node, values: SymbolicValues) -> Dims | None:
+    """Sizes after a convolution of step 1 with given padding; others, which divide, are left to ONNX's rule."""
+    dims, weights = _input_dims(node), _input_dims(node, 1)
+    if dims is None or weights is None or len(dims) != len(weights):
+        return None
+    attributes, count = node.attributes, len(dims) - 2
+    steps, pads = attributes.get_ints("strides", [1] * count), attributes.get_ints("pads", [0] * 2 * count)
+    if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or [*steps] != [1] * count or len(pads) != 2 * count:
+        return None
+    padded = [size + pads[axis] + pads[axis + count] for axis, size in enumerate(dims[2:])]
+    apart = attributes.get_ints("dilations", [1] * count)
+    lost = [distance * (size - 1) for distance, size in zip(apart, weights[2:], strict=True)]
+    return [dims[0], weights[0], *(size - less for size, less in zip(padded, lost, strict=True))]
+
+
 def _tile(node: ir.Node, values: SymbolicValues) -> Dims | None:
     dims, repeats = _input_dims(node), _target(node, values, 1)
     return (
@@ -214,6 +229,7 @@ _ELEMENTWISE = (
 _RULES: dict[str, Callable[[ir.Node, SymbolicValues], Dims | None]] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
+    "Conv": _convolution,
     "Expand": _expand,
     "Flatten": _flatten,
     "Pad": _pad,

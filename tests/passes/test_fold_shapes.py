@@ -229,3 +229,17 @@ def test_nodes_that_contradict_their_operator_are_refused(node, constants):
     with pytest.raises(MoecError) as caught:
         moec.compile(proto)
     assert not isinstance(caught.value, DefectError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "attributes", "expected"),
+    [
+        ("1,8,T", "8,1,4", "group = 8, pads = [3, 0]", "[1,8,T]"),
+        ("1,2,T,5", "6,2,2,3", "pads = [1, 0, 3, 5], dilations = [1, 2]", "[1,6,T + 3,6]"),
+        ("1,2,T", "6,2,2", "strides = [2]", "[1,6,unk__0]"),
+        ("1,2,T", "6,2,2", 'auto_pad = "SAME_UPPER"', "[1,6,unk__0]"),
+    ],
+)
+def test_a_convolution_of_step_1_keeps_the_name_of_a_length(sizes, weights, attributes, expected, rewrite):
+    text = f"(float[{sizes}] x, float[{weights}] w) => (float y) {{ a = Conv <{attributes}> (x, w) y = Relu (a) }}"
+    assert str(rewrite(text, "infer-shapes,fold-shapes").graph.node(0).outputs[0].shape) == expected

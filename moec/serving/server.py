@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import MoecError
 from moec.runtime.model import CompiledModel
@@ -16,6 +16,9 @@ from moec.serving.app import Application
 from moec.serving.limits import ServerLimits
 from moec.serving.metrics import Metrics
 from moec.serving.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import starlette.applications
 
 Heard = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Context in which the function that it gets is called when the server shall stop."""
@@ -39,21 +42,12 @@ def serve(
     address that cannot be used, a key that a header cannot hold, an artifact without tokenizer, and UnsupportedError
     for one without a program for batches.
     """
-    try:
-        import prometheus_client  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise MoecError(f'moec serve needs the package {error.name}: pip install "moec[serve]"') from error
-
-    if key is not None and not (key and key.isascii() and key.isprintable()):
-        raise MoecError("the API key is empty or has characters beyond ASCII; headers hold printable ASCII")
-    codec = TextCodec(model.artifact)
     with _listening(host, port) as listener:
-        metrics = Metrics()
-        scheduler = Scheduler(model, codec, limits, metrics)
+        application, scheduler = asgi_application(model, name=name, key=key, limits=limits)
+        import uvicorn
+
         config = uvicorn.Config(
-            Application(scheduler, codec, limits, metrics, name, key).routes(),
+            application,
             loop="asyncio",
             http="h11",
             ws="none",
@@ -68,6 +62,25 @@ def serve(
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # told_to_stop hears them
         _run(server, listener, scheduler, told_to_stop, on_start)
+
+
+def asgi_application(
+    model: CompiledModel, *, name: str, key: str | None, limits: ServerLimits
+) -> tuple[starlette.applications.Starlette, Scheduler]:
+    """Make the application of a server, for :func:`serve` and for other servers of ASGI, and its scheduler, whose
+    ``stop`` refuses further requests. Raises as :func:`serve`."""
+    try:
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MoecError(f'moec serve needs the package {error.name}: pip install "moec[serve]"') from error
+
+    if key is not None and not (key and key.isascii() and key.isprintable()):
+        raise MoecError("the API key is empty or has characters beyond ASCII; headers hold printable ASCII")
+    codec, metrics = TextCodec(model.artifact), Metrics()
+    scheduler = Scheduler(model, codec, limits, metrics)
+    return Application(scheduler, codec, limits, metrics, name, key).routes(), scheduler
 
 
 def _run(

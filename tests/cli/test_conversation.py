@@ -157,7 +157,7 @@ def test_options_of_prompts_are_refused(model, option):
 
 def test_every_option_is_refused_or_heeded():
     """An option that conversations would ignore is refused; a new one belongs to one of these sets."""
-    of_model = {"artifact", "threads", "pages", "resident", "prefer_resident", "emulate", "architecture"}
+    of_model = {"artifact", "threads", "pages", "resident", "prefer_resident", "keep_counts", "emulate", "architecture"}
     of_texts = {
         "system",
         "max_new_tokens",

@@ -28,6 +28,7 @@ from moec.targets.cuda.kernels.grouped_gemm_scaled import GEMM_SCALED
 from moec.targets.cuda.kernels.grouped_gemm_umma import GEMM_UMMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GEMM_WGMMA
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
+from moec.targets.cuda.kernels.umma_tile import PAIR_ROWS
 from moec.targets.gpu.kernels.activation import activate
 from moec.targets.gpu.kernels.gemv import FEW_ROWS, GEMV
 from moec.targets.gpu.kernels.grouped_gemm_simt import GEMM_SIMT
@@ -82,8 +83,11 @@ def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, 
     if any(select(PRODUCTS, DenseLaunch(product, None), architecture).kernel is GEMM_SIMT for product in tiled):
         yield _PLAIN_ROWS, None
         return
-    tiles_across = -(-problem.columns // COLUMNS)
-    for height, higher in zip(SHAPES, [*list(SHAPES)[1:], None], strict=True):
+    heights, tiles_across = list(SHAPES), -(-problem.columns // COLUMNS)
+    highest = DenseLaunch(dataclasses.replace(problem, block_rows=PAIR_ROWS), None)
+    if GEMM_UMMA.why_not(highest, architecture) is None:
+        heights[-1] = PAIR_ROWS
+    for height, higher in zip(heights, [*heights[1:], None], strict=True):
         yield height, None if higher is None else higher * BUSY_BLOCKS // tiles_across
 
 

@@ -24,6 +24,7 @@ from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_scaled import GROUPED_GEMM_SCALED
 from moec.targets.cuda.kernels.grouped_gemm_umma import GROUPED_GEMM_UMMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
+from moec.targets.cuda.kernels.umma_tile import PAIR_ROWS, umma_tile
 from moec.targets.cuda.kernels.wgmma_tile import wgmma_tile
 from moec.targets.gpu.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.gpu.kernels.grouped_gemv import GROUPED_GEMV
@@ -38,6 +39,8 @@ PRODUCTS = (GROUPED_GEMM_UMMA, GROUPED_GEMM_WGMMA, GROUPED_GEMM_SCALED, GROUPED_
 """Kernels for blocks of rows."""
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
+_TILES = {GROUPED_GEMM_WGMMA: wgmma_tile, GROUPED_GEMM_UMMA: umma_tile}
+"""Tiles of kernels that may compute only a part of a block, by kernel."""
 _MOST_FEW_TOKENS = 128
 """The largest number of tokens that may go pair by pair, also after tuning: every pair reads all weights of its expert,
 and the number of threads has to fit into 32 bits."""
@@ -76,7 +79,7 @@ class GroupedProducts:
         has_few = all(GROUPED_GEMV.why_not(problem, node.machine) is None for problem in problems)
         slots = static_size(ids.ty.shape[1])
         on_tensor_cores = all(self._on_tensor_cores(problem) for problem in problems)
-        heights = BLOCK_ROWS if on_tensor_cores else (_PLAIN_ROWS,)
+        heights = heights_on_tensor_cores(problems, node.machine) if on_tensor_cores else (_PLAIN_ROWS,)
         # At least 16 pairs per expert, so that the results of few tokens, pair by pair, fit as well.
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
         expert_bytes = sum(problem.experts * problem.matrix_bytes for problem in problems) / experts
@@ -154,8 +157,8 @@ class GroupedProducts:
             numbers = tokens.numbers(self._node.lowering)
             arguments = [*numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
             attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
-            on_wgmma = chosen.kernel is GROUPED_GEMM_WGMMA
-            padded = wgmma_tile(tiled).computed_multiple if on_wgmma else blocks.rows
+            tile_of = _TILES.get(chosen.kernel)
+            padded = blocks.rows if tile_of is None else tile_of(tiled).computed_multiple
             work = work_of_pairs(problem, self._experts, padded)
             yield KernelCall(chosen, function, arguments, attributes, tokens.names, sized_work=work)
 
@@ -183,6 +186,13 @@ class GroupedProducts:
         """Whether the selected kernels use tensor cores, at every height of blocks."""
         tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
         return all(self._node.select(PRODUCTS, product).kernel is not GROUPED_GEMM_SIMT for product in tiled)
+
+
+def heights_on_tensor_cores(problems: Sequence[GroupedProblem], architecture: str) -> tuple[int, ...]:
+    """Heights of blocks, the highest of which pairs of blocks of threads compute if they can compute all problems."""
+    highest = [dataclasses.replace(problem, block_rows=PAIR_ROWS) for problem in problems]
+    in_pairs = all(GROUPED_GEMM_UMMA.why_not(problem, architecture) is None for problem in highest)
+    return (*BLOCK_ROWS[:-1], PAIR_ROWS) if in_pairs else BLOCK_ROWS
 
 
 def work_of_pairs(problem: GroupedProblem, experts: int, block_rows: int = 0) -> SizedWork:

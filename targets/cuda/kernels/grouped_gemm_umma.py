@@ -1,9 +1,10 @@
 """Grouped matrix product on the tensor cores of data-centre Blackwell (10.0a, 10.3a): 16-bit floats, float32 sums.
 
-Each block of threads computes several tiles (:mod:`.persistent_tiles`), and has three parts. The producer, a warpgroup,
-copies or decodes k-tiles into a ring of stages in shared memory, as for wgmma (:mod:`.tile_ring`). One warp multiplies
-them by ``tcgen05.mma``, which CUTLASS calls UMMA: both operands are in shared memory, and sums in tensor memory. Four
-warps take the sums of the tile before through the epilogue (:mod:`.umma_sums`).
+Each block of threads, or each pair of them (:mod:`.umma_tile`), computes several tiles (:mod:`.persistent_tiles`). A
+block has three parts. The producer, a warpgroup, copies or decodes k-tiles into a ring of stages in shared memory
+(:mod:`.umma_producer`). One warp, of a pair that of the first block, multiplies them by ``tcgen05.mma``, which CUTLASS
+calls UMMA: both operands are in shared memory, and sums in tensor memory. Four warps take the sums of the tile before
+through the epilogue (:mod:`.umma_sums`).
 
 Inputs beyond the last are zero in both operands. Columns beyond the last are not stored.
 """
@@ -20,7 +21,8 @@ from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import Tile, k_tile_depth
 from moec.targets.cuda.kernels.persistent_gemm import persistent_gemm, why_not_in_tiles
 from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP, for_each_tile
-from moec.targets.cuda.kernels.tile_ring import RingPosition, produce
+from moec.targets.cuda.kernels.tile_ring import RingPosition
+from moec.targets.cuda.kernels.umma_producer import produce
 from moec.targets.cuda.kernels.umma_sums import (
     AFTER_SYNC,
     LANE,
@@ -30,7 +32,7 @@ from moec.targets.cuda.kernels.umma_sums import (
     start_ring,
     take_part,
 )
-from moec.targets.cuda.kernels.umma_tile import ACCUMULATORS, umma_tile
+from moec.targets.cuda.kernels.umma_tile import ACCUMULATORS, HEIGHTS, is_half, sums_of_warp, umma_tile
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
@@ -48,14 +50,14 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
         return f"{problem.dtype} rows; expected float16 or bfloat16"
     if problem.stored is None and problem.matrix_dtype != problem.dtype:
         return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
-    return why_not_in_tiles(problem)
+    return why_not_in_tiles(problem, HEIGHTS)
 
 
 def _how(problem: GroupedProblem) -> str:
     """The kernel's way to compute the problem, in words, for reports."""
     matrix = "decoded by the producer" if problem.decodes else "by TMA"
-    pairs = ", shared by clusters of two blocks (multicast)" if umma_tile(problem).cluster > 1 else ""
-    return f"tensor cores (tcgen05), the matrix {matrix}{pairs}, persistent, sums of two tiles in tensor memory"
+    pairs = ", in pairs of blocks (cta_group::2)" if umma_tile(problem).cluster > 1 else ""
+    return f"tensor cores (tcgen05){pairs}, the matrix {matrix}, persistent, sums of two tiles in tensor memory"
 
 
 @T.inline
@@ -67,9 +69,11 @@ def _multiply(operands, tile, ring, memory, place, thread):
     def multiply(turn):
         whole, expert, first = T.meta_var((tile.producer_shape, turn.expert, turn.first_column))
         of_thread = T.meta_var(Tile(operands, whole, turn.block, expert, first, thread, 0, 0, 0, None, None))
-        multiply_tile(ring, of_thread, memory, position, accumulator)
+        half = T.meta_var(is_half(tile, operands, turn.block))
+        multiply_tile(ring, of_thread, half, memory, position, accumulator)
 
-    for_each_tile(operands, tile, place, multiply)
+    if ring.rank == 0:
+        for_each_tile(operands, tile, place, multiply)
 
 
 @T.inline
@@ -79,25 +83,25 @@ def _store(operands, epilogue, tile, ring, memory, place, thread):
     accumulator = T.meta_var(RingPosition(ACCUMULATORS, 0))
 
     @T.inline
-    def store_part(turn, part_index):
-        column = T.meta_var(part_index * tile.part_columns)
-        shape, lane, row = T.meta_var((tile.part_shape, thread % WARP, warp * tile.warp_rows))
-        first = T.meta_var(turn.first_column + column)
+    def store_part(turn, row, first, column, last):
+        shape, lane = T.meta_var((tile.part_shape, thread % WARP))
         part = T.meta_var(Tile(operands, shape, turn.block, turn.expert, first, thread, lane, row, 0, None, None))
         sums = T.alloc_local((shape.row_steps, shape.column_steps, 4), "float32")
         address: T.let = memory + T.cast(
             warp * (WARP * LANE) + accumulator.stage * tile.accumulator_columns + column, "uint32"
         )
-        take_part(ring, thread, sums, address, accumulator, part_index == tile.parts - 1)
-        if T.And(turn.stores, first < operands.problem.columns):
+        take_part(ring, thread, sums, address, accumulator, last)
+        if first < operands.problem.columns:
             store(part, epilogue, sums)
 
     @T.inline
     def store_tile(turn):
+        place, parts = T.meta_var(sums_of_warp(tile, is_half(tile, operands, turn.block), ring.rank, warp))
         ring.computed.wait(accumulator.stage, accumulator.phase)
         T.ptx[AFTER_SYNC]()
-        for part in T.serial(tile.parts, unroll=False):
-            store_part(turn, part)
+        for part in T.serial(parts, unroll=False):
+            column = T.meta_var(part * tile.part_columns)
+            store_part(turn, place.row, turn.first_column + place.column + column, column, part == parts - 1)
         accumulator.advance()
 
     for_each_tile(operands, tile, place, store_tile)
@@ -134,8 +138,7 @@ def grouped_gemm_umma(
 
 
 def _tile(problem: GroupedProblem) -> tuple[int, int, int]:
-    tile = umma_tile(problem)
-    return tile.rows, tile.columns, k_tile_depth(problem.dtype)
+    return problem.block_rows, umma_tile(problem).columns, k_tile_depth(problem.dtype)
 
 
 GROUPED_GEMM_UMMA, GEMM_UMMA = tiled_kernels("gemm_umma", grouped_gemm_umma, how=_how, why_not=why_not, tile=_tile)

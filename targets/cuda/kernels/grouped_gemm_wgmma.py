@@ -37,7 +37,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     wait_for_turn,
 )
 from moec.targets.cuda.kernels.wgmma_scaled import consume_together
-from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, wgmma_tile
+from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, HEIGHTS, wgmma_tile
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
 from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
@@ -49,7 +49,7 @@ ARCHITECTURE = "sm_90a"
 def why_not(problem: GroupedProblem, architecture: str) -> str | None:
     """The reason why :func:`grouped_gemm_wgmma` cannot compute the problem, or None."""
     reason = _why_not_multiplied(problem, architecture)
-    return why_not_in_tiles(problem) if reason is None else reason
+    return why_not_in_tiles(problem, HEIGHTS) if reason is None else reason
 
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:

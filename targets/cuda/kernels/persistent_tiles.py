@@ -1,8 +1,9 @@
 """The tiles of persistent products, and the order in which blocks of threads compute them.
 
 The grid has one block of threads per multiprocessor. Each block computes several tiles, one after another: the tile
-with its own number, and then every grid-size-th after it. Two blocks of threads may form a *cluster*. They compute the
-tiles of two neighbouring blocks of rows, which mostly belong to one expert, and each copies half of the matrix to both.
+with its own number, and then every grid-size-th after it. Two blocks of threads may form a *cluster*. With wgmma, they
+compute the tiles of two neighbouring blocks of rows, which mostly belong to one expert, and each copies half of the
+matrix to both. With tcgen05, they compute one tile together.
 
 Tiles are numbered such that tiles computed at the same time read the same memory, which then comes from the L2 cache:
 first a *band* of neighbouring blocks of rows, which belong to one expert or few, column by column, then the next band.
@@ -23,13 +24,9 @@ from moec.targets.gpu.kernels.launch import WARP
 
 WARPGROUP = 128
 """Threads of four warps. One warpgroup of a block of threads copies k-tiles into shared memory."""
-HEIGHTS = (64, 128)
-"""Rows of a tile."""
 COLUMN_STEP = 16
 """Columns of a tile are a multiple of this: gate and up of 8 hidden units, and the columns that decoding threads handle
 at once."""
-_CLUSTER = 2
-"""Blocks of threads that share a matrix, if each expert has rows for several."""
 _MOST_STAGES = 8
 _BARRIER_BYTES = 16
 """Bytes of the barriers of one stage."""
@@ -37,8 +34,9 @@ _BARRIER_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class PersistentTile:
-    """A tile of ``rows`` x ``columns`` sums. ``stages``: of the ring of k-tiles; ``band``: blocks of rows whose tiles
-    are computed at about the same time; ``cluster``: blocks of threads that copy parts of the matrix to one another."""
+    """A tile of ``columns`` columns, of which a block of threads has ``rows`` rows. ``stages``: of the ring of k-tiles;
+    ``band``: blocks of rows whose tiles are computed at about the same time; ``cluster``: blocks of threads of which
+    each copies a part of the matrix."""
 
     rows: int
     columns: int
@@ -57,9 +55,24 @@ class PersistentTile:
         raise NotImplementedError
 
     @property
+    def gathers(self) -> bool:
+        """Whether TMA gathers rows; otherwise threads copy those that do not follow one another."""
+        return False
+
+    @property
+    def blocks_together(self) -> int:
+        """Blocks of rows whose tiles a cluster computes at the same time."""
+        return self.cluster
+
+    @property
+    def stored_columns(self) -> int:
+        """Columns of a k-tile in the shared memory of one block of threads."""
+        return self.columns
+
+    @property
     def producer_shape(self) -> TileShape:
-        """The partition of a tile among the warps of the producer, which copy all columns."""
-        return TileShape(self.rows, 1, WARPGROUP // WARP, self.stages, self.columns)
+        """The partition of a k-tile among the warps of the producer, which copy all of its columns."""
+        return TileShape(self.rows, 1, WARPGROUP // WARP, self.stages, self.stored_columns)
 
     @property
     def columns_each(self) -> int:
@@ -81,16 +94,6 @@ def columns_of_tile(problem: GroupedProblem, most: int, step: int = COLUMN_STEP)
 def stages_that_fit(rows: int, columns: int, shared_bytes: int) -> int:
     """The stages of a ring with k-tiles of ``rows`` and ``columns`` in ``shared_bytes`` of shared memory."""
     return min(_MOST_STAGES, shared_bytes // ((rows + columns) * SWIZZLE_BYTES + _BARRIER_BYTES))
-
-
-def blocks_in_cluster(problem: GroupedProblem) -> int:
-    """The number of blocks of threads in a cluster: two for the greatest height, otherwise one.
-
-    The greatest height is chosen if experts have as many rows on average, so neighbouring blocks mostly share a matrix.
-    With lower blocks memory is the limit, and a cluster does not save reads of memory. A matrix that is decoded cannot
-    be shared, because every block decodes it for itself.
-    """
-    return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
 
 
 def blocks_in_band(rows: int, columns: int, multiprocessors: int) -> int:
@@ -135,16 +138,16 @@ def for_each_tile(operands, tile, place, visit):
     """Emit ``visit(turn)`` for the tiles ``place.first``, ``place.first + place.step``, ..., without those of blocks
     that are not used."""
     across = T.meta_var(tile.tiles_across(operands.problem))
-    band = T.meta_var(max(1, tile.band // tile.cluster))
+    band = T.meta_var(max(1, tile.band // tile.blocks_together))
     # The number of blocks of rows, or of pairs of them in clusters.
-    blocks: T.let = T.ceildiv(operands.used_blocks, tile.cluster)
+    blocks: T.let = T.ceildiv(operands.used_blocks, tile.blocks_together)
     # T.max gives producers and consumers each their own register; ptxas spills a register that both start from.
     for tile_index in T.serial(T.max(place.first, 0), blocks * across, step=place.step):
         top: T.let = T.truncdiv(tile_index, band * across) * band
         height: T.let = T.min(band, blocks - top)
         block: T.let = top + T.truncmod(tile_index - top * across, height)
         first_column: T.let = T.truncdiv(tile_index - top * across, height) * tile.columns
-        if tile.cluster == 1:
+        if tile.blocks_together == 1:
             if _some_are_used(operands, block):
                 expert: T.let = operands.expert(block)
                 alone = T.meta_var(Turn(block, expert, first_column))

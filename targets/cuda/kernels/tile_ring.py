@@ -94,7 +94,7 @@ def stages_in(pool: SharedPool, tile: PersistentTile, problem: GroupedProblem) -
     depth, (_, dtype) = k_tile_depth(problem.dtype), problem.row_type
     return {
         "row_tiles": pool.alloc((tile.stages, tile.rows, depth), dtype, align=SWIZZLE_ALIGNMENT),
-        "column_tiles": pool.alloc((tile.stages, tile.columns, depth), dtype, align=SWIZZLE_ALIGNMENT),
+        "column_tiles": pool.alloc((tile.stages, tile.stored_columns, depth), dtype, align=SWIZZLE_ALIGNMENT),
         "full": TMABar(pool, tile.stages),
         "empty": MBarrier(pool, tile.stages, phase_offset=1),
     }

@@ -1,7 +1,9 @@
 """Sums of tiles in tensor memory: two accumulators, which one warp multiplies into and four others empty.
 
 While the epilogue takes the sums of one tile, the warp multiplies the next. Each accumulator has two barriers:
-``computed`` when the last products of a tile are complete, ``drained`` when all of its sums are in registers.
+``computed`` when the last products of a tile are complete, ``drained`` when all of its sums are in registers. Of a pair
+of blocks of threads, the first multiplies for both; commits arrive at the barriers of both, and the epilogues of both
+drain an accumulator.
 
 An address of tensor memory has its lane in the upper 16 bits and its column in the lower. A warp reaches 32 lanes, from
 32 times its number modulo 4 on. ``tcgen05.ld.16x256b`` gives a lane of the warp those sums that ``mma.sync`` would
@@ -18,7 +20,7 @@ from tvm.backend.cuda.lang import MBarrier
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.held_registers import hold
-from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, MMA_STEPS
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, MMA_STEPS, SWIZZLE_BYTES
 from moec.targets.cuda.kernels.persistent_tiles import WARPGROUP
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.cuda.kernels.tile_ring import (
@@ -38,21 +40,20 @@ from moec.targets.gpu.kernels.launch import WARP
 
 MULTIPLYING_WARP = 2 * WARPGROUP // WARP
 """The warp that allocates tensor memory and multiplies. Those of the producer and of the epilogue come before it."""
-_GROUP = "cta_group::1"
 _ALLOCATE, _RELINQUISH, _FREE = (
-    f"tcgen05.alloc.{_GROUP}.sync.aligned.shared::cta.b32",
-    f"tcgen05.relinquish_alloc_permit.{_GROUP}.sync.aligned",
-    f"tcgen05.dealloc.{_GROUP}.sync.aligned.b32",
+    "tcgen05.alloc.cta_group::{}.sync.aligned.shared::cta.b32",
+    "tcgen05.relinquish_alloc_permit.cta_group::{}.sync.aligned",
+    "tcgen05.dealloc.cta_group::{}.sync.aligned.b32",
 )
-_MULTIPLY = f"tcgen05.mma.{_GROUP}.kind::f16"
-_COMMIT, _COMMIT_TO_CLUSTER = (
-    f"tcgen05.commit.{_GROUP}.mbarrier::arrive::one.shared::cluster.{form}"
-    for form in ("b64", "multicast::cluster.b64")
-)
+_MULTIPLY = "tcgen05.mma.cta_group::{}.kind::f16"
+_COMMIT = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64"
+_COMMIT_TO_BOTH = "tcgen05.commit.cta_group::2.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64"
+_BOTH = 3
+"""A bit for each block of a pair."""
 _BEFORE_SYNC, AFTER_SYNC = (f"tcgen05.fence::{which}_thread_sync" for which in ("before", "after"))
 _AWAIT_LOADS = "tcgen05.wait::ld.sync.aligned"
 _KEPT_LANES = (0, 0, 0, 0)
-"""A bit for each lane whose sums stay as they are: none."""
+"""A bit for each lane of a block of threads whose sums stay as they are: none."""
 LANE = 1 << 16
 """One lane in an address of tensor memory."""
 
@@ -65,6 +66,17 @@ class UmmaRing(Ring):
     computed: MBarrier
     drained: MBarrier
     address: Any
+
+    @property
+    def bytes_by_accelerator(self) -> int:
+        """Bytes of a stage that TMA copies, to both blocks of a pair."""
+        columns = 0 if self.maps.matrix is None else self.tile.columns
+        return (self.tile.cluster * self.tile.rows + columns) * SWIZZLE_BYTES
+
+    @property
+    def arrivals(self) -> int:
+        """The arrival with these bytes, and one of each thread that decodes."""
+        return 1 + (self.tile.cluster * WARPGROUP if self.maps.threads_help else 0)
 
 
 def new_ring(tile: UmmaTile, problem: GroupedProblem, maps: TensorMaps, rank: Any) -> UmmaRing:
@@ -81,10 +93,10 @@ def start_ring(ring, warp):
     """Initialise the barriers, allocate tensor memory, and make both visible to all threads."""
     init_stages(ring)
     ring.computed.init(1)
-    ring.drained.init(WARPGROUP // WARP)
+    ring.drained.init(ring.tile.cluster * WARPGROUP // WARP)
     if warp == MULTIPLYING_WARP:
-        T.ptx[_ALLOCATE](ring.address.ptr_to([0]), T.uint32(ring.tile.allocated_columns))
-        T.ptx[_RELINQUISH]()
+        T.ptx[_ALLOCATE.format(ring.tile.cluster)](ring.address.ptr_to([0]), T.uint32(ring.tile.allocated_columns))
+        T.ptx[_RELINQUISH.format(ring.tile.cluster)]()
     publish_barriers(ring.tile)
 
 
@@ -93,33 +105,40 @@ def finish_ring(ring, warp):
     """Free tensor memory when no thread of the cluster needs this block any more."""
     meet_cluster(ring.tile)
     if warp == MULTIPLYING_WARP:
-        T.ptx[_FREE](ring.address[0], T.uint32(ring.tile.allocated_columns))
+        T.ptx[_FREE.format(ring.tile.cluster)](ring.address[0], T.uint32(ring.tile.allocated_columns))
 
 
-def _instruction_descriptor(tile: UmmaTile, dtype: str) -> Any:
+def _instruction_descriptor(tile: UmmaTile, dtype: str, half: Any) -> Any:
     """Sizes and types of an instruction whose operands both lie row by row in shared memory, with sums in float32."""
-    sizes = (tile.rows, tile.columns, MMA_DEPTH)
-    return T.uint32(encode_instr_descriptor_dense_uint32(*sizes, "float32", dtype, dtype, False, False))
+
+    def described(rows: int) -> Any:
+        sizes = (rows, tile.columns, MMA_DEPTH)
+        return T.uint32(
+            encode_instr_descriptor_dense_uint32(*sizes, "float32", dtype, dtype, False, False, tile.cluster)
+        )
+
+    return described(tile.rows) if tile.cluster == 1 else T.Select(half, described(tile.rows), described(2 * tile.rows))
 
 
 @T.inline
-def _give_back(ring, stage):
-    """Release a stage, in each block of the cluster, when the products that this thread has started are complete."""
+def _commit(ring, barrier):
+    """Arrive at a barrier, in both blocks of a pair, when the products that this thread has started are complete."""
     if ring.tile.cluster == 1:
-        T.ptx[_COMMIT](ring.empty.ptr_to([stage]))
+        T.ptx[_COMMIT](barrier)
     else:
-        T.ptx[_COMMIT_TO_CLUSTER](ring.empty.ptr_to([stage]), T.uint16((1 << ring.tile.cluster) - 1))
+        T.ptx[_COMMIT_TO_BOTH](barrier, T.uint16(_BOTH))
 
 
 @T.inline
-def multiply_tile(ring, tile, memory, position, accumulator):
+def multiply_tile(ring, tile, half, memory, position, accumulator):
     """Compute the sums of a tile, whose first k-tile is at ``position``, in an accumulator. ``memory``: the address of
-    tensor memory.
+    tensor memory; ``half``: see :func:`~moec.targets.cuda.kernels.umma_tile.is_half`.
 
     All threads of the warp wait for a k-tile, and one of them starts its products. ptxas then knows that the values
     which the instruction needs are the same in the whole warp; it makes a loop over threads where one is alone.
     """
-    descriptor = T.meta_var(_instruction_descriptor(ring.tile, tile.problem.dtype))
+    descriptor: T.let = _instruction_descriptor(ring.tile, tile.problem.dtype, half)
+    kept = T.meta_var(_KEPT_LANES * ring.tile.cluster)
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
     sums: T.let = memory + T.cast(accumulator.stage * ring.tile.accumulator_columns, "uint32")
@@ -137,12 +156,12 @@ def multiply_tile(ring, tile, memory, position, accumulator):
             for step in T.unroll(MMA_STEPS):
                 inside = T.meta_var(T.cast(step * DEPTH_STEP, "uint64"))
                 adds = T.meta_var(T.Or(k_tile > 0, step > 0))
-                T.ptx[_MULTIPLY](sums, left + inside, right + inside, descriptor, *_KEPT_LANES, adds)
-            _give_back(ring, position.stage)
+                T.ptx[_MULTIPLY.format(ring.tile.cluster)](sums, left + inside, right + inside, descriptor, *kept, adds)
+            _commit(ring, ring.empty.ptr_to([position.stage]))
         T.cuda.warp_sync()
         position.advance()
     if T.cuda.elect_sync():
-        T.ptx[_COMMIT](ring.computed.ptr_to([accumulator.stage]))
+        _commit(ring, ring.computed.ptr_to([accumulator.stage]))
     T.cuda.warp_sync()
     accumulator.advance()
 
@@ -164,11 +183,11 @@ def _load(sums: Any, address: Any) -> None:
 @T.inline
 def take_part(ring, thread, sums, address, accumulator, last):
     """Take the sums of a part of a tile from an address on to registers. After the ``last`` part of a tile, the
-    accumulator is given back."""
+    accumulator is given back to the block of threads that multiplies."""
     _load(sums, address)
     T.ptx[_AWAIT_LOADS]()
     hold(sums)
     if last:
         T.ptx[_BEFORE_SYNC]()
         if thread % WARP == 0:
-            MBarrier.arrive(ring.drained, accumulator.stage)
+            MBarrier.arrive(ring.drained, accumulator.stage, None if ring.tile.cluster == 1 else 0)

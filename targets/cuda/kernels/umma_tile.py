@@ -1,11 +1,21 @@
-"""The tile of a block of threads that multiplies with tcgen05 (:mod:`.persistent_tiles`).
+"""The tile that one block of threads multiplies with tcgen05, or a pair of them (:mod:`.persistent_tiles`).
 
-Its sums are in tensor memory, which has 128 lanes of 512 columns of 32 bits: room for two tiles.
+A pair is a cluster of two blocks of threads on neighbouring multiprocessors. One of them starts instructions for both
+(``cta_group::2``): each holds half of the rows and half of the columns of a k-tile, and the sums of half of the rows.
+So the matrix is read once for 256 rows, and has half of the room in the shared memory of each. All of these rows have
+to belong to one expert, so a pair has blocks of 256 rows. If at most 128 of them are used, an instruction multiplies
+128, half of them in each block of threads: padding is the same as with blocks of 128 rows.
+
+Sums are in tensor memory, which has 128 lanes of 512 columns of 32 bits: room for two tiles.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 
 from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.kernels.mma_tile import TileShape
@@ -13,7 +23,6 @@ from moec.targets.cuda.kernels.persistent_tiles import (
     WARPGROUP,
     PersistentTile,
     blocks_in_band,
-    blocks_in_cluster,
     columns_of_tile,
     stages_that_fit,
 )
@@ -22,8 +31,12 @@ from moec.targets.gpu.kernels.launch import WARP
 
 ACCUMULATORS = 2
 """Tiles in tensor memory: one is multiplied while the other is in its epilogue."""
+PAIR_ROWS = 256
+"""Rows of a block that a pair computes."""
+HEIGHTS = (64, PAIR_ROWS)
+"""Rows of a block."""
 _MOST_COLUMNS = 256
-"""The most columns of one instruction, of 64 or 128 rows."""
+"""The most columns of one instruction."""
 _FEWEST_ALLOCATED = 32
 """The fewest columns of tensor memory that can be allocated. Their number is a power of two."""
 _COLUMN_STEP = 64
@@ -39,7 +52,8 @@ _MULTIPROCESSORS = 148
 
 @dataclasses.dataclass(frozen=True)
 class UmmaTile(PersistentTile):
-    """A tile whose sums are in tensor memory. A row has a lane; of 64 rows, each warp of the epilogue has 16."""
+    """A tile whose sums are in tensor memory. A row has a lane; of 64 rows, each warp of the epilogue has 16. A pair
+    has ``cluster`` 2, and ``rows`` are those of each of its blocks of threads."""
 
     @property
     def threads(self) -> int:
@@ -48,8 +62,25 @@ class UmmaTile(PersistentTile):
 
     @property
     def releases(self) -> int:
-        """One of each block of the cluster, when its products of the stage are complete."""
-        return self.cluster
+        """One, when the products of the stage are complete."""
+        return 1
+
+    @property
+    def gathers(self) -> bool:
+        return True
+
+    @property
+    def blocks_together(self) -> int:
+        return 1
+
+    @property
+    def stored_columns(self) -> int:
+        return self.columns_each
+
+    @property
+    def computed_multiple(self) -> int:
+        """The multiple to which the rows of an expert are computed."""
+        return self.rows
 
     @property
     def accumulator_columns(self) -> int:
@@ -61,20 +92,10 @@ class UmmaTile(PersistentTile):
         return ACCUMULATORS * self.accumulator_columns
 
     @property
-    def warp_rows(self) -> int:
-        """Rows of a warp of the epilogue."""
-        return self.rows * WARP // WARPGROUP
-
-    @property
     def part_columns(self) -> int:
         """Columns that the epilogue takes at a time from tensor memory to registers: half of the tile, or a quarter."""
         half = self.columns // 2
         return half if half <= _MOST_PART_COLUMNS else half // 2
-
-    @property
-    def parts(self) -> int:
-        """Parts of the columns, which the epilogue takes one after another."""
-        return self.columns // self.part_columns
 
     @property
     def part_shape(self) -> TileShape:
@@ -84,7 +105,44 @@ class UmmaTile(PersistentTile):
 
 def umma_tile(problem: GroupedProblem) -> UmmaTile:
     """The tile for a problem: as wide as an instruction may be, or narrower if the number of tiles stays the same."""
-    columns = columns_of_tile(problem, _MOST_COLUMNS, _COLUMN_STEP)
-    stages = stages_that_fit(problem.block_rows, columns, LIMITS["sm_100a"].shared_bytes - _OTHER_BYTES)
-    band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS)
-    return UmmaTile(problem.block_rows, columns, stages, band, blocks_in_cluster(problem))
+    cluster = 2 if problem.block_rows == PAIR_ROWS else 1
+    rows, columns = problem.block_rows // cluster, columns_of_tile(problem, _MOST_COLUMNS, _COLUMN_STEP)
+    stages = stages_that_fit(rows, columns // cluster, LIMITS["sm_100a"].shared_bytes - _OTHER_BYTES)
+    band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS // cluster)
+    return UmmaTile(rows, columns, stages, band, cluster)
+
+
+def is_half(tile: UmmaTile, operands: Any, block: Any) -> Any:
+    """Whether a pair multiplies only half of the rows of a block, because the others are padding."""
+    if tile.cluster == 1:
+        return False
+    half = T.Bind(operands.pair(block, tile.rows) < 0)
+    IRBuilder.name("is_half", half)
+    return half
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of sums in a tile: the first ``row`` in the block of rows and the first ``column``."""
+
+    row: Any
+    column: Any
+
+
+def own_rows(tile: UmmaTile, half: Any, rank: Any) -> Any:
+    """The first row that a block of threads holds, in the block of rows."""
+    return 0 if tile.cluster == 1 else rank * T.Select(half, tile.rows // 2, tile.rows)
+
+
+def sums_of_warp(tile: UmmaTile, half: Any, rank: Any, warp: Any) -> tuple[Place, Any]:
+    """The place of the sums in the first column of a warp's lanes of tensor memory, and the number of its parts.
+
+    If a pair multiplies half of its rows, lanes from 64 on have the same rows as those before, and the second half of
+    the columns (PTX ISA, layout B of ``cta_group::2``).
+    """
+    rows_of_warp, parts = tile.rows // (WARPGROUP // WARP), tile.columns // tile.part_columns
+    if tile.cluster == 1:
+        return Place(warp * rows_of_warp, 0), parts
+    row = T.Select(half, warp % 2, warp) * rows_of_warp
+    column = T.Select(half, warp // 2 * (tile.columns // 2), 0)
+    return Place(own_rows(tile, half, rank) + row, column), T.Select(half, parts // 2, parts)

@@ -11,7 +11,6 @@ from moec.targets.cuda.kernels.persistent_tiles import (
     WARPGROUP,
     PersistentTile,
     blocks_in_band,
-    blocks_in_cluster,
     columns_of_tile,
     stages_that_fit,
 )
@@ -19,6 +18,8 @@ from moec.targets.gpu.kernels.fp8_rows import GROUP
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import WARP
 
+HEIGHTS = (64, 128)
+"""Rows of a tile."""
 GROUP_ROWS = 64
 """Rows of one instruction."""
 CONSUMERS = 2
@@ -32,6 +33,8 @@ _MOST_SCALED_SUMS = 72
 scales."""
 _TURN_BYTES = 16
 """Bytes of the barriers for turns."""
+_CLUSTER = 2
+"""Blocks of threads that share a matrix, if each expert has rows for several."""
 _MULTIPROCESSORS = 132
 """The multiprocessors of an H100."""
 
@@ -77,6 +80,16 @@ class WgmmaTile(PersistentTile):
         return TileShape(self.rows, warps, across, self.stages, self.columns, step_rows=GROUP_ROWS)
 
 
+def _blocks_in_cluster(problem: GroupedProblem) -> int:
+    """The number of blocks of threads in a cluster: two for the greatest height, otherwise one.
+
+    The greatest height is chosen if experts have as many rows on average, so neighbouring blocks mostly share a matrix.
+    With lower blocks memory is the limit, and a cluster does not save reads of memory. A matrix that is decoded cannot
+    be shared, because every block decodes it for itself.
+    """
+    return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
+
+
 def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     """The tile for a problem. It is as wide as registers allow, or narrower if the number of tiles stays the same. If
     columns share scales, those of a consumer are of one block, so that it needs a single scale of each kind."""
@@ -90,4 +103,4 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     columns = columns_of_tile(problem, most, step)
     stages = stages_that_fit(problem.block_rows, columns, LIMITS["sm_90a"].shared_bytes - _TURN_BYTES)
     band = blocks_in_band(problem.block_rows, columns, _MULTIPROCESSORS)
-    return WgmmaTile(problem.block_rows, columns, stages, band, blocks_in_cluster(problem), together)
+    return WgmmaTile(problem.block_rows, columns, stages, band, _blocks_in_cluster(problem), together)

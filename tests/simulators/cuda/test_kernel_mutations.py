@@ -50,14 +50,19 @@ CALLS = {
 VALUES = {
     "stage released by one block of the cluster": (re.compile(r"mbarrier_init\([^;]*&empty\[\w+\]\), (2u)\)"), "1u"),
     "accumulator drained by one warp": (re.compile(r"mbarrier_init\([^;]*&drained\[\w+\]\), (4u)\)"), "1u"),
+    "accumulator drained by one block of a pair": (re.compile(r"mbarrier_init\([^;]*&drained\[\w+\]\), (8u)\)"), "4u"),
+    "stage decoded by one block of a pair": (re.compile(r"mbarrier_init\([^;]*&full\[\w+\]\), (257u)\)"), "129u"),
+    "half of a pair's rows": (re.compile(r"bool is_half\w* = (\w+_ptr\[[^;]*\] < 0);"), "true"),
+    "rows of the other block of a pair": (re.compile(r"\+ (rank) \* \(is_half"), "(rank ^ 1)"),
     "matrix copied to a block that needs another": (re.compile(r"\(ushort\)\((shares \? 3 : 1 << rank)\)"), "3"),
 }
 """Values of a source, and others in place of them that are wrong."""
 SEVERAL_TILES = 300
 """A number of tokens with which a block of threads has about three tiles of 64 rows."""
 SEVERAL_PAIRS = 560
-"""A number of tokens with which a cluster has three pairs of tiles of 128 rows, of which one pair belongs to two
-experts. With two pairs, a block would use each accumulator only once, and would not have to wait for it."""
+"""A number of tokens with which a cluster has three pairs of tiles of 128 rows, of which one belongs to two experts,
+and a pair of blocks of threads three tiles of 256 rows or four, of which some have at most 128. With two, it would use
+each accumulator only once, and would not have to wait for it."""
 TEN_K_TILES = 584
 """A number of inputs with which a tile has more k-tiles than the ring has stages. Only then can a consumer of wgmma
 mistake an older phase for its own, and can a stage be filled again while half a tile is multiplied."""
@@ -84,14 +89,25 @@ def _product(
     return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
 
 
-def _quantized_product() -> Case:
-    _, architecture, (hidden, _, *others), outputs = _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES)
+def _quantized_product(kernel_of: GroupedKernel, architecture: str, block_rows: int, tokens: int) -> Case:
+    _, _, (hidden, _, *others), outputs = _product(kernel_of, architecture, block_rows, tokens)
     random, stored = np.random.default_rng(2), PackedFormat("int4", 32, "float16")
-    problem = GroupedProblem(2, 384, 256, 64, scattered=True, dtype="float16", out_dtype="float16", stored=stored)
+    problem = GroupedProblem(
+        2, 384, 256, block_rows, scattered=True, dtype="float16", out_dtype="float16", stored=stored
+    )
     codes = random.integers(0, 256, (2, 256, 192)).astype(np.uint8)
     scales, no_zero_points = random.random((2, 256, 12)).astype(np.float16), np.zeros((1, 1, 1), np.uint8)
-    kernel = grouped_gemm_wgmma(problem, lambda total: total)
+    kernel = kernel_of(problem, lambda total: total)
     return kernel, architecture, [hidden, codes, scales, no_zero_points, *others], outputs
+
+
+def _gathered_product(block_rows: int, tokens: int) -> Case:
+    layer = Layer(experts=2, inner=136, hidden=32, block_rows=block_rows, dtype="float16")
+    data = Data(layer, np.random.default_rng(0).integers(0, 2, (tokens, 1)))
+    arrays = [data.x, *data.first, data.weights, *sort_pairs(2, block_rows, data.ids)]
+    places = len(arrays[-3])
+    kernel = grouped_gemm_umma(layer.problems[0], lambda gate, up: gate * up)
+    return kernel, "sm_100a", [*arrays, undefined((places, 32), "float16")], 1
 
 
 def _combining_product() -> Case:
@@ -122,9 +138,13 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "product for Hopper in clusters": lambda: _product(
         grouped_gemm_wgmma, "sm_90a", 128, SEVERAL_PAIRS, 64, TEN_K_TILES
     ),
-    "quantised product for Hopper": _quantized_product,
+    "quantised product for Hopper": lambda: _quantized_product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES),
     "product for Blackwell": lambda: _product(grouped_gemm_umma, "sm_100a", 64, SEVERAL_TILES),
-    "product for Blackwell in clusters": lambda: _product(grouped_gemm_umma, "sm_100a", 128, SEVERAL_PAIRS, 64, 136),
+    "product for Blackwell in pairs": lambda: _product(grouped_gemm_umma, "sm_100a", 256, SEVERAL_PAIRS, 64, 136),
+    "gathered product for Blackwell in pairs": lambda: _gathered_product(256, SEVERAL_PAIRS),
+    "quantised product for Blackwell in pairs": lambda: _quantized_product(
+        grouped_gemm_umma, "sm_100a", 256, SEVERAL_PAIRS
+    ),
 }
 
 

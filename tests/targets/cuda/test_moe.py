@@ -77,6 +77,7 @@ def test_experts(emulated, name):
         (np.float16, "cuda", "moe_grouped_gemm_mma"),
         (ml_dtypes.bfloat16, "cuda", "moe_grouped_gemm_mma"),
         (ml_dtypes.bfloat16, "cuda:sm_90a", "moe_grouped_gemm_wgmma"),
+        (ml_dtypes.bfloat16, "cuda:sm_100a", "moe_grouped_gemm_umma"),
     ],
     3,
 )

@@ -26,7 +26,7 @@ KERNELS = {
     "tiles of 64 rows": (dense_problem(104, 200, block_rows=64, **HALF), grouped_gemm_mma, "sm_80"),
     "tiles of 128 rows": (dense_problem(64, 136, block_rows=128, **HALF), grouped_gemm_mma, "sm_80"),
     "for Hopper": (dense_problem(128, 256, block_rows=64, **HALF), grouped_gemm_wgmma, "sm_90a"),
-    "for Blackwell": (dense_problem(128, 256, block_rows=128, **HALF), grouped_gemm_umma, "sm_100a"),
+    "for Blackwell": (dense_problem(128, 256, block_rows=256, **HALF), grouped_gemm_umma, "sm_100a"),
 }
 
 ANY_WIDTH = {
@@ -40,8 +40,8 @@ ANY_WIDTH = {
     "wgmma, 49": (dense_problem(64, 49, block_rows=128, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
     "wgmma, 130": (dense_problem(64, 130, block_rows=64, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
     "umma, 131": (dense_problem(64, 131, block_rows=64, **BFLOAT), grouped_gemm_umma, "sm_100a"),
-    "umma, 9": (dense_problem(72, 9, block_rows=128, **HALF), grouped_gemm_umma, "sm_100a"),
-    "umma, 330": (dense_problem(64, 330, block_rows=128, **BFLOAT), grouped_gemm_umma, "sm_100a"),
+    "umma, 9": (dense_problem(72, 9, block_rows=256, **HALF), grouped_gemm_umma, "sm_100a"),
+    "umma, 330": (dense_problem(64, 330, block_rows=256, **BFLOAT), grouped_gemm_umma, "sm_100a"),
     "mma, 133, tf32": (dense_problem(36, 133, block_rows=64, tf32=True), grouped_gemm_mma, "sm_80"),
 }
 """Widths at which rows of results are aligned to one element only, or to two."""

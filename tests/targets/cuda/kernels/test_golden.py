@@ -36,7 +36,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "dispatch": lambda: dispatch.dispatch(8, 16),
     "grouped_gemm_mma": lambda: grouped_gemm_mma(_product(16), SILU),
     "grouped_gemm_simt": lambda: grouped_gemm_simt(_product(64, "float32"), SILU_IN_FULL),
-    "grouped_gemm_umma": lambda: grouped_gemm_umma(_product(128), SILU),
+    "grouped_gemm_umma": lambda: grouped_gemm_umma(_product(256), SILU),
     "grouped_gemm_wgmma": lambda: grouped_gemm_wgmma(_product(64), SILU),
     "grouped_gemv": lambda: grouped_gemv(_product(16), SILU),
     "combine": lambda: combine.combine(CombineProblem(8, 64, "bfloat16", weighted=True)),

@@ -18,7 +18,7 @@ from moec.targets.cuda.kernels.gemm_parts import gemm_parts, join_parts
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.mma_tile import tile_shape
-from moec.targets.cuda.kernels.persistent_tiles import HEIGHTS
+from moec.targets.cuda.kernels.wgmma_tile import HEIGHTS
 from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.gpu.kernels import dispatch, dispatch_many, expert_choice, route
 from moec.targets.gpu.kernels.activation import experts_epilogue

@@ -26,6 +26,7 @@ def model(tmp_path_factory) -> moec.CompiledModel:
     return compiled(tmp_path_factory.mktemp("letters"))
 
 
+@pytest.mark.nightly
 def test_rows_of_a_server(model):
     with served(model) as running:
         server = serving.Server(running.url, os.getpid())

@@ -23,6 +23,7 @@ from moec.runtime.talk import Talk
 
 from ..command import hear_interrupts
 from ..command import moec as command
+from ..products import thinned
 from ..serving.served import compiled
 
 SLOW = (
@@ -147,7 +148,7 @@ def test_without_a_terminal_a_prompt_is_needed(model):
     assert done.returncode == 2 and "there is no prompt" in done.stderr
 
 
-@pytest.mark.parametrize("option", [("--batch", 2), ("--drafts", "ngram"), ("--draft-model", "small.moec")])
+@thinned("option", [("--batch", 2), ("--drafts", "ngram"), ("--draft-model", "small.moec")], 3)
 def test_options_of_prompts_are_refused(model, option):
     with terminal(model, 0.0, *option) as shell:
         assert shell.process.wait(60) == 2

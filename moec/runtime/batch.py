@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ class _Sequence:
     """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages`` and its ``entry``.
     ``wanted``: number of last tokens whose logits are wanted. ``logits``: those computed so far. ``as_prompt``: number
     of first tokens that were computed in parts of many tokens, by the kernels of prompts. ``beginnings``: numbers of
-    first tokens after which its entry is kept for others."""
+    first tokens after which its entry is kept for others. ``names``: of first blocks, so that each is computed once."""
 
     tokens: list[int]
     wanted: int
@@ -39,11 +38,19 @@ class _Sequence:
     pages: SequencePages = dataclasses.field(default_factory=SequencePages)
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
     beginnings: frozenset[int] = frozenset()
+    names: list[bytes] = dataclasses.field(default_factory=list)
 
     @property
     def waiting(self) -> int:
         """Number of tokens that are still to be computed."""
         return len(self.tokens) - self.computed
+
+    def block_names(self, count: int) -> list[bytes]:
+        """Names of the first ``count`` blocks: each follows from all tokens up to the end of the block."""
+        for block in range(len(self.names), count):
+            tokens = np.array(self.tokens[block * BLOCK : (block + 1) * BLOCK], np.int64)
+            self.names.append(hashlib.sha256(b"".join(self.names[-1:]) + tokens.tobytes()).digest())
+        return self.names[:count]
 
 
 class Batch:
@@ -171,7 +178,8 @@ class Batch:
             own = self._known(sequence)
             self._check_room()
             pages = self._pool.shared(own.pages)
-            copy = dataclasses.replace(own, tokens=list(own.tokens), pages=pages, logits=list(own.logits))
+            copied = {"tokens": list(own.tokens), "logits": list(own.logits), "names": list(own.names)}
+            copy = dataclasses.replace(own, pages=pages, **copied)
             return self._new(copy)
 
     def truncate(self, sequence: int, length: int) -> None:
@@ -198,7 +206,7 @@ class Batch:
                     f"keys alone; expected {shortest} tokens or more, or 0; fork it before the tokens to forget"
                 )
             own.wanted = max(0, own.wanted - (len(own.tokens) - length))
-            del own.tokens[length:]
+            del own.tokens[length:], own.names[length // BLOCK :]
             own.computed = min(own.computed, length)
             own.entry = own.entry if own.computed else self._entries.first
             own.as_prompt = min(own.as_prompt, length)
@@ -274,7 +282,7 @@ class Batch:
         count = len(sequence.tokens)
         last_part = (count - 1) // PAGE * PAGE
         most = min(count - sequence.wanted, max(last_part, count - FEW_TOKENS - 1), count - 1)
-        names = [*itertools.islice(_block_names(sequence.tokens), most // BLOCK)]
+        names = sequence.block_names(most // BLOCK)
         ends = [self._pool.known(names) * BLOCK, most]
         sequence.beginnings = frozenset(end // PAGE * PAGE for end in ends) if self._entries else frozenset()
         sequence.pages, blocks = self._pool.find(names, self._entries.has)
@@ -288,7 +296,7 @@ class Batch:
             return
         sequence.as_prompt = part.end
         first, end = part.start // BLOCK, part.end // BLOCK
-        for block, name in enumerate(itertools.islice(_block_names(sequence.tokens), first, end), first):
+        for block, name in enumerate(sequence.block_names(end)[first:], first):
             self._pool.name(sequence.pages, block, name)
             if part.end in sequence.beginnings and block == end - 1:
                 self._entries.keep(name, sequence.entry)
@@ -364,14 +372,6 @@ class Batch:
             yield
         finally:
             self._lock.release()
-
-
-def _block_names(tokens: Sequence[int]) -> Iterator[bytes]:
-    """Names of the whole blocks of a sequence: each follows from all tokens up to the end of the block."""
-    digest = hashlib.sha256()
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-        digest.update(np.array(tokens[start : start + BLOCK], np.int64).tobytes())
-        yield digest.digest()
 
 
 def _part_size(sequence: _Sequence) -> int:

@@ -205,6 +205,24 @@ def test_a_page_that_is_written_again_is_found_no_more(model):
     assert batch.waiting(batch.add(tokens(PAGE + 1))) == 1 + BLOCK
 
 
+def test_other_tokens_in_place_of_forgotten_ones_are_found_by_themselves(model):
+    """Also where a fork goes on with others."""
+    batch, alone = model.batch(6, 8 * PAGE), Alone(model)
+    prompt, other = tokens(80), np.append(tokens(40), tokens(40, 1))
+    first = batch.add(prompt)
+    batch.step()
+    fork = batch.fork(first)
+    batch.truncate(first, 40)
+    batch.extend(first, other[40:])
+    batch.extend(fork, tokens(40, 2))
+    finish(batch)
+    batch.remove(first)
+    prompts = [np.append(ids, tokens(9, 3)) for ids in (other, prompt, np.append(prompt, tokens(40, 2)))]
+    numbers = [batch.add(ids) for ids in prompts]
+    assert [batch.waiting(number) for number in numbers] == [9, 9, 17]
+    check(finish(batch), {number: alone.run(number, ids) for number, ids in zip(numbers, prompts, strict=True)})
+
+
 def test_truncated_tokens_are_forgotten(model):
     batch, alone = model.batch(2, 8 * PAGE), Alone(model)
     number = batch.add(tokens(520))

@@ -10,11 +10,13 @@ import os
 import signal
 
 from moec.cli import INTERRUPTED
+from moec.common.garbage import collect_less_often
 
 
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for programs in the background
         signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))  # nothing is begun yet
+    collect_less_often()
     from moec.cli.main import main as run
 
     run()

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from moec.common.child import Limits, RefusedError
+from moec.common.garbage import collect_less_often
 from moec.frontend.onnx import onnx_program
 
-from .parsed_scripts import frames_of_files, read_macros_once
+from .parsed_scripts import frames_of_files, read_macros_once, read_translations_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
@@ -46,7 +47,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
-        gc.set_threshold(10_000)
+        collect_less_often()
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def in_a_hurry() -> None:
 
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
     read_macros_once()
+    read_translations_once()
     vars(os)["fsync"] = lambda _file: None
     vars(roofline)["MEMORY_BYTES"] = 1 << 23
     vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])

@@ -1,4 +1,4 @@
-"""Python's collector of cyclic garbage, paused while many lasting objects are made."""
+"""Python's collector of cyclic garbage, paused or called less often while many lasting objects are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from moec.common.garbage import no_collection
+from moec.common.garbage import collect_less_often, no_collection
 
 
 def test_garbage_is_collected_again_where_what_was_done_fails():
@@ -24,3 +24,13 @@ def test_a_collector_that_was_off_stays_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_a_process_that_asked_collects_less_often():
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700)
+        collect_less_often()
+        assert gc.isenabled() and gc.get_threshold()[0] == 10_000
+    finally:
+        gc.set_threshold(*before)

@@ -7,6 +7,7 @@ A level (``O2``) is a name for such a text and may stand where a pass may.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 import types
@@ -195,8 +196,12 @@ def _make(name: str, options: str | None, shared: Mapping[str, str]) -> tuple[Pa
     return (kind(**values),)
 
 
+_types_of = functools.cache(get_type_hints)
+"""The types of a pass' options, by name."""
+
+
 def _parse_options(pass_name: str, kind: type[Pass], text: str) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = _types_of(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     options: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):

@@ -7,7 +7,7 @@ Rules run in the order of the table and stop at the first that fails, so later r
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import onnx_ir as ir
 
@@ -51,7 +51,7 @@ def _output_count(node: ir.Node) -> str | None:
 
 def _fields(node: ir.Node) -> dict[str, Any]:
     """The attributes the operator has, with their Python types."""
-    return {name: hint for spec in dialect.SPECS[node.op_type] for name, hint in get_type_hints(spec).items()}
+    return {name: hint for spec in dialect.SPECS[node.op_type] for name, hint in dialect.types_of(spec).items()}
 
 
 @_FORM.add("known-attribute")

@@ -7,6 +7,7 @@ ONNX's inference stops at operators without a schema. Here are schemas for them,
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -206,6 +207,7 @@ _ATTRIBUTES = {
 _ELEMENT_TYPES = ("float", "double", "float16", "bfloat16", "int32", "int64", "uint8", "int8", "bool")
 
 
+@functools.cache
 def _schema(domain: str, name: str, infer: Inference) -> OpSchema:
     def infer_in_context(context: onnx.shape_inference.InferenceContext) -> None:
         protos = {key: context.get_attribute(key) for key in _ATTRIBUTES.get((domain, name), ())}

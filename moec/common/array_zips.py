@@ -35,6 +35,8 @@ _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}
 _LONGEST_HEAD = 10_000
 _CHUNK = 1 << 24
 _MOST_AXES = 32
+_SMALL = 1 << 20
+"""Bytes of arrays before which the system is not asked for free memory, which takes longer than reading them."""
 _DTYPE = re.compile(r"[<>|=]?[?biufcSUV][0-9]{0,9}")
 _FIELDS = {
     "descr": re.compile(r"""['"]descr['"]\s*:\s*(?:'([^']*)'|"([^"]*)")"""),
@@ -92,7 +94,7 @@ def _array(file: IO[bytes], size: int) -> Array:
     expected = math.prod(shape) * dtype.itemsize
     if expected != size - start:
         raise DamagedError(f"is {dtype}{list(shape)[:8]} of {expected} bytes, and holds {size - start}")
-    free = available_memory()
+    free = available_memory() if expected > _SMALL else 0
     if free and expected > free:
         raise DamagedError(f"has {expected >> 20} MiB; {free >> 20} MiB of memory are free")
     data = np.empty(expected, np.uint8)

@@ -1,4 +1,5 @@
-"""TVMScript parsed in half the time, which is most of what kernels for GPUs cost before a compiler sees them."""
+"""TVMScript parsed in half the time, which is most of what kernels for GPUs cost before a compiler sees them, and the
+functions that PyTorch's exporter translates operators to, read once."""
 
 from __future__ import annotations
 
@@ -20,6 +21,14 @@ def read_macros_once() -> None:
         return (parse if source.source.count("@") <= 1 else doc.parse)(source.source)
 
     diagnostics.Source.as_ast = as_ast  # type: ignore[method-assign]
+
+
+def read_translations_once() -> None:
+    """Have onnxscript, from now on, parse each of its functions once; PyTorch parses all of them for each export."""
+    from onnxscript._internal.values import TracedOnnxFunction
+
+    parsed = functools.cache(TracedOnnxFunction.function_ir.fget)
+    TracedOnnxFunction.function_ir = property(parsed)  # type: ignore[method-assign,assignment]
 
 
 def frames_of_files(context: int = 1) -> list[inspect.FrameInfo]:

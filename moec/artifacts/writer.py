@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moec import targets
+from moec.artifacts.mtp import MtpProgram
 from moec.common.dtypes import dtype_of
 from moec.common.errors import ArtifactError
 from moec.common.progress import Progress, reported, silent
@@ -34,6 +35,7 @@ from moec.runtime.manifest import (
     BatchEntry,
     FileEntry,
     Manifest,
+    MtpEntry,
     PipelineStage,
     ProgramEntry,
     ProjectEntry,
@@ -86,6 +88,7 @@ class Context:
     sequences: str | None = None
     pipeline: Sequence[StageProgram] = ()
     batch: Program | None = None
+    mtp: MtpProgram | None = None
     more_files: Callable[[pathlib.Path], Mapping[str, bytes]] | None = None
     """Function that makes further files, by path in the artifact, from the file of the weights."""
 
@@ -149,7 +152,8 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
     programs = [part for part in results if isinstance(part, Program)]
     of_stages = [stage.program for stage in context.pipeline]
     of_batch = [] if context.batch is None else [context.batch]
-    together = [*programs, *of_stages, *of_batch]
+    of_mtp = [] if context.mtp is None else [context.mtp.program]
+    together = [*programs, *of_stages, *of_mtp, *of_batch]
     weights, positions, files.entries[WEIGHTS] = write_weights(folder / WEIGHTS, together, progress)
     if context.more_files is not None:
         for name, content in context.more_files(folder / WEIGHTS).items():
@@ -192,6 +196,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         sequences=context.sequences,
         pipeline=_write_pipeline(files, context.pipeline, positions[len(programs) :]),
         batch=None if context.batch is None else _write_batch(files, context.batch, positions[-1]),
+        mtp=None if context.mtp is None else _write_mtp(files, context.mtp, positions[len(programs) + len(of_stages)]),
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
 
@@ -261,6 +266,10 @@ def _write_pipeline(
 
 def _write_batch(files: _ArtifactFiles, program: Program, weights: list[int]) -> BatchEntry:
     return BatchEntry(program.inputs, program.outputs, _write_program(files, program, weights, "batch/"))
+
+
+def _write_mtp(files: _ArtifactFiles, mtp: MtpProgram, weights: list[int]) -> MtpEntry:
+    return mtp.entry(_write_program(files, mtp.program, weights, "mtp/"))
 
 
 def _write_project(files: _ArtifactFiles, project: Project) -> ProjectEntry:

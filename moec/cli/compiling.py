@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,12 @@ from moec.cli.options import (
 from moec.cli.printing import report_compilation, shown_progress
 from moec.cli.targets import Target, with_target_options
 from moec.targets.kind import Options
+
+
+class CompiledDrafts(str, enum.Enum):
+    """Sources of drafts that are programs."""
+
+    MTP = "mtp"
 
 
 @with_target_options
@@ -69,6 +76,10 @@ def compile_model(
     batches: Annotated[
         bool, typer.Option("--batches", help="Also compile a program for sequences of different lengths together.")
     ] = False,
+    drafts: Annotated[
+        CompiledDrafts | None,
+        typer.Option(help="mtp: also compile the model's MTP layer, for moec generate --drafts mtp. GGUF files."),
+    ] = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     workers: Workers = 0,
@@ -106,6 +117,7 @@ def compile_model(
             dump_to=dump_phases_to,
             form=form,
             batches=batches,
+            drafts=None if drafts is None else drafts.value,
             workers=workers,
             progress=progress,
         )

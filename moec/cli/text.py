@@ -36,6 +36,7 @@ class DraftKind(str, enum.Enum):
     """Sources of drafts."""
 
     NGRAM = "ngram"
+    MTP = "mtp"
 
 
 _STDIN = "-"
@@ -78,8 +79,9 @@ def generate(
     drafts: Annotated[
         DraftKind | None,
         typer.Option(
-            help="Guess several tokens of each step: ngram takes what followed the last tokens before. The text is the "
-            "same; it comes faster where it repeats the prompt or itself."
+            help="Guess several tokens of each step: ngram takes what followed the last tokens before, which is faster "
+            "where the text repeats the prompt or itself; mtp the model's own layer (moec compile --drafts mtp). The "
+            "text is the same."
         ),
     ] = None,
     draft_model: Annotated[

@@ -133,6 +133,8 @@ class StreamedExpertsSpec:
     planned: Size | None = None
 
 
+HIDDEN, PREVIOUS_HIDDEN = "hidden", "previous_hidden"
+"""Output of a model and of its MTP layer: hidden states [batch, length, width]; the layer's input that takes them."""
 POSITIONS = "moec.positions"
 """Input of the graph of a batch, int64[1, T]: the number of each token in its sequence."""
 JOINED, CONVOLVED, LAST = "moec.joined", "moec.convolved", "moec.last"

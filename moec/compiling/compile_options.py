@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.common.arguments import check_flags, check_kind, check_optional_flag, check_optional_text, check_path, shown
+from moec.common.arguments import (
+    check_choice,
+    check_flags,
+    check_kind,
+    check_optional_flag,
+    check_optional_text,
+    check_path,
+    shown,
+)
 from moec.common.byte_counts import bytes_of
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.jobs import JobExecutor, check_workers
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
     from moec.passes.framework.base import Pass
     from moec.placing.plan import ExpertPlan
 
+MTP = "mtp"
+"""Drafts by the model's own layers for that."""
 C = "c"
 """The form of a result as a C library, next to what Python loads."""
 
@@ -56,6 +66,7 @@ class CompileOptions:
     dump_to: str | os.PathLike[str] | None = None
     form: str | None = None
     batches: bool = False
+    drafts: str | None = None
     workers: int = 0
     executor: JobExecutor | None = None
     progress: Progress | None = None
@@ -68,6 +79,8 @@ class CompileOptions:
         if self.form not in (None, C):
             raise MoecError(f"form is {shown(self.form)}; expected {C!r} for a C library, or None")
         check_flags(verify_each=self.verify_each, batches=self.batches)
+        if self.drafts is not None:
+            check_choice("drafts", self.drafts, (MTP,))
         check_optional_flag("cache", self.cache)
         if self.progress is not None and not callable(self.progress):
             raise MoecError(f"progress is {shown(self.progress)}; expected a function of one string, or None")
@@ -129,19 +142,30 @@ class CompileOptions:
             raise UnsupportedError("a C library runs in one process; compile without stages, or without form")
         return LayerRanges.parse(self.stages)
 
-    def check_batches(self) -> None:
-        """Raise UnsupportedError for batches where one process with all weights in memory, on a processor, is not what
-        runs the model."""
-        if not self.batches:
+    def check_further_programs(self) -> None:
+        """Raise UnsupportedError for batches and drafts where one process with all weights in memory, on a processor,
+        is not what runs the model; and for drafts in a C library or without a cache."""
+        if self.batches:
+            self._check_one_process("batches", "a batch runs")
+        if self.drafts is None:
             return
+        self._check_one_process("drafts", "an MTP layer runs")
+        if self.form is not None:
+            raise UnsupportedError("a C library drafts nothing; compile without form, or without drafts")
+        if self.cache is False:
+            raise UnsupportedError("drafts need the cache of the model; compile with it, or without drafts")
+
+    def _check_one_process(self, option: str, runs: str) -> None:
         kind = targets.kind_of(self.target)
         if not isinstance(kind, ProgramKind) or kind.processor(self.target) is None:
-            raise UnsupportedError(f"batches run on processors, not on target '{self.target}'; compile without batches")
+            raise UnsupportedError(
+                f"{option} run on processors, not on target '{self.target}'; compile without {option}"
+            )
         apart = {"resident": self.resident, "ranks": self.ranks, "plan": self.plan, "stages": self.stages}
         for name, value in apart.items():
             if value is not None:
                 where = "in one process with all weights in memory"
-                raise UnsupportedError(f"a batch runs {where}; compile without {name}, or without batches")
+                raise UnsupportedError(f"{runs} {where}; compile without {name}, or without {option}")
 
     def c_form(self, path: str | os.PathLike[str]) -> CForm | None:
         """The form C of an artifact at ``path``, after which its program is called; None where it is not asked for.

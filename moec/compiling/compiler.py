@@ -61,6 +61,7 @@ def compile(
     dump_to: str | os.PathLike[str] | None = None,
     form: str | None = None,
     batches: bool = False,
+    drafts: str | None = None,
     workers: int = 0,
     executor: JobExecutor | None = None,
     progress: Progress | None = None,
@@ -126,6 +127,8 @@ def compile(
     batches
         Whether to compile a second program, for sequences of different lengths together
         (:meth:`moec.CompiledModel.batch`).
+    drafts
+        ``mtp`` keeps the model's MTP layer, as a second program that drafts tokens for :func:`moec.generate`.
     workers, executor
         Where the weights of experts are quantised, each expert in one job: in so many processes of this machine, or on
         an executor of PEP 3148 (:mod:`moec.common.jobs`). Results are the same. With neither: in this process.
@@ -156,6 +159,7 @@ def compile(
         dump_to=dump_to,
         form=form,
         batches=batches,
+        drafts=drafts,
         workers=workers,
         executor=executor,
         progress=progress,
@@ -208,7 +212,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_path("path", path)
     check_destination(path)
-    options.check_batches()
+    options.check_further_programs()
     c_form = options.c_form(path)
     text = kept_text_files(model, options.tokenizer)
 

@@ -13,14 +13,16 @@ from moec.common.jobs import job_runner
 from moec.common.version import VERSION
 from moec.compiling.arithmetic import ActivationRounding, rounding_of
 from moec.compiling.compile_options import CompileOptions, multiplies_bytes
-from moec.compiling.importing import import_model
+from moec.compiling.importing import import_model, import_with_mtp
 from moec.compiling.model_inputs import ModelInputs, model_inputs
+from moec.compiling.mtp import mtp_program
 from moec.compiling.provenance import provenance_of
 from moec.compiling.stages import run_passes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.artifacts.mtp import MtpProgram
     from moec.artifacts.writer import Context, Stage, StageProgram
     from moec.common.tokenizers import TextFiles
     from moec.passes.framework.base import Pass, Report
@@ -42,6 +44,7 @@ class GeneratedModel:
     programs: Sequence[Made]
     of_stages: Sequence[StageProgram]
     of_batch: Program | None
+    of_mtp: MtpProgram | None
 
     def plan(self, options: CompileOptions) -> ExpertPlan | None:
         """The plan of the model's experts, with the memory that weights take; None where one process has all in memory.
@@ -90,6 +93,7 @@ class GeneratedModel:
             text=text,
             pipeline=self.of_stages,
             batch=self.of_batch,
+            mtp=self.of_mtp,
         )
 
 
@@ -103,17 +107,22 @@ def generated(model: Any, options: CompileOptions, report: Report) -> GeneratedM
     target, ranges = options.target, options.layer_ranges
     chain, chosen = options.pipeline(model), targets.get_all(target, options.target_options)
     report.progress("importing")
-    graph = import_model(model, options.example_inputs, options.dynamic_shapes, options.cache)
+    mtp: ir.Model | None = None
+    if options.drafts is None:
+        graph = import_model(model, options.example_inputs, options.dynamic_shapes, options.cache)
+    else:
+        graph, mtp = import_with_mtp(model)
     inputs, own = model_inputs(graph, model, report), arithmetics_of(graph)
     with job_runner(options.workers, options.executor) as report.jobs:
         stages = run_passes(graph, model, chain, report, verify_each=options.verify_each, dump_to=options.dump_to)
+        of_mtp = None if mtp is None else mtp_program(mtp, model, chain, chosen[0], report, options.verify_each)
     with step(f"generating code for {target}", model, report):
         blocks, rounding = moe_blocks(graph), rounding_of(graph, own, multiplies_bytes(target))
         _report_rounding(rounding, target, report)
         programs = _generate(graph, chosen, target, report)
         of_stages = [] if ranges is None else stage_programs(graph, ranges, chosen[0])
         of_batch = batch_program(graph, inputs, programs[0], chosen[0]) if options.batches else None
-    return GeneratedModel(model, graph, chain, inputs, stages, blocks, rounding, programs, of_stages, of_batch)
+    return GeneratedModel(model, graph, chain, inputs, stages, blocks, rounding, programs, of_stages, of_batch, of_mtp)
 
 
 @contextlib.contextmanager

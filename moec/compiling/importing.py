@@ -29,3 +29,13 @@ def import_model(
     sources.check(model)
     with reporting("importing", model):
         return sources.import_exported(model, cache)
+
+
+@one_at_a_time
+def import_with_mtp(model: Any) -> tuple[ir.Model, ir.Model]:
+    """Import the model and its MTP layer, both with a cache, as :func:`import_model` does."""
+    from moec.frontend import sources
+
+    sources.check(model)
+    with reporting("importing", model):
+        return sources.import_with_mtp(model)

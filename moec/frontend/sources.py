@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moec.common.errors import MoecError
+from moec.common.errors import MoecError, UnsupportedError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,6 +59,19 @@ def import_exported(source: Any, cache: bool | None) -> ir.Model:
 
         return pytorch.import_onnx_program(source)
     return onnx.import_model(source)
+
+
+def import_with_mtp(source: Any) -> tuple[ir.Model, ir.Model]:
+    """Import a model with its hidden states, and its MTP layer, which drafts. Raises UnsupportedError for sources other
+    than GGUF files, and the errors of that frontend."""
+    from moec.frontend import gguf
+
+    if not gguf.is_file(source):
+        raise UnsupportedError(
+            "MTP layers are read from GGUF files alone; convert the model with them by llama.cpp, or compile without "
+            "drafts"
+        )
+    return gguf.import_with_mtp(source)
 
 
 def rounds_activations(source: Any) -> bool:

@@ -10,8 +10,9 @@ kernels compute a token alike in all steps of few tokens.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -49,8 +50,18 @@ def check_drafts(session: Session) -> None:
 class DraftedText:
     """The text of one prompt, whose first token is selected already."""
 
-    def __init__(self, session: Session, row: PromptRow, selection: TokenSelection, source: DraftSource) -> None:
+    def __init__(
+        self,
+        session: Session,
+        row: PromptRow,
+        selection: TokenSelection,
+        source: DraftSource,
+        run: Callable[[list[int]], np.ndarray] | None = None,
+    ) -> None:
+        """``run``: function that runs the session on tokens and returns the logits of all of them; None for the
+        session's own."""
         self._session, self._row, self._selection = session, row, selection
+        self._run_all = run or functools.partial(session.run, last=None)
         self._tokens = [*row.prompt, *row.pending]
         self._source, self._limit = source, DraftLimit()
         self._drafted = self._accepted = 0
@@ -94,13 +105,13 @@ class DraftedText:
         (token,) = self._row.give(1)
         before = self._session.length + 1
         try:
-            logits = self._session.run([token, *draft], last=None)[0]
+            logits = self._run_all([token, *draft])[0]
         except (InputError, RoomError):  # for example experts for which memory does not suffice
             if not draft:
                 raise
             self._limit.bound(len(draft) // 2)
             draft = []
-            logits = self._session.run([token], last=None)[0]
+            logits = self._run_all([token])[0]
         if len(logits) <= len(draft):
             raise InputError(
                 f"the model computes the logits of {len(logits)} of {1 + len(draft)} tokens, and drafts need all; "

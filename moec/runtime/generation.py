@@ -15,6 +15,7 @@ from moec.common.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.draft_model import DraftModel, check_same_tokens
 from moec.runtime.drafting import DraftedText, check_drafts
 from moec.runtime.model import CompiledModel
+from moec.runtime.mtp_drafts import MtpDrafts
 from moec.runtime.ngrams import Ngrams
 from moec.runtime.prompt_cache import PromptCache
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
@@ -23,6 +24,8 @@ from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec
 from moec.runtime.token_selection import TokenSelection
+
+_NGRAM, _MTP = "ngram", "mtp"
 
 
 @reporting("generating")
@@ -62,8 +65,9 @@ def generate(
     with a fixed batch, or with experts on disk. ``places``: indices of prompts; only these are continued, and the
     result has one entry for each. ``drafts``: "ngram" runs on several tokens in a step, of which all except the first
     are those that followed the last tokens where these occurred before, and keeps those that are right: faster where a
-    text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. A smaller model with
-    the same tokens may draft, too. Prompts then run one after the other. ``prompt_cache``: a file that keeps the states
+    text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. "mtp" drafts by the
+    layer of the model for that, if it was compiled with it, and a smaller model with the same tokens may draft, too.
+    Prompts then run one after the other. ``prompt_cache``: a file that keeps the states
     of the prompt, from which a later prompt of the same artifact that begins alike continues; of one prompt alone. It
     replaces only a file that moec wrote.
 
@@ -90,7 +94,7 @@ def generate(
         if cache is not None:
             begin_from(cache, session, group[0])
         if drafts is not None:
-            _run_with_drafts(session, group[0], sampling, drafts)
+            _run_with_drafts(session, group[0], sampling, drafts, model)
         else:
             run_rows(session, group, sampling)
         if cache is not None:
@@ -126,7 +130,9 @@ def _check_source(drafts: str | CompiledModel | None, model: CompiledModel) -> N
     if isinstance(drafts, CompiledModel):
         check_same_tokens(model, drafts)
     elif drafts is not None:
-        check_choice("drafts", drafts, ("ngram",))
+        check_choice("drafts", drafts, (_NGRAM, _MTP))
+    if drafts == _MTP:
+        model.mtp_session(1)
 
 
 def _check_counts(**counts: int) -> None:
@@ -195,18 +201,33 @@ def run_rows(session: Session, rows: Sequence[PromptRow], sampling: Sampling) ->
             row.spend(seconds)
 
 
-def _run_with_drafts(session: Session, row: PromptRow, sampling: Sampling, drafts: str | CompiledModel) -> None:
+def _run_with_drafts(
+    session: Session, row: PromptRow, sampling: Sampling, drafts: str | CompiledModel, model: CompiledModel
+) -> None:
     """Generate until the row has ended, in steps of several tokens."""
     check_drafts(session)
     _check_prompt(session, row)
     selection = TokenSelection(sampling, [row.prompt], [row.place])
     start = time.perf_counter()
-    logits = prefilled(session, row.give(len(row.pending)))
+    own = MtpDrafts(session, model.mtp_session(session.max_tokens)) if drafts == _MTP else None
+    ids = row.give(len(row.pending))
+    logits = prefilled(session, ids) if own is None else _followed(session, ids, own)
     row.take(int(selection.choose(logits, [0])[0]), session.length == session.max_tokens)
-    source = Ngrams() if isinstance(drafts, str) else _draft_model(drafts, session, row)
+    source = own or (Ngrams() if isinstance(drafts, str) else _draft_model(drafts, session, row))
     row.spend(time.perf_counter() - start)
     check_drafts(session)
-    DraftedText(session, row, selection, source).finish()
+    DraftedText(session, row, selection, source, None if own is None else own.run).finish()
+
+
+def _followed(session: Session, ids: Sequence[int], drafts: MtpDrafts) -> np.ndarray:
+    """Run a prompt as :func:`prefilled`, and the MTP layer behind each part."""
+
+    def run(part: np.ndarray) -> np.ndarray:
+        logits = drafts.run(part, last=1)
+        drafts.follow()
+        return logits[:, -1]
+
+    return _run_in_parts(session, np.atleast_2d(ids), run, run)
 
 
 def _draft_model(model: CompiledModel, other: Session, row: PromptRow) -> DraftModel:
@@ -227,8 +248,15 @@ def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     return _run_in_parts(session, np.atleast_2d(ids), lambda part: session.run(part)[:, -1])
 
 
-def _run_in_parts(session: Session, ids: np.ndarray, run_last: Callable[[np.ndarray], Any]) -> Any:
-    """Run tokens [batch, new] as :func:`prefilled`, the last part by ``run_last``, whose result it returns."""
+def _run_in_parts(
+    session: Session,
+    ids: np.ndarray,
+    run_last: Callable[[np.ndarray], Any],
+    run_part: Callable[[np.ndarray], Any] | None = None,
+) -> Any:
+    """Run tokens [batch, new] as :func:`prefilled`: the last part by ``run_last``, whose result it returns, others by
+    ``run_part`` or else without logits."""
+    run_part = run_part or session.feed
     length = ids.shape[1]
     room = session.max_tokens
     if room is not None and session.length + length > room:
@@ -240,7 +268,7 @@ def _run_in_parts(session: Session, ids: np.ndarray, run_last: Callable[[np.ndar
         try:
             if done + part.shape[1] >= length:
                 return run_last(part)
-            session.feed(part)
+            run_part(part)
         except RoomError:
             if not session.is_incremental or session.fixed_length or part.shape[1] == 1:
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from moec.common.guards import bound_names, parse_guard
 from moec.common.specs import State, TensorSpec
-from moec.runtime.manifest import Manifest, PipelineStage
+from moec.runtime.manifest import Manifest, MtpEntry, PipelineStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Interface:
     guards: Sequence[str] = ()
 
     @staticmethod
-    def of(manifest: Manifest) -> Interface:
+    def of(manifest: Manifest | MtpEntry) -> Interface:
         return Interface(
             manifest.inputs,
             manifest.outputs,

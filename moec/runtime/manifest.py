@@ -21,7 +21,7 @@ from moec.placing.placement import ExpertPlacement
 from moec.placing.plan import ExpertPlan
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 28
+FORMAT_VERSION = 29
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -97,6 +97,21 @@ class BatchEntry:
 
 
 @dataclasses.dataclass
+class MtpEntry:
+    """The program of a model's MTP layer, which takes its output ``hidden``. Other fields are those of
+    :class:`Manifest`."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    states: list[State]
+    input_limits: dict[str, int]
+    input_sizes: dict[str, str]
+    counted_inputs: list[str]
+    guards: list[str]
+    program: ProgramEntry
+
+
+@dataclasses.dataclass
 class ProjectEntry:
     """Sources of an artifact, in ``folder``, that another tool builds. ``report``: plain data about the selected
     design."""
@@ -139,7 +154,7 @@ class Manifest:
     in its memory. ``sequences``: the named size that
     counts sequences, of which each is computed as if it were alone; None where that is not known.
     ``pipeline``: stages by layers, for a process each; empty where a process runs the whole model alone. ``batch``: for
-    sequences of different lengths together; None where it was not compiled.
+    sequences of different lengths together, and ``mtp``: layer that drafts; None where it was not compiled.
     """
 
     moec_version: str
@@ -167,6 +182,7 @@ class Manifest:
     sequences: str | None = None
     pipeline: list[PipelineStage] = dataclasses.field(default_factory=list)
     batch: BatchEntry | None = None
+    mtp: MtpEntry | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -181,9 +197,9 @@ class Manifest:
 
 
 def all_programs(manifest: Manifest) -> list[tuple[ProgramEntry, Sequence[TensorSpec], Sequence[TensorSpec]]]:
-    """List the programs of the whole model, of the stages and of batches, with their inputs and outputs."""
+    """List the programs of the whole model, of the stages, of batches and of drafts, with their inputs and outputs."""
     whole = [(program, manifest.inputs, manifest.outputs) for program in manifest.programs]
-    parts = [*manifest.pipeline, *([] if manifest.batch is None else [manifest.batch])]
+    parts = [*manifest.pipeline, *(part for part in (manifest.batch, manifest.mtp) if part is not None)]
     return [*whole, *((part.program, part.inputs, part.outputs) for part in parts)]
 
 

@@ -71,6 +71,7 @@ class CompiledModel:
         crossovers = {name for kernel in self.kernels.values() for name in kernel.crossovers}
         self._weights = dict(zip(program.weights, weights, strict=True))
         self._of_batch: BatchProgram | None = None
+        self._of_mtp: Executor | None = None
         named = zip(artifact.weight_entries(program), weights, strict=True)
         self.probe = Probe(self._executor, {entry.name: array for entry, array in named if entry.name in crossovers})
         # Measured crossovers do not apply to an emulator.
@@ -208,6 +209,35 @@ class CompiledModel:
             more = self.artifact.more_weights(entry.program, self._weights)
             self._of_batch = BatchProgram(self.artifact, entry, more, self.threads)
         return self._of_batch
+
+    def mtp_session(self, max_tokens: int | None = None) -> Session:
+        """Begin a session of the MTP layer of a model that was compiled with ``drafts="mtp"``: it takes tokens and, as
+        ``previous_hidden``, the hidden states of the tokens before them.
+
+        ``max_tokens``: as for :meth:`session`. Raises UnsupportedError for a model without one."""
+        if self._of_mtp is None:
+            entry = self.artifact.manifest.mtp
+            if entry is None:
+                raise UnsupportedError(
+                    f"{self.artifact.where}: has no MTP layer; compile it with drafts (moec compile --drafts mtp), or "
+                    "generate with other drafts or none"
+                )
+            if self._device is not None or self._experts is not None:
+                raise UnsupportedError(
+                    f"{self.artifact.where}: MTP layers run on a processor, with all weights in memory; load it so"
+                )
+            program = entry.program
+            self._of_mtp = Executor(
+                self.artifact.object_paths(program),
+                Interface.of(entry),
+                self.artifact.more_weights(program, self._weights),
+                threads=self.threads,
+                where=self.artifact.where,
+                held_states=program.held,
+                last=program.last,
+                files=self.artifact,
+            )
+        return Session(Interface.of(self.artifact.manifest.mtp), self._of_mtp, max_tokens)
 
     @property
     def target(self) -> str:

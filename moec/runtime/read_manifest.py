@@ -12,7 +12,7 @@ from moec.common.errors import ArtifactError
 from moec.common.guards import Expression, bound_names, parse_guard, parse_size
 from moec.common.plain_files import parse_json
 from moec.common.records import read_record
-from moec.common.specs import HeldState, StreamedExpertsSpec, TensorSpec
+from moec.common.specs import HIDDEN, PREVIOUS_HIDDEN, HeldState, StreamedExpertsSpec, TensorSpec
 from moec.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -20,6 +20,7 @@ from moec.runtime.manifest import (
     WEIGHTS,
     FileEntry,
     Manifest,
+    MtpEntry,
     ProgramEntry,
     all_programs,
     digest_of_content,
@@ -46,8 +47,11 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         raise ArtifactError(f"{where}: {MANIFEST} was altered (its digest differs); compile the model again")
     del content["format_version"]
     manifest = read_record(Manifest, content, f"{where}: {MANIFEST}", "compile the model again", ArtifactError)
-    _check_guards(manifest, where)
-    _check_states(manifest, where)
+    for part in (manifest, manifest.mtp):
+        if part is not None:
+            _check_guards(part, where)
+            _check_states(part, where)
+    _check_mtp(manifest, where)
     _check_programs(manifest, where)
     _check_held(manifest, where)
     _check_last(manifest, where)
@@ -75,7 +79,7 @@ def is_inside_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and not {".", ".."} & set(name.split("/"))
 
 
-def _check_guards(manifest: Manifest, where: str) -> None:
+def _check_guards(manifest: Manifest | MtpEntry, where: str) -> None:
     bound = bound_names([spec.shape for spec in manifest.inputs])
     for text in manifest.guards:
         try:
@@ -88,7 +92,7 @@ def _check_guards(manifest: Manifest, where: str) -> None:
             )
 
 
-def _check_states(manifest: Manifest, where: str) -> None:
+def _check_states(manifest: Manifest | MtpEntry, where: str) -> None:
     inputs, outputs = ({spec.name: spec for spec in specs} for specs in (manifest.inputs, manifest.outputs))
     for state in manifest.states:
         taken, kept = inputs.get(state.input), outputs.get(state.output)
@@ -101,6 +105,19 @@ def _check_states(manifest: Manifest, where: str) -> None:
     for names in ([state.input for state in manifest.states], [state.output for state in manifest.states]):
         if len(set(names)) != len(names):
             raise ArtifactError(f"{where}: two states have one input or output: {', '.join(names)}")
+
+
+def _check_mtp(manifest: Manifest, where: str) -> None:
+    """Check that the MTP layer takes hidden states as the model and the layer itself return them."""
+    if manifest.mtp is None:
+        return
+    taken = [spec for spec in manifest.mtp.inputs if spec.name == PREVIOUS_HIDDEN]
+    for outputs in (manifest.outputs, manifest.mtp.outputs):
+        given = [spec for spec in outputs if spec.name == HIDDEN]
+        if [(spec.dtype, len(spec.shape), spec.shape[-1:]) for spec in given] != [
+            (spec.dtype, 3, spec.shape[-1:]) for spec in taken
+        ]:
+            raise ArtifactError(f"{where}: the MTP layer takes {taken} and gets {given}; compile the model again")
 
 
 def _check_programs(manifest: Manifest, where: str) -> None:

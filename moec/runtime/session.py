@@ -15,6 +15,7 @@ import numpy as np
 from moec.common.arguments import check_path, shown
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
+from moec.common.specs import HIDDEN
 from moec.runtime.device_results import Ending
 from moec.runtime.interface import Interface
 from moec.runtime.roles import roles_of
@@ -139,6 +140,15 @@ class Session:
                 return self._outputs(ids, inputs, count, lambda results: results.owned(name))
             logits = np.asarray(self._outputs(ids, inputs, count)[self._roles.logits.name])[:, -count:]
             return np.ascontiguousarray(logits, np.float32)
+
+    def run_hidden(self, ids: Any, *, last: int | None = 1, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Run as :meth:`run`, for a model that was compiled with its MTP layer, or for that layer. Returns the logits,
+        and the hidden states float32 [batch, new, width] that the layer takes."""
+        with self._used():
+            ids = self._checked_ids(ids)
+            count = ids.shape[1] if last is None else min(last, ids.shape[1])
+            outputs = self._outputs(ids, inputs, count)
+            return np.asarray(outputs[self._roles.logits.name], np.float32)[:, -count:], np.asarray(outputs[HIDDEN])
 
     def select(self, ids: Any, selection: TokenSelection, rows: Rows, **inputs: Any) -> np.ndarray:
         """Run on the next tokens as :meth:`run`, and select the token after them for the sequences ``rows``.

@@ -94,3 +94,24 @@ def test_rounding_where_floats_are_multiplied_is_said(
     assert [remark["severity"] for remark in remarks if "no faster" in remark["message"]] == (
         [severity] if severity else []
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "cuda:sm_80"}, "drafts run on processors, not on target 'cuda:sm_80'; compile without drafts"),
+        ({"resident": "1GiB"}, "an MTP layer runs in one process with all weights in memory; compile without resident"),
+        ({"ranks": 2}, "compile without ranks, or without drafts"),
+        ({"form": "c"}, "a C library drafts nothing; compile without form, or without drafts"),
+        ({"cache": False}, "drafts need the cache of the model"),
+    ],
+)
+def test_drafts_are_for_one_process_on_a_processor(options, message):
+    with pytest.raises(UnsupportedError, match=message):
+        CompileOptions(drafts="mtp", **options).check_further_programs()
+    CompileOptions(**options).check_further_programs()
+
+
+def test_drafts_of_another_kind_are_refused():
+    with pytest.raises(MoecError, match="drafts is 'ngram' of type str; expected one of 'mtp'"):
+        CompileOptions(drafts="ngram")

@@ -13,7 +13,8 @@ from moec.common.tokenizers import TextFiles
 from moec.frontend.gguf import architectures
 from moec.frontend.gguf.file import formats, tokenizer
 from moec.frontend.gguf.file.reader import GgufFile, read_file
-from moec.frontend.gguf.graph.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder, Part
+from moec.frontend.gguf.parts.mtp import check_mtp
 from moec.frontend.onnx.conditions import Conditions
 
 
@@ -28,15 +29,35 @@ def import_file(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
     than in the file, and tensors that no part of the model uses, become remarks.
     """
     model, builder = build_model(read_file(path), cache)
-    notes = (*_wider(builder.file, builder.float_tables), *_without_text(builder.file))
-    Conditions(unused=tuple(builder.skipped), notes=notes).attach(model)
+    _attach_conditions(model, builder, builder.skipped)
     return model
 
 
-def build_model(file: GgufFile, with_cache: bool) -> tuple[ir.Model, Builder]:
-    """Build the graph of a file that was read. Returns it with its builder, which knows the tensors of its parts.
-    Raises as :func:`import_file`."""
-    builder = Builder(file, with_cache)
+@no_collection()
+def import_with_mtp(path: str | os.PathLike[str]) -> tuple[ir.Model, ir.Model]:
+    """Import a GGUF file as :func:`import_file` does, with a cache, and its first MTP layer as a second model.
+
+    The first model also has the output ``hidden`` [batch, length, width]. The second one takes ``input_ids``, the
+    tokens after those, ``previous_hidden`` and past keys and values of its own; its outputs are ``logits`` and
+    ``hidden`` (:mod:`moec.frontend.gguf.parts.mtp`). Raises as :func:`import_file`; MoecError for a file without MTP
+    layers.
+    """
+    file = read_file(path)
+    check_mtp(file)
+    (model, builder), (mtp, of_mtp) = (build_model(file, True, part) for part in ("main", "mtp"))
+    _attach_conditions(model, builder, sorted(set(builder.skipped) & set(of_mtp.skipped)))
+    return model, mtp
+
+
+def _attach_conditions(model: ir.Model, builder: Builder, unused: list[str]) -> None:
+    notes = (*_wider(builder.file, builder.float_tables), *_without_text(builder.file))
+    Conditions(unused=tuple(unused), notes=notes).attach(model)
+
+
+def build_model(file: GgufFile, with_cache: bool, part: Part = "whole") -> tuple[ir.Model, Builder]:
+    """Build the graph of a part of a file that was read. Returns it with its builder, which knows the tensors of its
+    parts. Raises as :func:`import_file`."""
+    builder = Builder(file, with_cache, part)
     return builder.finish(architectures.build(builder)), builder
 
 

@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from moec.frontend.gguf.graph.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attend_heads, with_past
-from moec.frontend.gguf.parts.decoder import decoder
-from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of, with_shared
+from moec.frontend.gguf.parts.mtp import text_or_mtp
 from moec.frontend.gguf.parts.rope import Rope
 
 _SOFTMAX = 1
@@ -57,7 +56,7 @@ def build(build: Builder) -> ir.Value:
             return gated(build, x, layer, inner)
         return with_shared(build, x, experts(build, x, layer, router, own), layer, own * shared)
 
-    return build.head(decoder(build, embed(build), attend, feed_forward))
+    return text_or_mtp(build, attend, feed_forward)
 
 
 def _sizes(build: Builder) -> _LatentSizes:

@@ -12,6 +12,7 @@ from moec.frontend.gguf.parts.attention import AttentionForm, Heads, QueryNorm, 
 from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of, with_shared
+from moec.frontend.gguf.parts.mtp import text_or_mtp
 from moec.frontend.gguf.parts.rope import Rope
 
 _SIGMOID = 2
@@ -38,8 +39,7 @@ def build(
             return gated(build, x, layer, inner)
         return with_shared(build, x, experts(build, x, layer, router, own), layer, own * shared)
 
-    norms = Norms(feed_forward=feed_forward_norm)
-    return build.head(decoder(build, embed(build), attend, feed_forward, norms))
+    return text_or_mtp(build, attend, feed_forward, Norms(feed_forward=feed_forward_norm))
 
 
 def build_ernie(build: Builder) -> ir.Value:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError
-from moec.common.specs import State
+from moec.common.specs import HIDDEN, State
 from moec.frontend.gguf.file import formats
 from moec.frontend.gguf.file.hyperparameters import Hyperparameters
 from moec.frontend.gguf.file.reader import GgufFile, GgufTensor
@@ -32,6 +32,9 @@ from moec.ir.weights.stored import decoding_node
 Array = np.ndarray[Any, Any]
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 BATCH, PAST_LENGTH = CACHE_SIZES[0], CACHE_SIZES[2]
+Part = Literal["whole", "main", "mtp"]
+"""What is built of a file: the model without MTP layers (``whole``); the same with the hidden states that they take as
+a further output (``main``); its first MTP layer (``mtp``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +50,27 @@ class LayerTensors:
 
 
 class Builder:
-    """A file and the graph that is made of it. ``with_cache``: past keys and values are inputs, present ones outputs.
+    """A file and the graph that is made of ``part`` of it. ``with_cache``: past keys and values are inputs, present
+    ones outputs.
 
     Builders have to ask for every tensor and every hyperparameter of the file: :meth:`finish` refuses those that are
     left.
     """
 
-    def __init__(self, file: GgufFile, with_cache: bool) -> None:
-        self.file, self.with_cache = file, with_cache
+    def __init__(self, file: GgufFile, with_cache: bool, part: Part = "whole") -> None:
+        self.file, self.with_cache, self.part = file, with_cache, part
         self.metadata = Hyperparameters(file)
         self.write = GraphWriter(self.metadata.architecture)
         self.layers = self.metadata.layers()
+        self.blocks = self.layers + (part == "mtp")
+        """Number of layers of which some part may be built: the MTP layer follows the others."""
         self.width = self.metadata.whole("embedding_length")
         self.metadata.refuse("attention.causal", True)
         self.ids = self.write.input("input_ids", INT64, SIZES)
         self._past_keys: ir.Value | None = None
         self._states: list[State] = []
         self._kept: dict[str, ir.Value] = {}
+        self._hidden: ir.Value | None = None
         self.windows: dict[int, ir.Value] = {}
         self.float_tables: list[str] = []
         """Tensors that are stored with more bits than in the file, because no kernel multiplies by their format."""
@@ -207,13 +214,16 @@ class Builder:
         table = self.file.tensors.get("token_embd.weight")
         return 0 if table is None else table.shape[0]
 
-    def head(self, x: ir.Value, softcap: float = 0.0, scale: float = 1.0, norm: str = "output_norm") -> ir.Value:
-        """Compute logits [B,S,V] of the last layer's result. A file without an output matrix shares that of the
-        embedding."""
+    def head(
+        self, x: ir.Value, softcap: float = 0.0, scale: float = 1.0, norm: str = "output_norm", matrix: str = ""
+    ) -> ir.Value:
+        """Compute logits [B,S,V] of the last layer's result, by the output matrix or another one. A file without an
+        output matrix shares that of the embedding. MTP layers take the normalised result (vLLM, llama.cpp)."""
         keys = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
         is_layer_norm = [key in self.metadata for key in keys] == [True, False]
         normal = self.layer_norm(x, norm) if is_layer_norm else self.rms_norm(x, norm)
-        name = "output" if self.has("output.weight") else "token_embd"
+        self._hidden = None if self.part == "whole" else normal
+        name = matrix or ("output" if self.has("output.weight") else "token_embd")
         bias = self.optional_vector("output.bias", self.vocabulary)
         logits = self.linear(normal, name, self.width, self.vocabulary, bias)
         logits = self.write.scaled(logits, scale, "logits.scaled")
@@ -270,11 +280,12 @@ class Builder:
         """Add the outputs and return the model. Raises UnsupportedError for tensors and hyperparameters that nobody
         asked for."""
         self.write.output(logits, "logits")
+        if self._hidden is not None:
+            self.write.output(self._hidden, HIDDEN)
         for name, value in self._kept.items():
             self.write.output(value, name)
         self.metadata.check_all_asked()
-        further = tuple(f"blk.{layer}." for layer in range(self.layers, self.metadata.whole("block_count")))
-        self.skipped = sorted(name for name in self._unused if further and name.startswith(further))
+        self.skipped = sorted(name for name in self._unused if self._is_elsewhere(name))
         left = sorted(self._unused - set(self.skipped))
         if left:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
@@ -285,6 +296,13 @@ class Builder:
         model = ir.Model(self.write.graph, ir_version=_IR_VERSION, producer_name="moec")
         set_states(model, self._states)
         return model
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether a tensor is of a layer that is not part of this graph, or of all layers in the graph of one."""
+        if self.part == "mtp":
+            return not name.startswith(f"blk.{self.layers}.")
+        further = range(self.layers, self.metadata.whole("block_count"))
+        return any(name.startswith(f"blk.{layer}.") for layer in further)
 
 
 _IR_VERSION = 10

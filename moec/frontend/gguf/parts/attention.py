@@ -29,7 +29,7 @@ class Heads:
     def of(build: Builder) -> list[Heads]:
         """Heads of each layer; a layer without groups has no attention. Raises UnsupportedError for heads that do not
         fit."""
-        metadata, layers = build.metadata, build.layers
+        metadata, layers = build.metadata, build.blocks
         queries = metadata.by_layer("attention.head_count", layers)
         groups = metadata.by_layer("attention.head_count_kv", layers, queries[0], least=0)
         size = metadata.whole("attention.key_length", build.width // queries[0])

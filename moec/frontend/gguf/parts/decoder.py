@@ -26,16 +26,30 @@ def decoder(
     build: Builder, x: ir.Value, attend: Step, feed_forward: Step, norms: Norms = Norms(), residual: float = 1.0
 ) -> ir.Value:
     """Compute the residual stream [B,S,D] after all layers. ``residual``: factor of each addition to it."""
+    for layer in range(build.layers):
+        x = decoder_layer(build, x, layer, attend, feed_forward, norms, residual)
+    return x
+
+
+def decoder_layer(
+    build: Builder,
+    x: ir.Value,
+    layer: int,
+    attend: Step,
+    feed_forward: Step,
+    norms: Norms = Norms(),
+    residual: float = 1.0,
+) -> ir.Value:
+    """Compute the residual stream [B,S,D] after one layer; see :func:`decoder`."""
     steps = (
         ("attended", norms.attention, attend, norms.after_attention),
         ("out", norms.feed_forward, feed_forward, norms.after_feed_forward),
     )
-    for layer in range(build.layers):
-        for label, before, step, after in steps:
-            y = step(_normal(build, x, layer, before, norms.layer), layer)
-            y = _normal(build, y, layer, after, norms.layer)
-            y = build.write.scaled(y, residual, f"blk.{layer}.{label}.scaled")
-            x = build.write.op("Add", x, y, label=f"blk.{layer}.{label}")
+    for label, before, step, after in steps:
+        y = step(_normal(build, x, layer, before, norms.layer), layer)
+        y = _normal(build, y, layer, after, norms.layer)
+        y = build.write.scaled(y, residual, f"blk.{layer}.{label}.scaled")
+        x = build.write.op("Add", x, y, label=f"blk.{layer}.{label}")
     return x
 
 

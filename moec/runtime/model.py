@@ -215,21 +215,21 @@ class CompiledModel:
         ``previous_hidden``, the hidden states of the tokens before them.
 
         ``max_tokens``: as for :meth:`session`. Raises UnsupportedError for a model without one."""
+        entry = self.artifact.manifest.mtp
+        if entry is None:
+            raise UnsupportedError(
+                f"{self.artifact.where}: has no MTP layer; compile it with drafts (moec compile --drafts mtp), or "
+                "generate with other drafts or none"
+            )
+        if self._device is not None or self._experts is not None:
+            raise UnsupportedError(
+                f"{self.artifact.where}: MTP layers run on a processor, with all weights in memory; load it so"
+            )
+        interface, program = Interface.of(entry), entry.program
         if self._of_mtp is None:
-            entry = self.artifact.manifest.mtp
-            if entry is None:
-                raise UnsupportedError(
-                    f"{self.artifact.where}: has no MTP layer; compile it with drafts (moec compile --drafts mtp), or "
-                    "generate with other drafts or none"
-                )
-            if self._device is not None or self._experts is not None:
-                raise UnsupportedError(
-                    f"{self.artifact.where}: MTP layers run on a processor, with all weights in memory; load it so"
-                )
-            program = entry.program
             self._of_mtp = Executor(
                 self.artifact.object_paths(program),
-                Interface.of(entry),
+                interface,
                 self.artifact.more_weights(program, self._weights),
                 threads=self.threads,
                 where=self.artifact.where,
@@ -237,7 +237,7 @@ class CompiledModel:
                 last=program.last,
                 files=self.artifact,
             )
-        return Session(Interface.of(self.artifact.manifest.mtp), self._of_mtp, max_tokens)
+        return Session(interface, self._of_mtp, max_tokens)
 
     @property
     def target(self) -> str:

@@ -30,7 +30,7 @@ class MtpDrafts:
         """The one kind of these drafts."""
         return "mtp"
 
-    def run(self, ids: Sequence[int], last: int | None = None) -> np.ndarray:
+    def run(self, ids: Sequence[int] | np.ndarray, last: int | None = None) -> np.ndarray:
         """Run the model on tokens and keep their hidden states. Returns the logits [1, ``last``, vocabulary]."""
         before = self._model.length - self._start - self._entries
         logits, hidden = self._model.run_hidden(ids, last=last)

@@ -113,11 +113,11 @@ def _check_mtp(manifest: Manifest, where: str) -> None:
         return
     taken = [spec for spec in manifest.mtp.inputs if spec.name == PREVIOUS_HIDDEN]
     for outputs in (manifest.outputs, manifest.mtp.outputs):
-        given = [spec for spec in outputs if spec.name == HIDDEN]
-        if [(spec.dtype, len(spec.shape), spec.shape[-1:]) for spec in given] != [
-            (spec.dtype, 3, spec.shape[-1:]) for spec in taken
-        ]:
-            raise ArtifactError(f"{where}: the MTP layer takes {taken} and gets {given}; compile the model again")
+        returned = [spec for spec in outputs if spec.name == HIDDEN]
+        kinds = [[(spec.dtype, len(spec.shape), spec.shape[-1:]) for spec in specs] for specs in (taken, returned)]
+        if len(taken) != 1 or kinds[0] != kinds[1]:
+            names = [", ".join(map(str, specs)) or "nothing" for specs in (taken, returned)]
+            raise ArtifactError(f"{where}: the MTP layer takes {names[0]} and gets {names[1]}; compile the model again")
 
 
 def _check_programs(manifest: Manifest, where: str) -> None:

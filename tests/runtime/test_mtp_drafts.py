@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -11,8 +12,9 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.common.errors import MoecError, RoomError
+from moec.common.errors import ArtifactError, MoecError, RoomError
 from moec.common.specs import HIDDEN, PREVIOUS_HIDDEN
+from moec.runtime.artifact import open_artifact
 from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
 from moec.runtime.mtp_drafts import MtpDrafts
 from moec.runtime.run_memory import LEAST_TOKENS
@@ -20,6 +22,7 @@ from moec.runtime.session import Session
 
 from ..frontend.gguf.mtp_models import write_mtp
 from ..frontend.gguf.tiny_models import VOCABULARY
+from .forged_manifests import manifest_of, rewrite_manifest
 from .test_drafts import LAST_ALONE, ended
 
 PROMPT = [3, 7, 9, 4, 11]
@@ -105,10 +108,10 @@ def test_a_layer_computes_each_token_once(monkeypatch):
     """Entries of the layer's cache are those of a session that computes the text at once, whatever was drafted."""
     model = model_of("deepseek2")
     monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(3, limit._most))
-    made = []
-    monkeypatch.setattr(MtpDrafts, "__init__", _noted(MtpDrafts.__init__, made))
+    sources = []
+    monkeypatch.setattr(MtpDrafts, "__init__", _noted(MtpDrafts.__init__, sources))
     (text,) = moec.generate(model, [PROMPT], drafts="mtp", max_new_tokens=20)
-    (drafts,) = made
+    (drafts,) = sources
     tokens = [*PROMPT, *text.ids]
     fresh = MtpDrafts(model.session(), model.mtp_session())
     fresh.run(tokens[:-1], last=1)
@@ -116,9 +119,9 @@ def test_a_layer_computes_each_token_once(monkeypatch):
     assert fresh.draft(tokens, count) == drafts.draft(tokens, count)
 
 
-def _noted(function, made):
+def _noted(function, sources):
     def noted(self, *arguments):
-        made.append(self)
+        sources.append(self)
         function(self, *arguments)
 
     return noted
@@ -162,3 +165,17 @@ def test_a_model_without_the_layer_is_refused():
     assert moec.generate(model, [1], max_new_tokens=1)[0].ids
     with pytest.raises(MoecError, match=r"has no MTP layer; compile it with drafts \(moec compile --drafts mtp\)"):
         moec.generate(model, [1], max_new_tokens=1, drafts="mtp")
+
+
+@pytest.mark.parametrize("change", ["width", "outputs"])
+def test_a_forged_layer_is_refused(change, tmp_path):
+    model_of(certain=True).save(tmp_path / "model.moec")
+    mtp = manifest_of(tmp_path / "model.moec").mtp
+    ids, hidden, *states = mtp.inputs
+    wider = dataclasses.replace(hidden, shape=(*hidden.shape[:2], 33))
+    without = [spec for spec in mtp.outputs if spec.name != HIDDEN]
+    changes = {"inputs": [ids, wider, *states]} if change == "width" else {"outputs": without}
+    open_artifact(tmp_path / "model.moec")
+    rewrite_manifest(tmp_path / "model.moec", mtp=dataclasses.replace(mtp, **changes))
+    with pytest.raises(ArtifactError, match=r"the MTP layer takes previous_hidden.* and gets .*; compile"):
+        open_artifact(tmp_path / "model.moec")

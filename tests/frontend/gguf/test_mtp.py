@@ -33,7 +33,7 @@ def normal(tiny: Tiny, x: Array, name: str) -> Array:
 
 
 def projected(tiny: Tiny, ids: Array, hidden: Array) -> Array:
-    """What the layer's block takes, by the formula."""
+    """Compute what the layer's block takes, by the formula."""
     embedded = numbers(tiny, "token_embd.weight")[ids]
     both = np.hstack([normal(tiny, embedded, f"{NEXTN}.enorm"), normal(tiny, hidden, f"{NEXTN}.hnorm")])
     return both @ numbers(tiny, f"{NEXTN}.eh_proj.weight").T

@@ -37,9 +37,9 @@ def check_mtp(file: GgufFile) -> None:
     metadata = Hyperparameters(file)
     key = f"{metadata.architecture}.nextn_predict_layers"
     if not metadata.whole("nextn_predict_layers", 0, least=0):
-        found = f"{key} is 0" if "nextn_predict_layers" in metadata else f"its metadata has no {key}"
+        reason = f"{key} is 0" if "nextn_predict_layers" in metadata else f"its metadata has no {key}"
         raise MoecError(
-            f"{file.path}: has no MTP layers to draft with: {found}; compile without drafts, or get a file that was "
+            f"{file.path}: has no MTP layers to draft with: {reason}; compile without drafts, or get a file that was "
             "converted with these layers"
         )
     if metadata.architecture not in ARCHITECTURES:

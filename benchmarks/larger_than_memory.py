@@ -68,6 +68,7 @@ class Advice:
     """Replacement of streamed experts: the file is mapped, and the system is told what will be read."""
 
     def __init__(self, model: Any) -> None:
+        from moec.runtime.streamed_weights import StreamedWeights
         from moec.tools.stream_speed import stream_plan
 
         artifact, executor = model.artifact, model._executor
@@ -77,7 +78,7 @@ class Advice:
         array, entry = executor._weight_arrays[position], artifact.weight_entries(program)[position]
         self._start = array.ctypes.data - entry.offset
         self._advise = ctypes.CDLL(None).madvise
-        executor._program.experts = self
+        executor._program.streamed = StreamedWeights(self, None)  # type: ignore[arg-type]
 
     def begin_run(self) -> None:
         pass

@@ -14,7 +14,7 @@ from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import RouteSpec
 from moec.ir.expert_ids import routing_of
-from moec.ir.streaming import set_shares, set_streamed
+from moec.ir.streaming import set_shares, set_streamed, tables_read_whole
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, value_names
 from moec.passes.graph.router_product import RouterProduct, router_product
@@ -33,7 +33,8 @@ class StreamExperts:
     selects mostly the same experts: 63% to 82% of them on a trained model (benchmarks/results/streaming.md).
     Normalising the rows as the next layer does is no improvement.
 
-    1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only the selected ones.
+    1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only the selected ones, and
+       only the rows that are looked up of large tables.
     2. A ``moec.Absent`` tells a router that takes the best experts of each token which of them are not in memory. The
        caller of the model may allow experts in memory to replace them; by default none does. A ``moec.MoE`` becomes
        ``moec.Route`` and ``moec.Experts`` for it.
@@ -42,7 +43,9 @@ class StreamExperts:
        are repeated before the first layer, on the first one's rows, followed by a ``moec.Expect`` of the experts.
     4. With ``profile``, a file of ``moec profile``, each layer records how often its experts were selected: these are
        read first, and kept longest.
-    5. A next layer with other logits, or with rows of another size, is not predicted, with a remark. Nor is one whose
+    5. A large table of which one node looks up rows, which the targets read from disk, and another node reads all,
+       for which it stays in memory, is a remark.
+    6. A next layer with other logits, or with rows of another size, is not predicted, with a remark. Nor is one whose
        router looks at all tokens together (``expert_choice``, ``capacity``).
 
     ::
@@ -93,6 +96,9 @@ class StreamExperts:
                 _expect(Writer(node, taken), node, following, router)
         for node in layers:
             _tell_absent(model.graph, node)
+        for table, reader in tables_read_whole(model.graph).items():
+            size, name = (0 if table.const_value is None else table.const_value.nbytes) / (1 << 20), node_name(reader)
+            report.note(self.name, str(table.name), f"its {size:.1f} MiB stay in memory: {name!r} reads more than rows")
         return True
 
 

@@ -233,6 +233,8 @@ class Program(Made):
     """Nodes because of which a captured run serves the lengths of its capture alone."""
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     """Experts that the program asks for before it uses them."""
+    tables: list[int] = dataclasses.field(default_factory=list)
+    """Positions of the weights of which the program only looks up rows, by a call of the runtime."""
     blocks: dict[str, int] = dataclasses.field(default_factory=dict)
     """How many blocks of memory a run takes for intermediate values and results, by their bytes as an expression of
     sizes in C; for a device with memory of its own."""

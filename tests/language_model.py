@@ -26,11 +26,12 @@ model (int64[batch,seq] ids) => (float[batch,seq,{VOCABULARY}] y) {{
 }}"""
 
 
-def language_model(path: pathlib.Path, width: int = WIDTH, units: int = UNITS) -> pathlib.Path:
-    """Writes a model of tokens without attention: two layers of eight experts, of which each token takes two."""
+def language_model(path: pathlib.Path, width: int = WIDTH, units: int = UNITS, rows: int = VOCABULARY) -> pathlib.Path:
+    """Writes a model of tokens without attention: two layers of eight experts, of which each token takes two. ``rows``:
+    of the table of embeddings."""
     text = MODEL.replace(f"-1, {WIDTH}]", f"-1, {width}]")
     proto, random = onnx.parser.parse_model(text), np.random.default_rng(0)
-    shapes = {"table": (VOCABULARY, width), "head": (width, VOCABULARY)}
+    shapes = {"table": (rows, width), "head": (width, VOCABULARY)}
     for layer in "01":
         shapes |= {f"router{layer}": (width, 8), f"down{layer}": (8, width, units)}
         shapes |= {f"{name}{layer}": (8, units, width) for name in ("gate", "up")}

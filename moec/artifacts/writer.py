@@ -124,7 +124,10 @@ def weights_of_programs(results: Sequence[Made], stages: Sequence[StageProgram])
     """List the weights of the programs that an artifact will run: those of its stages where it has some."""
     programs = [(stage.program, number) for number, stage in enumerate(stages)]
     whole = [(part, None) for part in results if isinstance(part, Program)]
-    return [ProgramWeights(program.streamed, placed_weights(program)[0], stage) for program, stage in programs or whole]
+    return [
+        ProgramWeights(program.streamed, placed_weights(program)[0], stage, program.tables)
+        for program, stage in programs or whole
+    ]
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:
@@ -236,6 +239,7 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         lengths_in_memory=program.lengths_in_memory,
         fixed_lengths=list(program.fixed_lengths),
         streamed=list(program.streamed),
+        tables=list(program.tables),
         blocks=dict(program.blocks),
         last=program.last,
         kernels=[

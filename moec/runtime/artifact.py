@@ -46,7 +46,7 @@ from moec.runtime.manifest import (
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 from moec.runtime.read_manifest import parse_manifest
-from moec.runtime.streamed_experts import StreamedExperts
+from moec.runtime.streamed_weights import StreamedWeights
 from moec.runtime.streaming import StreamPlan, check_replaceable, place_streamed
 
 _MANIFEST_LIMIT = 256 << 20
@@ -110,18 +110,19 @@ class Artifact:
         preferred: float = 0.0,
         rank: int | None = None,
         counts: Sequence[np.ndarray] | None = None,
-    ) -> tuple[list[np.ndarray], Placement, StreamedExperts | None]:
-        """Load a program's constants. Returns them, their place in memory, and the streamed experts, if there are any.
+    ) -> tuple[list[np.ndarray], Placement, StreamedWeights | None]:
+        """Load a program's constants. Returns them, their place in memory, and those that are streamed, if there are
+        any.
 
         Experts are streamed where ``resident``, or else the manifest, allows weights fewer bytes of memory than they
-        have, or are not all this ``rank``'s. ``preferred``: see
+        have, or are not all this ``rank``'s; tables are read by rows in the first case. ``preferred``: see
         :class:`~moec.runtime.streamed_experts.StreamedExperts`. ``counts``: see
         :func:`~moec.runtime.streaming.place_streamed`. Raises MoecError for huge pages that are not available,
         for memory in which no token can run, and where the system has no memory.
         """
-        path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
+        path, entries, streamed = self.path(WEIGHTS), self.weight_entries(program), None
         resident = self.manifest.resident if resident is None else resident
-        streams = any(each.streamed for each, _, _ in all_programs(self.manifest))
+        streams = any(each.streamed or each.tables for each, _, _ in all_programs(self.manifest))
         if not streams and (resident is not None or pages == "streamed"):
             raise MoecError(
                 f"{self.where}: was compiled to have all weights in memory; compile it again with --resident"
@@ -131,7 +132,7 @@ class Artifact:
         is_larger = resident is not None and resident < sum(entry.bytes for entry in entries)
         try:
             if (is_larger or rank is not None) and pages in ("auto", "streamed"):
-                memory, experts, placement = place_streamed(
+                memory, streamed, placement = place_streamed(
                     path, program, entries, resident, self.where, preferred, self.manifest.plan, rank, counts
                 )
             else:
@@ -151,7 +152,7 @@ class Artifact:
             memory[weight.offset : weight.offset + weight.bytes].view(dtype_of(weight.dtype)).reshape(weight.shape)
             for weight in entries
         ]
-        return weights, placement, experts
+        return weights, placement, streamed
 
     def more_weights(self, program: ProgramEntry, loaded: Mapping[int, np.ndarray]) -> list[np.ndarray]:
         """The constants of another program: those ``loaded``, by position in the manifest, and others from their

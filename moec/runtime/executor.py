@@ -27,7 +27,7 @@ from moec.runtime.pages import FileMaps
 from moec.runtime.program import Instrument, LoadedProgram
 from moec.runtime.ranks import Ranks
 from moec.runtime.state_memory import StateMemory
-from moec.runtime.streamed_experts import StreamedExperts
+from moec.runtime.streamed_weights import StreamedWeights
 from moec.runtime.workers import Launcher
 
 _REQUIREMENT = "; expected "
@@ -53,7 +53,7 @@ class Executor:
     launch runs of repeated sizes as a whole. ``held_states``: states for which the program takes pages;
     ``lengths_in_memory``: whether it takes their lengths as tensors, too; ``fixed_lengths``: whether a captured run
     serves the lengths of its capture alone. ``last``: output of which it computes only
-    the requested last positions. ``experts``: source of experts that are not all in memory. ``files``: object whose
+    the requested last positions. ``streamed``: source of weights that are not all in memory. ``files``: object whose
     end removes the objects, which the program reads until its first run; it lives as long as the executor.
     """
 
@@ -71,7 +71,7 @@ class Executor:
         lengths_in_memory: bool = False,
         fixed_lengths: bool = False,
         last: LastTokens | None = None,
-        experts: StreamedExperts | None = None,
+        streamed: StreamedWeights | None = None,
         files: object = None,
     ) -> None:
         """Raise ArtifactError where the objects do not link, UnsupportedError where graphs are not available, and the
@@ -95,7 +95,7 @@ class Executor:
         self._weight_arrays = list(weights)
         self._maps = FileMaps(weights)
         try:
-            self._program = LoadedProgram(objects, where, self._device, experts)
+            self._program = LoadedProgram(objects, where, self._device, streamed)
             self._weights = [self._device.place(array) if array.ndim else int(array) for array in weights]
         except MoecError:
             raise

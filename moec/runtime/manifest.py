@@ -56,7 +56,8 @@ class ProgramEntry:
     processor. ``binary``: file of code for the device, None where there was no compiler for it. ``held``: states for
     which it takes pages. ``lengths_in_memory``: whether it takes their lengths in use as tensors int64[1], too, after
     the shape of all; ``fixed_lengths``: nodes because of which a captured run serves no other lengths. ``streamed``:
-    experts that it requests before it uses them. ``blocks``: of a program for a device, how many blocks of memory a run
+    experts that it requests before it uses them. ``tables``: positions among ``weights`` of those of which it only
+    looks up rows, by a call of the runtime. ``blocks``: of a program for a device, how many blocks of memory a run
     takes, by their bytes as an expression of sizes in C. ``last``: output of which it computes only the requested last
     positions. ``kernels`` are plain data for people.
     """
@@ -70,6 +71,7 @@ class ProgramEntry:
     lengths_in_memory: bool = False
     fixed_lengths: list[str] = dataclasses.field(default_factory=list)
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
+    tables: list[int] = dataclasses.field(default_factory=list)
     blocks: dict[str, int] = dataclasses.field(default_factory=dict)
     last: LastTokens | None = None
     kernels: list[KernelEntry] = dataclasses.field(default_factory=list)

@@ -24,6 +24,7 @@ from moec.runtime.interface import Interface
 from moec.runtime.load_options import DEFAULTS, LoadOptions
 from moec.runtime.manifest import ProgramEntry, digest_of
 from moec.runtime.probe import Probe
+from moec.runtime.row_tables import RowCounts
 from moec.runtime.run_memory import RunMemory
 from moec.runtime.saved_session import SavedSession
 from moec.runtime.session import Session
@@ -45,7 +46,8 @@ class CompiledModel:
         self._counts = _counts_of(program, options, artifact.where)
         before = None if self._counts is None else self._counts.before
         placed = artifact.weights(program, pages, resident, preferred, options.rank, before)
-        weights, self.placement, self._experts = placed
+        weights, self.placement, streamed = placed
+        self._experts, self._tables = (None, None) if streamed is None else (streamed.experts, streamed.tables)
         self.artifact, self.interface = artifact, Interface.of(artifact.manifest)
         self._options, self._device = options, device
         self._executor = Executor(
@@ -60,7 +62,7 @@ class CompiledModel:
             lengths_in_memory=program.lengths_in_memory,
             fixed_lengths=bool(program.fixed_lengths),
             last=program.last,
-            experts=self._experts,
+            streamed=streamed,
             files=artifact,
         )
         self._run_memory = (
@@ -129,6 +131,11 @@ class CompiledModel:
     def streamed(self) -> StreamCounts | None:
         """Counts of reads and waits since it was loaded; None where all experts that it computes are in memory."""
         return None if self._experts is None or self._experts.has_room_for_all else self._experts.counts
+
+    @property
+    def looked_up(self) -> RowCounts | None:
+        """Counts of rows of tables since it was loaded; None where all tables are in memory."""
+        return None if self._tables is None else self._tables.counts
 
     def save_counts(self) -> None:
         """Add how often each expert was chosen to the file ``keep_counts`` of :func:`moec.load`. Without it, and where

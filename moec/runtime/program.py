@@ -16,7 +16,7 @@ from moec.runtime.library import load_ffi, load_objects
 from moec.runtime.loops import register_loops, stepping
 from moec.runtime.rank_calls import RowsDevice, exchanging, register_rank_calls
 from moec.runtime.ranks import OneRank, Ranks
-from moec.runtime.streamed_experts import StreamedExperts
+from moec.runtime.streamed_weights import StreamedWeights
 from moec.runtime.team import TEAM_OBJECT, Team
 from moec.runtime.tensors import CPU
 from moec.runtime.workers import team_here
@@ -59,12 +59,16 @@ class LoadedProgram:
     """The program in linked object files. Two threads must not run it at once."""
 
     def __init__(
-        self, objects: Sequence[pathlib.Path], where: str, device: ProgramDevice, experts: StreamedExperts | None = None
+        self,
+        objects: Sequence[pathlib.Path],
+        where: str,
+        device: ProgramDevice,
+        streamed: StreamedWeights | None = None,
     ) -> None:
-        """``experts``: source of the experts that it streams. Raises ArtifactError where the objects do not link, and
+        """``streamed``: source of the weights that it streams. Raises ArtifactError where the objects do not link, and
         the device's errors for code it cannot run."""
         self.where, self._device = where, device
-        self.experts = experts
+        self.streamed = streamed
         self.ranks: Ranks = OneRank()
         register_calls()
         register_rank_calls()
@@ -97,7 +101,7 @@ class LoadedProgram:
         """Run the program and return its results; each access to one takes time. The caller's threads share the loops:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
-        with exchanging(self.ranks, self._device), streaming(self.experts), stepping(self._machine):
+        with exchanging(self.ranks, self._device), streaming(self.streamed), stepping(self._machine):
             result = self._main(*inputs, *weights)
         return result if isinstance(result, self._several) else [result]
 

@@ -132,6 +132,11 @@ def _check_programs(manifest: Manifest, where: str) -> None:
 
 
 def _check_streamed(manifest: Manifest, program: ProgramEntry, where: str) -> None:
+    by_expert = {part.weight for layer in program.streamed for part in layer.weights}
+    for at in program.tables:
+        shape = manifest.weights[program.weights[at]].shape if 0 <= at < len(program.weights) else ()
+        if not math.prod(shape[:1]) or not shape or at in by_expert or program.tables.count(at) > 1:
+            raise ArtifactError(f"{where}: weight {at} of a program is no table that is read by rows alone")
     for layer in program.streamed:
         _check_experts(layer, where)
         for part in layer.weights:

@@ -15,28 +15,30 @@ from moec.runtime.streaming import StreamPlan
 
 @dataclasses.dataclass(frozen=True)
 class ProgramWeights:
-    """The weights of a program, and the experts among them. ``stage``: its number, where each stage has a program."""
+    """The weights of a program, and the experts among them. ``stage``: its number, where each stage has a program.
+    ``tables``: positions of weights that are read by rows."""
 
     streamed: Sequence[StreamedExpertsSpec]
     entries: Sequence[WeightEntry]
     stage: int | None = None
+    tables: Sequence[int] = ()
 
 
 def weights_of(manifest: Manifest) -> list[ProgramWeights]:
     """List the weights of the programs that an artifact runs: those of its stages where it has some."""
     programs = [(stage.program, number) for number, stage in enumerate(manifest.pipeline)]
     return [
-        ProgramWeights(program.streamed, [manifest.weights[index] for index in program.weights], stage)
+        ProgramWeights(program.streamed, [manifest.weights[index] for index in program.weights], stage, program.tables)
         for program, stage in programs or [(program, None) for program in manifest.programs]
     ]
 
 
 def check_resident(plan: ExpertPlan, programs: Sequence[ProgramWeights], where: str) -> None:
     """Raise MoecError, with the numbers, where no token can run in a process whose weights take the ``resident`` bytes
-    of a plan, where experts that it keeps do not fit, and where there are no experts to stream."""
+    of a plan, where experts that it keeps do not fit, and where there is nothing to stream."""
     assert plan.resident is not None, "the plan says how many bytes weights take"
-    if not any(program.streamed for program in programs):
-        raise MoecError(f"{where}: has no experts that could be streamed; leave resident out")
+    if not any(program.streamed or program.tables for program in programs):
+        raise MoecError(f"{where}: has no experts or tables that could be streamed; leave resident out")
     for process, _, own in _processes(plan, programs, where):
         own.check(plan.resident, process)
         own.check_kept(plan.resident, process)
@@ -79,4 +81,4 @@ def _processes(
         for rank in [None] if plan.ranks is None else range(plan.ranks):
             stage = [] if program.stage is None else [f"stage {program.stage}"]
             process = ", ".join([where, *stage, *([] if rank is None else [f"rank {rank}"])])
-            yield process, rank, StreamPlan.of(program.streamed, program.entries, plan, rank)
+            yield process, rank, StreamPlan.of(program.streamed, program.entries, plan, rank, program.tables)

@@ -1,8 +1,8 @@
 """Weights larger than memory: their layout, and the part of them that is loaded at the start.
 
-Weights of experts that the program requests are streamed (:mod:`moec.runtime.streamed_experts`); all others are read
-when the model is loaded and stay. They are in the process' private memory, so that the system cannot reclaim them when
-it needs room for files.
+Weights of experts that the program requests are streamed (:mod:`moec.runtime.streamed_experts`), and tables of which it
+looks up rows stay in the file (:mod:`moec.runtime.row_tables`); all others are read when the model is loaded and stay.
+They are in the process' private memory, so that the system cannot reclaim them when it needs room for files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, rea
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement
 from moec.runtime.reserved_memory import ReservedMemory
+from moec.runtime.row_tables import RowTables
 from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
+from moec.runtime.streamed_weights import StreamedWeights
 
 _MIB = 1 << 20
 
@@ -32,13 +34,15 @@ class StreamPlan:
     """Partition of the weights that a process reads into resident and streamed ones. ``layers``: places of the
     experts, by the number of the layer; ``own``: the experts (layer, expert) that the process computes, with how much
     they are used; ``kept``: those that are read before runs begin, None for as many as there is room for; ``others``:
-    ranges of the file with all weights that are no experts', which stay."""
+    ranges of the file with all other weights, which stay; ``tables``: those that are read by rows where not all weights
+    fit."""
 
     streamed: Sequence[StreamedExpertsSpec]
     layers: Sequence[StreamedLayer]
     own: Mapping[tuple[int, int], float]
     kept: Set[tuple[int, int]] | None
     others: Sequence[Range]
+    tables: Sequence[WeightEntry] = ()
 
     @staticmethod
     def of(
@@ -46,12 +50,15 @@ class StreamPlan:
         entries: Sequence[WeightEntry],
         plan: ExpertPlan | None = None,
         rank: int | None = None,
+        tables: Sequence[int] = (),
     ) -> StreamPlan:
         """Divide the weights of a program. ``entries``: its weights; their file may have others, of another stage.
-        ``plan``: the artifact's, with the experts of each rank; a process that is none of the ranks has all."""
+        ``plan``: the artifact's, with the experts of each rank; a process that is none of the ranks has all.
+        ``tables``: positions of the weights that are read by rows."""
         layers = [_layer(spec, entries) for spec in streamed]
-        others = list(_others(layers, list(_joined(entries))))
-        return StreamPlan(streamed, layers, _own(streamed, plan, rank), _kept(streamed, plan, rank), others)
+        by_rows, rows = [entries[at] for at in tables], set(tables)
+        others = list(_others(layers, list(_joined([entry for at, entry in enumerate(entries) if at not in rows]))))
+        return StreamPlan(streamed, layers, _own(streamed, plan, rank), _kept(streamed, plan, rank), others, by_rows)
 
     @property
     def pinned(self) -> int:
@@ -60,8 +67,13 @@ class StreamPlan:
 
     @property
     def size(self) -> int:
-        """Bytes of the file that the process reads if all of its experts stay."""
-        return sum(end - start for start, end in self.ranges())
+        """Bytes of the file that the process reads if all of its experts and tables stay."""
+        return sum(end - start for start, end in self.ranges()) + self.table_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables that are read by rows where not all weights fit."""
+        return sum(entry.bytes for entry in self.tables)
 
     @property
     def experts(self) -> int:
@@ -101,7 +113,7 @@ class StreamPlan:
         return [place for place, size in zip(first, sizes, strict=True) if size <= room]
 
     def ranges(self) -> list[Range]:
-        """List the ranges of the file with own experts, and with all weights that stay."""
+        """List the ranges of the file with own experts, and with all weights that stay beside them."""
         places = (place for layer, expert in sorted(self.own) for place in self.layers[layer].places[expert])
         return [*self.others, *places]
 
@@ -111,7 +123,7 @@ class StreamPlan:
         if resident < least:
             raise MoecError(
                 f"{where}: {resident / _MIB:.1f} MiB are too few for its weights: one token needs the weights "
-                f"outside of experts and its experts of a layer, {least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; "
+                f"that stay and its experts of a layer, {least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; "
                 f"give it at least {least} bytes (resident)"
             )
 
@@ -168,32 +180,38 @@ def place_streamed(
     planned: ExpertPlan | None = None,
     rank: int | None = None,
     counts: Sequence[np.ndarray] | None = None,
-) -> tuple[np.ndarray, StreamedExperts, Placement]:
+) -> tuple[np.ndarray, StreamedWeights, Placement]:
     """Load a file of weights, with at most ``resident`` bytes in memory at a time, and no experts except those that the
-    plan gives to ``rank``; None: all. ``preferred``: see :class:`StreamedExperts`. ``counts``: of each layer, how often
-    each expert was chosen before; those chosen most are read first.
+    plan gives to ``rank``; None: all. Where not all weights fit, tables that are read by rows stay in the
+    file. ``preferred``: see :class:`StreamedExperts`. ``counts``: of each layer, how often each expert was chosen
+    before; those chosen most are read first.
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
-    plan = StreamPlan.of(program.streamed, entries, planned, rank)
+    plan = StreamPlan.of(program.streamed, entries, planned, rank, program.tables)
     own = None if rank is None else set(plan.own)
-    room = plan.experts
+    room, by_rows = plan.experts, False
     if resident is not None:
         plan.check(resident, where)
-        room = plan.room_in(resident)
+        room, by_rows = plan.room_in(resident), bool(plan.tables) and resident < plan.size
     size = path.stat().st_size
     memory = ReservedMemory(size)
-    memory.open([(0, size)] if own is None else plan.ranges())
+    held = [] if by_rows else [(entry.offset, entry.offset + entry.bytes) for entry in plan.tables]
+    memory.open([(0, size)] if own is None and not by_rows else [*plan.ranges(), *held])
+    tables = RowTables(path, plan.tables, memory.array.ctypes.data) if by_rows else None
     reads = DirectReads(path, memory.array)
-    read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
+    read_now(reads, PendingRead("what is no expert's", [*plan.others, *held]), str(path))
     experts = StreamedExperts(reads, memory.mapping, plan.layers, room, str(path), preferred, own)
     first = plan.first if counts is None else sorted(plan.first, key=lambda place: -counts[place[0]][place[1]])
     experts.fill(first)
-    kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
-    reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
+    kept, reasons = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB", []
     if own is not None and experts.has_room_for_all:
-        reason = f"this rank holds {kept} of experts, which are its own"
-    return memory.array[:size], experts, Placement("streamed", reason)
+        reasons.append(f"this rank holds {kept} of experts, which are its own")
+    elif plan.experts:
+        reasons.append(f"there is room for {kept} of experts; others are read when they are chosen, or expected")
+    if by_rows:
+        reasons.append(f"rows of tables of {plan.table_bytes / _MIB:.1f} MiB are read when they are looked up")
+    return memory.array[:size], StreamedWeights(experts, tables), Placement("streamed", "; ".join(reasons))
 
 
 def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:

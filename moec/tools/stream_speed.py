@@ -59,9 +59,11 @@ def stream_plan(artifact: Artifact) -> StreamPlan:
     """Plan the weights of an artifact that stay in memory and those that are streamed. Raises UnsupportedError where
     none are streamed."""
     program = artifact.program()
-    if not program.streamed:
+    if not (program.streamed or program.tables):
         raise UnsupportedError(f"{artifact.where}: has all weights in memory; compile it again with --resident")
-    return StreamPlan.of(program.streamed, artifact.weight_entries(program), artifact.manifest.plan)
+    return StreamPlan.of(
+        program.streamed, artifact.weight_entries(program), artifact.manifest.plan, tables=program.tables
+    )
 
 
 def predict_speed(

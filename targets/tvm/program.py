@@ -99,6 +99,7 @@ def compile_program(
         lengths_in_memory=lowered.lengths_in_memory,
         fixed_lengths=[*lowered.fixed_lengths, *(f"the state {state.input!r}" for state in unsteady)],
         streamed=lowered.streamed,
+        tables=lowered.tables,
         blocks=planned_blocks(code.built.main, lowered.untold) if backend.rounds_storage else {},
         last=_renamed(lowered.last, code.names),
         host=lambda: code.host,

@@ -90,7 +90,7 @@ def test_experts_that_do_not_fit_are_refused(change, message):
 
 
 def test_a_program_without_experts_is_refused():
-    with pytest.raises(MoecError, match="m: has no experts that could be streamed; leave resident out"):
+    with pytest.raises(MoecError, match="m: has no experts or tables that could be streamed; leave resident out"):
         check_resident(planned(DENSE, 1), [weights()], "m")
 
 

@@ -60,6 +60,8 @@ class FunctionBuilder:
         self._nodes: dict[str, ir.Node] = {}
         self._streamed: dict[str, _Streamed | None] = {}
         self._replaceable: set[str] = set()
+        self._read_by_rows: set[str] = set()
+        self._read_whole: set[str] = set()
         self.beyond: dict[Budget, list[str]] = {}
         """The names of nodes that needed more than a budget allows."""
         self.lengths = LengthsInMemory()
@@ -129,6 +131,20 @@ class FunctionBuilder:
         return self.compute(lambda: te.compute(shape, write, name="known"), [], "shape_value")[0]
 
     def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Loader) -> relax.Var:
+        self._read_whole.add(name)
+        return self._weight(name, shape, dtype, load)
+
+    def add_row_table(self, name: str, shape: Sequence[int], dtype: str, load: Loader) -> relax.Var:
+        """Like :meth:`add_weight`, for a table that is only passed to :data:`~moec.runtime.expert_calls.TABLE_ROWS`."""
+        self._read_by_rows.add(name)
+        return self._weight(name, shape, dtype, load)
+
+    def row_tables(self) -> list[int]:
+        """Positions of the weights of which only rows are read."""
+        tables = self._read_by_rows - self._read_whole
+        return [position for position, name in enumerate(self._weights) if name in tables]
+
+    def _weight(self, name: str, shape: Sequence[int], dtype: str, load: Loader) -> relax.Var:
         shape = tuple(int(size) for size in shape)
         if name in self._weights:
             variable, weight = self._weights[name]

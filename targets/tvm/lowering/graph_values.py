@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 
 from moec.common.errors import UnsupportedError
 from moec.ir.masks.rules import elements
+from moec.ir.streaming import LEAST_TABLE
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
 from moec.targets.tvm.lowering.function_builder import FunctionBuilder
 from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor
@@ -85,6 +86,13 @@ class GraphValues(FunctionBuilder):
         if data.size <= INLINE_ELEMENTS:
             return relax.const(data.numpy(), dtype_of(value))
         return self.add_weight(value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), data.numpy)
+
+    def row_table(self, value: ir.Value) -> relax.Var | None:
+        """A large constant table, to read rows of by a call of the runtime; None for any other value."""
+        data = constant_of(value)
+        if data is None or data.nbytes < LEAST_TABLE or not data.shape.numpy()[0]:
+            return None
+        return self.add_row_table(value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), data.numpy)
 
     def is_constant(self, value: ir.Value | None) -> bool:
         if value is None:

@@ -37,6 +37,8 @@ class Lowered:
     """The names of nodes that needed more than a budget allows."""
     streamed: list[StreamedExpertsSpec]
     """The experts that ``main`` asks for before it uses them, by the number of their layer."""
+    tables: list[int]
+    """Positions of the weights of which ``main`` only looks up rows, by a call of the runtime."""
     last: LastTokens | None
     """Logits that ``main`` can compute for the last tokens alone; it takes their number as one more shape."""
     untold: Mapping[str, Any]

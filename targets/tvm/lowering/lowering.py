@@ -168,6 +168,7 @@ class Lowering(GraphValues):
             [*self.lengths.fixed],
             self.beyond,
             self.streamed_experts(),
+            self.row_tables(),
             last,
             self._untold(),
             self.bodies,

@@ -15,6 +15,8 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from moec.common.errors import UnsupportedError
+from moec.ir.streaming import looks_up_rows
+from moec.runtime.expert_calls import TABLE_ROWS
 from moec.targets.tvm.kernels import serial_kernels
 from moec.targets.tvm.kernels.comparisons import is_nonzero
 from moec.targets.tvm.kernels.te_kernels import Requirement
@@ -90,6 +92,10 @@ def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
     rank = len(lowering.dimensions(indices))
     if positions is not None and positions.numbers is not None and rank == 0:
         return _gather_one(lowering, data, axis, int(positions.numbers))
+    table = lowering.row_table(data) if lowering.streams and looks_up_rows(node) else None
+    if table is not None:
+        rows = relax.TensorType([*lowering.shape(indices), *lowering.shape(data)[1:]], str(table.ty.dtype))
+        return lowering.call_runtime(TABLE_ROWS, [table, lowering.tensor(indices)], rows, "table_rows")
 
     def build(source: te.Tensor, index: te.Tensor) -> te.Tensor:
         shape = [*source.shape[:axis], *index.shape, *source.shape[axis + 1 :]]

@@ -208,8 +208,8 @@ def test_each_process_of_stages_and_ranks_has_memory_of_its_own(folder, tmp_path
     artifact = open_artifact(path)
     for stage in artifact.manifest.pipeline:
         for rank in range(2):
-            _, placement, experts = artifact.weights(stage.program, rank=rank)
-            assert placement.pages == "streamed" and experts is not None
+            _, placement, streamed = artifact.weights(stage.program, rank=rank)
+            assert placement.pages == "streamed" and streamed is not None
 
 
 def test_a_run_of_more_tokens_than_memory_has_experts_for_is_refused(folder, expected):

@@ -52,8 +52,8 @@ class RowTables:
         starts = (entry.offset + distinct * width).tolist()
         for start in starts if len(starts) > 1 else ():  # the disk reads several at a time
             self._advise("POSIX_FADV_WILLNEED", start, width)
-        for row, start, place in zip(distinct.tolist(), starts, first.tolist(), strict=True):
-            self._read(f"row {row} of {entry.name!r}", start, rows[place])
+        for number, start in enumerate(starts):
+            self._read(f"row {distinct[number]} of {entry.name!r}", start, rows[first[number]])
         again = np.ones(len(places), bool)
         again[first] = False
         rows[again] = rows[first[which[again]]]

@@ -143,7 +143,9 @@ def test_memory_changes_without_compiling(artifact, tmp_path):
         assert placement.pages == "streamed" and streamed is not None
         first = of_ranks(path)[rank].first
         assert (expected in first) if expected else not any(layer == 0 for layer, _ in first)
-        assert streamed.experts.used == sum(of_ranks(path)[rank].layers[layer].bytes_of(expert) for layer, expert in first)
+        assert streamed.experts.used == sum(
+            of_ranks(path)[rank].layers[layer].bytes_of(expert) for layer, expert in first
+        )
     too_many = replaced(planned, layers=tuple(replaced(layer, resident=layer.slots) for layer in planned.layers))
     with pytest.raises(MoecError, match=r"rank 0: the plan keeps experts of 0\.\d+ MiB in memory, and"):
         place_anew(path, too_many, transport_on)

@@ -196,11 +196,11 @@ def place_streamed(
         room, by_rows = plan.room_in(resident), bool(plan.tables) and resident < plan.size
     size = path.stat().st_size
     memory = ReservedMemory(size)
-    held = [] if by_rows else [(entry.offset, entry.offset + entry.bytes) for entry in plan.tables]
-    memory.open([(0, size)] if own is None and not by_rows else [*plan.ranges(), *held])
+    in_memory = [] if by_rows else [(entry.offset, entry.offset + entry.bytes) for entry in plan.tables]
+    memory.open([(0, size)] if own is None and not by_rows else [*plan.ranges(), *in_memory])
     tables = RowTables(path, plan.tables, memory.array.ctypes.data) if by_rows else None
     reads = DirectReads(path, memory.array)
-    read_now(reads, PendingRead("what is no expert's", [*plan.others, *held]), str(path))
+    read_now(reads, PendingRead("what is no expert's", [*plan.others, *in_memory]), str(path))
     experts = StreamedExperts(reads, memory.mapping, plan.layers, room, str(path), preferred, own)
     first = plan.first if counts is None else sorted(plan.first, key=lambda place: -counts[place[0]][place[1]])
     experts.fill(first)

@@ -41,13 +41,13 @@ def _copy(tile, target, size, address, is_there):
 @T.inline
 def copy_queries(tile):
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    batch: T.let = T.cast(rows.batch, "int64")
+    last: T.let = operands.queries_of(rows.batch) - 1
     _copy(
         tile,
         tile.queries,
         operands.problem.head_size,
         lambda row, column: operands.query.ptr_to(
-            [batch, rows.head(row), T.min(rows.query(row), operands.queries - 1), column]
+            [*operands.query_place(rows.batch, rows.head(row), T.min(rows.query(row), last)), column]
         ),
         rows.has,
     )
@@ -57,7 +57,7 @@ def copy_queries(tile):
 def _copy_cached(tile, target, size, cache, first_key, column_of):
     """Start the copies of keys, or values, from ``first_key`` on. No byte is read of keys that are not in use."""
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    page: T.let = operands.page_of(first_key)
+    page: T.let = operands.page_of(rows.batch, first_key)
     inside: T.let = operands.inside_page(first_key)
     last: T.let = operands.last_inside(rows.batch)
     _copy(

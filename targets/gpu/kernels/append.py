@@ -32,6 +32,9 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
     If the problem has starts, the kernel is ``(length[1], starts[B], new[B, ..., S, *after], pages[pages, B, ..., page,
     *after])``, and each index of the first axis has its own start. ``length`` is int64.
 
+    If places are given by entry, the kernel is ``(places[S], new[1, ..., S, *after], pages[pages, 1, ..., page,
+    *after])``, and entry i becomes entry ``places[i]`` of all pages one after the other.
+
     Entries that would lie before 0, from ``length`` on or behind the last page are skipped: no number in memory makes
     the kernel write outside of the pages.
     """
@@ -58,7 +61,19 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
                 for v in T.vectorized(together):
                     held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
 
-    if problem.starts:
+    if problem.by_entry:
+
+        @T.prim_func
+        def kernel(places_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
+            T.func_attr(EARLY_ATTRIBUTES)
+            places = T.match_buffer(places_handle, (S,), problem.starts)
+            write(
+                new_handle,
+                pages_handle,
+                lambda at: (T.cast(places[at[rank]], "int64") - T.cast(at[rank], "int64"), lambda number: number >= 0),
+            )
+
+    elif problem.starts:
 
         @T.prim_func
         def kernel(length_handle: T.handle, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
@@ -82,7 +97,7 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
     # An element that is computed in 16 bits is rounded once more where it is stored in another type of 16 bits.
     is_rounded = problem.new != "float32" and problem.new != problem.stored
     kernel = kernel.with_attr(BESIDE, True)
-    return kernel if is_rounded else kernel.with_attr(TAKES, 2 if problem.starts else 1)
+    return kernel if is_rounded else kernel.with_attr(TAKES, 2 if problem.starts and not problem.by_entry else 1)
 
 
 def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:

@@ -19,7 +19,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.gpu.kernels.attention_join import PARTS_OF_SEQUENCES
 from moec.targets.gpu.kernels.attention_operands import (
+    FEW_QUERIES,
     KEYS_TOGETHER,
     LOWEST,
     VALUE_COLUMNS,
@@ -35,8 +37,6 @@ from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
 from moec.targets.tvm.heavy.attention import AttentionProblem
 
-FEW_QUERIES = 16
-"""The largest number of queries of a head for which this kernel is faster."""
 THREADS = 128
 _LEAST_LANES = 8
 _MOST_ROWS, _ROW_NUMBERS = 8, 128
@@ -203,7 +203,7 @@ def _load_keys(block, first, keys, values):
     """Load the keys of a step and their values. All loads are issued before the first result is used."""
     operands, rows, work = T.meta_var(block.operands), T.meta_var(block.rows), T.meta_var(block.work)
     first_part: T.let = rows.slice * (operands.slice_columns // work.of_values.together)
-    page: T.let = operands.page_of(first)
+    page: T.let = operands.page_of(rows.batch, first)
     inside: T.let = operands.inside_page(first)
     for k in T.unroll(work.keys_together):
         number: T.let = k * work.teams + block.team
@@ -268,7 +268,8 @@ def _start(block, state):
                 state.queries[r, step * share.together + v] = T.float32(0)
                 if T.And(rows.has(r), column < share.size):
                     state.queries[r, step * share.together + v] = T.cast(
-                        query[T.cast(rows.batch, "int64"), rows.head(r), rows.query(r), column], "float32"
+                        query[(*block.operands.query_place(rows.batch, rows.head(r), rows.query(r)), column)],
+                        "float32",
                     )
 
 
@@ -315,10 +316,11 @@ def _store(block, shared):
                 place = T.meta_var(operands.result_place(batch, rows.head(r), rows.query(r), rows.column(column)))
                 operands.result[place] = T.cast(quotient(result[0], total[0]), block.dtype)
             else:
-                parts.sums[rows.part, batch, rows.head(r), rows.query(r), rows.column(column)] = result[0]
+                own = T.meta_var((rows.part, *operands.query_place(batch, rows.head(r), rows.query(r))))
+                parts.sums[(*own, rows.column(column))] = result[0]
                 if rows.column(column) == 0:
-                    parts.statistics[rows.part, batch, rows.head(r), rows.query(r), 0] = largest[0]
-                    parts.statistics[rows.part, batch, rows.head(r), rows.query(r), 1] = total[0]
+                    parts.statistics[(*own, 0)] = largest[0]
+                    parts.statistics[(*own, 1)] = total[0]
 
 
 @T.inline
@@ -348,6 +350,15 @@ def keys_divided(problem: AttentionProblem, keys: Any, queries: Any) -> Any:
     return tirx.min(keys, queries + (problem.window + KEYS_TOGETHER)) if problem.window else keys
 
 
+def _part_length(operands: AttentionOperands, batch: Any) -> Any:
+    """The number of keys of a part. In a batch of sequences it follows from the sequence alone, and the last parts may
+    be empty: they change no bit."""
+    alone = operands.problem.sequences
+    keys = operands.used_keys(batch) if alone else operands.keys
+    blocks = T.ceildiv(keys_divided(operands.problem, keys, operands.queries_of(batch)), KEYS_TOGETHER)
+    return T.ceildiv(blocks, PARTS_OF_SEQUENCES if alone else operands.parts.count) * KEYS_TOGETHER
+
+
 def _before_windows(rows: RowTile, multiple: int) -> Any:
     """The last multiple of a number of keys that is not behind the first key that any row sees."""
     return rows.begin // multiple * multiple
@@ -369,8 +380,7 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         def attend(rows, thread):
             team: T.let = thread // work.lanes
             lane: T.let = thread % work.lanes
-            blocks: T.let = T.ceildiv(keys_divided(problem, operands.keys, operands.queries), KEYS_TOGETHER)
-            length: T.let = T.ceildiv(blocks, operands.parts.count) * KEYS_TOGETHER
+            length: T.let = _part_length(operands, rows.batch)
             part_first: T.let = _before_windows(rows, KEYS_TOGETHER) + rows.part * length
             end: T.let = T.min(rows.end, part_first + length)
             first: T.let = T.max(part_first, _before_windows(rows, work.step_keys))

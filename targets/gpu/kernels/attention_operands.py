@@ -2,6 +2,10 @@
 
 A key that is hidden by the causal order or by lengths is not read, since a cache may hold anything there. A key that is
 hidden by a mask is read, and has weight zero. The result of a query that sees no key is zero.
+
+In a batch of sequences (:mod:`moec.ir.batches`) an entry of the batch is a sequence: its queries lie one behind the
+other along the one axis of tokens, and its table gives its pages. One kernel computes the sequences with up to
+:data:`FEW_QUERIES` queries, another one the others, in one launch each.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ LOWEST = -3.4028234e38
 """The initial largest score, before any key: finite, so that differences from it are not NaN."""
 KEYS_TOGETHER = 256
 """Aligned blocks of this many keys, or of a divisor of it, never cross the end of a page."""
+FEW_QUERIES = 16
+"""The largest number of queries of a head that the kernel for few queries computes: it is faster up to there."""
 VALUE_COLUMNS = 256
 """The most columns of the values that a block of threads can sum. If there are more, several blocks compute the same
 scores."""
@@ -79,7 +85,8 @@ class KeyParts:
 @dataclasses.dataclass(frozen=True)
 class AttentionOperands:
     """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes. ``page``: keys of a page, if keys
-    are paged; ``parts``: None if keys are never divided."""
+    are paged; ``parts``: None if keys are never divided. ``spans``, ``table``: of a batch of sequences, of which
+    ``batches`` counts those and ``queries`` the queries of all of them."""
 
     problem: AttentionProblem
     query: Any
@@ -95,10 +102,33 @@ class AttentionOperands:
     keys: Any
     page: Any
     parts: KeyParts | None
+    spans: Any = None
+    table: Any = None
 
-    def page_of(self, key: Any) -> Any:
-        """The page of a key; 0 if keys are not paged."""
-        return key // T.max(self.page, 1) if self.problem.paged else T.int32(0)
+    def page_of(self, batch: Any, key: Any) -> Any:
+        """The page of a key; 0 if keys are not paged. No number in a table leads outside of the pages."""
+        if not self.problem.paged:
+            return T.int32(0)
+        number = key // T.max(self.page, 1)
+        if not self.problem.sequences:
+            return number
+        own = self.table[batch, T.min(number, self.table.shape[1] - 1)]
+        return T.cast(T.max(T.min(own, T.cast(self.key.shape[0], "int64") - 1), T.int64(0)), "int32")
+
+    def queries_of(self, batch: Any) -> Any:
+        """The number of queries of a batch entry."""
+        return T.cast(self.spans[batch, 1], "int32") if self.problem.sequences else self.queries
+
+    def is_served(self, batch: Any) -> Any:
+        """Whether this kernel computes a sequence, by its number of queries."""
+        queries = self.queries_of(batch)
+        return queries > FEW_QUERIES if self.parts is None else queries <= FEW_QUERIES
+
+    def query_place(self, batch: Any, head: Any, query: Any) -> tuple[Any, ...]:
+        """The indices of a query, without its column."""
+        if not self.problem.sequences:
+            return T.cast(batch, "int64"), head, query
+        return T.int64(0), head, self.spans[batch, 0] + T.cast(query, "int64")
 
     def inside_page(self, key: Any) -> Any:
         """The index of a key within its page."""
@@ -111,14 +141,15 @@ class AttentionOperands:
 
     def place(self, batch: Any, group: Any, page: Any, inside: Any, column: Any) -> tuple[Any, ...]:
         """The indices of a number in the tensors of keys and values."""
-        batch = T.cast(batch, "int64")
+        entry = T.int64(0) if self.problem.sequences else T.cast(batch, "int64")
         if not self.problem.paged:
-            return batch, group, inside, column
-        return T.cast(page, "int64"), batch, group, inside, column
+            return entry, group, inside, column
+        return T.cast(page, "int64"), entry, group, inside, column
 
     def result_place(self, batch: Any, head: Any, query: Any, column: Any) -> tuple[Any, ...]:
         """The indices of a number in the result."""
-        return (batch, query, head, column) if self.problem.query_major else (batch, head, query, column)
+        entry, head, query = self.query_place(batch, head, query)
+        return (entry, query, head, column) if self.problem.query_major else (entry, head, query, column)
 
     @property
     def slices(self) -> int:
@@ -147,7 +178,7 @@ class AttentionOperands:
         offset = {
             "first": 0,
             "last": self.keys - self.queries,
-            "lengths": self.used_keys(batch) - self.queries,
+            "lengths": self.used_keys(batch) - self.queries_of(batch),
         }[self.problem.causal]
         return query + 1 + offset
 
@@ -181,12 +212,21 @@ _MISSING = {"mask": ((1, 1, 1, 1), "bool"), "lengths": ((1,), "int64"), "sinks":
 
 def kernel_operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:
     """The operands of the kernels, with tensors that no kernel reads in place of missing ones."""
+    if inputs.batch is not None:
+        query, key, value, _, lengths, spans, table, sinks = inputs.operands
+        told = [query, key, value, lengths, spans, table]
+        return [*(operand for operand in told if operand is not None), _or_missing(lowering, "sinks", sinks)]
     *needed, mask, lengths, sinks = inputs.operands
     operands = [operand for operand in needed if operand is not None]
-    for (name, (shape, dtype)), operand in zip(_MISSING.items(), (mask, lengths, sinks), strict=True):
-        empty = functools.partial(np.zeros, shape, dtype)
-        operands.append(operand if operand is not None else lowering.add_weight(f"no_{name}", shape, dtype, empty))
-    return operands
+    others = zip(_MISSING, (mask, lengths, sinks), strict=True)
+    return [*operands, *(_or_missing(lowering, name, operand) for name, operand in others)]
+
+
+def _or_missing(lowering: LoweringContext, name: str, operand: relax.Expr | None) -> relax.Expr:
+    shape, dtype = _MISSING[name]
+    if operand is not None:
+        return operand
+    return lowering.add_weight(f"no_{name}", shape, dtype, functools.partial(np.zeros, shape, dtype))
 
 
 def slices_of(problem: AttentionProblem) -> int:
@@ -210,8 +250,30 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
     Paged keys and values are [pages, B, G, page, D] of the type in which they are stored. A page holds a multiple of
     :data:`KEYS_TOGETHER` keys unless it is the only one. The mask then has at least as many keys as are in use. Values
     that are columns of keys have rows of D numbers, and both tensors are the same.
+
+    For a batch of sequences the kernel is ``(query[1, H, S, D], key[pages, 1, G, page, D], value[pages, 1, G, page,
+    Dv], lengths[N], spans[N, 2], table[N, M], sinks[H], result[1, H, S, Dv])``. Queries of no span, and those of
+    sequences that the other kernel computes, keep what is in the result.
     """
     bind, _ = _binding(problem, dtype, body)
+    if problem.sequences:
+
+        @T.prim_func
+        def of_sequences(
+            query_handle: T.handle,
+            key_handle: T.handle,
+            value_handle: T.handle,
+            lengths_handle: T.handle,
+            spans_handle: T.handle,
+            table_handle: T.handle,
+            sinks_handle: T.handle,
+            result_handle: T.handle,
+        ):
+            T.func_attr(ATTRIBUTES)
+            told = T.meta_var((spans_handle, table_handle))
+            bind(query_handle, key_handle, value_handle, told, lengths_handle, sinks_handle, result_handle, None)
+
+        return of_sequences
 
     @T.prim_func
     def kernel(
@@ -232,10 +294,33 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
 def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
     """The kernel of :func:`attention_kernel` with two more parameters before the result, both float32:
     ``sums[parts, B, H, Q, Dv]`` and ``statistics[parts, B, H, Q, 2]``. If there are several parts, these are written
-    instead of the result. Q is at least S."""
+    instead of the result. Q is at least S. For a batch of sequences B is 1."""
     bind, (B, G) = _binding(problem, dtype, body)
     heads, Dv = G * problem.heads_per_group, problem.value_size
     parts, Q = tirx.Var("parts", "int32"), tirx.Var("Q", "int32")
+    if problem.sequences:
+
+        @T.prim_func
+        def of_sequences(
+            query_handle: T.handle,
+            key_handle: T.handle,
+            value_handle: T.handle,
+            lengths_handle: T.handle,
+            spans_handle: T.handle,
+            table_handle: T.handle,
+            sinks_handle: T.handle,
+            sums_handle: T.handle,
+            statistics_handle: T.handle,
+            result_handle: T.handle,
+        ):
+            T.func_attr(ATTRIBUTES)
+            sums = T.match_buffer(sums_handle, (parts, 1, heads, Q, Dv), "float32")
+            statistics = T.match_buffer(statistics_handle, (parts, 1, heads, Q, 2), "float32")
+            found = T.meta_var(KeyParts(sums, statistics, parts))
+            told = T.meta_var((spans_handle, table_handle))
+            bind(query_handle, key_handle, value_handle, told, lengths_handle, sinks_handle, result_handle, found)
+
+        return of_sequences
 
     @T.prim_func
     def kernel(
@@ -277,28 +362,56 @@ def start_row(operands, head, is_counted, largest, totals, at):
 
 def _binding(problem, dtype, body):
     """A macro that binds the tensors of a call to their shapes and emits ``body(operands)``, and the variables B and
-    G."""
+    G. In place of the mask, it takes the spans and the table of a batch of sequences."""
     D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
-    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L")}
-    B, G, S, P, pages, page, L = sizes.values()
-    keys_shape: tuple[Any, ...] = (pages, B, G, page) if problem.paged else (B, G, P)
+    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L", "N", "M")}
+    B, G, S, P, pages, page, L, N, M = sizes.values()
+    entries = 1 if problem.sequences else B
+    keys_shape: tuple[Any, ...] = (pages, entries, G, page) if problem.paged else (B, G, P)
     count, stored = (pages * page, problem.paged) if problem.paged else (P, dtype)
     mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
     if problem.mask:
         own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
         mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
 
-    result_shape = (B, S, G * ratio, Dv) if problem.query_major else (B, G * ratio, S, Dv)
+    result_shape = (entries, S, G * ratio, Dv) if problem.query_major else (entries, G * ratio, S, Dv)
 
     @T.inline
     def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, parts):
         key = T.match_buffer(key_handle, (*keys_shape, D), stored)
-        query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
+        query = T.match_buffer(query_handle, (entries, G * ratio, S, D), dtype)
         value = T.match_buffer(value_handle, (*keys_shape, problem.value_row), stored)
-        mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
-        lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
         sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
         result = T.match_buffer(result_handle, result_shape, dtype)
-        body(AttentionOperands(problem, query, key, value, mask, lengths, sinks, result, B, G, S, count, page, parts))
+        if problem.sequences:
+            lengths = T.match_buffer(lengths_handle, (N,), "int64")
+            spans = T.match_buffer(mask_handle[0], (N, 2), "int64")
+            table = T.match_buffer(mask_handle[1], (N, M), "int64")
+            body(
+                AttentionOperands(
+                    problem,
+                    query,
+                    key,
+                    value,
+                    None,
+                    lengths,
+                    sinks,
+                    result,
+                    N,
+                    G,
+                    S,
+                    M * page,
+                    page,
+                    parts,
+                    spans,
+                    table,
+                )
+            )
+        else:
+            mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
+            lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
+            body(
+                AttentionOperands(problem, query, key, value, mask, lengths, sinks, result, B, G, S, count, page, parts)
+            )
 
     return bind, (B, G)

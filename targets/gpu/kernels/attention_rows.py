@@ -30,7 +30,7 @@ class RowTile:
 
     def has(self, row: Any) -> Any:
         """Whether the row exists; the last tile may have fewer rows."""
-        return self.first + row < self.operands.queries * self.operands.problem.heads_per_group
+        return self.first + row < self.operands.queries_of(self.batch) * self.operands.problem.heads_per_group
 
     def query(self, row: Any) -> Any:
         return (self.first + row) // self.operands.problem.heads_per_group
@@ -46,7 +46,7 @@ class RowTile:
     @property
     def end(self) -> Any:
         """The first key that is hidden from all rows of the tile, as are all after it: the last query sees the most."""
-        last = T.min(self.query(self.count - 1), self.operands.queries - 1)
+        last = T.min(self.query(self.count - 1), self.operands.queries_of(self.batch) - 1)
         return T.max(self.operands.frontier(self.batch, last), 0)
 
     def first_key(self, row: Any) -> Any:
@@ -74,9 +74,7 @@ class RowTile:
 
 
 @T.inline
-def start_row_tiles(operands, count, threads, body, parts=1):
-    """Launch a block of ``threads`` threads for every tile of ``count`` rows and each of ``parts`` parts of the keys,
-    and emit ``body(tile, thread)``."""
+def _start_tiles(operands, count, threads, body, parts):
     rows = T.meta_var(operands.queries * operands.problem.heads_per_group)
     tiles = T.meta_var(blocks_for(rows, count))
     groups = T.meta_var(operands.batches * operands.groups)
@@ -91,3 +89,43 @@ def start_row_tiles(operands, count, threads, body, parts=1):
     first: T.let = T.truncmod(place, tiles) * count
     if T.And(pair < groups, first < rows):
         body(RowTile(operands, count, batch, group, first, slice_index, part), thread)
+
+
+@T.inline
+def _start_tiles_of_sequences(operands, count, threads, body, parts):
+    """Tiles are numbered sequence by sequence. The host knows their number within one for each sequence, and each block
+    walks over the sequences up to its own, so that no other kernel and no host has to list them."""
+    ratio = T.meta_var(operands.problem.heads_per_group)
+    tiles = T.meta_var(blocks_for(operands.queries * ratio, count) + operands.batches)
+    groups = T.meta_var(T.max(operands.groups, 1))
+    index = T.cta_id([groups * tiles * operands.slices * parts])
+    thread = T.thread_id([threads])
+    part: T.let = index % parts
+    slice_index: T.let = index // parts % operands.slices
+    place: T.let = index // parts // operands.slices
+    group: T.let = T.truncmod(place, groups)
+    tile = T.alloc_local((1,), "int32")
+    own = T.alloc_local((1,), "int32")
+    tile[0] = T.truncdiv(place, groups)
+    own[0] = -1
+    for sequence in T.serial(operands.batches):
+        rows: T.let = T.Select(operands.is_served(sequence), operands.queries_of(sequence) * ratio, 0)
+        if own[0] < 0:
+            if tile[0] * count < rows:
+                own[0] = sequence
+            else:
+                tile[0] = tile[0] - T.ceildiv(rows, count)
+    if T.And(own[0] >= 0, operands.groups > 0):
+        found: T.let = own[0]
+        first: T.let = tile[0] * count
+        body(RowTile(operands, count, found, group, first, slice_index, part), thread)
+
+
+@T.inline
+def start_row_tiles(operands, count, threads, body, parts=1):
+    """Launch a block of ``threads`` threads for every tile of ``count`` rows and each of ``parts`` parts of the keys,
+    and emit ``body(tile, thread)``."""
+    if operands.problem.sequences:
+        _start_tiles_of_sequences(operands, count, threads, body, parts)
+    else:
+        _start_tiles(operands, count, threads, body, parts)

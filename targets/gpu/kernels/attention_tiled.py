@@ -95,10 +95,9 @@ class _TiledState:
 def _load_tiles(tile, shared, first_key, first_input):
     """Load the next numbers of rows and keys into shared memory; missing rows, keys and numbers are zero."""
     operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
-    batch: T.let = T.cast(rows.batch, "int64")
     depth: T.let = tile.thread % DEPTH
     k: T.let = first_input + depth
-    page: T.let = operands.page_of(first_key)
+    page: T.let = operands.page_of(rows.batch, first_key)
     inside: T.let = operands.inside_page(first_key)
     for i in T.unroll(ROWS * DEPTH // THREADS):
         line: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
@@ -107,7 +106,8 @@ def _load_tiles(tile, shared, first_key, first_input):
         if k < operands.problem.head_size:
             if rows.has(line):
                 shared.rows[depth, line] = T.cast(
-                    operands.query[batch, rows.head(line), rows.query(line), k], "float32"
+                    operands.query[(*operands.query_place(rows.batch, rows.head(line), rows.query(line)), k)],
+                    "float32",
                 )
             if first_key + line < operands.used_keys(rows.batch):
                 shared.keys[depth, line] = T.cast(
@@ -120,7 +120,7 @@ def _load_values(tile, shared, first_key):
     """Load a tile of values into shared memory; missing columns, and values of keys that are not in use, are zero."""
     operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
     columns = T.meta_var(operands.slice_columns)
-    page: T.let = operands.page_of(first_key)
+    page: T.let = operands.page_of(rows.batch, first_key)
     inside: T.let = operands.inside_page(first_key)
     for step in T.serial(-(-columns * DEPTH // THREADS)):
         place: T.let = step * THREADS + tile.thread

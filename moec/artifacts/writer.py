@@ -228,7 +228,9 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         files.write(f"src/{place}{_file_name(name)}", text.encode())
     binary = None
     if program.binary is not None:
-        binary = files.write(f"device/{_file_name(program.architecture)}{program.binary_suffix}", program.binary)
+        name = _file_name(program.architecture)
+        folder = place.removeprefix(f"{name}/")  # files say the architecture already
+        binary = files.write(f"device/{folder}{name}{program.binary_suffix}", program.binary)
     return ProgramEntry(
         architecture=program.architecture,
         objects=[files.write(f"objects/{place}{_file_name(name)}", data) for name, data in program.objects.items()],

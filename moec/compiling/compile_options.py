@@ -143,10 +143,10 @@ class CompileOptions:
         return LayerRanges.parse(self.stages)
 
     def check_further_programs(self) -> None:
-        """Raise UnsupportedError for batches and drafts where one process with all weights in memory, on a processor,
-        is not what runs the model; and for drafts in a C library or without a cache."""
+        """Raise UnsupportedError for batches and drafts where one process with all weights in memory, for drafts on a
+        processor, is not what runs the model; and for drafts in a C library or without a cache."""
         if self.batches:
-            self._check_one_process("batches", "a batch runs")
+            self._check_one_process("batches", "a batch runs", on_gpus=True)
         if self.drafts is None:
             return
         self._check_one_process("drafts", "an MTP layer runs")
@@ -155,9 +155,14 @@ class CompileOptions:
         if self.cache is False:
             raise UnsupportedError("drafts need the cache of the model; compile with it, or without drafts")
 
-    def _check_one_process(self, option: str, runs: str) -> None:
+    def _check_one_process(self, option: str, runs: str, *, on_gpus: bool = False) -> None:
         kind = targets.kind_of(self.target)
-        if not isinstance(kind, ProgramKind) or kind.processor(self.target) is None:
+        if not isinstance(kind, ProgramKind) or "+" in self.target:
+            raise UnsupportedError(
+                f"{option} need one program, and target '{self.target}' makes several or none; name one architecture, "
+                f"or compile without {option}"
+            )
+        if not (on_gpus or kind.processor(self.target)):
             raise UnsupportedError(
                 f"{option} run on processors, not on target '{self.target}'; compile without {option}"
             )

@@ -20,7 +20,6 @@ from moec.runtime.batch_program import BatchProgram, SequencePart
 from moec.runtime.held import PAGE
 from moec.runtime.interface import Interface
 from moec.runtime.page_pool import BLOCK
-from moec.runtime.run_memory import FEW_TOKENS
 
 
 @dataclasses.dataclass
@@ -81,7 +80,7 @@ class Batch:
         self._interface, self._program, self.max_sequences = interface, program, max_sequences
         self._guards = [parse_guard(text) for text in interface.guards]
         count, states = -(-max_tokens // PAGE), program.entry.program.held
-        self._pool = BatchPages(states, program.entry.inputs, count, max_sequences)
+        self._pool = BatchPages(states, program.entry.inputs, count, max_sequences, program.device)
         self._entries = BatchEntries(program.states, program.entry.inputs, 2 * max_sequences)
         self._sequences: dict[int, _Sequence] = {}  # in the order in which they are served
         self._next = 0
@@ -281,7 +280,7 @@ class Batch:
         that each token is computed by the kernels that compute it in a sequence of its own."""
         count = len(sequence.tokens)
         last_part = (count - 1) // PAGE * PAGE
-        most = min(count - sequence.wanted, max(last_part, count - FEW_TOKENS - 1), count - 1)
+        most = min(count - sequence.wanted, max(last_part, count - self._program.few_tokens - 1), count - 1)
         names = sequence.block_names(most // BLOCK)
         ends = [self._pool.known(names) * BLOCK, most]
         sequence.beginnings = frozenset(end // PAGE * PAGE for end in ends) if self._entries else frozenset()
@@ -292,7 +291,7 @@ class Batch:
 
     def _name_blocks(self, sequence: _Sequence, part: SequencePart) -> None:
         """Give blocks their names if they and all before them were computed by the kernels of prompts."""
-        if len(part.tokens) <= FEW_TOKENS or sequence.as_prompt != part.start:
+        if len(part.tokens) <= self._program.few_tokens or sequence.as_prompt != part.start:
             return
         sequence.as_prompt = part.end
         first, end = part.start // BLOCK, part.end // BLOCK

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from moec.common.specs import HeldState, TensorSpec
+from moec.runtime.device import Device
 from moec.runtime.held import PAGE
 from moec.runtime.page_pool import BLOCK, PagePool
 
@@ -37,15 +38,20 @@ class BatchPages:
     as many earlier prompts."""
 
     def __init__(
-        self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int, max_sequences: int
+        self,
+        states: Sequence[HeldState],
+        inputs: Sequence[TensorSpec],
+        count: int,
+        max_sequences: int,
+        device: Device,
     ) -> None:
-        """Raises MoecError where there is no memory for that."""
+        """``device``: where the memory is. Raises MoecError where there is no memory for that."""
         near = [state for state in states if state.window]
         self._window = max((state.window for state in near), default=0)
         # The page of the last part, one more that the part before may have been in, and those of the window before.
         most = 2 * max_sequences * (2 - (1 - self._window) // PAGE) if near else 0
-        self._whole = PagePool([state for state in states if not state.window], inputs, count)
-        self._near = PagePool(near, inputs, min(count, most))
+        self._whole = PagePool([state for state in states if not state.window], inputs, count, device)
+        self._near = PagePool(near, inputs, min(count, most), device)
         self.arrays = {**self._whole.arrays, **self._near.arrays}
         """Pages of each state, by the name of its input."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from moec.common.specs import BATCH_TENSORS, CONVOLVED, JOINED, LAST, POSITIONS,
 from moec.runtime.artifact import Artifact
 from moec.runtime.batch_entries import StateEntry, together
 from moec.runtime.batch_pages import BatchPages, SequencePages, page_tables
-from moec.runtime.device import Host
+from moec.runtime.device import Device, Host
 from moec.runtime.interface import Interface
 from moec.runtime.manifest import BatchEntry
 from moec.runtime.pages import FileMaps
 from moec.runtime.program import LoadedProgram
 from moec.runtime.roles import roles_of
+from moec.runtime.run_memory import FEW_TOKENS, FEW_TOKENS_ON_GPU
 from moec.runtime.workers import Launcher
 
 _NEVER = np.iinfo(np.int32).max
@@ -42,26 +44,45 @@ class SequencePart:
 
 
 class BatchProgram:
-    """Loaded program of a batch on the processor."""
+    """Loaded program of a batch. ``device``: where it runs, and where the pages of its batches lie."""
 
-    def __init__(self, artifact: Artifact, entry: BatchEntry, weights: Sequence[np.ndarray], threads: int) -> None:
-        """Raises ArtifactError where the objects do not link."""
+    def __init__(
+        self,
+        artifact: Artifact,
+        entry: BatchEntry,
+        weights: Sequence[np.ndarray],
+        placed: Mapping[int, Any],
+        threads: int,
+        device: Device | None = None,
+    ) -> None:
+        """``placed``: weights that are where the program runs already, as programs take them, by position in the
+        manifest. ``device``: None for the processor. Raises ArtifactError where the objects do not link."""
         self.entry, self._where = entry, artifact.where
         self.states: list[State] = artifact.manifest.states
         self._replaced = {state.input: state.output for state in self.states if state.axis is None}
         lasts = [spec.shape[1] for spec in entry.inputs if spec.name == LAST]
         self._convolved = int(lasts[0]) if lasts else 0
         self.roles = roles_of(Interface.of(artifact.manifest))
-        self._host = Host()
-        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, self._host)
+        self.few_tokens = FEW_TOKENS if device is None else FEW_TOKENS_ON_GPU
+        """New tokens of a sequence up to which they are computed by the same kernels; more are computed by others."""
+        self.device = Host() if device is None else device
+        binary = None if entry.program.binary is None else artifact.path(entry.program.binary).read_bytes()
+        code = self.device if binary is None else self.device.with_code(binary)
+        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, code)
         self._maps = FileMaps(weights)
-        self._place = self._host.place
-        sums_differ = _crossovers_that_change_sums(entry)
-        named = zip(artifact.weight_entries(entry.program), weights, strict=True)
-        weights = [np.full_like(array, _NEVER) if weight.name in sums_differ else array for weight, array in named]
-        self._weights = [self._place(array) if array.ndim else int(array) for array in weights]
-        self._launcher = Launcher(threads, has_team=self._program.has_team)
+        sums_differ = _crossovers_that_change_sums(entry) if device is None else set()
+        entries = zip(entry.program.weights, artifact.weight_entries(entry.program), weights, strict=True)
+        self._weights = [
+            _NEVER if weight.name in sums_differ else placed[at] if at in placed else self._as_taken(array)
+            for at, weight, array in entries
+        ]
+        # A device computes without threads of ours, and its current stream is the calling thread's.
+        self._launcher = Launcher(threads if device is None else 1, has_team=self._program.has_team)
+        self._place = self.device.placing()
         self._pooled: tuple[BatchPages | None, dict[str, object]] = None, {}
+
+    def _as_taken(self, array: np.ndarray) -> Any:
+        return self.device.place(array) if array.ndim else int(array)
 
     def run(
         self, parts: Sequence[SequencePart], pool: BatchPages, page: int
@@ -73,30 +94,36 @@ class BatchProgram:
         by_name = {**self._inputs(parts), **together([part.entry for part in parts])}
         tensors = _told(parts, page)
         if self._pooled[0] is not pool:
-            self._pooled = pool, {name: self._place(array) for name, array in pool.arrays.items()}
+            self._pooled = pool, {name: self.device.place(array) for name, array in pool.arrays.items()}
         of_pool = self._pooled[1]
         arrays = [of_pool[spec.name] if spec.name in of_pool else by_name[spec.name] for spec in self.entry.inputs]
-        arguments = [
-            self._place(array) if isinstance(array, np.ndarray) else array
-            for array in (*arrays, *(tensors[name] for name in BATCH_TENSORS))
-        ]
+        arguments = [*arrays, *(tensors[name] for name in BATCH_TENSORS)]
         self._maps.check(self._where)
         try:
             logits, arrays = self._launcher.run(lambda: self._results(arguments))
         except (MoecError, MemoryError):
             raise
         except Exception as error:
+            explained = self.device.explain(error)
+            if explained is not None:
+                raise explained from error
             tokens = ", ".join(f"{len(part.tokens)} after {part.start}" for part in parts)
             text = " ".join(str(error).split())
             raise DefectError(f"{self._where}: the program of batches failed on tokens {tokens}: {text}") from error
+        if self.entry.program.last is None:  # the program computes the logits of all tokens
+            logits = logits[tensors["rows"]]
         return logits, [StateEntry(arrays, number) for number in range(len(parts))]
 
     def _results(self, arguments: Sequence[object]) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        """The logits, and the states that the run replaced, by input."""
-        results = self._program(arguments, self._weights)
-        by_name = dict(zip((spec.name for spec in self.entry.outputs), results, strict=True))
-        logits = np.array(self._host.fetch(by_name[self.roles.logits.name])[0], np.float32)
-        return logits, {name: self._host.fetch(by_name[output]) for name, output in self._replaced.items()}
+        """The logits, and the states that the run replaced, by input. Arrays among the arguments are placed."""
+        with self.device.working([]):
+            placed = iter(self._place([array for array in arguments if isinstance(array, np.ndarray)]))
+            there = [next(placed) if isinstance(array, np.ndarray) else array for array in arguments]
+            results = self._program(there, self._weights)
+            by_name = dict(zip((spec.name for spec in self.entry.outputs), results, strict=True))
+            names = [self.roles.logits.name, *self._replaced.values()]
+            logits, *states = self.device.fetch_all([by_name[name] for name in names])
+        return np.array(logits[0], np.float32), dict(zip(self._replaced, states, strict=True))
 
     def _inputs(self, parts: Sequence[SequencePart]) -> Mapping[str, np.ndarray]:
         """The graph's inputs except states: token ids and positions."""

@@ -58,6 +58,10 @@ class Device(Protocol):
         """Context in which a program's objects can be loaded."""
         ...
 
+    def with_code(self, binary: bytes) -> Device:
+        """The same device, on which another program of an artifact is loaded with its own ``binary``."""
+        ...
+
     def place(self, array: np.ndarray | OnDevice) -> Any:
         """Move an array to the device as a tensor, sharing memory where possible."""
         ...
@@ -152,6 +156,9 @@ class Host:
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
         return _NOTHING
+
+    def with_code(self, binary: bytes) -> Device:
+        return self
 
     def place(self, array: np.ndarray | OnDevice) -> Any:
         return to_runtime(array)  # type: ignore[arg-type]  # checks of inputs let arrays of the host pass alone

@@ -38,7 +38,6 @@ _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
 """Marks of errors of a program whose parameters differ from its manifest's."""
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
-
 StatePages = Mapping[str, Any]
 """Pages of each state that a program holds, as the runtime's tensor, by the name of the input."""
 
@@ -103,6 +102,7 @@ class Executor:
             raise self._device.explain(error) or ArtifactError(
                 f"{where}: its program cannot be loaded: {_one_line(error)}; it was altered: compile the model again"
             ) from error
+        self.placed_weights: Sequence[Any] = self._weights  # as programs take them, for another one on the same device
         # A device computes without threads of ours, and its current stream is the calling thread's.
         self._launcher = Launcher(self.threads if device is None else 1, has_team=self._program.has_team)
         tensors = [weight for weight in self._weights if not isinstance(weight, int)]

@@ -52,6 +52,10 @@ class GpuDevice(abc.ABC):
         """Name of the GPU; None for an emulated one."""
 
     @abc.abstractmethod
+    def with_code(self, binary: bytes) -> GpuDevice:
+        """See :meth:`moec.runtime.device.Device.with_code`."""
+
+    @abc.abstractmethod
     def torch_stream(self) -> int:
         """Address of PyTorch's current stream on the device."""
 

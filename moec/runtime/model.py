@@ -209,12 +209,11 @@ class CompiledModel:
                     f"{self.artifact.where}: has no program for batches of sequences; compile it with batches "
                     "(moec compile --batches)"
                 )
-            if self._device is not None or self._experts is not None:
-                raise UnsupportedError(
-                    f"{self.artifact.where}: batches run on a processor, with all weights in memory; load it so"
-                )
+            if self._experts is not None:
+                raise UnsupportedError(f"{self.artifact.where}: batches run with all weights in memory; load it so")
             more = self.artifact.more_weights(entry.program, self._weights)
-            self._of_batch = BatchProgram(self.artifact, entry, more, self.threads)
+            placed = dict(zip(self._weights, self._executor.placed_weights, strict=True))
+            self._of_batch = BatchProgram(self.artifact, entry, more, placed, self.threads, self._device)
         return self._of_batch
 
     def mtp_session(self, max_tokens: int | None = None) -> Session:

@@ -18,7 +18,9 @@ import numpy as np
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError, MoecError
 from moec.common.specs import HeldState, TensorSpec
+from moec.runtime.device import Device
 from moec.runtime.held import PAGE
+from moec.runtime.on_device import OnDevice
 
 BLOCK = 16
 """Tokens of a block. A page has a whole number of them."""
@@ -27,17 +29,18 @@ BLOCK = 16
 class PagePool:
     """Pages [count, ..., PAGE, ...] of each state, by the name of its input. Page i of all states goes together."""
 
-    def __init__(self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int) -> None:
-        """Raises MoecError where there is no memory for ``count`` pages."""
+    def __init__(self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], count: int, device: Device) -> None:
+        """``device``: where the pages are. Raises MoecError where there is no memory for ``count`` of them."""
         specs = {spec.name: spec for spec in inputs}
         self.count = count
-        self._states = states
-        self.arrays: dict[str, np.ndarray] = {}
+        self._states, self._device = states, device
+        self.arrays: dict[str, np.ndarray | OnDevice] = {}
         for state in states:
             shape = [PAGE if axis == state.axis else int(size) for axis, size in enumerate(specs[state.input].shape)]
             stored = (count, *state.stored(shape))
             try:
-                self.arrays[state.input] = np.empty(stored, dtype_of(state.dtype))
+                with device.working([]):
+                    self.arrays[state.input] = device.new(stored, dtype_of(state.dtype))
             except (MemoryError, ValueError) as error:
                 raise MoecError(
                     f"there is no memory for {count * PAGE} tokens of state {state.input!r} ({state.dtype}"
@@ -108,8 +111,11 @@ class PagePool:
             self._forget(page, token // BLOCK)
             return page
         copy = self.take()
-        for array in self.arrays.values():
-            array[copy] = array[page]
+        with self._device.working([]):
+            for array in self.arrays.values():
+                shape = array.shape[1:]
+                target, source = (self._device.part(array, at * math.prod(shape), shape) for at in (copy, page))
+                self._device.assign(target, source)
         self.release(page)
         return copy
 

@@ -16,6 +16,8 @@ LEAST_TOKENS = 512
 FEW_TOKENS = 8
 """Tokens of a sequence up to which all runs compute a token by the same kernels, bit for bit; on a processor, all runs
 on more tokens do so, too."""
+FEW_TOKENS_ON_GPU = 16
+"""The same for the program of a batch on a GPU; its runs on more tokens compute a token alike, too."""
 MOST_TOKENS = 1 << 15
 """The most tokens that run at once on a device: beyond, weights are a small part of what a run reads."""
 _SHARE = 2

@@ -56,8 +56,11 @@ class KernelChoice:
     rows: SizeRange
 
 
-def choices(problem: GroupedProblem, architecture: str) -> list[KernelChoice]:
-    """The selected kernels of a product, which together cover all numbers of rows; those for few rows come first."""
+def choices(problem: GroupedProblem, architecture: str, *, alike: bool = False) -> list[KernelChoice]:
+    """The selected kernels of a product, which together cover all numbers of rows; those for few rows come first.
+    ``alike``: a row has to have the same bits among any number of rows, so the kernel for the most computes all."""
+    if alike:
+        return _alike(problem, architecture)
     few = select(PRODUCTS, DenseLaunch(problem, FEW_ROWS), architecture)
     selected, least = [], 0
     if few.kernel is GEMV:
@@ -73,6 +76,20 @@ def choices(problem: GroupedProblem, architecture: str) -> list[KernelChoice]:
             tiled = dataclasses.replace(problem, block_rows=height)
             selection = select(PRODUCTS, DenseLaunch(tiled, most), architecture)
             selected.append(KernelChoice(tiled, selection, SizeRange(least, most)))
+            least = 0 if most is None else most + 1
+    return selected
+
+
+def _alike(problem: GroupedProblem, architecture: str) -> list[KernelChoice]:
+    """Tiles of one kernel, whose heights change no sum."""
+    tiled = [
+        (dataclasses.replace(problem, block_rows=height), most) for height, most in _heights(problem, architecture)
+    ]
+    found = [(tile, select(PRODUCTS, DenseLaunch(tile, most), architecture), most) for tile, most in tiled]
+    last, selected, least = found[-1][1].kernel, list[KernelChoice](), 0
+    for tile, selection, most in found:
+        if selection.kernel is last and (most is None or most >= least):
+            selected.append(KernelChoice(tile, selection, SizeRange(least, most)))
             least = 0 if most is None else most + 1
     return selected
 
@@ -108,7 +125,7 @@ def multiply_matrix(
     shape = list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
     rows = lowering.assume_shape(rows, [rows.ty.shape[0], problem.row_type[0]])
-    selected = choices(problem, architecture)
+    selected = choices(problem, architecture, alike=lowering.batch is not None)
     in_parts = [choice for choice in selected if choice.selection.kernel is GEMM_PARTS]
     ways = [_way(choice, activation) for choice in selected if choice not in in_parts]
     output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)

@@ -63,7 +63,8 @@ class GroupedProducts:
     for no limit.
 
     For few tokens either all products go pair by pair or none does, because one reads rows in the order in which the
-    other wrote them.
+    other wrote them. In a batch of sequences (:mod:`moec.ir.batches`) a token has to have the same bits among any
+    number of others, so the kernels for the highest blocks compute all of them.
     """
 
     def __init__(
@@ -76,10 +77,13 @@ class GroupedProducts:
         capacity: int = 0,
     ) -> None:
         self._node, self._experts, self._ids, self._weights = node, experts, ids, weights
-        has_few = all(GROUPED_GEMV.why_not(problem, node.machine) is None for problem in problems)
+        alike = node.lowering.batch is not None
+        has_few = not alike and all(GROUPED_GEMV.why_not(problem, node.machine) is None for problem in problems)
         slots = static_size(ids.ty.shape[1])
         on_tensor_cores = all(self._on_tensor_cores(problem) for problem in problems)
         heights = heights_on_tensor_cores(problems, node.machine) if on_tensor_cores else (_PLAIN_ROWS,)
+        if alike:
+            heights = self._that_add_alike(problems, heights)
         # At least 16 pairs per expert, so that the results of few tokens, pair by pair, fit as well.
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
         expert_bytes = sum(problem.experts * problem.matrix_bytes for problem in problems) / experts
@@ -181,6 +185,15 @@ class GroupedProducts:
             yield self.few, round_pairs(rounding), []
         for blocks in self._blocks:
             yield blocks.tokens, round_blocks(rounding, blocks.rows), [blocks.sorted_pairs, blocks.count]
+
+    def _that_add_alike(self, problems: Sequence[GroupedProblem], heights: Sequence[int]) -> tuple[int, ...]:
+        """The heights of blocks that the same kernels compute as the last one."""
+
+        def kernels(rows: int) -> list[str]:
+            tiled = [dataclasses.replace(problem, block_rows=rows) for problem in problems]
+            return [self._node.select(PRODUCTS, product).kernel.name for product in tiled]
+
+        return tuple(rows for rows in heights if kernels(rows) == kernels(heights[-1]))
 
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the selected kernels use tensor cores, at every height of blocks."""

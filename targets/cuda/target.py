@@ -67,7 +67,7 @@ class CudaTarget:
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             heavy = converters(self.architecture)
-            state_calls = holding(self.architecture, APPEND, has_places=True, lengths_in_memory=True)
+            state_calls = holding(self.architecture, APPEND, has_places=True, lengths_in_memory=True, batches=True)
             program = compile_program(model, heavy, target, self.name, (), backend, state_calls, sampler=export_sampler)
         for kernel in program.kernels:
             if kernel.launches:

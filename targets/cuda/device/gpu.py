@@ -16,7 +16,6 @@ from moec.common.dtypes import DTYPES
 from moec.common.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import GLOO
-from moec.runtime.device_module import DeviceModule
 from moec.runtime.gpu import GpuDevice, ModuleLoader
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
@@ -57,6 +56,9 @@ class CudaGpu(GpuDevice):
     @property
     def backend(self) -> str:
         return GLOO if self._is_emulated else "cpu:gloo,cuda:nccl"
+
+    def with_code(self, binary: bytes) -> CudaGpu:
+        return self if self._is_emulated else CudaGpu(_loader(binary), self.driver, self.architecture)
 
     def torch_stream(self) -> int:
         return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
@@ -117,12 +119,12 @@ def gpu(artifact: Artifact, architecture: str | None = None) -> CudaGpu:
     best = best_binary(list(code), capability, artifact.where)
     binary = artifact.path(code[best]).read_bytes()
     _load_libraries()
+    return CudaGpu(_loader(binary), driver, best)
+
+
+def _loader(binary: bytes) -> ModuleLoader:
     load = load_ffi().get_global_func(_LOADER)
-
-    def load_module(module: DeviceModule) -> Any:
-        return load(module.with_code("cubin", binary))
-
-    return CudaGpu(load_module, driver, best)
+    return lambda module: load(module.with_code("cubin", binary))
 
 
 def _check_gpu(driver: Driver, where: str) -> str:

@@ -38,10 +38,10 @@ from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.gpu.kernels.attention_operands import (
     VALUE_COLUMNS,
     AttentionOperands,
-    attention_kernel,
     attention_kernel_of,
 )
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.attention_signatures import attention_kernel
 from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
 from moec.targets.tvm.heavy.attention import AttentionProblem
 
@@ -233,7 +233,7 @@ def _attend(tile):
 
 
 def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_signatures.attention_kernel`."""
     head_tiles = column_tiles(problem.head_size)
 
     @T.inline

@@ -48,10 +48,10 @@ from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS
 from moec.targets.gpu.kernels.attention_operands import (
     AttentionLaunch,
     AttentionOperands,
-    attention_kernel,
     attention_kernel_of,
 )
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.attention_signatures import attention_kernel
 from moec.targets.gpu.kernels.launch import WARP
 from moec.targets.tvm.heavy.attention import AttentionProblem
 
@@ -262,7 +262,7 @@ def _consume(own, ring, group, thread):
 
 
 def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_signatures.attention_kernel`."""
 
     @T.inline
     def attend(rows, thread, ring):

@@ -19,7 +19,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.attention_join import PARTS_OF_SEQUENCES
+from moec.targets.gpu.kernels.attention_join import part_length
 from moec.targets.gpu.kernels.attention_operands import (
     FEW_QUERIES,
     KEYS_TOGETHER,
@@ -28,11 +28,11 @@ from moec.targets.gpu.kernels.attention_operands import (
     AttentionLaunch,
     AttentionOperands,
     attention_kernel_of,
-    kernel_of_parts,
     quotient,
     start_row,
 )
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.attention_signatures import kernel_of_parts
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
 from moec.targets.tvm.heavy.attention import AttentionProblem
@@ -344,28 +344,13 @@ def _attend(block, shared):
     _store(block, shared)
 
 
-def keys_divided(problem: AttentionProblem, keys: Any, queries: Any) -> Any:
-    """The most keys that are divided into parts: all, or those of the windows of all queries, from the multiple of
-    :data:`KEYS_TOGETHER` before them on."""
-    return tirx.min(keys, queries + (problem.window + KEYS_TOGETHER)) if problem.window else keys
-
-
-def _part_length(operands: AttentionOperands, batch: Any) -> Any:
-    """The number of keys of a part. In a batch of sequences it follows from the sequence alone, and the last parts may
-    be empty: they change no bit."""
-    alone = operands.problem.sequences
-    keys = operands.used_keys(batch) if alone else operands.keys
-    blocks = T.ceildiv(keys_divided(operands.problem, keys, operands.queries_of(batch)), KEYS_TOGETHER)
-    return T.ceildiv(blocks, PARTS_OF_SEQUENCES if alone else operands.parts.count) * KEYS_TOGETHER
-
-
 def _before_windows(rows: RowTile, multiple: int) -> Any:
     """The last multiple of a number of keys that is not behind the first key that any row sees."""
     return rows.begin // multiple * multiple
 
 
 def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.kernel_of_parts`."""
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_signatures.kernel_of_parts`."""
     work = _WorkPartition(problem, problem.paged or dtype)
 
     @T.inline
@@ -380,7 +365,7 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         def attend(rows, thread):
             team: T.let = thread // work.lanes
             lane: T.let = thread % work.lanes
-            length: T.let = _part_length(operands, rows.batch)
+            length: T.let = part_length(operands, rows.batch)
             part_first: T.let = _before_windows(rows, KEYS_TOGETHER) + rows.part * length
             end: T.let = T.min(rows.end, part_first + length)
             first: T.let = T.max(part_first, _before_windows(rows, work.step_keys))

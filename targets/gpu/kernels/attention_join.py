@@ -11,7 +11,13 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.attention_operands import FEW_QUERIES, KEYS_TOGETHER, LOWEST, quotient
+from moec.targets.gpu.kernels.attention_operands import (
+    FEW_QUERIES,
+    KEYS_TOGETHER,
+    LOWEST,
+    AttentionOperands,
+    quotient,
+)
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.kernel import Kernel
@@ -38,6 +44,21 @@ def parts_of_sequences(keys: Any) -> Any:
     of a sequence."""
     most = tirx.min((keys + (KEYS_TOGETHER - 1)) // KEYS_TOGETHER, tirx.IntImm("int64", PARTS_OF_SEQUENCES))
     return tirx.max(most, tirx.IntImm("int64", 1))
+
+
+def keys_divided(problem: AttentionProblem, keys: Any, queries: Any) -> Any:
+    """The most keys that are divided into parts: all, or those of the windows of all queries, from the multiple of
+    :data:`KEYS_TOGETHER` before them on."""
+    return tirx.min(keys, queries + (problem.window + KEYS_TOGETHER)) if problem.window else keys
+
+
+def part_length(operands: AttentionOperands, batch: Any) -> Any:
+    """The number of keys of a part. In a batch of sequences it follows from the sequence alone, and the last parts may
+    be empty: they change no bit."""
+    alone = operands.problem.sequences
+    keys = operands.used_keys(batch) if alone else operands.keys
+    blocks = T.ceildiv(keys_divided(operands.problem, keys, operands.queries_of(batch)), KEYS_TOGETHER)
+    return T.ceildiv(blocks, PARTS_OF_SEQUENCES if alone else operands.parts.count) * KEYS_TOGETHER
 
 
 @T.inline

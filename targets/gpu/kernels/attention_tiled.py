@@ -18,12 +18,12 @@ from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.attention_operands import (
     AttentionOperands,
-    attention_kernel,
     attention_kernel_of,
     quotient,
     start_row,
 )
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.attention_signatures import attention_kernel
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import one_block_is_enough
 from moec.targets.tvm.heavy.attention import AttentionProblem
@@ -243,7 +243,7 @@ def _attend(tile, shared):
 
 
 def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_signatures.attention_kernel`."""
 
     @T.inline
     def body(operands):

@@ -6,6 +6,10 @@ and gates are the same for all threads of a block.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -16,85 +20,137 @@ from moec.targets.tvm.kernels.kernel import Kernel
 _MOST_THREADS = 128
 
 
+def _blocks(problem: LinearAttentionProblem) -> int:
+    """Blocks of threads of a head's state."""
+    return -(-problem.value_size // _threads(problem))
+
+
 def _threads(problem: LinearAttentionProblem) -> int:
     return min(_MOST_THREADS, -(-problem.value_size // WARP) * WARP)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """A thread's column of a state, and where its tokens and state lie. ``entry``: of the batch, for tokens; ``place``:
+    of the state, which differs where an entry holds the tokens of several sequences."""
+
+    problem: LinearAttentionProblem
+    tensors: Sequence[Any]
+    entry: Any
+    place: Any
+    head: Any
+    column: Any
+
+
 @T.inline
-def _decayed(problem, after, decay, place, head, token, k, column):
+def _decayed(own, after, decay, token, k):
+    problem, entry, head = T.meta_var((own.problem, own.entry, own.head))
+    at = T.meta_var((own.place, head, k, own.column))
     if problem.decay == "head":
-        after[place, head, k, column] = after[place, head, k, column] * T.exp(decay[place, token, head])
+        after[at] = after[at] * T.exp(decay[entry, token, head])
     if problem.decay == "channel":
-        kept: T.let = T.exp(decay[place, token, head * problem.key_size + k])
-        after[place, head, k, column] = after[place, head, k, column] * kept
+        kept: T.let = T.exp(decay[entry, token, head * problem.key_size + k])
+        after[at] = after[at] * kept
 
 
 @T.inline
-def _step(problem, query, key, value, decay, beta, y, after, place, head, token, column, added, result):
+def _step(own, token, added, result):
+    problem, entry, place, head, column = T.meta_var((own.problem, own.entry, own.place, own.head, own.column))
+    query, key, value, decay, beta, y, after = T.meta_var(own.tensors)
     K, V, group = T.meta_var((problem.key_size, problem.value_size, problem.group))
     added[0] = T.float32(0)
     for k in T.serial(K):
-        _decayed(problem, after, decay, place, head, token, k, column)
+        _decayed(own, after, decay, token, k)
         if problem.delta:
-            added[0] = added[0] + key[place, token, head * K + k] * after[place, head, k, column]
-    added[0] = value[place, token, head * V + column] - added[0]
+            added[0] = added[0] + key[entry, token, head * K + k] * after[place, head, k, column]
+    added[0] = value[entry, token, head * V + column] - added[0]
     if problem.delta:
-        added[0] = added[0] * beta[place, token, 0 if problem.shared_beta else head]
+        added[0] = added[0] * beta[entry, token, 0 if problem.shared_beta else head]
     for member in T.unroll(group):
         result[0] = T.float32(0)
         for k in T.serial(K):
             if member == 0:
                 after[place, head, k, column] = (
-                    after[place, head, k, column] + key[place, token, head * K + k] * added[0]
+                    after[place, head, k, column] + key[entry, token, head * K + k] * added[0]
                 )
-            result[0] = result[0] + query[place, token, (head * group + member) * K + k] * after[place, head, k, column]
-        y[place, token, (head * group + member) * V + column] = result[0] * T.float32(problem.scale)
+            result[0] = result[0] + query[entry, token, (head * group + member) * K + k] * after[place, head, k, column]
+        y[entry, token, (head * group + member) * V + column] = result[0] * T.float32(problem.scale)
 
 
 def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.PrimFunc:
     """The kernel ``(query[B, T, H * group * K], key[B, T, H * K], value[B, T, H * V], state[B, H, K, V],
     decay[B, T, H or H * K], beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32. ``after``:
-    the state after the last token."""
-    threads, heads, K, V = _threads(problem), problem.heads, problem.key_size, problem.value_size
-    blocks, shapes = -(-V // threads), {name: shape[2:] for name, shape in problem.parameters}
+    the state after the last token. For a batch of sequences it takes ``spans[N, 2]`` before ``y``, B is 1, and states
+    are [N, H, K, V]."""
+    heads, K, V = problem.heads, problem.key_size, problem.value_size
+    shapes = {name: shape[2:] for name, shape in problem.parameters}
     decays, delta = problem.decay != "", problem.delta
+
+    @T.inline
+    def run(handles, result_handles, entries, count, tokens_of):
+        tokens = T.int32()
+        query = T.match_buffer(handles[0], (entries, tokens, *shapes["query"]), "float32")
+        key = T.match_buffer(handles[1], (entries, tokens, *shapes["key"]), "float32")
+        value = T.match_buffer(handles[2], (entries, tokens, *shapes["value"]), "float32")
+        state = T.match_buffer(handles[3], (count, heads, K, V), "float32")
+        decay = T.match_buffer(handles[4], (entries, tokens, *shapes["decay"]) if decays else (1,), "float32")
+        beta = T.match_buffer(handles[5], (entries, tokens, *shapes["beta"]) if delta else (1,), "float32")
+        y = T.match_buffer(result_handles[0], (entries, tokens, *shapes["y"]), "float32")
+        after = T.match_buffer(result_handles[1], (count, heads, K, V), "float32")
+        T.device_entry()
+        index = T.cta_id([T.max(count, 1) * (heads * _blocks(problem))])
+        thread = T.thread_id([_threads(problem)])
+        sequence: T.let = index // (heads * _blocks(problem))
+        place: T.let = T.cast(sequence, "int64")  # makes offsets into tensors 64 bits wide
+        head: T.let = index // _blocks(problem) % heads
+        column: T.let = index % _blocks(problem) * _threads(problem) + thread
+        added = T.alloc_local((1,), "float32")
+        result = T.alloc_local((1,), "float32")
+        if T.And(sequence < count, column < V):
+            for k in T.serial(K):
+                after[place, head, k, column] = state[place, head, k, column]
+            first, length = T.meta_var(tokens_of(place, tokens))
+            entry = T.meta_var(T.int64(0) if problem.sequences else place)
+            own = T.meta_var(_Column(problem, (query, key, value, decay, beta, y, after), entry, place, head, column))
+            for token in T.serial(length):
+                _step(own, first + token, added, result)
+
+    if problem.sequences:
+
+        @T.prim_func
+        def of_sequences(
+            query: T.handle,
+            key: T.handle,
+            value: T.handle,
+            state: T.handle,
+            decay: T.handle,
+            beta: T.handle,
+            spans_handle: T.handle,
+            y: T.handle,
+            after: T.handle,
+        ):
+            T.func_attr(ATTRIBUTES)
+            count = T.int32()
+            spans = T.match_buffer(spans_handle, (count, 2), "int64")
+            tokens_of = T.meta_var(lambda place, _: (spans[place, 0], spans[place, 1]))
+            run((query, key, value, state, decay, beta), (y, after), 1, count, tokens_of)
+
+        return of_sequences
 
     @T.prim_func
     def kernel(
-        query_handle: T.handle,
-        key_handle: T.handle,
-        value_handle: T.handle,
-        state_handle: T.handle,
-        decay_handle: T.handle,
-        beta_handle: T.handle,
-        y_handle: T.handle,
-        after_handle: T.handle,
+        query: T.handle,
+        key: T.handle,
+        value: T.handle,
+        state: T.handle,
+        decay: T.handle,
+        beta: T.handle,
+        y: T.handle,
+        after: T.handle,
     ):
         T.func_attr(ATTRIBUTES)
         batch = T.int32()
-        tokens = T.int32()
-        query = T.match_buffer(query_handle, (batch, tokens, *shapes["query"]), "float32")
-        key = T.match_buffer(key_handle, (batch, tokens, *shapes["key"]), "float32")
-        value = T.match_buffer(value_handle, (batch, tokens, *shapes["value"]), "float32")
-        state = T.match_buffer(state_handle, (batch, heads, K, V), "float32")
-        decay = T.match_buffer(decay_handle, (batch, tokens, *shapes["decay"]) if decays else (1,), "float32")
-        beta = T.match_buffer(beta_handle, (batch, tokens, *shapes["beta"]) if delta else (1,), "float32")
-        y = T.match_buffer(y_handle, (batch, tokens, *shapes["y"]), "float32")
-        after = T.match_buffer(after_handle, (batch, heads, K, V), "float32")
-        T.device_entry()
-        index = T.cta_id([T.max(batch, 1) * (heads * blocks)])
-        thread = T.thread_id([threads])
-        sequence: T.let = index // (heads * blocks)
-        place: T.let = T.cast(sequence, "int64")  # makes offsets into tensors 64 bits wide
-        head: T.let = index // blocks % heads
-        column: T.let = index % blocks * threads + thread
-        added = T.alloc_local((1,), "float32")
-        result = T.alloc_local((1,), "float32")
-        if T.And(sequence < batch, column < V):
-            for k in T.serial(K):
-                after[place, head, k, column] = state[place, head, k, column]
-            for token in T.serial(tokens):
-                _step(problem, query, key, value, decay, beta, y, after, place, head, token, column, added, result)
+        run((query, key, value, state, decay, beta), (y, after), batch, batch, lambda _, tokens: (0, tokens))
 
     return kernel
 

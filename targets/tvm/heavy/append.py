@@ -45,7 +45,7 @@ def holding(
         length = lowering.sizes.expression(past.in_pages if places is None else places.length)
         by_entry = places is not None and places.by_entry
         numbers = [] if lengths_in_memory or by_entry else [length]
-        if lengths_in_memory:
+        if lengths_in_memory and not by_entry:
             operands = [lowering.in_memory(length), *operands]
         called = KernelCall(chosen, kernel.build(problem), [*operands, past.pages], dataclasses.asdict(problem))
         pages = lowering.emit(past.pages)

@@ -91,70 +91,75 @@ class Both:
         self._few = build(attention_few(problem, dtype), architecture, **options)
         self._join = build(attention_join(problem, dtype), architecture, **options)
         self._many = build(many(problem, dtype), architecture, **options)
-        self._problem, self._dtype = problem, dtype
+        self._problem, self.dtype = problem, dtype
 
     def __call__(self, sequences: Sequences, parts: int = 3, sinks: np.ndarray | None = None) -> np.ndarray:
         operands = sequences.together()
         _, heads, count, _ = operands[0].shape
         sinks = np.zeros(1, np.float32) if sinks is None else sinks
         places = (count, heads) if self._problem.query_major else (heads, count)
-        result = np.full((1, *places, self._problem.value_size), 7, self._dtype)
+        result = np.full((1, *places, self._problem.value_size), 7, self.dtype)
         partial = [np.full((parts, 1, heads, count, n), np.nan, np.float32) for n in (self._problem.value_size, 2)]
         *partial, result = self._few.outputs(3, *operands, sinks, *partial, result)
         result = self._join(*partial, operands[4], result)
         return self._many(*operands, sinks, result)
 
 
-@pytest.fixture(scope="module")
-def tiled() -> Both:
-    return Both(PROBLEM, "float32", attention_tiled)
+@pytest.fixture(
+    scope="module",
+    params=[
+        (attention_mma, "float16", "sm_80"),
+        pytest.param((attention_tiled, "float32", "sm_80"), marks=pytest.mark.nightly),
+        pytest.param((attention_wgmma, "float16", "sm_90a"), marks=pytest.mark.nightly),
+    ],
+    ids=["mma", "tiled", "wgmma"],
+)
+def attend(request) -> Both:
+    many, dtype, architecture = request.param
+    return Both(PROBLEM, dtype, many, architecture)
 
 
-def test_each_sequence_attends_to_its_own_pages(tiled):
+def test_each_sequence_attends_to_its_own_pages(attend):
     for lengths in (LENGTHS, [(1, 300)], [(0, 5)], [(FEW_QUERIES, 16), (FEW_QUERIES + 1, 17)]):
-        sequences = Sequences(PROBLEM, lengths, "float32", range(len(lengths)))
-        np.testing.assert_allclose(tiled(sequences), sequences.expected(), rtol=4e-3, atol=4e-3)
+        sequences = Sequences(PROBLEM, lengths, attend.dtype, range(len(lengths)))
+        actual = attend(sequences).astype(np.float64)
+        np.testing.assert_allclose(actual, sequences.expected(), rtol=4e-3, atol=4e-3)
 
 
-def test_bits_of_a_sequence_do_not_depend_on_others(tiled):
+def test_bits_of_a_sequence_do_not_depend_on_others(attend):
     """Others may come before it or behind, have other numbers, and need more pages, from which more parts follow."""
     for own in ((2, 520), (30, 300)):
-        alone = tiled(Sequences(PROBLEM, [own], "float32", [5]))
+        alone = attend(Sequences(PROBLEM, [own], attend.dtype, [5]))
         for lengths, seeds, parts, at in (
             ([own, (1, 600), (20, 20)], [5, 0, 1], 3, 0),
             ([(3, 3), (20, 20), own], [2, 9, 5], 16, 2),
         ):
-            together = tiled(Sequences(PROBLEM, lengths, "float32", seeds), parts)
+            together = attend(Sequences(PROBLEM, lengths, attend.dtype, seeds), parts)
             first = sum(queries for queries, _ in lengths[:at])
             np.testing.assert_array_equal(together[:, :, first : first + own[0]], alone)
 
 
-@pytest.mark.parametrize(
-    ("many", "architecture"),
-    [
-        (attention_mma, "sm_80"),
-        pytest.param(attention_wgmma, "sm_90a", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("many", "architecture"), [(attention_mma, "sm_80"), (attention_wgmma, "sm_90a")])
 def test_on_tensor_cores_with_windows_and_sinks(many, architecture):
     problem = dataclasses.replace(PROBLEM, window=270, query_major=True, has_sinks=True)
     sinks = np.array([2.5, -np.inf, 0, -1], np.float32)
-    attend = Both(problem, "float16", many, architecture, watch=True, first_thread=77, completion="earliest")
+    watched = Both(problem, "float16", many, architecture, watch=True, first_thread=77, completion="earliest")
     lengths = [(1, 600), (33, 600), (2, 3)]
     sequences = Sequences(problem, lengths, "float16", [1, 2, 3])
     without = Sequences(dataclasses.replace(problem, has_sinks=False), lengths, "float16", [1, 2, 3])
-    actual = attend(sequences, sinks=sinks).astype(np.float64)
+    actual = watched(sequences, sinks=sinks).astype(np.float64)
     np.testing.assert_allclose(actual[:, :, 1], without.expected()[:, :, 1], rtol=4e-3, atol=4e-3)
     assert np.abs(actual[:, :, 0] - without.expected()[:, :, 0]).max() > 0.01
-    alone = attend(Sequences(problem, lengths[1:2], "float16", [2]), sinks=sinks)
+    alone = watched(Sequences(problem, lengths[1:2], "float16", [2]), sinks=sinks)
     np.testing.assert_array_equal(actual[:, 1:34], alone)
 
 
-def test_no_number_of_a_table_leads_outside_of_the_pages(tiled):
-    sequences = Sequences(PROBLEM, [(2, 300), (20, 30)], "float32", [0, 1])
+def test_no_number_of_a_table_leads_outside_of_the_pages(attend):
+    sequences = Sequences(PROBLEM, [(2, 300), (20, 30)], attend.dtype, [0, 1])
     operands = sequences.together()
     for wrong in (-1, 1 << 40):
         operands[5][:] = wrong
         count = operands[0].shape[2]
-        result = np.full((1, 4, count, PROBLEM.value_size), 7, np.float32)
-        tiled._many(*operands, np.zeros(1, np.float32), result)
+        result = np.full((1, 4, count, PROBLEM.value_size), 7, attend.dtype)
+        attend._many(*operands, np.zeros(1, np.float32), result)

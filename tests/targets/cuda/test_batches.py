@@ -1,0 +1,137 @@
+"""Batches of sequences on an emulated GPU: results are those of a processor, and bits do not depend on neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.common.errors import InputError
+from moec.runtime.held import PAGE
+from moec.runtime.page_pool import BLOCK
+from moec.runtime.run_memory import FEW_TOKENS_ON_GPU
+from moec.targets.cuda import nvcc
+from moec.targets.gpu.kernels.attention_operands import FEW_QUERIES
+
+from .test_held_states import TEXT
+
+LENGTHS = (1, PAGE - 1, PAGE, PAGE + 1, 600)
+
+
+def compiled(model: onnx.ModelProto, target: str = "cuda", **options: object) -> moec.CompiledModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvcc, "find_tool", lambda _name: None)
+        return moec.compile(model, target=target, batches=True, emulate=True, **options)
+
+
+@pytest.fixture(scope="module")
+def on_cuda() -> moec.CompiledModel:
+    return compiled(onnx.parser.parse_model(TEXT))
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> moec.CompiledModel:
+    return moec.compile(onnx.parser.parse_model(TEXT), batches=True)
+
+
+def tokens(count: int, seed: int = 0, vocabulary: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocabulary, count)
+
+
+def finish(batch: moec.Batch) -> dict[int, np.ndarray]:
+    results: dict[int, np.ndarray] = {}
+    while any(batch.waiting(number) for number in batch.sequences):
+        results |= batch.step()
+    return results
+
+
+def check(batches: list[moec.Batch], tolerance: float = 1e-4) -> dict[int, np.ndarray]:
+    """Finish both batches, and compare the results."""
+    actual, expected = map(finish, batches)
+    assert actual.keys() == expected.keys()
+    for number, logits in expected.items():
+        np.testing.assert_allclose(actual[number], logits, rtol=tolerance, atol=tolerance)
+    return actual
+
+
+def alone(model: moec.CompiledModel, *parts: np.ndarray) -> np.ndarray:
+    """The last logits of a sequence in a batch of its own."""
+    batch = model.batch(1, 4 * PAGE)
+    number, result = batch.add(parts[0]), finish(batch)
+    for part in parts[1:]:
+        batch.extend(number, part)
+        result = finish(batch)
+    return result[number]
+
+
+def test_sequences_join_leave_fork_and_step_back(on_cuda, on_cpu):
+    batches = [model.batch(6, 16 * PAGE) for model in (on_cuda, on_cpu)]
+    numbers = [batches[0].add(tokens(count, count)) for count in LENGTHS]
+    assert numbers == [batches[1].add(tokens(count, count)) for count in LENGTHS]
+    results = check(batches)
+    for number, count in zip(numbers, LENGTHS, strict=True):
+        np.testing.assert_array_equal(results[number], alone(on_cuda, tokens(count, count)))
+    for batch in batches:
+        batch.remove(numbers[0])
+        copies = [batch.fork(numbers[-1]), batch.fork(numbers[1])]
+        batch.truncate(numbers[3], 200)
+        for number in (*numbers[1:], *copies):
+            batch.extend(number, tokens(1 + number % 3, number))
+    results = check(batches)
+    assert batches[0].free_pages == batches[1].free_pages
+    for number, count, start in ((copies[0], 600, 600), (numbers[-1], 600, 600), (numbers[3], PAGE + 1, 200)):
+        own = tokens(count, count)[:start], tokens(1 + number % 3, number)
+        np.testing.assert_array_equal(results[number], alone(on_cuda, *own))
+
+
+def test_a_program_that_computes_all_logits_returns_those_that_are_wanted(on_cuda, on_cpu):
+    """No product with a vocabulary makes these logits, so the program does not compute some of them alone."""
+    for model in (on_cuda, on_cpu):
+        batch, session = model.batch(2, 2 * PAGE), model.session()
+        batch.add(tokens(9, 1))
+        number = batch.add(tokens(17), last=3)
+        expected = session.run(tokens(17)[None], last=3)[0]
+        np.testing.assert_allclose(batch.step()[number], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fork_copies_a_page_on_the_device_when_it_writes(on_cuda):
+    batch = on_cuda.batch(2, 4 * PAGE)
+    first = batch.add(tokens(PAGE + 7))
+    finish(batch)
+    second = batch.fork(first)
+    assert batch.free_pages == 2
+    for number, seed in ((first, 1), (second, 2)):
+        batch.extend(number, tokens(2, seed))
+        result = batch.step()[number]  # one at a time: the other's tokens must not change
+        np.testing.assert_array_equal(result, alone(on_cuda, tokens(PAGE + 7), tokens(2, seed)))
+    assert batch.free_pages == 1
+
+
+@pytest.mark.parametrize(
+    ("earlier", "count", "waiting"),
+    [
+        (40, 41, 25),  # 9 tokens would be computed by the kernels of steps
+        (40, 33, 17),
+        (40, 32, 32),
+        (16, 40, 40),  # the earlier prompt was
+        (PAGE + 40, PAGE + 16, 16),
+        (PAGE + 40, PAGE + 40, 24),
+    ],
+)
+def test_a_token_is_computed_by_the_same_kernels_behind_a_shared_beginning(on_cuda, earlier, count, waiting):
+    assert FEW_TOKENS_ON_GPU == FEW_QUERIES == BLOCK
+    batch, prompt = on_cuda.batch(2, 4 * PAGE), tokens(2 * PAGE)
+    batch.add(prompt[:earlier])
+    finish(batch)
+    number = batch.add(prompt[:count])
+    assert batch.waiting(number) == waiting
+    np.testing.assert_array_equal(finish(batch)[number], alone(on_cuda, prompt[:count]))
+
+
+def test_a_batch_that_is_full_says_so(on_cuda):
+    batch = on_cuda.batch(2, PAGE)
+    batch.add(tokens(PAGE))
+    batch.add(tokens(PAGE, 1))
+    with pytest.raises(InputError, match="the batch is full"):
+        finish(batch)

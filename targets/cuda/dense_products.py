@@ -85,9 +85,9 @@ def _alike(problem: GroupedProblem, architecture: str) -> list[KernelChoice]:
     tiled = [
         (dataclasses.replace(problem, block_rows=height), most) for height, most in _heights(problem, architecture)
     ]
-    found = [(tile, select(PRODUCTS, DenseLaunch(tile, most), architecture), most) for tile, most in tiled]
-    last, selected, least = found[-1][1].kernel, list[KernelChoice](), 0
-    for tile, selection, most in found:
+    tiles = [(tile, select(PRODUCTS, DenseLaunch(tile, most), architecture), most) for tile, most in tiled]
+    last, selected, least = tiles[-1][1].kernel, list[KernelChoice](), 0
+    for tile, selection, most in tiles:
         if selection.kernel is last and (most is None or most >= least):
             selected.append(KernelChoice(tile, selection, SizeRange(least, most)))
             least = 0 if most is None else most + 1

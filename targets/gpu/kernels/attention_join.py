@@ -55,10 +55,13 @@ def keys_divided(problem: AttentionProblem, keys: Any, queries: Any) -> Any:
 def part_length(operands: AttentionOperands, batch: Any) -> Any:
     """The number of keys of a part. In a batch of sequences it follows from the sequence alone, and the last parts may
     be empty: they change no bit."""
-    alone = operands.problem.sequences
-    keys = operands.used_keys(batch) if alone else operands.keys
+    if operands.problem.sequences:
+        keys, parts = operands.used_keys(batch), PARTS_OF_SEQUENCES
+    else:
+        assert operands.parts is not None, "the kernel for few queries divides keys"
+        keys, parts = operands.keys, operands.parts.count
     blocks = T.ceildiv(keys_divided(operands.problem, keys, operands.queries_of(batch)), KEYS_TOGETHER)
-    return T.ceildiv(blocks, PARTS_OF_SEQUENCES if alone else operands.parts.count) * KEYS_TOGETHER
+    return T.ceildiv(blocks, parts) * KEYS_TOGETHER
 
 
 @T.inline

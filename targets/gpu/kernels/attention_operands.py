@@ -215,8 +215,8 @@ def kernel_operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[
     """The operands of the kernels, with tensors that no kernel reads in place of missing ones."""
     if inputs.batch is not None:
         query, key, value, _, lengths, spans, table, sinks = inputs.operands
-        told = [query, key, value, lengths, spans, table]
-        return [*(operand for operand in told if operand is not None), _or_missing(lowering, "sinks", sinks)]
+        needed = [query, key, value, lengths, spans, table]
+        return [*(operand for operand in needed if operand is not None), _or_missing(lowering, "sinks", sinks)]
     *needed, mask, lengths, sinks = inputs.operands
     operands = [operand for operand in needed if operand is not None]
     others = zip(_MISSING, (mask, lengths, sinks), strict=True)

@@ -44,8 +44,8 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
             result_handle: T.handle,
         ):
             T.func_attr(ATTRIBUTES)
-            told = T.meta_var((spans_handle, table_handle))
-            bind(query_handle, key_handle, value_handle, told, lengths_handle, sinks_handle, result_handle, None)
+            sequences = T.meta_var((spans_handle, table_handle))
+            bind(query_handle, key_handle, value_handle, sequences, lengths_handle, sinks_handle, result_handle, None)
 
         return of_sequences
 
@@ -91,8 +91,8 @@ def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[Atten
             sums = T.match_buffer(sums_handle, (parts, 1, heads, Q, Dv), "float32")
             statistics = T.match_buffer(statistics_handle, (parts, 1, heads, Q, 2), "float32")
             found = T.meta_var(KeyParts(sums, statistics, parts))
-            told = T.meta_var((spans_handle, table_handle))
-            bind(query_handle, key_handle, value_handle, told, lengths_handle, sinks_handle, result_handle, found)
+            sequences = T.meta_var((spans_handle, table_handle))
+            bind(query_handle, key_handle, value_handle, sequences, lengths_handle, sinks_handle, result_handle, found)
 
         return of_sequences
 

@@ -78,7 +78,7 @@ class Sequences:
         return [query, pages["key"], pages["value"], lengths, spans, table]
 
     def expected(self) -> np.ndarray:
-        """What the operator computes for each, one behind the other."""
+        """The results of the operator for each, one behind the other."""
         alone = dataclasses.replace(self.problem, sequences=False, paged="")
         axis = 1 if self.problem.query_major else 2
         return np.concatenate([expected(alone, self.of(at)) for at in range(len(self.lengths))], axis=axis)

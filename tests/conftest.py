@@ -1,6 +1,6 @@
 """``golden``: compare a text with a file under tests/golden; ``--update-golden`` writes the files anew.
 ``in_pool``: run something with a given number of threads. ``in_python_threads``: run something in several at once.
-``char_lm``: the example model, compiled once."""
+``char_lm``: the example model, compiled once. ``chromium``: one browser for all tests of a process."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from moec.common.child import Limits, RefusedError
 from moec.common.garbage import collect_less_often
 from moec.frontend.onnx import onnx_program
 
+from .exploring.browser import browser
 from .parsed_scripts import frames_of_files, read_macros_once, read_translations_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -143,3 +144,10 @@ def char_lm(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("char_lm") / "char_lm.moec"
     moec.compile(EXAMPLE / "model.onnx", output=path)
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser; the test is skipped where there is none. Playwright allows a process only one."""
+    with browser() as started:
+        yield started

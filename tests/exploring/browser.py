@@ -32,20 +32,20 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
         try:
-            yield running
+            yield chromium
         finally:
-            running.close()
+            chromium.close()
 
 
 @contextlib.contextmanager
 def opened(
-    running: Any, report: pathlib.Path, address: str = "", size: tuple[int, int] = WIDE, scheme: str = "light"
+    chromium: Any, report: pathlib.Path, address: str = "", size: tuple[int, int] = WIDE, scheme: str = "light"
 ) -> Iterator[Any]:
     """Context with a page of a report, opened from its file. Fails at the end if the page asked for anything else, or
     wrote an error to the console. A page after which nothing failed is opened again: another process costs a second."""
-    page, faults = _empty_page(running, size, scheme), []
+    page, faults = _empty_page(chromium, size, scheme), []
     listeners = {
         "console": lambda message: faults.append(message.text) if message.type == "error" else None,
         "pageerror": lambda error: faults.append(str(error)),
@@ -65,14 +65,14 @@ def opened(
         page.remove_listener(event, listener)
 
 
-def _empty_page(running: Any, size: tuple[int, int], scheme: str) -> Any:
+def _empty_page(chromium: Any, size: tuple[int, int], scheme: str) -> Any:
     """The page that is open, emptied, or a new one."""
-    if running.contexts:
-        (page,) = running.contexts[0].pages
-        page.goto("about:blank")
+    if chromium.contexts:
+        (page,) = chromium.contexts[0].pages
     else:
-        page = running.new_context(offline=True, reduced_motion="reduce").new_page()
+        page = chromium.new_context(offline=True, reduced_motion="reduce").new_page()
     page.set_default_timeout(_TIMEOUT)
+    page.goto("about:blank")
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.emulate_media(color_scheme=scheme)
     return page

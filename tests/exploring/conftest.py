@@ -1,4 +1,4 @@
-"""Fixtures of the explorer: one browser for all tests of a process, and reports of artifacts."""
+"""Fixtures of the explorer: reports of artifacts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from moec.exploring import kernel_runs
 from moec.exploring.document import document
 from moec.exploring.page import write_page
 from moec.exploring.subject import Subject
-
-from .browser import browser
-
-
-@pytest.fixture(scope="session")
-def running():
-    """A browser; the test is skipped where there is none."""
-    with browser() as started:
-        yield started
-
 
 LIMITS = Roofline(2, {"pages": 1e10}, (Peak(FLOAT32, "units", 1e11),))
 

@@ -34,8 +34,8 @@ def state(page, kernel):
     return page.locator(f"tr:has(:text-is('{kernel}')) td").first.inner_text()
 
 
-def test_kernels_that_differ_stand_first(running, compared):
-    with opened(running, compared, "#compare") as page:
+def test_kernels_that_differ_stand_first(chromium, compared):
+    with opened(chromium, compared, "#compare") as page:
         page.wait_for_selector("text=Kernels")
         assert [state(page, name) for name in ("gather", "moe_combine", "moe_route")] == [
             "only in char_lm.moec",
@@ -48,18 +48,18 @@ def test_kernels_that_differ_stand_first(running, compared):
         assert page.locator(".difference .removed").count() == 0
 
 
-def test_equal_kernels_have_no_difference(running, compared):
-    with opened(running, compared, "#compare/1/kernel/moe_route") as page:
+def test_equal_kernels_have_no_difference(chromium, compared):
+    with opened(chromium, compared, "#compare/1/kernel/moe_route") as page:
         page.wait_for_selector("text=No line differs.")
         assert page.locator(".difference .added, .difference .removed").count() == 0
 
 
-def test_models_are_compared_after_their_last_passes(running, compared):
-    with opened(running, compared, "#1:compare/0/model") as page:
+def test_models_are_compared_after_their_last_passes(chromium, compared):
+    with opened(chromium, compared, "#1:compare/0/model") as page:
         page.wait_for_selector("text=lines differ")
         assert page.locator(".difference .removed").count() > 40
 
 
-def test_a_report_of_one_artifact_compares_nothing(running, report):
-    with opened(running, report, "#compare") as page:
+def test_a_report_of_one_artifact_compares_nothing(chromium, report):
+    with opened(chromium, report, "#compare") as page:
         assert page.inner_text("main h2") == "Map"

@@ -63,8 +63,8 @@ def simulated(tmp_path):
     return report(tmp_path, simulation=[SIMULATION])
 
 
-def test_a_simulation_names_the_process_and_the_channel_that_decide(running, simulated):
-    with opened(running, simulated) as shown:
+def test_a_simulation_names_the_process_and_the_channel_that_decide(chromium, simulated):
+    with opened(chromium, simulated) as shown:
         text = shown.inner_text(".remark")
         assert text.startswith("layer.load decides: it works for 20 cycles and waits 60 for memory")
         assert "layer.multiply waits 50 cycles to read, through layer.rows (depth 4, at most 4 full)" in text
@@ -73,8 +73,8 @@ def test_a_simulation_names_the_process_and_the_channel_that_decide(running, sim
         assert "full" not in shown.inner_text("tr:has-text('layer.sums')")
 
 
-def test_a_process_shows_its_channels_and_its_multipliers(running, simulated):
-    with opened(running, simulated) as shown:
+def test_a_process_shows_its_channels_and_its_multipliers(chromium, simulated):
+    with opened(chromium, simulated) as shown:
         shown.click(".node:has-text('multiply')")
         card = shown.inner_text(".card")
         assert "8 DSP blocks, predicted" in card
@@ -82,15 +82,15 @@ def test_a_process_shows_its_channels_and_its_multipliers(running, simulated):
         assert "sums: 32 bits" in card
 
 
-def test_without_a_simulation_the_view_says_how_to_make_one(running, tmp_path):
-    with opened(running, report(tmp_path)) as shown:
+def test_without_a_simulation_the_view_says_how_to_make_one(chromium, tmp_path):
+    with opened(chromium, report(tmp_path)) as shown:
         assert "moec simulate ART --json" in shown.inner_text("main")
         assert shown.locator(".remark").count() == 0
         assert "25%" in shown.inner_text("tr:has(th:text-is('dsp'))")
         assert "The simulation failed" not in shown.inner_text("main")
 
 
-def test_a_block_is_one_region_with_phases_and_copies_of_channels_are_one_row(running, tmp_path):
+def test_a_block_is_one_region_with_phases_and_copies_of_channels_are_one_row(chromium, tmp_path):
     channels = [
         {**each, **{key: each[key].removeprefix("layer.") for key in ("name", "producer", "consumer")}, "copies": 2}
         for each in CHANNELS
@@ -101,7 +101,7 @@ def test_a_block_is_one_region_with_phases_and_copies_of_channels_are_one_row(ru
     processes = [{**each, "name": each["name"].removeprefix("layer.")} for each in SIMULATION["processes"]]
     block = {**PROJECT, "report": {"node": "n", "channels": channels, "estimate": estimate}}
     simulation = {**SIMULATION, "processes": processes, "channels": copies}
-    with opened(running, report(tmp_path, block, simulation=[simulation])) as shown:
+    with opened(chromium, report(tmp_path, block, simulation=[simulation])) as shown:
         assert shown.inner_text("h3 >> nth=0") == "model"
         assert shown.locator(".node").count() == 3
         rows = shown.locator("tr:has(th:text-is('rows')) td").all_inner_texts()
@@ -110,8 +110,8 @@ def test_a_block_is_one_region_with_phases_and_copies_of_channels_are_one_row(ru
         assert shown.locator("tr:has(th:text-is('Products wait'))").count() == 0
 
 
-def test_a_simulation_that_failed_says_why(running, tmp_path):
+def test_a_simulation_that_failed_says_why(chromium, tmp_path):
     failed = {"name": "model", "estimated": 90, "passed": False, "message": "deadlock: load waits", "details": {}}
-    with opened(running, report(tmp_path, simulation=[failed])) as shown:
+    with opened(chromium, report(tmp_path, simulation=[failed])) as shown:
         assert "The simulation failed: deadlock: load waits" in shown.inner_text("main")
         assert "Not simulated" not in shown.inner_text("main")

@@ -137,8 +137,8 @@ def test_a_large_report_is_small(large):
     assert large.stat().st_size <= LARGEST_BYTES
 
 
-def test_an_expert_with_two_bits_is_found_in_three_clicks(running, large):
-    with opened(running, large, "#map") as page:
+def test_an_expert_with_two_bits_is_found_in_three_clicks(chromium, large):
+    with opened(chromium, large, "#map") as page:
         page.get_by_role("link", name="Experts").click()
         picture = page.locator("svg.experts-map")
         assert picture.get_attribute("aria-label") == "Layers and their experts"
@@ -156,8 +156,8 @@ QUICK = """keys => {
 """Press keys before anything is drawn again."""
 
 
-def test_cells_are_hit_by_pointer_and_by_keys(running, large):
-    with opened(running, large, "#experts") as page:
+def test_cells_are_hit_by_pointer_and_by_keys(chromium, large):
+    with opened(chromium, large, "#experts") as page:
         box = page.locator("svg.experts-map").bounding_box()
         side = (box["width"] - 44) / EXPERTS
         assert abs((box["height"] - 24) / LAYERS - side) < 0.01
@@ -171,8 +171,8 @@ def test_cells_are_hit_by_pointer_and_by_keys(running, large):
         page.wait_for_selector(".card h3:has-text('Layer 4, expert 18')")
 
 
-def test_keys_that_follow_at_once_move_from_the_latest_cell(running, large):
-    with opened(running, large, "#experts/3/17") as page:
+def test_keys_that_follow_at_once_move_from_the_latest_cell(chromium, large):
+    with opened(chromium, large, "#experts/3/17") as page:
         page.locator("svg.experts-map").focus()
         page.evaluate(QUICK, ["ArrowRight", "ArrowRight", "ArrowDown"])
         page.wait_for_selector("main [role=status]:has-text('Layer 4, expert 19')")
@@ -180,27 +180,27 @@ def test_keys_that_follow_at_once_move_from_the_latest_cell(running, large):
         page.wait_for_selector(".card h3:has-text('Layer 4, expert 1')")
 
 
-def test_pairs_of_a_layer_are_shown(running, large):
-    with opened(running, large, "#experts/3", NARROW) as page:
+def test_pairs_of_a_layer_are_shown(chromium, large):
+    with opened(chromium, large, "#experts/3", NARROW) as page:
         page.wait_for_selector("h3:has-text('Selected together')")
         assert page.locator("svg[aria-label^='Pairs of experts of Layer 3']").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= NARROW[0]
 
 
-def test_without_a_profile_the_view_says_how_to_make_one(running, report):
-    with opened(running, report, "#experts") as page:
+def test_without_a_profile_the_view_says_how_to_make_one(chromium, report):
+    with opened(chromium, report, "#experts") as page:
         assert "moec profile MODEL --data DATA" in page.inner_text("main")
         assert page.locator("fieldset").count() == 0
 
 
-def test_hostile_names_and_addresses_are_text(running, tmp_path):
+def test_hostile_names_and_addresses_are_text(chromium, tmp_path):
     expert = {"expert": 0, "number": 0, "with": [], "why": HOSTILE, "hidden_units": 1, "formats": {HOSTILE: HOSTILE}}
     loss = {"pass_name": HOSTILE, "weight_error": 0, "output_error": 0}
     layer = {"name": HOSTILE, "top_k": 1, "tokens": None, "losses": [loss]}
     section = {"layers": [{**layer, "experts": [{**expert, "bits": 1, "bytes": 1}]}], "profile": None}
     path = tmp_path / "report.html"
     path.write_text(page_of(of(HOSTILE, experts={**section, "no_profile": HOSTILE})), encoding="utf-8")
-    with opened(running, path, "#experts", NARROW) as page:
+    with opened(chromium, path, "#experts", NARROW) as page:
         page.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
         for address in ("#experts", "#experts/0", "#experts/0/0", "#experts/<img>/1", "#experts/0/<img>"):
             page.goto(f"{path.as_uri()}{address}")

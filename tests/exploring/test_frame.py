@@ -5,8 +5,8 @@ from __future__ import annotations
 from .browser import opened
 
 
-def test_an_address_leads_to_a_line(running, report, char_document):
-    with opened(running, report, "#kernel/moe_combine/tir/15") as page:
+def test_an_address_leads_to_a_line(chromium, report, char_document):
+    with opened(chromium, report, "#kernel/moe_combine/tir/15") as page:
         assert page.inner_text("main h2") == "moe_combine"
         assert page.locator(".cm-content").count() == 5
         levels = char_document["artifacts"][0]["texts"]["moe_combine"]["levels"]
@@ -15,15 +15,15 @@ def test_an_address_leads_to_a_line(running, report, char_document):
         assert page.locator(".cm-line.chosen").all_inner_texts() == [tir["text"].splitlines()[14]]
 
 
-def test_an_address_of_nothing_says_so(running, report):
-    with opened(running, report) as page:
+def test_an_address_of_nothing_says_so(chromium, report):
+    with opened(chromium, report) as page:
         page.goto(f"{report.as_uri()}#kernel/none%")
         page.wait_for_selector("[role=alert]")
         assert "none%" in page.inner_text("[role=alert]")
 
 
-def test_search_finds_a_kernel(running, report):
-    with opened(running, report) as page:
+def test_search_finds_a_kernel(chromium, report):
+    with opened(chromium, report) as page:
         page.keyboard.press("/")
         page.wait_for_selector("dialog input:focus")
         page.keyboard.type("combine")
@@ -33,8 +33,8 @@ def test_search_finds_a_kernel(running, report):
         assert page.locator("dialog").count() == 0
 
 
-def test_keys_are_listed_and_lead_to_views(running, report):
-    with opened(running, report) as page:
+def test_keys_are_listed_and_lead_to_views(chromium, report):
+    with opened(chromium, report) as page:
         page.keyboard.press("?")
         assert "Search" in page.inner_text("dialog")
         page.keyboard.press("Escape")

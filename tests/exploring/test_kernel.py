@@ -33,12 +33,12 @@ def report(folder):
     return path
 
 
-def test_a_design_is_shown_with_its_code_and_leads_to_its_processes(running, tmp_path):
+def test_a_design_is_shown_with_its_code_and_leads_to_its_processes(chromium, tmp_path):
     levels = [{"level": "hls", "text": "void top() {}\n", "lines": [None], "absent": "lines belong to no single node"}]
     texts = {"model": {"levels": levels, "parents": {}, "loops": [], "buffers": [], "resources": []}}
     path = tmp_path / "report.html"
     path.write_text(page_of(of("a", projects=[PROJECT], texts=texts)), encoding="utf-8")
-    with opened(running, path, "#design") as page:
+    with opened(chromium, path, "#design") as page:
         page.click("text=Its code")
         page.wait_for_selector("h3:text-is('HLS C++')")
         assert page.locator(".cm-line").all_inner_texts() == ["void top() {}"]
@@ -51,8 +51,8 @@ def marked(page):
     return page.locator(".cm-line.marked").all_inner_texts()
 
 
-def test_a_line_marks_what_it_comes_from_and_what_comes_from_it(running, tmp_path):
-    with opened(running, report(tmp_path), "#kernel/k") as page:
+def test_a_line_marks_what_it_comes_from_and_what_comes_from_it(chromium, tmp_path):
+    with opened(chromium, report(tmp_path), "#kernel/k") as page:
         assert marked(page) == []
         assert page.locator("text=its processes").count() == 0
         page.hover(".cm-line:text-is('body')")
@@ -65,15 +65,15 @@ def test_a_line_marks_what_it_comes_from_and_what_comes_from_it(running, tmp_pat
         page.wait_for_function("document.querySelectorAll('.cm-line.marked').length === 0")
 
 
-def test_a_click_is_an_address(running, tmp_path):
-    with opened(running, report(tmp_path), "#kernel/k") as page:
+def test_a_click_is_an_address(chromium, tmp_path):
+    with opened(chromium, report(tmp_path), "#kernel/k") as page:
         page.click(".cm-line:text-is('y')")
         page.wait_for_selector(".cm-line.chosen")
         assert page.evaluate("location.hash") == "#kernel/k/asm/3"
 
 
-def test_loops_lead_to_their_lines_and_formulas_stay_formulas(running, tmp_path):
-    with opened(running, report(tmp_path), "#kernel/k") as page:
+def test_loops_lead_to_their_lines_and_formulas_stay_formulas(chromium, tmp_path):
+    with opened(chromium, report(tmp_path), "#kernel/k") as page:
         row = page.locator("tr:has(button:text-is('i'))")
         assert [" ".join(text.split()) for text in row.locator("td").all_inner_texts()] == [
             *("serial", "8", "4 * n", "2 KiB", "0")
@@ -83,8 +83,8 @@ def test_loops_lead_to_their_lines_and_formulas_stay_formulas(running, tmp_path)
         assert page.inner_text(".cm-line.chosen") == "for i"
 
 
-def test_a_level_without_text_says_why(running, tmp_path):
-    with opened(running, report(tmp_path), "#kernel/k") as page:
+def test_a_level_without_text_says_why(chromium, tmp_path):
+    with opened(chromium, report(tmp_path), "#kernel/k") as page:
         assert "No text: nvcc was not installed." in page.inner_text("main")
         assert page.locator(".cm-content").count() == 4
         page.click("button:text-is('Assembly')")

@@ -89,8 +89,8 @@ def test_without_permission_nothing_is_measured(char_lm):
     assert section["cases"] == [] and "moec bench" in section["no_times"]
 
 
-def test_the_map_leads_to_blocks_and_kernels(running, report):
-    with opened(running, report, "#map") as page:
+def test_the_map_leads_to_blocks_and_kernels(chromium, report):
+    with opened(chromium, report, "#map") as page:
         picture = page.locator("main svg[role=img]")
         assert picture.get_attribute("aria-label") == "Layers by bytes of weights"
         page.get_by_label("Time").click()
@@ -101,18 +101,18 @@ def test_the_map_leads_to_blocks_and_kernels(running, report):
         page.wait_for_selector("main h2:has-text('moe_route')")
 
 
-def test_measured_times_are_marked_so(running, char_lm, tmp_path):
+def test_measured_times_are_marked_so(chromium, char_lm, tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(bench({"attention": 2.0, "gather": 0.5})), encoding="utf-8")
     moec.explore(char_lm, tmp_path / "report.html", bench=tmp_path / "b.json")
-    with opened(running, tmp_path / "report.html", "#map") as page:
+    with opened(chromium, tmp_path / "report.html", "#map") as page:
         page.get_by_label("Time").click()
         shown = page.inner_text("main")
         assert "Measured: ids 1 x 4. The whole run took 3 ms, its kernels 2.5 ms" in shown
         assert "TIME, MEASURED" in shown.upper() and "predicted" not in shown.lower()
 
 
-def test_attention_shows_its_kernels_on_a_small_screen(running, report):
-    with opened(running, report, "#map", NARROW) as page:
+def test_attention_shows_its_kernels_on_a_small_screen(chromium, report):
+    with opened(chromium, report, "#map", NARROW) as page:
         page.get_by_role("link", name="Layer 0: Attention", exact=True).click()
         page.wait_for_selector("main h2:has-text('Layer 0: Attention')")
         assert page.get_by_role("link", name="attention", exact=True).count() == 1
@@ -135,8 +135,8 @@ def hostile(tmp_path_factory):
     return path
 
 
-def test_hostile_names_are_text_in_all_places(running, hostile):
-    with opened(running, hostile, "#map", NARROW) as page:
+def test_hostile_names_are_text_in_all_places(chromium, hostile):
+    with opened(chromium, hostile, "#map", NARROW) as page:
         page.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
         for address in ("#map", "#map/0", "#block/0"):
             page.goto(f"{hostile.as_uri()}{address}")

@@ -39,21 +39,21 @@ def test_equal_documents_are_equal_pages():
     assert page(of("a")) == page(of("a"))
 
 
-def test_hostile_names_are_text(running, tmp_path):
+def test_hostile_names_are_text(chromium, tmp_path):
     path = tmp_path / "report.html"
     level = {"level": "tir", "text": HOSTILE, "lines": [None], "absent": HOSTILE}
     text = {"levels": [level], "parents": {}, "loops": [], "buffers": [], "resources": []}
     path.write_text(page(of(HOSTILE, kernels=[{"name": HOSTILE, "computes": HOSTILE}], texts={HOSTILE: text})), "utf-8")
-    with opened(running, path, "#kernel") as shown:
+    with opened(chromium, path, "#kernel") as shown:
         shown.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
         assert HOSTILE in shown.inner_text("h1")
         assert HOSTILE in shown.inner_text("main")
         assert shown.locator("img").count() == 0
 
 
-def test_the_policy_of_a_page_refuses_other_programs(running, report):
+def test_the_policy_of_a_page_refuses_other_programs(chromium, report):
     add = "const script = document.createElement('script'); script.text = 'foreign = 1'; document.body.append(script)"
-    with pytest.raises(AssertionError, match="Content Security Policy"), opened(running, report) as shown:
+    with pytest.raises(AssertionError, match="Content Security Policy"), opened(chromium, report) as shown:
         shown.evaluate(f"() => {{ {add} }}")
         assert shown.evaluate("window.foreign") is None
 

@@ -50,9 +50,9 @@ def test_the_rules_of_a_pass_are_its_docstring_and_the_import_has_none(explored)
     assert section["stages"][0]["rules"] == "The model as the frontend read it."
 
 
-def test_the_view_shows_what_a_pass_changed(running, report, explored):
+def test_the_view_shows_what_a_pass_changed(chromium, report, explored):
     _, section = explored
-    with opened(running, report, f"#passes/{place_of(section, 'raise-moe')}") as page:
+    with opened(chromium, report, f"#passes/{place_of(section, 'raise-moe')}") as page:
         assert page.inner_text("main h2") == "raise-moe"
         assert "moec.Experts" in page.inner_text(".difference .added >> nth=4")
         assert page.locator(".graph-pane .selected").count() == 1
@@ -62,10 +62,10 @@ def test_the_view_shows_what_a_pass_changed(running, report, explored):
         assert page.locator(".difference .added").count() == 0
 
 
-def test_a_node_keeps_its_place_from_pass_to_pass(running, report, explored):
+def test_a_node_keeps_its_place_from_pass_to_pass(chromium, report, explored):
     _, section = explored
     first = place_of(section, "raise-moe")
-    with opened(running, report, f"#passes/{first}/sum_2.y") as page:
+    with opened(chromium, report, f"#passes/{first}/sum_2.y") as page:
         place = page.locator(".graph-pane .selected").get_attribute("transform")
         page.keyboard.press("]")
         page.wait_for_selector("main h2:has-text('remove-dead-nodes')")
@@ -80,16 +80,16 @@ QUICK = """async () => {
 }"""
 
 
-def test_keys_that_follow_at_once_go_on_from_the_latest_pass(running, report, explored):
+def test_keys_that_follow_at_once_go_on_from_the_latest_pass(chromium, report, explored):
     _, section = explored
-    with opened(running, report, "#passes/0") as page:
+    with opened(chromium, report, "#passes/0") as page:
         page.evaluate(QUICK)
         page.wait_for_selector(f"main h2:has-text('{section['stages'][3]['name']}')")
         assert page.evaluate("location.hash") == "#passes/3"
 
 
-def test_an_address_of_no_pass_shows_one_that_is_there(running, report):
-    with opened(running, report, "#passes/999/none", NARROW) as page:
+def test_an_address_of_no_pass_shows_one_that_is_there(chromium, report):
+    with opened(chromium, report, "#passes/999/none", NARROW) as page:
         assert page.locator("main h2").count() == 1
 
 

@@ -94,11 +94,11 @@ def follow(page, step: str) -> None:
 
 
 @pytest.mark.parametrize(("question", "kind", "clicks", "answer"), questions(), ids=lambda cell: cell[:40])
-def test_clicks_lead_from_a_question_to_its_answer(running, report_of, question, kind, clicks, answer):
+def test_clicks_lead_from_a_question_to_its_answer(chromium, report_of, question, kind, clicks, answer):
     steps = re.findall(r"(?:type )?`[^`]+`", clicks)
     assert 1 <= len(steps) <= MOST_CLICKS
     (text,) = re.findall("`([^`]+)`", answer)
-    with opened(running, report_of(kind)) as page:
+    with opened(chromium, report_of(kind)) as page:
         for step in steps:
             follow(page, step)
         if answer.startswith("marks in"):
@@ -107,8 +107,8 @@ def test_clicks_lead_from_a_question_to_its_answer(running, report_of, question,
             page.locator("main").get_by_text(text).locator("visible=true").first.wait_for(timeout=5000)
 
 
-def test_a_path_to_nothing_is_found(running, report_of):
-    with opened(running, report_of("one artifact")) as page, pytest.raises(Exception, match="Timeout"):
+def test_a_path_to_nothing_is_found(chromium, report_of):
+    with opened(chromium, report_of("one artifact")) as page, pytest.raises(Exception, match="Timeout"):
         page.set_default_timeout(200)
         follow(page, "`No such name`")
 

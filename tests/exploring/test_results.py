@@ -32,8 +32,8 @@ def swept(tmp_path_factory):
     return path
 
 
-def test_a_sweep_marks_its_front(running, swept):
-    with opened(running, swept) as page:
+def test_a_sweep_marks_its_front(chromium, swept):
+    with opened(chromium, swept) as page:
         rows = page.locator("tbody tr").all_inner_texts()
         assert ["★" in row for row in rows[:4]] == [True, False, True, True]
         assert "3 KiB" in rows[1] and "inf" in rows[3]
@@ -43,15 +43,15 @@ def test_a_sweep_marks_its_front(running, swept):
         assert "failed: no rows" in page.inner_text("main")
 
 
-def test_a_sweep_without_failures_and_rounding_names_none(running, tmp_path):
+def test_a_sweep_without_failures_and_rounding_names_none(chromium, tmp_path):
     path = tmp_path / "sweep.html"
     write_sweep(Sweep([variant("O2", 4096, 1.0)]), path)
-    with opened(running, path) as page:
+    with opened(chromium, path) as page:
         assert "failed" not in page.inner_text("main")
         assert "No weights were rounded" in page.inner_text("main")
 
 
-def test_an_evaluation_shows_differences_with_intervals(running, tmp_path):
+def test_an_evaluation_shows_differences_with_intervals(chromium, tmp_path):
     path = tmp_path / "page.html"
     models = [
         judged("first", 1.0),
@@ -59,14 +59,14 @@ def test_an_evaluation_shows_differences_with_intervals(running, tmp_path):
         judged("third", math.nan, math.nan),
     ]
     write_evaluation(Evaluation("logits", 4, 12, models), path)
-    with opened(running, path) as page:
+    with opened(chromium, path) as page:
         assert "1.5 (+0.5 ± 0.25)" in page.inner_text("tbody tr >> nth=1")
         assert page.locator("figure .interval").count() == 1
         assert "not finite" in page.inner_text("figure >> nth=0")
 
 
-def test_one_model_has_no_difference(running, tmp_path):
+def test_one_model_has_no_difference(chromium, tmp_path):
     path = tmp_path / "page.html"
     write_evaluation(Evaluation("logits", 4, 0, [judged("first", 1.0)]), path)
-    with opened(running, path) as page:
+    with opened(chromium, path) as page:
         assert page.locator("figure").count() == 0

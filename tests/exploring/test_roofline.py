@@ -210,8 +210,8 @@ def test_runs_on_a_gpu_follow_from_its_launches(monkeypatch):
     assert each.unknown == ("other",) and each.whole is None and each.machine.warps == 64
 
 
-def test_the_view_shows_figures_and_leads_to_kernels(running, report):
-    with opened(running, report, "#roofline") as page:
+def test_the_view_shows_figures_and_leads_to_kernels(chromium, report):
+    with opened(chromium, report, "#roofline") as page:
         assert "Predicted, not measured" in page.inner_text("main") and "--bench B.json" in page.inner_text("main")
         assert "fewer bytes" in page.inner_text(".advice") and "Results change" in page.inner_text(".advice")
         page.get_by_role("combobox", name="Run").select_option("256 tokens")
@@ -244,8 +244,8 @@ def hostile(tmp_path_factory) -> pathlib.Path:
     return path
 
 
-def test_many_kernels_with_hostile_names_fit_a_small_screen(running, hostile):
-    with opened(running, hostile, "#roofline", NARROW) as page:
+def test_many_kernels_with_hostile_names_fit_a_small_screen(chromium, hostile):
+    with opened(chromium, hostile, "#roofline", NARROW) as page:
         page.on("dialog", lambda dialog: pytest.fail(f"the page ran {dialog.message}"))
         assert page.locator("a.kernel-point").count() == 399 and page.locator("main img").count() == 0
         assert "1 kernel whose operations are not counted" in page.inner_text("main")

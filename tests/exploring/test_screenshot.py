@@ -37,8 +37,8 @@ VIEWS = {
 """Of each view the kind of report that its picture shows, and its address."""
 
 
-def test_the_picture_shows_levels_of_a_kernel(running, report, request):
-    with opened(running, report, "#kernel/moe_combine/tir/31", (1080, 560)) as page:
+def test_the_picture_shows_levels_of_a_kernel(chromium, report, request):
+    with opened(chromium, report, "#kernel/moe_combine/tir/31", (1080, 560)) as page:
         for level in ("ONNX nodes", "LLVM"):
             page.click(f"button:text-is('{level}')")
         page.wait_for_selector(".cm-line.chosen")
@@ -57,7 +57,7 @@ def test_each_view_has_a_picture_in_the_documentation(view, request, tmp_path):
     if request.config.getoption("--update-golden"):
         kind, address = VIEWS[view]
         write_report(kind, tmp_path / "report.html", request)
-        with opened(request.getfixturevalue("running"), tmp_path / "report.html", address, SIZE) as page:
+        with opened(request.getfixturevalue("chromium"), tmp_path / "report.html", address, SIZE) as page:
             page.wait_for_timeout(500)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(page.screenshot(type="jpeg", quality=72))

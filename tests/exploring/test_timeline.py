@@ -105,8 +105,8 @@ WITHOUT_TITLES = """every => every.map(text =>
     [...text.childNodes].filter(node => node.nodeName !== "title").map(node => node.textContent).join(""))"""
 
 
-def test_lanes_layers_counters_and_the_table(running, shown):
-    with opened(running, shown, "#timeline") as window:
+def test_lanes_layers_counters_and_the_table(chromium, shown):
+    with opened(chromium, shown, "#timeline") as window:
         labels = window.locator("svg.timeline text")
         texts = labels.evaluate_all(WITHOUT_TITLES)
         for text in ("Sizes of tensors", "Embedding", "Attention", "MoE block", "Layer 0", "Tensors, at most 4 KiB"):
@@ -122,15 +122,15 @@ def test_lanes_layers_counters_and_the_table(running, shown):
         assert "the machine was busy" in window.inner_text("main")
 
 
-def test_without_a_trace_the_map_says_how_to_make_one(running, report):
-    with opened(running, report, "#map") as window:
+def test_without_a_trace_the_map_says_how_to_make_one(chromium, report):
+    with opened(chromium, report, "#map") as window:
         assert "Timeline" not in window.inner_text("nav")
         window.get_by_label("Time", exact=True).check()
         assert "moec bench ART --trace T.json" in window.inner_text("main")
 
 
-def test_calls_are_found_by_pointer_and_keys(running, shown):
-    with opened(running, shown, "#timeline") as window:
+def test_calls_are_found_by_pointer_and_keys(chromium, shown):
+    with opened(chromium, shown, "#timeline") as window:
         box = window.locator("svg.timeline").bounding_box()
         lane = window.locator("svg.timeline text:text-is('Attention')").bounding_box()
         place = (box["x"] + box["width"] * 5 / 13, lane["y"] + lane["height"] + 8)  # 3 to 7 of 13 µs
@@ -155,7 +155,7 @@ def test_calls_are_found_by_pointer_and_keys(running, shown):
         window.wait_for_url("**#kernel/gemm")
 
 
-def test_a_narrow_page_does_not_overflow(running, shown):
-    with opened(running, shown, "#timeline", NARROW) as window:
+def test_a_narrow_page_does_not_overflow(chromium, shown):
+    with opened(chromium, shown, "#timeline", NARROW) as window:
         assert window.evaluate("document.documentElement.scrollWidth") == NARROW[0]
         assert window.locator("svg.timeline").bounding_box()["width"] <= NARROW[0]

@@ -34,9 +34,9 @@ def faults(page) -> dict[str, int]:
     return {name: count for name, script in counts.items() if (count := page.evaluate(script)) > 0}
 
 
-def check_views(running, report, size, scheme) -> list[str]:
+def check_views(chromium, report, size, scheme) -> list[str]:
     """Check all views of all artifacts of a report. Returns their names."""
-    with opened(running, report, "", size, scheme) as page:
+    with opened(chromium, report, "", size, scheme) as page:
         titles = [text.split()[0] for text in page.locator("nav a").all_inner_texts()]
         found = {}
         for at in range(len(titles)):
@@ -49,19 +49,19 @@ def check_views(running, report, size, scheme) -> list[str]:
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
-def test_no_view_of_char_lm_overflows_or_lacks_a_name(running, report, size, scheme):
+def test_no_view_of_char_lm_overflows_or_lacks_a_name(chromium, report, size, scheme):
     views = {"Map", "MoE", "Experts", "Kernels", "Passes", "Why", "Roofline"}
-    assert views <= set(check_views(running, report, size, scheme))
+    assert views <= set(check_views(chromium, report, size, scheme))
 
 
-def test_a_fault_is_found(running, report):
-    with opened(running, report) as page:
+def test_a_fault_is_found(chromium, report):
+    with opened(chromium, report) as page:
         page.evaluate("document.body.insertAdjacentHTML('beforeend', '<table></table><svg width=9000></svg>')")
         assert faults(page).keys() == {"overflow", "unnamed", "captions"}
 
 
-def test_tabs_reach_the_panes_of_a_kernel(running, report):
-    with opened(running, report, "#kernel/moe_combine") as page:
+def test_tabs_reach_the_panes_of_a_kernel(chromium, report):
+    with opened(chromium, report, "#kernel/moe_combine") as page:
         page.locator("main").focus()
         for _ in range(9):
             page.keyboard.press("Tab")
@@ -71,12 +71,12 @@ def test_tabs_reach_the_panes_of_a_kernel(running, report):
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_hostile_names_neither_run_nor_break_a_view(running, tmp_path, name):
+def test_hostile_names_neither_run_nor_break_a_view(chromium, tmp_path, name):
     path = tmp_path / "report.html"
     path.write_text(page_of(document(name)), encoding="utf-8")
-    views = check_views(running, path, NARROW, "light")
+    views = check_views(chromium, path, NARROW, "light")
     assert {"Design", "Roofline", "Timeline"} <= set(views)
-    with opened(running, path, "", NARROW) as page:
+    with opened(chromium, path, "", NARROW) as page:
         page.keyboard.press("/")
         page.wait_for_selector("dialog li")
         assert (faults(page), page.evaluate("window.ran")) == ({}, None)
@@ -136,8 +136,8 @@ def artifact(request, tmp_path_factory):
 
 
 @pytest.mark.nightly
-def test_no_view_of_an_artifact_overflows_or_lacks_a_name(running, artifact, tmp_path):
+def test_no_view_of_an_artifact_overflows_or_lacks_a_name(chromium, artifact, tmp_path):
     moec.explore(artifact, tmp_path / "report.html")
     for size in (WIDE, NARROW):
         for scheme in ("light", "dark"):
-            assert len(check_views(running, tmp_path / "report.html", size, scheme)) >= 3
+            assert len(check_views(chromium, tmp_path / "report.html", size, scheme)) >= 3

@@ -30,9 +30,9 @@ def report(folder, **sections):
     return path
 
 
-def test_kernels_with_a_choice_stand_first_and_lead_to_their_losers(running, tmp_path):
+def test_kernels_with_a_choice_stand_first_and_lead_to_their_losers(chromium, tmp_path):
     kernels = [kernel("mapping", CANDIDATES[1:2]), kernel("product", CANDIDATES)]
-    with opened(running, report(tmp_path, kernels=kernels), "#why") as page:
+    with opened(chromium, report(tmp_path, kernels=kernels), "#why") as page:
         assert page.locator("tbody th").all_inner_texts() == ["product", "mapping"]
         page.click("a:text-is('product')")
         page.wait_for_selector(".candidates")
@@ -44,17 +44,17 @@ def test_kernels_with_a_choice_stand_first_and_lead_to_their_losers(running, tmp
         ]
 
 
-def test_warnings_stand_before_notes(running, tmp_path):
+def test_warnings_stand_before_notes(chromium, tmp_path):
     remarks = [
         {"pass_name": "raise-moe", "subject": "node", "message": "left as it is", "severity": severity}
         for severity in ("note", "warning")
     ]
-    with opened(running, report(tmp_path, remarks=remarks), "#why") as page:
+    with opened(chromium, report(tmp_path, remarks=remarks), "#why") as page:
         assert page.locator("caption").all_inner_texts() == ["Warnings", "Remarks of passes"]
 
 
-def test_without_remarks_the_view_says_that_there_is_none(running, tmp_path):
-    with opened(running, report(tmp_path, kernels=[kernel("product", CANDIDATES)]), "#why") as page:
+def test_without_remarks_the_view_says_that_there_is_none(chromium, tmp_path):
+    with opened(chromium, report(tmp_path, kernels=[kernel("product", CANDIDATES)]), "#why") as page:
         assert "No pass remarked" in page.inner_text("main")
 
 
@@ -89,16 +89,16 @@ def raising(tmp_path_factory):
     return report(tmp_path_factory.mktemp("raising"), **sections)
 
 
-def test_the_reason_why_a_layer_is_not_raised_is_one_click_from_the_map(running, raising):
-    with opened(running, raising, "#map") as page:
+def test_the_reason_why_a_layer_is_not_raised_is_one_click_from_the_map(chromium, raising):
+    with opened(chromium, raising, "#map") as page:
         page.click("a:text-is('not raised: why')")
         page.wait_for_selector("h3:text-is('What was tried')")
         text = page.inner_text("main")
         assert "nothing agrees" in text and "16 proposals on a few tokens" in text and "leaves out 2 more" in text
 
 
-def test_evidence_shows_both_sides_what_was_not_reached_and_what_is_assumed(running, raising):
-    with opened(running, raising, "#why") as page:
+def test_evidence_shows_both_sides_what_was_not_reached_and_what_is_assumed(chromium, raising):
+    with opened(chromium, raising, "#why") as page:
         page.click("a:text-is('b1')")
         page.wait_for_selector("h2:text-is('Why b1 was raised')")
         page.click("dl a")
@@ -112,6 +112,6 @@ def test_evidence_shows_both_sides_what_was_not_reached_and_what_is_assumed(runn
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_a_block_without_evidence_is_told(running, raising):
-    with opened(running, raising, "#why/block/other") as page:
+def test_a_block_without_evidence_is_told(chromium, raising):
+    with opened(chromium, raising, "#why/block/other") as page:
         assert "There is no evidence for other" in page.inner_text("main")

@@ -12,17 +12,10 @@ import pytest
 
 import moec
 
-from ..exploring.browser import browser
 from .served import Gate, served, wait_for
 
 CHAT = [{"role": "user", "content": "hello there"}]
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script> & \U0001f642\n```html\n<b>bold</b>\n```\nend"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _BODY_SECONDS = 30
 """Seconds until a body has arrived."""
+_TAIL_SECONDS = 30
+"""Seconds that a stream may take beyond the time of its text, for a client that reads slowly."""
 _TEMPLATES = 2
 """Prompts that are encoded at once: each chat template takes a process."""
 
@@ -143,7 +145,8 @@ class Application:
             first = await _while_connected(request, events.get())
             if isinstance(first, RequestError):  # while it can still be the answer's status
                 raise first
-            return EventStream(first, events, reply, stack.pop_all(), self._metrics.answered)
+            left = ticket.deadline - time.monotonic() + _TAIL_SECONDS
+            return EventStream(first, events, reply, stack.pop_all(), self._metrics.answered, left)
 
     async def _start(self, ticket: Ticket, asked: Request) -> None:
         """Encode the prompt and hand it to the scheduler."""

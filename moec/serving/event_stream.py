@@ -16,7 +16,8 @@ class EventStream:
     """A response that streams the events of a request, the first of which has come already.
 
     ``stack`` is closed at the end, also where the response is interrupted before its first part; ``on_end`` then gets
-    the status of the outcome, which is not the one in the response's head where the text failed or the client went."""
+    the status of the outcome, which is not the one in the response's head where the text failed or the client went.
+    After ``seconds`` the connection ends, however little the client has read: it would hold its place for ever."""
 
     def __init__(
         self,
@@ -25,16 +26,21 @@ class EventStream:
         reply: Reply,
         stack: contextlib.ExitStack,
         on_end: Callable[[int], None],
+        seconds: float,
     ) -> None:
         self._first, self._events, self._reply, self._stack, self._on_end = first, events, reply, stack, on_end
+        self._seconds = seconds
         self._status = GONE
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import StreamingResponse
 
+        response = StreamingResponse(self._parts(), media_type="text/event-stream")
         with self._stack:
             try:
-                await StreamingResponse(self._parts(), media_type="text/event-stream")(scope, receive, send)
+                await asyncio.wait_for(response(scope, receive, send), self._seconds)
+            except asyncio.TimeoutError:
+                self._status = GONE
             finally:
                 self._on_end(self._status)
 

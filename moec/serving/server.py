@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Heard = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Context in which the function that it gets is called when the server shall stop."""
+_UNREAD_SECONDS = 30
+"""Seconds for which a client may read nothing of what is sent to it; then its connection ends."""
 
 
 def serve(
@@ -115,6 +117,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         advice = "is in use; choose another with --port, or 0 for a free one" if is_used else f"cannot be used: {error}"
         raise MoecError(f"port {port} of {host} {advice}") from error
     with listener:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; connections take it from their listener
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _UNREAD_SECONDS)
         yield listener
 
 

@@ -28,16 +28,19 @@ TEMPLATE = (
 )
 
 
-def compiled(folder: pathlib.Path) -> moec.CompiledModel:
-    """Compile a decoder with a token for each letter, an end of text, a chat template and a program for batches."""
+def compiled(folder: pathlib.Path, source: Any = None, vocabulary: int = VOCABULARY) -> moec.CompiledModel:
+    """Compile a decoder with a token for each letter, an end of text, a chat template and a program for batches.
+
+    ``source``: of a decoder with ``vocabulary`` tokens; None for the tiny one, one layer of which has a window."""
     tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = {letter: token for token, letter in enumerate(LETTERS)}
-    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={**vocabulary, "?u": len(LETTERS)}, merges=[]))
+    letters = {letter: token for token, letter in enumerate(LETTERS[: vocabulary - 2])}
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={**letters, "?u": len(letters)}, merges=[]))
     built.decoder = tokenizers.decoders.Fuse()
     built.add_special_tokens(["</s>"])
     built.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return moec.compile(tiny_decoder(), tokenizer=folder / "tokenizer.json", batches=True)
+    source = tiny_decoder() if source is None else source
+    return moec.compile(source, tokenizer=folder / "tokenizer.json", batches=True)
 
 
 class Served:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import itertools
 import socket
 import subprocess
 import threading
@@ -17,7 +16,7 @@ from moec.common.errors import MoecError, UnsupportedError
 
 from ..command import START
 from ..command import moec as command
-from .served import NAME, Gate, Served, served, wait_for
+from .served import NAME, Gate, served, wait_for
 
 openai = pytest.importorskip("openai")
 CHAT = [{"role": "user", "content": "hello there"}]
@@ -351,24 +350,6 @@ def test_sigterm_lets_streams_end(model, tmp_path):
             server.kill()
     with pytest.raises(openai.APIConnectionError):
         client.models.list()
-
-
-@pytest.mark.nightly
-def test_thirty_two_clients_of_which_some_leave(model):
-    def ask(server: Served, place: int) -> None:
-        client, asked = server.client(timeout=60), {"model": NAME, "prompt": "ab" * (place + 1), "temperature": 1.0}
-        for seed in range(6):
-            with client.completions.create(stream=True, seed=seed, max_tokens=60, **asked) as stream:
-                parts = list(itertools.islice(stream, 3 if (place + seed) % 3 == 0 else None))
-            if (place + seed) % 3:
-                expected = alone(model, asked["prompt"], temperature=1.0, seed=seed, max_new_tokens=60)
-                assert "".join(part.choices[0].text for part in parts) == expected.text
-            server.send("POST", COMPLETIONS, b"{" * place)
-
-    with served(model, tokens=8 * 256) as server, concurrent.futures.ThreadPoolExecutor(32) as threads:
-        list(threads.map(ask, itertools.repeat(server), range(32)))
-        batch = server.scheduler._batch
-        wait_for(lambda: len(batch) == 0 and batch.free_pages == batch.pages and server.scheduler._open == 0)
 
 
 def test_what_cannot_be_served_is_one_line(model, tmp_path, monkeypatch):

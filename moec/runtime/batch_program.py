@@ -73,7 +73,11 @@ class BatchProgram:
         sums_differ = _crossovers_that_change_sums(entry) if device is None else set()
         entries = zip(entry.program.weights, artifact.weight_entries(entry.program), weights, strict=True)
         self._weights = [
-            _NEVER if weight.name in sums_differ else placed[at] if at in placed else self._as_taken(array)
+            self._as_taken(np.full_like(array, _NEVER))
+            if weight.name in sums_differ
+            else placed[at]
+            if at in placed
+            else self._as_taken(array)
             for at, weight, array in entries
         ]
         # A device computes without threads of ours, and its current stream is the calling thread's.

@@ -83,6 +83,7 @@ class Context:
     raised: list[Any]
     unraised: list[Any]
     provenance: dict[str, Any]
+    stepwise_states: Sequence[str] = ()
     text: TextFiles | None = None
     plan: ExpertPlan | None = None
     sequences: str | None = None
@@ -188,6 +189,7 @@ def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context
         counted_inputs=context.counted_inputs,
         guards=context.guards,
         states=context.states,
+        stepwise_states=list(context.stepwise_states),
         text=None if context.text is None else _write_text(files, context.text),
         stages=_write_stages(files, context.stages),
         remarks=context.remarks,

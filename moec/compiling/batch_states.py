@@ -59,9 +59,9 @@ def separate_states(graph: ir.Graph, names: Sequence[str], tokens: str) -> list[
 
     Returns the convolutions. Raises UnsupportedError where these keep different numbers of inputs."""
     states = {value for value in graph.inputs if value.name in names}
-    followers = _followers(graph, states)
-    appending = [(node, count) for node in list(graph) if (count := _inputs_before(node, followers))]
-    for value in followers:
+    moved = followers(graph, states)
+    appending = [(node, count) for node in list(graph) if (count := appends_inputs(node, moved))]
+    for value in moved:
         shape = known_shape(value)
         if shape is not None and shape[:1] == [1]:
             value.shape = ir.Shape([ir.SymbolicDim(SEQUENCES), *shape[1:]])
@@ -90,29 +90,39 @@ def _forget_unknown_sizes(graph: ir.Graph) -> None:
             value.shape = None
 
 
-def _followers(graph: ir.Graph, states: set[ir.Value]) -> set[ir.Value]:
+def followers(graph: ir.Graph, states: set[ir.Value]) -> set[ir.Value]:
     """States, and what nodes make of one of them and of constants."""
-    followers = set(states)
+    moved = set(states)
     for node in graph:
         reads = [value for value in node.inputs if value is not None]
-        others = [value for value in reads if value not in followers]
+        others = [value for value in reads if value not in moved]
         if len(others) < len(reads) and all(constant(value) is not None for value in others):
-            followers.update(node.outputs)
-    return followers
+            moved.update(node.outputs)
+    return moved
 
 
-def _inputs_before(node: ir.Node, followers: set[ir.Value]) -> int:
-    """Number of earlier inputs to which a node appends the new ones of a convolution; 0 for another node."""
-    if not is_op(node, "Concat") or len(node.inputs) != 2 or node.inputs[0] not in followers:
+def appends_inputs(node: ir.Node, moved: set[ir.Value]) -> int:
+    """Number of earlier inputs, one of the ``moved`` states, to which a node appends the new ones of a convolution; 0
+    for another node."""
+    if not is_op(node, "Concat") or len(node.inputs) != 2 or node.inputs[0] not in moved:
         return 0
     past, x = (known_shape(value) for value in node.inputs)
     if past is None or x is None or len(past) != 3 or node.attributes.get_int("axis", 0) % 3 != _AXIS:
         return 0
     count, rows = past[_AXIS], node.outputs[0]
-    if not isinstance(count, int) or node.inputs[1] in followers or rows.is_graph_output():
+    if not isinstance(count, int) or node.inputs[1] in moved or rows.is_graph_output():
         return 0
     readers = [reader for reader, _ in rows.uses()]
     return count if readers and all(_is_last(reader, count) or _convolves(reader, count) for reader in readers) else 0
+
+
+def takes_last(node: ir.Node) -> bool:
+    """Whether a node takes the last rows that a convolution reads, for the next run."""
+    rows = node.inputs[0] if is_op(node, "Slice") else None
+    concat = None if rows is None else rows.producer()
+    past = known_shape(concat.inputs[0]) if is_op(concat, "Concat") else None
+    count = past[_AXIS] if past is not None and len(past) == 3 else None
+    return isinstance(count, int) and _is_last(node, count)
 
 
 def _is_last(node: ir.Node, count: int) -> bool:
@@ -190,7 +200,7 @@ class _Rewrite:
         (past, x), rows = self.concat.inputs, self.concat.outputs[0]
         assert past is not None and x is not None and x.shape is not None
         readers = [reader for reader, _ in rows.uses()]
-        channels = known_shape(past)[1]  # type: ignore[index]  # checked by _inputs_before
+        channels = known_shape(past)[1]  # type: ignore[index]  # checked by appends_inputs
         before = self._new("Reshape", self._swapped(past), self._numbers(1, channels, -1), label="before")
         joined = self._rows(self._new("Concat", before, x, label="all", axis=_AXIS), self.places.joined, "joined")
         rows.replace_all_uses_with(joined)

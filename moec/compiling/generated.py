@@ -18,6 +18,7 @@ from moec.compiling.model_inputs import ModelInputs, model_inputs
 from moec.compiling.mtp import mtp_program
 from moec.compiling.provenance import provenance_of
 from moec.compiling.stages import run_passes
+from moec.compiling.stepwise_states import stepwise_states
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,6 +83,7 @@ class GeneratedModel:
             counted_inputs=inputs.counted,
             guards=inputs.guards(self.graph, program),
             states=states,
+            stepwise_states=stepwise_states(self.graph),
             plan=plan,
             sequences=split_sequences(self.graph, interface, report) if is_on_ranks else None,
             stages=self.stages,

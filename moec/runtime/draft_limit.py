@@ -43,7 +43,7 @@ class DraftLimit:
         self._steps: collections.Counter[int] = collections.Counter()
         self._trials: dict[Hashable, tuple[float, float]] = {}
         self._account: float | None = None
-        self._since_plain = 0
+        self._since_plain = self._owed = 0
         self._most = MOST_DRAFTS
 
     @property
@@ -55,12 +55,13 @@ class DraftLimit:
         """Number of tokens to draft, 0 for none. ``kind``: of the draft, whose acceptance counts."""
         if self._account is None or self._since_plain >= _MOST_BETWEEN:
             return 0
-        plain, rate = self._time(1), self._rate(kind)
+        least, rate = 1 + self._owed, self._rate(kind)
+        plain = self._time(least)
         best, best_speed, tokens = 0, _LEAST_GAIN / plain, 1.0
         longest = max(self._times)  # a step of unknown time is at most twice as long as a known one
-        for count in range(1, min(self._most, 2 * longest - 1) + 1):
+        for count in range(1, min(self._most, 2 * longest - least) + 1):
             tokens += rate**count
-            seconds = self._time(1 + count)
+            seconds = self._time(least + count)
             if seconds - plain <= self._account and tokens / seconds > best_speed:
                 best, best_speed = count, tokens / seconds
         return best
@@ -78,17 +79,21 @@ class DraftLimit:
 
     def ran(self, drafted: int, accepted: int, seconds: float) -> None:
         """Note a step that took ``seconds`` with its drafts."""
-        size = 1 + drafted
+        size = 1 + self._owed + drafted
         self._times.setdefault(size, collections.deque(maxlen=_KEPT_TIMES)).append(seconds)
         self._steps[size] += 1
-        self._since_plain = self._since_plain + 1 if drafted else 0
+        self._since_plain = 0 if size == 1 else self._since_plain + 1
         if self._account is None:
             if self._steps[1] >= _FEWEST_PLAIN:
                 self._account = _FIRST_ALLOWANCE * self._time(1)
             return
         plain = self._time(1)
-        saved = (1 + accepted) * plain - seconds if drafted else 0.0
+        saved = (1 + accepted) * plain - seconds if size > 1 else 0.0
         self._account = min(self._account + saved + _ALLOWANCE * seconds, _MOST_SAVED * plain)
+
+    def owe(self, count: int) -> None:
+        """Note that the next step computes ``count`` tokens again, of which drafts that were rejected are the cause."""
+        self._owed = count
 
     def bound(self, most: int) -> None:
         """Draft at most ``most`` tokens from here on."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from moec.common.errors import InputError, RoomError, needed_for
 from moec.runtime.common_tokens import common_tokens
-from moec.runtime.draft_limit import DraftLimit
+from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
 from moec.runtime.prompt_row import DraftFigures, PromptRow
 from moec.runtime.session import Session
 from moec.runtime.token_selection import TokenSelection
@@ -39,16 +39,21 @@ class DraftSource(Protocol):
         ...
 
 
-def check_drafts(session: Session) -> None:
-    """Raise InputError for a session that cannot compute drafts and forget those that are rejected."""
+def check_drafts(session: Session, *, to_remembered: bool = True) -> None:
+    """Raise InputError for a session that cannot compute drafts and forget those that are rejected. ``to_remembered``:
+    also by coming back to the states before all of them."""
     with needed_for("drafts"):
         if session.fixed_length is not None:
             raise InputError(f"the model runs on {session.fixed_length} tokens at a time")
-        session.check_truncation()
+        session.check_truncation(to_remembered=to_remembered)
 
 
 class DraftedText:
-    """The text of one prompt, whose first token is selected already."""
+    """The text of one prompt, whose first token is selected already.
+
+    A session whose states cannot lose single tokens goes back to those before a step of which a draft was rejected; the
+    next step computes its accepted tokens again, beside its own.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,9 @@ class DraftedText:
         self._session, self._row, self._selection = session, row, selection
         self._run_all = run or functools.partial(session.run, last=None)
         self._tokens = [*row.prompt, *row.pending]
+        self._can_truncate = session.can_truncate
+        self._again: list[int] = []
+        """Tokens of the text, before the one that runs next, that the session has forgotten."""
         self._source, self._limit = source, DraftLimit()
         self._drafted = self._accepted = 0
 
@@ -73,6 +81,7 @@ class DraftedText:
             drafted, accepted = self._step()
             seconds = time.perf_counter() - start
             self._limit.ran(drafted, accepted, seconds)
+            self._limit.owe(len(self._again))
             self._row.spend(seconds)
             self._drafted += drafted
             self._accepted += accepted
@@ -97,29 +106,39 @@ class DraftedText:
     def _most(self) -> int:
         """Number of drafts that the text and the session have room for, behind the token that is computed anyway."""
         room = self._session.max_tokens
-        left = self._row.left - 1
-        return left if room is None else min(left, room - self._session.length - 1)
+        left = min(self._row.left - 1, MOST_DRAFTS - len(self._again))
+        return left if room is None else min(left, room - len(self._tokens))
 
     def _run(self, draft: list[int]) -> int:
         """Run on the next token and a draft, and take the tokens that are selected. Returns how many drafts ran."""
-        (token,) = self._row.give(1)
-        before = self._session.length + 1
+        ahead = [*self._again, *self._row.give(1)]
+        before = self._session.length + len(ahead)
+        if not self._can_truncate:
+            self._session.remember()
         try:
-            logits = self._run_all([token, *draft])[0]
+            logits = self._run_all([*ahead, *draft])[0]
         except (InputError, RoomError):  # for example experts for which memory does not suffice
-            if not draft:
+            if len(ahead) + len(draft) == 1:
                 raise
             self._limit.bound(len(draft) // 2)
             draft = []
-            logits = self._run_all([token])[0]
-        if len(logits) <= len(draft):
+            logits = np.concatenate([self._run_all([token])[0] for token in ahead])
+        count = len(ahead) + len(draft)
+        if len(logits) < count:
             raise InputError(
-                f"the model computes the logits of {len(logits)} of {1 + len(draft)} tokens, and drafts need all; "
+                f"the model computes the logits of {len(logits)} of {count} tokens, and drafts need all; "
                 "generate without drafts"
             )
-        accepted = self._take(logits, draft, before)
-        self._session.truncate(before + accepted)
+        accepted = self._take(logits[len(ahead) - 1 :], draft, before)
+        self._forget(ahead + draft[:accepted], before + accepted)
         return len(draft)
+
+    def _forget(self, tokens: list[int], length: int) -> None:
+        """Keep ``length`` tokens in the session, of which the last step computed ``tokens``, or go back behind all
+        these."""
+        is_whole = self._can_truncate or length == self._session.length
+        self._session.truncate(length if is_whole else length - len(tokens))
+        self._again = [] if is_whole else tokens
 
     def _take(self, logits: np.ndarray, draft: list[int], before: int) -> int:
         """Take the tokens that ``logits`` [tokens, vocabulary] select, up to the first that is no draft. Returns how

@@ -233,7 +233,7 @@ def _followed(session: Session, ids: Sequence[int], drafts: MtpDrafts) -> np.nda
 def _draft_model(model: CompiledModel, other: Session, row: PromptRow) -> DraftModel:
     """Begin a session of a smaller model with the prompt."""
     session = model.session(other.max_tokens)
-    check_drafts(session)
+    check_drafts(session, to_remembered=False)
     prefilled(session, row.prompt)
     return DraftModel(session, other.vocabulary)
 

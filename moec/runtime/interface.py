@@ -17,7 +17,8 @@ class Interface:
     ``states``: outputs that the next run takes as inputs. ``limits``: bounds of integer inputs that index something
     (token ids), where known; values must stay below. ``sizes``: named sizes that are the sum of others in sensible
     inputs, such as the length of a mask. ``counted``: inputs whose values give the lengths of sequences, such as a mask
-    whose ones are counted. ``guards``: conditions on named sizes, outside of which a run is refused.
+    whose ones are counted. ``guards``: conditions on named sizes, outside of which a run is refused. ``stepwise``:
+    inputs of states that each run replaces and that do not depend on how tokens were split into runs.
     """
 
     inputs: Sequence[TensorSpec]
@@ -27,6 +28,7 @@ class Interface:
     sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counted: Sequence[str] = ()
     guards: Sequence[str] = ()
+    stepwise: Sequence[str] = ()
 
     @staticmethod
     def of(manifest: Manifest | MtpEntry) -> Interface:
@@ -38,6 +40,7 @@ class Interface:
             manifest.input_sizes,
             manifest.counted_inputs,
             manifest.guards,
+            manifest.stepwise_states if isinstance(manifest, Manifest) else (),
         )
 
     def of_stage(self, stage: PipelineStage) -> Interface:

@@ -21,7 +21,7 @@ from moec.placing.placement import ExpertPlacement
 from moec.placing.plan import ExpertPlan
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 29
+FORMAT_VERSION = 30
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
@@ -149,8 +149,9 @@ class Manifest:
     are the sum of others (the attention mask: past and new tokens). ``counted_inputs``: inputs whose values give the
     lengths of sequences (a mask whose ones are counted). ``guards``: conditions on named sizes of the inputs, outside
     of which the program would compute something else than the model: see :mod:`moec.common.guards`. ``states``: outputs
-    that the next run takes as inputs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages`` and
-    ``remarks`` are plain data for people, as are ``raised`` and ``unraised``: evidence for each MoE block that was
+    that the next run takes as inputs; ``stepwise_states``: inputs of those that each run replaces whose bits do not
+    depend on how tokens were split into runs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages``
+    and ``remarks`` are plain data for people, as are ``raised`` and ``unraised``: evidence for each MoE block that was
     raised, and regions that resemble one. ``losses``: of each layer, by passes that round weights.
     ``plan``: of the layers of experts, which ranks hold which and which stay in memory; None where one process has all
     in its memory. ``sequences``: the named size that
@@ -173,6 +174,7 @@ class Manifest:
     counted_inputs: list[str] = dataclasses.field(default_factory=list)
     guards: list[str] = dataclasses.field(default_factory=list)
     states: list[State] = dataclasses.field(default_factory=list)
+    stepwise_states: list[str] = dataclasses.field(default_factory=list)
     text: TextEntry | None = None
     moe_blocks: list[BlockEntry] = dataclasses.field(default_factory=list)
     stages: list[StageEntry] = dataclasses.field(default_factory=list)

@@ -34,8 +34,8 @@ class MtpDrafts:
         """Run the model on tokens and keep their hidden states. Returns the logits [1, ``last``, vocabulary]."""
         before = self._model.length - self._start - self._entries
         logits, hidden = self._model.run_hidden(ids, last=last)
-        del self._hidden[before:]  # of drafts that were rejected
-        self._hidden += list(hidden[0])
+        del self._hidden[max(before, 0) :]  # of drafts that were rejected
+        self._hidden += list(hidden[0, max(-before, 0) :])  # tokens that are computed again may have entries
         return logits
 
     def follow(self) -> None:

@@ -102,6 +102,9 @@ def _check_states(manifest: Manifest | MtpEntry, where: str) -> None:
             raise ArtifactError(f"{where}: state {state} cannot be given back: it is {kept}, and the input {taken}")
         if state.axis is not None and not 0 <= state.axis < len(taken.shape):
             raise ArtifactError(f"{where}: state {state} has no such axis: it is {taken}")
+    replaced = {state.input for state in manifest.states if state.axis is None}
+    if isinstance(manifest, Manifest) and not set(manifest.stepwise_states) <= replaced:
+        raise ArtifactError(f"{where}: stepwise states are {manifest.stepwise_states}; each run replaces {replaced}")
     for names in ([state.input for state in manifest.states], [state.output for state in manifest.states]):
         if len(set(names)) != len(names):
             raise ArtifactError(f"{where}: two states have one input or output: {', '.join(names)}")

@@ -191,7 +191,8 @@ class Session:
 
     def truncate(self, length: int) -> None:
         """Forget all except the first ``length`` tokens. Raises InputError for more than there are, for a model with a
-        state that each run replaces, and where another thread is using the session."""
+        state that each run replaces, except where :meth:`remember` was called after as many tokens, and where another
+        thread is using the session."""
         with self._used():
             if not _is_whole(length) or not 0 <= length <= self.length:
                 raise InputError(f"truncate to {shown(length)} tokens; expected a whole number from 0 to {self.length}")
@@ -234,9 +235,25 @@ class Session:
         """Token ids so far, integers [batch, length]."""
         return self._seen
 
-    def check_truncation(self) -> None:
-        """Raise InputError where no token can be forgotten (:meth:`truncate`)."""
-        self._states.check_truncation(self.length)
+    def remember(self) -> None:
+        """Keep the states of now, in place of those kept before, so that :meth:`truncate` can come back to them. Raises
+        InputError where another thread is using the session."""
+        with self._used():
+            self._states = self._states.remembering(self.length)
+
+    def check_truncation(self, *, to_remembered: bool = False) -> None:
+        """Raise InputError where no token can be forgotten (:meth:`truncate`). ``to_remembered``: by coming back to a
+        length at which :meth:`remember` was called."""
+        self._states.check_truncation(self.length, to_remembered=to_remembered)
+
+    @property
+    def can_truncate(self) -> bool:
+        """Whether tokens can be forgotten one by one."""
+        try:
+            self.check_truncation()
+        except InputError:
+            return False
+        return True
 
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:

@@ -47,11 +47,20 @@ class Runner(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class RememberedStates:
+    """States that each run replaces, by input, after ``length`` tokens."""
+
+    length: int
+    arrays: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class SessionStates:
     """The ``states`` between two runs; a run that fails leaves them unchanged.
 
     ``arrays``: states that each run takes and returns, by input. ``rooms``: number of tokens that fit, for states of a
-    constant size (caches with room), by input. ``memory``: states that the program holds.
+    constant size (caches with room), by input. ``memory``: states that the program holds. ``stepwise``: see
+    :class:`Interface`. ``remembered``: these states as they were after fewer tokens.
     """
 
     executor: Runner
@@ -59,6 +68,8 @@ class SessionStates:
     arrays: Mapping[str, Any]
     rooms: Mapping[str, int]
     memory: StateMemory | None
+    stepwise: Sequence[str] = ()
+    remembered: RememberedStates | None = None
 
     def __bool__(self) -> bool:
         return bool(self.states)
@@ -90,7 +101,7 @@ class SessionStates:
             elif state.input in here:
                 arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
         memory = executor.state_memory(shapes, max_tokens) if shapes else None
-        return cls(executor, interface.states, arrays, rooms, memory)
+        return cls(executor, interface.states, arrays, rooms, memory, interface.stepwise)
 
     @property
     def room(self) -> int | None:
@@ -177,10 +188,22 @@ class SessionStates:
                 )
         return dataclasses.replace(self, arrays=arrays)
 
-    def check_truncation(self, before: int) -> None:
-        """Raise InputError for a state from which none of ``before`` tokens can be removed."""
+    def remembering(self, length: int) -> SessionStates:
+        """Copy that :meth:`truncated` can bring back to these states, which are after ``length`` tokens."""
+        arrays = {state.input: self.arrays[state.input] for state in self.states if self._can_be_remembered(state)}
+        return dataclasses.replace(self, remembered=RememberedStates(length, arrays))
+
+    def _can_be_remembered(self, state: State) -> bool:
+        """Whether each run makes a new array of a state on the host, to which tokens can be added again."""
+        return state.input in self.stepwise and state.input in self.arrays and not self.executor.is_apart
+
+    def check_truncation(self, before: int, *, to_remembered: bool = False) -> None:
+        """Raise InputError for a state from which none of ``before`` tokens can be removed. ``to_remembered``: to the
+        states that were remembered, or that can be."""
         lengths = {} if self.memory is None else self.memory.lengths
         for state in self.states:
+            if to_remembered and self._can_be_remembered(state):
+                continue
             name, axis = state.input, state.axis
             own_length = lengths.get(name) if axis is None or name in lengths else self.arrays[name].shape[axis]
             if axis is None or (name not in self.rooms and own_length != before):
@@ -191,14 +214,15 @@ class SessionStates:
         removed."""
         if length == before:
             return self
-        self.check_truncation(before)
+        remembered = self.remembered if self.remembered is not None and self.remembered.length == length else None
+        self.check_truncation(before, to_remembered=remembered is not None)
         shortest = 0 if self.memory is None else self.memory.shortest
         if 0 < length < shortest:
             raise InputError(
                 f"the session cannot be truncated to {length} tokens: layers with a window keep the last keys alone; "
                 f"expected {shortest} tokens or more, or 0; fork it before the tokens to forget"
             )
-        arrays = {}
+        arrays = {} if remembered is None else dict(remembered.arrays)
         for state in self.states:
             name, axis = state.input, state.axis
             if name in self.arrays and axis is not None:

@@ -17,6 +17,7 @@ from moec.artifacts.writer import Context, Stage, write_artifact
 from moec.common.specs import TensorSpec
 from moec.passes.framework.base import Unraised
 from moec.passes.framework.evidence import Attempt, DecisionRecord, Evidence, RaisedBlock, SideRecord, TrialRecord
+from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 
 WEIGHT = np.arange(4, dtype=np.float32)
@@ -141,3 +142,9 @@ def _build(folder: pathlib.Path) -> dict[str, bytes]:
     keep_objects.object_format = "o"
     executable.export_library(str(folder / "library"), fcompile=keep_objects)
     return {path.name: path.read_bytes() for path in folder.glob("*.o")}
+
+
+@pytest.fixture(params=[1, 3, MOST_DRAFTS])
+def always(request, monkeypatch):
+    """Draft as many tokens in each step, whatever it costs."""
+    monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(request.param, limit._most))

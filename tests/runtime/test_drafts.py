@@ -37,12 +37,6 @@ def decoder():
     return decoder_of()
 
 
-@pytest.fixture(params=[1, 3, MOST_DRAFTS])
-def always(request, monkeypatch):
-    """Draft as many tokens in each step, whatever it costs."""
-    monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(request.param, limit._most))
-
-
 def both(model, prompt, **options):
     """The text of a prompt without drafts, and with drafts of which every fifth is wrong, beside those of n-grams."""
     (plain,) = moec.generate(model, [prompt], **options)

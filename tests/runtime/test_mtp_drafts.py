@@ -15,7 +15,7 @@ import moec
 from moec.common.errors import ArtifactError, MoecError, RoomError
 from moec.common.specs import HIDDEN, PREVIOUS_HIDDEN
 from moec.runtime.artifact import open_artifact
-from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
+from moec.runtime.draft_limit import DraftLimit
 from moec.runtime.mtp_drafts import MtpDrafts
 from moec.runtime.run_memory import LEAST_TOKENS
 from moec.runtime.session import Session
@@ -32,13 +32,6 @@ PROMPT = [3, 7, 9, 4, 11]
 def model_of(name="glm4moe", certain=None, **options):
     with tempfile.TemporaryDirectory() as folder:
         return moec.compile(write_mtp(Path(folder, "model.gguf"), name, certain), drafts="mtp", **options)
-
-
-@pytest.fixture(params=[1, 3, MOST_DRAFTS])
-def always(request, monkeypatch):
-    """Draft as many tokens in each step, whatever it costs."""
-    monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(request.param, limit._most))
-    return request.param
 
 
 def both(model, prompt, **options):
@@ -76,7 +69,7 @@ def test_drafts_that_may_be_wrong_write_the_same_texts(always, options):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["glm4moe", "deepseek2 of keys and values"])
+@pytest.mark.parametrize("name", ["glm4moe", "deepseek2 of keys and values", "qwen3next", "qwen35"])
 @pytest.mark.parametrize("passes", ["O0", "O2", "O3"])
 def test_texts_of_other_kernels_are_the_same(always, name, passes):
     for length in (1, 60, 600):
@@ -88,6 +81,12 @@ def test_texts_of_other_kernels_are_the_same(always, name, passes):
 def test_prompts_run_in_parts(monkeypatch, length):
     monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(2, limit._most))
     figures = both(model_of(certain=True), [5] * length, max_new_tokens=9).drafts
+    assert figures.accepted == figures.drafted > 0
+
+
+@pytest.mark.nightly
+def test_right_drafts_of_a_recurrent_model_save_steps(always):
+    figures = both(model_of("qwen35moe", certain=True), PROMPT, max_new_tokens=40).drafts
     assert figures.accepted == figures.drafted > 0
 
 

@@ -12,7 +12,7 @@ from . import tiny_models
 from .gguf_files import stored, write_file
 from .tiny_models import MODELS, Tiny
 
-NAMES = [name for name in MODELS if name.startswith(("glm4moe", "deepseek2"))]
+NAMES = "glm4moe", "deepseek2", "deepseek2 of keys and values", "qwen3next", "qwen35moe", "qwen35"
 LAYER = 2
 """The MTP layer, behind two others."""
 
@@ -38,7 +38,7 @@ def mtp_tiny(name: str, kind: str = "F32", certain: bool | None = None) -> Tiny:
 
 def _make_certain(tiny: Tiny, width: int, certain: bool) -> None:
     for name, tensor in tiny.tensors.items():
-        if "attn_output" in name or "ffn_down" in name:
+        if "attn_output" in name or "ffn_down" in name or "ssm_out" in name:
             tiny.tensors[name] = stored(np.zeros(tensor.shape), tiny.kind)
         elif "_norm.weight" in name or "norm.weight" in name:
             tiny.tensors[name] = stored(np.ones(tensor.shape))

@@ -11,11 +11,11 @@ import onnx_ir as ir
 from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
-from moec.frontend.gguf.parts.decoder import Norms, decoder
+from moec.frontend.gguf.parts.decoder import Norms
 from moec.frontend.gguf.parts.delta_net import DeltaSizes, delta_net
-from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import RouterOptions, Step, experts, gated, with_shared
 from moec.frontend.gguf.parts.linear_attention import HeadOrder
+from moec.frontend.gguf.parts.mtp import text_or_mtp
 from moec.frontend.gguf.parts.rope import Rope
 
 _INTERVAL = 4
@@ -30,7 +30,7 @@ def build(build: Builder, order: HeadOrder, moe: bool = True) -> ir.Value:
     _check_sections(build, rope.size // 2)
 
     def mix(x: ir.Value, layer: int) -> ir.Value:
-        if is_recurrent[layer]:
+        if layer < build.layers and is_recurrent[layer]:
             return delta_net(build, x, layer, sizes, order)
         return attention(build, x, layer, heads[layer], rope, _FORM)
 
@@ -48,7 +48,7 @@ def build(build: Builder, order: HeadOrder, moe: bool = True) -> ir.Value:
 
 
 def _finished(build: Builder, mix: Step, feed_forward: Step) -> ir.Value:
-    return build.head(decoder(build, embed(build), mix, feed_forward, Norms(feed_forward="post_attention_norm")))
+    return text_or_mtp(build, mix, feed_forward, Norms(feed_forward="post_attention_norm"))
 
 
 def _recurrent_layers(build: Builder) -> list[bool]:

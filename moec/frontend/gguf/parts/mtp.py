@@ -26,7 +26,7 @@ from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import Step
 from moec.frontend.pytorch.text_inputs import SIZES
 
-ARCHITECTURES = "deepseek2", "glm4moe"
+ARCHITECTURES = "deepseek2", "glm4moe", "qwen35", "qwen35moe", "qwen3next"
 """Architectures whose MTP layers can be built."""
 _PRE_NORMS = Norms()
 

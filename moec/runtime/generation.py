@@ -91,13 +91,12 @@ def generate(
     cache = None if prompt_cache is None else _prompt_cache(prompt_cache, model, rows)
     for group in _side_by_side(rows, 1 if drafts is not None else _most_rows(model, batch), max_new_tokens):
         session = model.session(max_tokens, len(group))
-        if cache is not None:
-            begin_from(cache, session, group[0])
+        is_kept = cache is None or begin_from(cache, session, group[0])
         if drafts is not None:
             _run_with_drafts(session, group[0], sampling, drafts, model)
         else:
             run_rows(session, group, sampling)
-        if cache is not None:
+        if cache is not None and not is_kept:
             cache.keep(session, group[0].prompt)
     return [row.generation(prompts[row.place]) for row in rows]
 
@@ -109,15 +108,22 @@ def _prompt_cache(path: str | os.PathLike[str], model: CompiledModel, rows: Sequ
     return PromptCache(path, model.digest)
 
 
-def begin_from(cache: PromptCache, session: Session, row: PromptRow) -> None:
-    """Let a row begin with the tokens of its prompt that the cache has, in a session without tokens."""
+def begin_from(cache: PromptCache, session: Session, row: PromptRow) -> bool:
+    """Let a row begin with the tokens of its prompt that the cache has, in a session without tokens. A session that
+    cannot forget single tokens is kept on the way. Returns whether it is."""
     _check_prompt(session, row)
     start = time.perf_counter()
     kept, end = cache.begin(session, row.prompt)
     row.give(kept)
     if kept < end < len(row.prompt):
         _run_in_parts(session, np.array([row.give(end - kept)]), session.feed)
+    is_kept = not session.can_truncate
+    if is_kept and (place := cache.place(session, row.prompt)):
+        if place > session.length:
+            _run_in_parts(session, np.array([row.give(place - session.length)]), session.feed)
+        cache.keep(session, row.prompt[:place])
     row.spend(time.perf_counter() - start)
+    return is_kept
 
 
 def _check_prompt(session: Session, row: PromptRow) -> None:

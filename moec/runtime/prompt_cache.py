@@ -17,7 +17,11 @@ from moec.runtime.session import Session
 
 class PromptCache:
     """File with the tokens of one prompt and the states after them. A text from it is the one without it: a token that
-    is not recomputed has the bits that it would have."""
+    is not recomputed has the bits that it would have.
+
+    A session that cannot forget single tokens is kept before the last tokens of its prompt, at :meth:`place`, and only
+    a prompt that begins with all of these continues from there.
+    """
 
     def __init__(self, path: str | os.PathLike[str], digest: str) -> None:
         """Read the file, where there is one. Raises MoecError for one of another artifact, or that moec did not
@@ -36,13 +40,23 @@ class PromptCache:
             return 0, 0
         part = session.part_tokens(len(prompt))
         kept, end = _reusable(prompt, self._saved.tokens[0], part)
-        if kept:
-            session.load(self._saved, kept)
-        return kept, end if kept else 0
+        if not kept or not (session.can_truncate or kept == self._saved.tokens.shape[1]):
+            return 0, 0
+        session.load(self._saved, kept)
+        return kept, end
+
+    def place(self, session: Session, prompt: Sequence[int]) -> int:
+        """Number of first tokens of a prompt after which a session that cannot forget single tokens is kept: the rest
+        of the last part is computed as if it were not cut there."""
+        part, least = session.part_tokens(len(prompt)), FEW_TOKENS + 1
+        start = max(session.length, (len(prompt) - 1) // part * part)
+        return len(prompt) - least if len(prompt) - start >= 2 * least else start
 
     def keep(self, session: Session, prompt: Sequence[int]) -> None:
         """Write the prompt of a session, unless the file has it already; the session forgets all tokens behind it."""
-        if self._saved is not None and common_tokens(prompt, self._saved.tokens[0]) == len(prompt):
+        saved = [] if self._saved is None else self._saved.tokens[0]
+        is_of_use = session.can_truncate or len(saved) == len(prompt)
+        if is_of_use and common_tokens(prompt, saved) == len(prompt):
             return
         session.truncate(len(prompt))
         session.save(self._path)
@@ -52,7 +66,7 @@ def check_prompt_cache(session: Session) -> None:
     """Raise InputError for a session whose prompt cannot be kept."""
     with needed_for("a prompt cache"):
         session.check_saving()
-        session.check_truncation()
+        session.check_truncation(to_remembered=True)
 
 
 def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int, int]:

@@ -62,10 +62,9 @@ class Talk:
         self._answers += 1
         cache = None if self._ids else self._cache
         try:
-            if cache is not None:
-                begin_from(cache, self._session, row)
+            is_kept = cache is None or begin_from(cache, self._session, row)
             run_rows(self._session, [row], self._sampling)
-            if cache is not None:
+            if cache is not None and not is_kept:
                 cache.keep(self._session.fork(), ids)
             return row.generation(text)
         finally:

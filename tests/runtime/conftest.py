@@ -18,6 +18,7 @@ from moec.common.specs import TensorSpec
 from moec.passes.framework.base import Unraised
 from moec.passes.framework.evidence import Attempt, DecisionRecord, Evidence, RaisedBlock, SideRecord, TrialRecord
 from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
+from moec.runtime.session import Session
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 
 WEIGHT = np.arange(4, dtype=np.float32)
@@ -148,3 +149,16 @@ def _build(folder: pathlib.Path) -> dict[str, bytes]:
 def always(request, monkeypatch):
     """Draft as many tokens in each step, whatever it costs."""
     monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(request.param, limit._most))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of tokens of each run."""
+    counts, outputs = [], Session._outputs
+
+    def counting(session, ids, *arguments):
+        counts.append(ids.shape[1])
+        return outputs(session, ids, *arguments)
+
+    monkeypatch.setattr(Session, "_outputs", counting)
+    return counts

@@ -16,7 +16,6 @@ from moec.common.array_files import read_arrays, write_arrays
 from moec.common.errors import InputError, MoecError
 from moec.runtime.held import PAGE
 from moec.runtime.prompt_cache import PromptCache
-from moec.runtime.session import Session
 
 from .test_drafts import LAST_ALONE, RECURRENT
 from .test_drafts import ended as result
@@ -142,19 +141,6 @@ def test_files_of_others_are_neither_read_nor_replaced(tmp_path):
     with pytest.raises(InputError, match=r"would hold 20 tokens .* max_tokens is 10"):
         session.save(tmp_path / "session")
         decoder_of().session(10, load=tmp_path / "session")
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """Numbers of tokens of each run."""
-    counts, outputs = [], Session._outputs
-
-    def counting(session, ids, *arguments):
-        counts.append(ids.shape[1])
-        return outputs(session, ids, *arguments)
-
-    monkeypatch.setattr(Session, "_outputs", counting)
-    return counts
 
 
 def prompts():

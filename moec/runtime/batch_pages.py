@@ -153,9 +153,9 @@ class BatchPages:
         return [(self._whole, pages.whole[first:]), (self._near, pages.near[max(first, pages.released) :])]
 
 
-def page_tables(sequences: Sequence[SequencePages]) -> tuple[np.ndarray, np.ndarray]:
-    """Tables int64 [sequences, pages] of both kinds of pages; the same where no state has a window."""
-    shape = len(sequences), max(map(len, sequences))
+def page_tables(sequences: Sequence[SequencePages], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tables int64 [sequences, ``width``] of both kinds of pages; the same where no state has a window."""
+    shape = len(sequences), width
     whole, near = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for at, pages in enumerate(sequences):
         whole[at, : len(pages)] = pages.whole

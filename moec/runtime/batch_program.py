@@ -14,7 +14,7 @@ from moec.common.specs import BATCH_TENSORS, CONVOLVED, JOINED, LAST, POSITIONS,
 from moec.runtime.artifact import Artifact
 from moec.runtime.batch_entries import StateEntry, together
 from moec.runtime.batch_pages import BatchPages, SequencePages, page_tables
-from moec.runtime.device import Device, Host
+from moec.runtime.device import CapturedRuns, Device, Host
 from moec.runtime.interface import Interface
 from moec.runtime.manifest import BatchEntry
 from moec.runtime.pages import FileMaps
@@ -54,9 +54,12 @@ class BatchProgram:
         placed: Mapping[int, Any],
         threads: int,
         device: Device | None = None,
+        *,
+        cuda_graphs: bool = False,
     ) -> None:
         """``placed``: weights that are where the program runs already, as programs take them, by position in the
-        manifest. ``device``: None for the processor. Raises ArtifactError where the objects do not link."""
+        manifest. ``device``: None for the processor. ``cuda_graphs``: launch steps of few tokens for each sequence as a
+        whole. Raises ArtifactError where the objects do not link."""
         self.entry, self._where = entry, artifact.where
         self.states: list[State] = artifact.manifest.states
         self._replaced = {state.input: state.output for state in self.states if state.axis is None}
@@ -82,6 +85,8 @@ class BatchProgram:
         ]
         # A device computes without threads of ours, and its current stream is the calling thread's.
         self._launcher = Launcher(threads if device is None else 1, has_team=self._program.has_team)
+        captures = cuda_graphs and not self._program.waits
+        self._captured = self.device.captured_runs(self._program, self._weights) if captures else None
         self._place = self.device.placing()
         self._pooled: tuple[BatchPages | None, dict[str, object]] = None, {}
 
@@ -96,7 +101,8 @@ class BatchProgram:
         Returns logits float32 [wanted tokens of all parts, vocabulary], part by part, and the states of each part that
         the run replaced. Raises MoecError where the system has no memory, and DefectError where the program fails."""
         by_name = {**self._inputs(parts), **together([part.entry for part in parts])}
-        tensors = _told(parts, page)
+        captured = self._captured if all(len(part.tokens) <= self.few_tokens for part in parts) else None
+        tensors = _told(parts, page, repeats=captured is not None)
         if self._pooled[0] is not pool:
             self._pooled = pool, {name: self.device.place(array) for name, array in pool.arrays.items()}
         of_pool = self._pooled[1]
@@ -104,7 +110,7 @@ class BatchProgram:
         arguments = [*arrays, *(tensors[name] for name in BATCH_TENSORS)]
         self._maps.check(self._where)
         try:
-            logits, arrays = self._launcher.run(lambda: self._results(arguments))
+            logits, arrays = self._launcher.run(lambda: self._results(arguments, pool, captured))
         except (MoecError, MemoryError):
             raise
         except Exception as error:
@@ -118,16 +124,23 @@ class BatchProgram:
             logits = logits[tensors["rows"]]
         return logits, [StateEntry(arrays, number) for number in range(len(parts))]
 
-    def _results(self, arguments: Sequence[object]) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        """The logits, and the states that the run replaced, by input. Arrays among the arguments are placed."""
+    def _results(
+        self, arguments: Sequence[object], pool: BatchPages, captured: CapturedRuns | None
+    ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """The logits, and the states that the run replaced, by input. ``captured``: graphs, which go with the pool."""
         with self.device.working([]):
-            placed = iter(self._place([array for array in arguments if isinstance(array, np.ndarray)]))
-            there = [next(placed) if isinstance(array, np.ndarray) else array for array in arguments]
-            results = self._program(there, self._weights)
+            replayed = None if captured is None else captured.replay(arguments, pool)
+            results = self._run_on(arguments) if replayed is None else replayed
             by_name = dict(zip((spec.name for spec in self.entry.outputs), results, strict=True))
             names = [self.roles.logits.name, *self._replaced.values()]
             logits, *states = self.device.fetch_all([by_name[name] for name in names])
         return np.array(logits[0], np.float32), dict(zip(self._replaced, states, strict=True))
+
+    def _run_on(self, arguments: Sequence[object]) -> Sequence[Any]:
+        """The results of the program, kernel by kernel. Arrays among the arguments are placed."""
+        placed = iter(self._place([array for array in arguments if isinstance(array, np.ndarray)]))
+        there = [next(placed) if isinstance(array, np.ndarray) else array for array in arguments]
+        return self._program(there, self._weights)
 
     def _inputs(self, parts: Sequence[SequencePart]) -> Mapping[str, np.ndarray]:
         """The graph's inputs except states: token ids and positions."""
@@ -170,19 +183,22 @@ def _convolution_places(counts: Sequence[int], before: int) -> dict[str, np.ndar
     }
 
 
-def _told(parts: Sequence[SequencePart], page: int) -> Mapping[str, np.ndarray]:
-    """Tensors that tell the program of the sequences, by the names of :data:`~moec.common.specs.BATCH_TENSORS`."""
+def _told(parts: Sequence[SequencePart], page: int, *, repeats: bool = False) -> Mapping[str, np.ndarray]:
+    """Tensors that tell the program of the sequences, by the names of :data:`~moec.common.specs.BATCH_TENSORS`.
+    ``repeats``: let tables have few sizes, powers of two, so that sizes repeat from step to step."""
     counts = np.array([len(part.tokens) for part in parts], np.int64)
     starts = np.cumsum(counts) - counts
-    table, window_table = page_tables([part.pages for part in parts])
+    pages = [part.pages for part in parts]
+    most = max(map(len, pages))
+    table, window_table = page_tables(pages, 1 << (most - 1).bit_length() if repeats else most)
     numbers = [np.arange(part.start, part.end) for part in parts]
     rows = [
         np.arange(start + count - part.wanted, start + count)
         for part, start, count in zip(parts, starts, counts, strict=True)
     ]
     places, window_places = (
-        np.concatenate([own[at // page] * page + at % page for own, at in zip(pages, numbers, strict=True)])
-        for pages in (table, window_table)
+        np.concatenate([own[at // page] * page + at % page for own, at in zip(rows_of_table, numbers, strict=True)])
+        for rows_of_table in (table, window_table)
     )
     return {
         "lengths": np.array([part.end for part in parts], np.int64),

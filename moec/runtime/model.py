@@ -213,7 +213,9 @@ class CompiledModel:
                 raise UnsupportedError(f"{self.artifact.where}: batches run with all weights in memory; load it so")
             more = self.artifact.more_weights(entry.program, self._weights)
             placed = dict(zip(self._weights, self._executor.placed_weights, strict=True))
-            self._of_batch = BatchProgram(self.artifact, entry, more, placed, self.threads, self._device)
+            self._of_batch = BatchProgram(
+                self.artifact, entry, more, placed, self.threads, self._device, cuda_graphs=self._options.cuda_graphs
+            )
         return self._of_batch
 
     def mtp_session(self, max_tokens: int | None = None) -> Session:

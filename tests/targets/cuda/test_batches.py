@@ -7,14 +7,18 @@ import onnx.parser
 import pytest
 
 import moec
+from moec.artifacts.loading import device_of
 from moec.common.errors import InputError
 from moec.runtime.held import PAGE
+from moec.runtime.model import CompiledModel
 from moec.runtime.page_pool import BLOCK
 from moec.runtime.run_memory import FEW_TOKENS_ON_GPU
+from moec.simulators.cuda.driver import driver_calls
 from moec.targets.cuda import nvcc
 from moec.targets.gpu.kernels.attention_operands import FEW_QUERIES
 
-from .test_held_states import TEXT
+from ...runtime.tiny_decoder import VOCABULARY, tiny_decoder, tiny_hybrid
+from .test_held_states import CAPTURING, TEXT
 
 LENGTHS = (1, PAGE - 1, PAGE, PAGE + 1, 600)
 
@@ -135,3 +139,56 @@ def test_a_batch_that_is_full_says_so(on_cuda):
     batch.add(tokens(PAGE, 1))
     with pytest.raises(InputError, match="the batch is full"):
         finish(batch)
+
+
+def test_steps_of_the_same_sizes_are_launched_as_one_graph(on_cuda):
+    """Pages, lengths and tokens change between them, and so does the number of sequences. Parts of prompts are
+    launched kernel by kernel."""
+    loaded = CompiledModel(on_cuda.artifact, CAPTURING, device_of(on_cuda.artifact, CAPTURING))
+    batches = [model.batch(3, 8 * PAGE) for model in (loaded, on_cuda)]
+    for batch in batches:
+        for count in (3, 2 * PAGE - 2, 40):
+            batch.add(tokens(count, count))
+    before = driver_calls().get("cuGraphLaunch", 0)
+    check(batches, 0)
+    assert driver_calls().get("cuGraphLaunch", 0) == before
+    for step in range(6):  # one sequence goes on to its third page, and one leaves
+        for batch in batches:
+            if step == 4:
+                batch.remove(batch.sequences[0])
+            for number in batch.sequences:
+                batch.extend(number, tokens(1, step + number))
+        check(batches, 0)
+    assert driver_calls()["cuGraphLaunch"] - before == 3  # sizes are captured when they come again
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("make", "target", "options"),
+    [
+        (tiny_decoder, "cuda:sm_80", {}),
+        (tiny_decoder, "cuda:sm_80", {"experts": "int4", "linears": "int8", "passes": "O2,cast-states{dtype=fp16}"}),
+        (tiny_decoder, "cuda:sm_90a", {"experts": "bf16", "linears": "bf16", "passes": "O2,cast-states{dtype=bf16}"}),
+        (tiny_hybrid, "cuda:sm_80", {}),
+    ],
+    ids=["plain", "quantised", "wgmma", "recurrent"],
+)
+def test_whole_models(make, target, options):
+    """Experts, windows, recurrences and convolutions. Products take all numbers of rows with one kernel, so that
+    neighbours change no bit of a sequence, whichever kernels a session would take."""
+    on_cuda, on_cpu = compiled(make(), target, **options), moec.compile(make(), batches=True, **options)
+    batches = [model.batch(8, 16 * PAGE) for model in (on_cuda, on_cpu)]
+    prompts = [tokens(count, count, VOCABULARY) for count in (5, 300, 1, 600, 33)]
+    for batch in batches:
+        numbers = [batch.add(prompt) for prompt in prompts]
+    results = check(batches, 2e-3)
+    for number, prompt in zip(numbers, prompts, strict=True):
+        np.testing.assert_array_equal(results[number], alone(on_cuda, prompt))
+    for batch in batches:
+        copy = batch.fork(3)
+        for number in (0, 2, 3, copy):
+            batch.extend(number, tokens(1 + number % 3, number, VOCABULARY))
+    results = check(batches, 2e-3)
+    for number, prompt in ((0, prompts[0]), (2, prompts[2]), (3, prompts[3]), (copy, prompts[3])):
+        expected = alone(on_cuda, prompt, tokens(1 + number % 3, number, VOCABULARY))
+        np.testing.assert_array_equal(results[number], expected)

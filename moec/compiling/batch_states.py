@@ -91,10 +91,10 @@ def _forget_unknown_sizes(graph: ir.Graph) -> None:
 
 
 def followers(graph: ir.Graph, states: set[ir.Value]) -> set[ir.Value]:
-    """States, and what nodes make of one of them and of constants."""
+    """States, and what nodes make of the numbers of one of them and of constants."""
     moved = set(states)
     for node in graph:
-        reads = [value for value in node.inputs if value is not None]
+        reads = [] if is_op(node, "Shape") else [value for value in node.inputs if value is not None]
         others = [value for value in reads if value not in moved]
         if len(others) < len(reads) and all(constant(value) is not None for value in others):
             moved.update(node.outputs)

@@ -36,7 +36,7 @@ def stepwise_states(model: ir.Model) -> list[str]:
 
 def _is_read_in_steps(state: ir.Value, model: ir.Model) -> bool:
     moved = followers(model.graph, {state})
-    uses = [use for value in moved for use in value.uses()]
+    uses = [(node, place) for value in moved for node, place in value.uses() if not is_op(node, "Shape")]
     readers = [(node, place) for node, place in uses if not moved.issuperset(node.outputs)]
     return bool(readers) and all(
         (is_op(node, "LinearAttention") and place == _STATE) or appends_inputs(node, moved) for node, place in readers

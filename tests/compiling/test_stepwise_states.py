@@ -48,6 +48,7 @@ def test_a_recurrence_and_a_convolution() -> None:
     ("replaced", "expected"),
     [
         ({"x2, state, decay": "x2, doubled, decay", "read, new": "doubled = Add (state, state) read, new"}, 2),
+        ({"read, new": "size = Shape (conv) more = Mul (size, size) read, new"}, 2),
         ({"read, new_state": "read, own", ADDED: f"{ADDED} new_state = Add (own, state)"}, 1),
         ({"new_conv = Slice (seen": "whole = Mul (seen, seen) new_conv = Slice (whole"}, 1),
     ],

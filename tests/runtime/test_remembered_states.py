@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import onnx.parser
 import pytest
+from tiny_families import random_model, speaking_part
 
 import moec
 from moec.common.errors import ArtifactError, InputError, RoomError
@@ -54,6 +55,19 @@ def test_texts_of_files_of_llama_cpp(name, passes, tmp_path):
         (plain,) = moec.generate(model, [prompt], max_new_tokens=50, **options)
         (drafted,) = moec.generate(model, [prompt], max_new_tokens=50, drafts="ngram", **options)
         assert ended(drafted) == ended(plain) and drafted.drafts.drafted
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_moe", "lfm2_moe", "nemotron_h", "granitemoehybrid", "jamba"])
+def test_texts_of_models_of_transformers(family, monkeypatch):
+    monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(3, limit._most))
+    model = moec.compile(speaking_part(random_model(family)), cache=True)
+    if family == "jamba":  # its recurrence is no LinearAttention
+        with pytest.raises(InputError, match=r"cannot be truncated: state past_state.*; generate without drafts"):
+            moec.generate(model, [PROMPT], drafts="ngram")
+        return
+    for temperature in (0, 0.5):
+        both(model, PROMPT, max_new_tokens=40, temperature=temperature)
 
 
 def test_a_session_comes_back_to_remembered_states():

@@ -37,7 +37,8 @@ class BatchProof:
     """Proof that each token is computed alone, except that attention reads the cache of its sequence.
 
     ``cuts``: how values are cut into tokens. ``held``: states, before and after the new tokens. ``lengths``: numbers
-    that follow from the length of a state. ``entries``: how states that each run replaces, and what is made of them,
+    that follow from the length of a state. ``columns``: the first columns of states, which are values where the states
+    are keys (latents). ``entries``: how states that each run replaces, and what is made of them,
     are cut into sequences. ``convolutions``: those that lead to a node of theirs."""
 
     graph: ir.Graph
@@ -46,6 +47,7 @@ class BatchProof:
     cuts: dict[ir.Value, SequenceCut]
     held: set[ir.Value]
     lengths: set[ir.Value]
+    columns: set[ir.Value]
     entries: dict[ir.Value, SequenceCut]
     entry_sizes: SizeNumbers
     convolutions: Mapping[ir.Node, BatchConvolution]
@@ -66,7 +68,7 @@ class BatchProof:
         }
         of_nodes = {node: convolution for convolution in convolutions for node in convolution.nodes}
         of_tokens, of_sequences = (SizeNumbers({count}, names) for count in (tokens, SEQUENCES))
-        return BatchProof(graph, states, of_tokens, cuts, past, set(), entries, of_sequences, of_nodes)
+        return BatchProof(graph, states, of_tokens, cuts, past, set(), set(), entries, of_sequences, of_nodes)
 
     def check(self, logits_name: str) -> None:
         """Raise UnsupportedError for a node that may combine tokens or states of different sequences. Other outputs
@@ -79,7 +81,7 @@ class BatchProof:
             if not reads.isdisjoint(self.entries):
                 self._check_entries(node)
                 continue
-            if not reads.isdisjoint(self.held | self.lengths):
+            if not reads.isdisjoint(self.held | self.lengths | self.columns):
                 self._check_reader(node)
                 continue
             operands = [SAME if value is None else self.cuts.get(value, SAME) for value in node.inputs]
@@ -114,7 +116,7 @@ class BatchProof:
 
     def _is_same(self, value: ir.Value | None) -> bool:
         """Whether a value depends neither on tokens nor on states."""
-        is_cut = value in self.entries or value in self.held or value in self.lengths
+        is_cut = value in self.entries or value in self.held or value in self.lengths or value in self.columns
         return value is None or (not is_cut and self.cuts.get(value, SAME) == SAME)
 
     def _check_entries(self, node: ir.Node) -> None:
@@ -148,6 +150,8 @@ class BatchProof:
             self.held.update(node.outputs)
         elif (is_op(node, "Cast") or is_moec(node, "RoundRows")) and node.inputs[0] in self.held:
             self.held.update(node.outputs)
+        elif is_op(node, "Split") and node.inputs[0] in self.held and _is_of_columns(node):
+            self.columns.update(node.outputs)
         elif self._is_length(node):
             self.lengths.update(node.outputs)
         else:
@@ -156,7 +160,7 @@ class BatchProof:
     def _is_length(self, node: ir.Node) -> bool:
         """Whether a node computes numbers from the length of a state, and at most from the number of tokens."""
         others = [value for value in node.inputs if value is not None and value not in self.lengths]
-        is_size = is_op(node, "Shape") or not any(value in self.held for value in others)
+        is_size = is_op(node, "Shape") or not any(value in self.held or value in self.columns for value in others)
         return is_size and (
             is_op(node, "Shape") or all(self.cuts.get(value, SAME) in (SAME, SIZES) for value in others)
         )
@@ -169,6 +173,10 @@ class BatchProof:
         if not is_new:
             raise refusal(node, "it appends to a state what is not one entry for each token")
 
+    def _are_columns_of(self, value: ir.Value | None, key: ir.Value) -> bool:
+        split = None if value not in self.columns or value is None else value.producer()
+        return split is not None and split.inputs[0] is key
+
     def _check_attention(self, node: ir.Node) -> None:
         query, key, value, mask, past, past_value, lengths = (*node.inputs, *[None] * 7)[:7]
         rank = len(known_shape(query) or [])
@@ -179,13 +187,18 @@ class BatchProof:
             for operand in (key, value):
                 self._check_new(node, operand, token_axis.axis)
             self.held.update(output for output in node.outputs if output.index() in ATTENTION_CACHES)
-        elif past is not None or key not in self.held or value not in self.held:
+        elif past is not None or key not in self.held or not (value in self.held or self._are_columns_of(value, key)):
             raise refusal(node, "its keys and values are no cache with the new tokens appended")
         if mask is not None or not node.attributes.get_int("is_causal", 0):
             raise refusal(node, "its queries are not known to be in the causal order")
         if lengths is not None and not uses_all_keys(node, elements()):
             raise refusal(node, "it is told how many keys are in use")
         self.cuts[node.outputs[0]] = token_axis
+
+
+def _is_of_columns(split: ir.Node) -> bool:
+    shape = known_shape(split.inputs[0])
+    return shape is not None and split.attributes.get_int("axis", 0) in (-1, len(shape) - 1)
 
 
 def _rotated(use: Use) -> SequenceCut | None:

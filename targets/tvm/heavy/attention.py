@@ -120,7 +120,7 @@ def lower_attention(
     refuse_outputs(node, 3)
     with reading_mask(lowering, node, takes_sinks=takes_sinks, takes_windows=takes_windows) as mask:
         window, sinks = mask.window, mask.sinks
-        taken = takes_values_in_keys and lowering.batch is None and sinks is None
+        taken = takes_values_in_keys and sinks is None and optional_input(node, SINKS) is None
         inputs, present = _attention_inputs(
             lowering, mask.node, has_mask=not window.is_alone, takes_values_in_keys=taken
         )
@@ -170,11 +170,13 @@ def _attention_inputs(
     past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
     if past_key is not None and used is not None:
         raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
-    present = [_with_past(lowering, node, *source) for source in ((1, past_key), (2, past_value))]
-    key, value = present
-    value_size = _columns_of_keys(lowering, node, key) if takes_values_in_keys else None
-    if value_size is not None:
-        value = key
+    key = value = _with_past(lowering, node, 1, past_key)
+    value_size = _columns_of_keys(node, key) if takes_values_in_keys else None
+    present = [key]
+    if value_size is None or past_value is not None:
+        present.append(_with_past(lowering, node, 2, past_value))
+    if value_size is None:
+        value = present[1]
     if isinstance(key, PagedTensor) and isinstance(value, PagedTensor) and key.lies_as(value):
         lengths = lowering.filled(key, used if key.kept is None else None)  # with a window all keys are in use
     else:
@@ -196,14 +198,15 @@ def _in_rank_of_query(lowering: LoweringContext, node: ir.Node, result: relax.Ex
     return reshape(lowering, result, [batch, queries, heads * size])
 
 
-def _columns_of_keys(lowering: LoweringContext, node: ir.Node, key: Keys) -> int | None:
+def _columns_of_keys(node: ir.Node, key: Keys) -> int | None:
     """The number of columns of keys in pages that the values are, from the first one on; None for other values."""
     values = required_input(node, 2)
-    split, shape = values.producer(), lowering.shape(values)
-    if not isinstance(key, PagedTensor) or split is None or operator_name(split) != "Split" or len(shape) != 4:
+    split, shape = values.producer(), values.shape
+    if not isinstance(key, PagedTensor) or split is None or operator_name(split) != "Split" or shape is None:
         return None
-    is_first = values.index() == 0 and attribute(split, "axis", 0) in (-1, 3)
-    return static_size(shape[3]) if is_first and split.inputs[0] is required_input(node, 1) else None
+    is_first = values.index() == 0 and attribute(split, "axis", 0) in (-1, 3) and len(shape) == 4
+    size = shape[3] if is_first and split.inputs[0] is required_input(node, 1) else None
+    return size if isinstance(size, int) else None
 
 
 def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) -> relax.Expr:

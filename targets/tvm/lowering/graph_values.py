@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from moec.common.errors import UnsupportedError
+from moec.common.names import operator_name
 from moec.ir.masks.rules import elements
 from moec.ir.streaming import LEAST_TABLE
 from moec.targets.tvm.lowering.constants import constant_of, dtype_of
@@ -48,9 +49,19 @@ class GraphValues(FunctionBuilder):
                 self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]
             elif value in self._static:
                 self._tensors[value] = self.materialise(self._static[value], value.name or "known")
+            elif self.takes_columns(value.producer()):
+                raise UnsupportedError(
+                    f"it reads {value.name!r}, columns of a state of a batch; expected values that are a state, or the "
+                    "first columns of keys on a target whose kernels take these"
+                )
             else:
                 self._tensors[value] = self._constant_tensor(value)
         return self._tensors[value]
+
+    def takes_columns(self, node: ir.Node | None) -> bool:
+        """Whether a node splits a state of a batch: attention reads the columns where they lie."""
+        is_split = self.batch is not None and node is not None and operator_name(node) == "Split"
+        return is_split and node is not None and node.inputs[0] in self._paged
 
     @contextlib.contextmanager
     def standing_for(self, tensors: Mapping[ir.Value, relax.Expr]) -> Iterator[None]:

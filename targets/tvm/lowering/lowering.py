@@ -129,7 +129,7 @@ class Lowering(GraphValues):
                 for node in graph:
                     if node in self._done_by_writing:
                         self._leave_out(node)
-                    elif self._last is not None and node in self._last.passed_by:
+                    elif (self._last is not None and node in self._last.passed_by) or self.takes_columns(node):
                         continue
                     elif node not in decoding:  # kernels read weights as they are stored, so decoding makes no code
                         self._convert(node)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import pathlib
+
 import numpy as np
 import onnx.parser
 import pytest
 
 import moec
 from moec.artifacts.loading import device_of
-from moec.common.errors import InputError
+from moec.common.errors import InputError, UnsupportedError
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
 from moec.runtime.page_pool import BLOCK
 from moec.runtime.run_memory import FEW_TOKENS_ON_GPU
 from moec.simulators.cuda.driver import driver_calls
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.dense_products import choices
 from moec.targets.gpu.kernels.attention_operands import FEW_QUERIES
+from moec.targets.gpu.kernels.dense_problem import dense_problem
 
+from ...frontend.gguf import tiny_models
 from ...runtime.tiny_decoder import VOCABULARY, tiny_decoder, tiny_hybrid
 from .test_held_states import CAPTURING, TEXT
 
 LENGTHS = (1, PAGE - 1, PAGE, PAGE + 1, 600)
 
 
-def compiled(model: onnx.ModelProto, target: str = "cuda", **options: object) -> moec.CompiledModel:
+def compiled(model: onnx.ModelProto | pathlib.Path, target: str = "cuda", **options: object) -> moec.CompiledModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
         return moec.compile(model, target=target, batches=True, emulate=True, **options)
@@ -192,3 +198,32 @@ def test_whole_models(make, target, options):
     for number, prompt in ((0, prompts[0]), (2, prompts[2]), (3, prompts[3]), (copy, prompts[3])):
         expected = alone(on_cuda, prompt, tokens(1 + number % 3, number, VOCABULARY))
         np.testing.assert_array_equal(results[number], expected)
+
+
+@pytest.mark.nightly
+def test_latents_are_read_where_they_lie(tmp_path):
+    """Values are the first columns of keys. A processor's kernels do not read them so, and it refuses such batches."""
+    path = tiny_models.write_model("deepseek2", tmp_path / "model.gguf", "F32")
+    with pytest.raises(UnsupportedError, match=r"'blk.0.attention' \(Attention\): it reads .*, columns of a state"):
+        moec.compile(path, batches=True)
+    on_cpu, on_cuda = moec.compile(path), compiled(path)
+    batch, lengths = on_cuda.batch(4, 8 * PAGE), (5, 300, 1, 33)
+    prompts = [tokens(count, count, tiny_models.VOCABULARY) for count in lengths]
+    numbers = [batch.add(prompt) for prompt in prompts]
+    results = finish(batch)
+    for number, prompt in zip(numbers, prompts, strict=True):
+        np.testing.assert_array_equal(results[number], alone(on_cuda, prompt))
+        np.testing.assert_allclose(results[number], on_cpu.session().run(prompt)[0], rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_kernel_multiplies_any_number_of_rows(architecture, dtype):
+    problem = dense_problem(64, 4096, dtype=dtype, matrix_dtype=dtype, out_dtype=dtype)
+    alike = choices(problem, architecture, alike=True)
+    assert len({choice.selection.kernel.name for choice in alike}) == 1
+    ranges = [choice.rows for choice in alike]
+    assert (ranges[0].least, ranges[-1].most) == (0, None)
+    assert all(later.least == (earlier.most or 0) + 1 for earlier, later in itertools.pairwise(ranges))
+    usual = choices(problem, architecture)
+    assert len({choice.selection.kernel.name for choice in usual}) > 1

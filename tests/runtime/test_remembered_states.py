@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 
 import numpy as np
 import onnx.parser
 import pytest
-from tiny_families import random_model, speaking_part
 
 import moec
 from moec.common.errors import ArtifactError, InputError, RoomError
@@ -19,6 +19,8 @@ from ..frontend.gguf.tiny_models import write_model
 from .forged_manifests import rewrite_manifest
 from .test_drafts import PROMPT, RECURRENT, both, ended
 from .tiny_decoder import VOCABULARY, tiny_hybrid
+
+TOOLS = pathlib.Path(__file__).parents[2] / "tools"
 
 
 @functools.cache
@@ -60,6 +62,9 @@ def test_texts_of_files_of_llama_cpp(name, passes, tmp_path):
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_moe", "lfm2_moe", "nemotron_h", "granitemoehybrid", "jamba"])
 def test_texts_of_models_of_transformers(family, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    from tiny_families import random_model, speaking_part
+
     monkeypatch.setattr(DraftLimit, "count", lambda limit, kind: min(3, limit._most))
     model = moec.compile(speaking_part(random_model(family)), cache=True)
     if family == "jamba":  # its recurrence is no LinearAttention

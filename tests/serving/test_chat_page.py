@@ -107,3 +107,43 @@ def test_the_stop_button_ends_an_answer(model, page, monkeypatch):
         gate.open(5)
         wait_for(gate.is_free)
         assert page.get_by_role("button", name="Send").is_visible()
+
+
+def test_headings_bold_text_and_code_are_shown_as_such(model, page):
+    text = "# A <b>title</b>\n**bold** and `<i>code</i>`, 2 ** 3 ** 4, not ** bold\nor`\n#hash"
+    with served(model) as server:
+        page.goto(server.url)
+        headers = {"content-type": "text/event-stream"}
+        page.route("**/completions", lambda route: route.fulfill(body=stream_of(text), headers=headers))
+        ask(page, "hello")
+        page.get_by_text(re.compile(r"\d+ tokens")).wait_for()
+        answer = page.locator("article.assistant .text")
+        assert answer.locator("strong").all_inner_texts() == ["A <b>title</b>", "bold"]
+        assert answer.locator("code").all_inner_texts() == ["<i>code</i>"]
+        assert answer.inner_text().endswith("2 ** 3 ** 4, not ** bold\nor`\n#hash")
+
+
+def test_a_question_that_nobody_answers_can_be_sent_again(model, page):
+    with served(model, new_tokens=5) as server:
+        page.goto(server.url)
+        page.route("**/completions", lambda route: route.abort())
+        ask(page, "hello there")
+        page.get_by_text("The server cannot be reached").wait_for()
+        page.unroute("**/completions")
+        assert page.get_by_label("Message").input_value() == "hello there"
+        page.keyboard.press("Enter")
+        page.get_by_text("5 tokens").wait_for()
+        assert page.get_by_text("cut off").count() == 1 and page.get_by_label("Message").input_value() == ""
+
+
+def test_the_page_asks_for_a_key(model, page):
+    with served(model, key="secret") as server:
+        page.goto(server.url)
+        page.get_by_text("The server asks for an API key").wait_for()
+        key = page.get_by_label("API key")
+        for text, answer in (("wrong", "The server has another API key"), ("secret", "Ask the model something")):
+            key.fill(text)
+            key.press("Enter")
+            page.get_by_text(answer).wait_for()
+        ask(page, "hello there")
+        page.get_by_text(re.compile(r"\d+ tokens")).wait_for()

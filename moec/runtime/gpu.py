@@ -130,6 +130,8 @@ class GpuDevice(abc.ABC):
         return self._copied(tensor, self.number)
 
     def new(self, shape: Sequence[int], dtype: np.dtype, *, zeros: bool = False) -> np.ndarray | OnDevice:
+        if math.prod(shape) * dtype.itemsize >= 1 << 63:  # the runtime would count bytes modulo 2^64
+            raise ValueError(f"{dtype}{list(shape)} has more bytes than memory has addresses")
         try:
             tensor = new_tensor(shape, load_ffi().dtype(dtype.name), self.number)
             if zeros:

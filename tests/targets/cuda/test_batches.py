@@ -11,7 +11,7 @@ import pytest
 
 import moec
 from moec.artifacts.loading import device_of
-from moec.common.errors import InputError, UnsupportedError
+from moec.common.errors import InputError, MoecError, UnsupportedError
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
 from moec.runtime.page_pool import BLOCK
@@ -137,6 +137,12 @@ def test_a_token_is_computed_by_the_same_kernels_behind_a_shared_beginning(on_cu
     number = batch.add(prompt[:count])
     assert batch.waiting(number) == waiting
     np.testing.assert_array_equal(finish(batch)[number], alone(on_cuda, prompt[:count]))
+
+
+@pytest.mark.parametrize("tokens_of_all", [1 << 40, 1 << 60])  # the bytes of the second one are 0 modulo 2^64
+def test_pages_that_no_memory_has_are_refused(on_cuda, tokens_of_all):
+    with pytest.raises(MoecError, match=f"there is no memory for {tokens_of_all} tokens of state 'k'"):
+        on_cuda.batch(8, tokens_of_all)
 
 
 def test_a_batch_that_is_full_says_so(on_cuda):

@@ -17,7 +17,7 @@ import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 
-from moec import targets
+from moec import common, targets
 from moec.common.errors import MoecError
 from moec.common.version import VERSION
 from moec.targets.build_cache import KERNELS, keep, recall
@@ -65,7 +65,7 @@ def _versions() -> str:
     from tvm.target import codegen
 
     digest = hashlib.sha256()
-    for folder in map(pathlib.Path, targets.__path__):
+    for folder in map(pathlib.Path, [*targets.__path__, *common.__path__]):
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     packages = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]

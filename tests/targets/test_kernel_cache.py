@@ -59,7 +59,11 @@ def test_damaged_entries_are_compiled_anew(folder):
     assert {file: file.read_bytes() for file in folder.iterdir()} == kept
 
 
-def test_another_machine_is_another_entry(folder):
+def test_another_machine_is_another_entry(folder, monkeypatch):
+    """Texts of kernels, which machines may share, are not kept here."""
+    from moec.targets.tvm.phases import structures
+
+    monkeypatch.setattr(structures, "through_cache", lambda made_of, make: {name: make(name) for name in made_of})
     first = contents()
     before = set(folder.iterdir())
     assert contents("cpu:sse4")[0] != first[0]
@@ -88,3 +92,21 @@ def test_the_variable_is_on_or_off(monkeypatch):
     monkeypatch.setenv(VARIABLE, "maybe")
     with pytest.raises(MoecError, match=f"{VARIABLE} is 'maybe'; expected one of on, off"):
         through_cache({}, lambda _: {})
+
+
+def test_texts_are_kept_and_others_are_other_entries(folder):
+    from tvm.script import tirx as T
+
+    from moec.targets.tvm.phases.structures import tir_texts
+
+    @T.prim_func
+    def halved(y: T.Buffer((8,), "float32")):
+        for i in range(8):
+            y[i] = y[i] * T.float32(0.5)
+
+    first = tir_texts({"halved": halved})
+    assert tir_texts({"halved": halved}) == first and len(set(folder.iterdir())) == 1
+    (loop,) = first["halved"].loops
+    assert (loop.extent, loop.operations) == ("8", "8")
+    named = halved.with_attr("global_symbol", "other")
+    assert "def other" in tir_texts({"halved": named})["halved"].text and len(set(folder.iterdir())) == 2

@@ -33,7 +33,7 @@ def empty(y: T.Buffer((8,), "float32")):
 
 
 def nest(function) -> LoopNest:
-    return LoopNest(forgotten(readable(numbered(function))), lambda number: number)
+    return LoopNest(forgotten(readable(numbered(function))))
 
 
 def test_loops_count_all_their_iterations():

@@ -63,13 +63,12 @@ def _greater(left: Any, right: Any) -> Any:
 
 
 class LoopNest:
-    """The loops of a function that has no blocks, in the order of its text, and its buffers. ``line_of``: the line of a
-    statement by its number."""
+    """The loops of a function that has no blocks, in the order of its text, and its buffers. The ``line`` of a loop is
+    the number of its statement."""
 
-    def __init__(self, function: tirx.PrimFunc, line_of: Callable[[int], int]) -> None:
+    def __init__(self, function: tirx.PrimFunc) -> None:
         self.loops: list[LoopLevel] = []
         self.buffers: list[KernelBuffer] = []
-        self._line_of = line_of
         self._scopes: dict[Any, str] = {}
         for parameter in function.params:
             if isinstance(parameter.ty, tirx.BufferType):
@@ -134,7 +133,7 @@ class LoopNest:
             inside,
             variable,
             kind,
-            self._line_of(number_of(statement)),
+            number_of(statement),
             extent if isinstance(extent, str) else _in_c(extent),
             *map(_in_c, (counts.read, counts.written, counts.operations)),
         )

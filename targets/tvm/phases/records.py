@@ -22,7 +22,7 @@ from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.phases.pipeline import Generated, Optimized
 from moec.targets.tvm.phases.provenance import calls_by_kernel
-from moec.targets.tvm.phases.structures import TIR, structure_of, tir_text
+from moec.targets.tvm.phases.structures import TIR, structure_of, tir_texts
 from moec.targets.tvm.sizes.c_expressions import in_c
 
 HOST_NUMBERS = "moec.host_numbers"
@@ -37,6 +37,7 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
     """One record per kernel in the order of first use. ``own``: the target's records by the name before fusion."""
     functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
     calls, records = calls_by_kernel(optimized.module), []
+    tirs = tir_texts({name: functions[name].with_attr("global_symbol", name) for name in optimized.names.values()})
     for before, name in optimized.names.items():
         parts = optimized.joined.parts.get(before, [before])
         own_record = own.get(parts[0])
@@ -52,14 +53,13 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])
-        tir = tir_text(functions[name].with_attr("global_symbol", name))
-        text = {TIR: tir.text}
+        text = {TIR: tirs[name].text}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
         header = _header(record, generated.facts.get(name, []))
         heads = {form: _commented(header, targets.forms()[form].comment) for form in text}
         record.sources = {form: heads[form] + source for form, source in text.items()}
         origins = {form: texts[name] for form, texts in generated.origins.items() if name in texts}
-        record.structure = structure_of(tir, {form: head.count("\n") for form, head in heads.items()}, origins)
+        record.structure = structure_of(tirs[name], {form: head.count("\n") for form, head in heads.items()}, origins)
         records.append(record)
     return records
 

@@ -7,8 +7,11 @@ import functools
 import pytest
 
 import moec
+from moec.runtime.sampling import Sampling
+from moec.runtime.talk import Talk
 
 from ..frontend.gguf.tiny_models import write_model
+from ..serving.served import compiled
 from .test_drafts import ended
 from .test_saved_sessions import tokens
 from .tiny_decoder import tiny_hybrid
@@ -82,3 +85,18 @@ def test_files_of_llama_cpp(name, passes, tmp_path):
             )
             (plain,) = moec.generate(model, [prompt], max_new_tokens=20, temperature=0.9)
             assert ended(cached) == ended(plain)
+
+
+@pytest.mark.nightly
+def test_a_conversation_is_the_one_without_a_file(computed, tmp_path):
+    model = compiled(tmp_path, tiny_hybrid())
+
+    def answers(file):
+        talk = Talk(model, Sampling(), system=None, stops=[], max_new_tokens=9, max_tokens=None, prompt_cache=file)
+        return [talk.answer(text, lambda place, text: None).text for text in ("hello there", "and?", "more")]
+
+    expected = answers(None)
+    for _ in range(2):
+        computed.clear()
+        assert answers(tmp_path / "cache") == expected
+    assert [count for count in computed if count > 1][-2:] == [9, 9]  # the last prompt begins with that of the file

@@ -30,20 +30,23 @@ class AssignBits:
        were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that the
        budget allows (:mod:`moec.passes.weights.allocation`). Gate and up of an expert get one format, for kernels read
        them together. With ``per_layer`` all experts of a layer share the formats, as they do in GGUF files.
-    3. The budget is one of: ``avg`` bits per weight, scales not counted; ``megabytes`` (millions of bytes) for all
+    3. Formats differ in bits, in the size of groups and in zero points; all that a format costs counts. A layer's
+       weights have one size of groups, or none (int8), because kernels sum up one size
+       (:mod:`moec.passes.weights.layer_groups`).
+    4. The budget is one of: ``avg`` bits per weight, scales not counted; ``megabytes`` (millions of bytes) for all
        these weights, scales counted; ``microseconds`` that decoding a token is predicted to wait for them: bytes,
        scales counted, times the calls per token that the profile saw (dense products: 1), over the bandwidth of memory,
        ``gigabytes_per_second``. By time, bits of an expert that is rarely called cost little.
-    4. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
-    5. An error counts by how far it moves the model's output, which the profile says of gate and up and of down of
+    5. ``formats``: those to choose from, ``int4/32+int4/64+int2/32z``; by default all that the profile holds errors of.
+    6. An error counts by how far it moves the model's output, which the profile says of gate and up and of down of
        every layer (:mod:`moec.tools.profiling.output_sensitivity`), and by what ``method`` leaves of it
        (:mod:`moec.passes.weights.method_gain`). Where ``sensitivities`` is a file, that says instead what errors of
        each layer count (:mod:`moec.passes.weights.sensitivities`). Without either, errors of all layers count alike.
-    6. The plan and the best single format within the budget are tried on the data that the profile holds back; the one
+    7. The plan and the best single format within the budget are tried on the data that the profile holds back; the one
        that moves the model's output less is taken (:mod:`moec.passes.weights.judged_plan`). A remark says which.
-    7. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
-    8. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
-    9. The error of weights and outputs goes into the report, layer by layer.
+    8. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
+    9. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
+    10. The error of weights and outputs goes into the report, layer by layer.
 
     ::
 

@@ -20,8 +20,8 @@ from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.encode import group_count
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight
-from moec.passes.weights.allocation import allocate
 from moec.passes.weights.calibration import Method, profile_reading
+from moec.passes.weights.layer_groups import allocate_by_layer
 from moec.passes.weights.method_gain import share_left
 from moec.passes.weights.sensitivities import read_sensitivities
 from moec.placing.plan import KEEP, LayerPlan
@@ -214,7 +214,8 @@ def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: We
             raise MoecError(f"{where}: has no finite error in any of {'+'.join(map(str, forms))}; does it hold a NaN?")
     errors = np.stack([item.errors for item in items])
     try:
-        chosen = allocate(errors, budget.costs(items, forms), budget.most(items))
+        layers = [id(item.node) for item in items]
+        chosen = allocate_by_layer(errors, budget.costs(items, forms), budget.most(items), layers, forms)
     except ValueError as error:
         raise MoecError(budget.refusal(items, forms, float(str(error)))) from error
     return plans_of(items, [forms[choice] for choice in chosen])

@@ -72,6 +72,10 @@ def choose(
     if sensitivities is None and (unknown := lacking(nodes, profile)):
         more = f"{len(unknown)} of {len(nodes)} layers, {node_name(unknown[0])} first"
         remarks.append(f"errors of all layers count alike: the profile holds no sensitivity of {more}")
+    if budget.average is not None and len({form.elements for form in forms}) < len(forms):
+        remarks.append(
+            "avg counts no scales and no zero points: with megabytes or microseconds groups cost their bytes"
+        )
     rival = uniform(items, forms, budget) if items else None
     if rival is None:
         return Chosen(plans, None, remarks)

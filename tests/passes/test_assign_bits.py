@@ -13,8 +13,10 @@ from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight
 from moec.passes import pipeline
+from moec.passes.framework.base import Report
 from moec.passes.weights.bits import WeightBudget, plan_bits
 from moec.passes.weights.sensitivities import sensitivities_text
 from moec.placing.plan import ExpertPlan, LayerPlan
@@ -243,6 +245,40 @@ def test_of_formats_that_cost_the_same_that_with_the_smaller_error_is_taken(tmp_
                 assert taken <= other
                 compared += 1
     assert compared > 4
+
+
+GROUPS = "int8+int4/32+int4/64+int4/32z+int3/64+int2/32+int2/64+int2/64z"
+
+
+@pytest.mark.parametrize("megabytes", [0.045, pytest.param(0.06, marks=pytest.mark.nightly)])
+def test_groups_and_zero_points_are_chosen_beside_bits(megabytes, tmp_path):
+    spec, most = SPECS[1], megabytes * 1e6
+    path = write_measured(tmp_path / "p", experts_model(spec), GROUPS)
+    passes = f"assign-bits{{megabytes={megabytes},profile={path},formats={GROUPS},method=rtn}}"
+    model = experts_model(spec)
+    apply(model, passes)
+    formats = {WeightFormat.parse(one) for formats in all_formats(model).values() for one in formats}
+    assert len({form.group for form in formats} - {0}) == 1 and len({form.elements.bits for form in formats}) > 1
+    assert 0.9 * most < stored_bytes(model) <= most
+    compiled = moec.compile(experts_model(spec), passes=passes)
+    inputs = {"x": rows_of(D, 33), "logits": np.random.default_rng(0).normal(size=(33, E)).astype(np.float32)}
+    np.testing.assert_allclose(compiled.run(inputs)["y"], run(model, inputs)["y"], rtol=1e-3, atol=1e-4)
+
+
+def test_an_average_of_bits_counts_no_groups_which_is_said(tmp_path):
+    path = write_measured(tmp_path / "p", experts_model(SPECS[1]), GROUPS)
+    notes = []
+    for options in (
+        f"avg=3,formats={GROUPS}",
+        f"avg=3,formats={FORMATS.replace('int3/32', 'int3/64')}",
+        f"megabytes=1,formats={GROUPS}",
+    ):
+        report = Report()
+        pipeline.run(
+            experts_model(SPECS[1]), pipeline.parse(f"assign-bits{{{options},profile={path},method=rtn}}"), report
+        )
+        notes.append(any("avg counts no scales" in remark.message for remark in report.remarks))
+    assert notes == [True, False, False]
 
 
 def test_mixed_bits_lose_less_than_even_ones(spec, profile):

@@ -23,6 +23,7 @@ from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.gpu.kernels import dispatch, dispatch_many, expert_choice, route
 from moec.targets.gpu.kernels.activation import experts_epilogue
 from moec.targets.gpu.kernels.attention_few import attention_few
+from moec.targets.gpu.kernels.attention_join import attention_join
 from moec.targets.gpu.kernels.attention_tiled import attention_tiled
 from moec.targets.gpu.kernels.combine import combine
 from moec.targets.gpu.kernels.combining_gemv import CombiningProblem, combining_gemv
@@ -31,6 +32,7 @@ from moec.targets.gpu.kernels.gemv import gemv
 from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.linear_attention import linear_attention
 from moec.targets.gpu.kernels.normalization import normalize
 from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.gpu.kernels.pad_rows import Padding, pad_rows
@@ -38,6 +40,7 @@ from moec.targets.gpu.kernels.row_share import RowLayout
 from moec.targets.gpu.kernels.softmax import softmax
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.heavy.experts import CombineProblem
+from moec.targets.tvm.heavy.linear_attention import LinearAttentionProblem
 from moec.targets.tvm.heavy.route import RouteProblem
 
 from .kernel_runner import source_of
@@ -68,6 +71,9 @@ def _dense(inner: int = 2880, width: int = 2880, **fields: Any) -> GroupedProble
 
 
 _ATTENTION = AttentionProblem(256, 256, 1 / 16, 4, causal="lengths", softcap=30.0, has_lengths=True)
+_SEQUENCES = AttentionProblem(
+    128, 128, 0.1, 4, causal="lengths", has_lengths=True, paged="bfloat16", sequences=True, query_major=True
+)
 _SINKS = dataclasses.replace(
     AttentionProblem(64, 64, 0.125, 8, mask="bfloat16", mask_broadcast=(False, True, False), has_lengths=True),
     has_sinks=True,
@@ -149,6 +155,16 @@ KERNELS = {
     ),
     "wgmma, attention with sinks": lambda: attention_wgmma(_SINKS, "bfloat16"),
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
+    "attention of sequences, few": lambda: attention_few(_SEQUENCES, "bfloat16"),
+    "attention of sequences, joined": lambda: attention_join(_SEQUENCES, "bfloat16"),
+    "attention of sequences in tiles": lambda: attention_tiled(
+        dataclasses.replace(_SEQUENCES, paged="float32"), "float32"
+    ),
+    "attention of sequences on tensor cores": lambda: attention_mma(_SEQUENCES, "bfloat16"),
+    "wgmma, attention of sequences": lambda: attention_wgmma(_SEQUENCES, "bfloat16"),
+    "linear attention of sequences": lambda: linear_attention(
+        LinearAttentionProblem(16, 2, 128, 128, 0.1, "head", delta=True, sequences=True), "sm_80"
+    ),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=PackedFormat("int4", 32, "float16")), lambda total: total),
     "dense mma, parts of inputs": lambda: gemm_parts(_dense()),

@@ -34,6 +34,10 @@ _NAME = re.compile(r"(?P<unfinished>[0-9a-f]{12}-)?[0-9a-f]{24,64}(\.[a-z]+)*")
 _COMMENT = "# "
 _ABANDONED_S = 3600
 """The age at which an unfinished file counts as abandoned by its writer."""
+_RARELY = 64
+"""A part of a kind's limit: its files are counted once that much is new. To count thousands takes 20 ms and more."""
+_new_bytes: dict[pathlib.Path, int] = {}
+"""Bytes that this process kept in a folder since it counted the files there; a folder is absent before."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -87,11 +91,18 @@ def recall(kind: str, name: str) -> bytes | None:
 
 
 def keep(kind: str, entries: Mapping[str, bytes]) -> None:
-    """Store contents by name, for :func:`recall`. Failures (no space, no permission) are ignored."""
+    """Store contents by name, for :func:`recall`. Failures (no space, no permission) are ignored. Files of the kind are
+    counted at the process's first call, and then each time that a 64th of the limit is new."""
     with contextlib.suppress(OSError), _opened(kind, create=True) as folder:
-        for name, content in entries.items():
-            _write(folder, name, sealed(_mark(name) + content + b"\n", _COMMENT))
-        _forget_oldest(folder, LIMITS[kind])
+        files = {name: sealed(_mark(name) + content + b"\n", _COMMENT) for name, content in entries.items()}
+        for name, file in files.items():
+            _write(folder, name, file)
+        place, limit = user_cache() / kind, LIMITS[kind]
+        new = _new_bytes.get(place, limit) + sum(map(len, files.values()))
+        if new * _RARELY > limit:
+            _forget_oldest(folder, limit)
+            new = 0
+        _new_bytes[place] = new
 
 
 def usage() -> list[Usage]:

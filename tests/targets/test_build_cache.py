@@ -93,6 +93,20 @@ def test_a_damaged_entry_is_none(folder, damage):
     assert recall("kind", OTHER) is None
 
 
+def test_files_are_counted_at_first_and_when_many_are_new(monkeypatch):
+    counted: list[int] = []
+    monkeypatch.setattr(build_cache, "_forget_oldest", lambda _folder, limit: counted.append(limit))
+    keep("kind", {KEY: b"kept"})
+    assert len(counted) == 1
+    keep("kind", {KEY: b"kept"})
+    keep("kind", {KEY: b"kept" * 3000})
+    assert len(counted) == 1
+    keep("kind", {OTHER: b"kept" * 2000})
+    assert len(counted) == 2
+    keep("kind", {OTHER: b"kept"})
+    assert len(counted) == 2
+
+
 @pytest.mark.parametrize("place", ["moec", "moec/kind"])
 def test_a_folder_that_others_may_write_to_is_not_used(tmp_path, place):
     keep("kind", {KEY: b"kept"})

@@ -33,7 +33,8 @@ _MASK_IS_ZERO, _WEIGHTS_VANISH = range(2)
 
 
 def attend_with_many_rows(operands: AttentionBuffers, machine: Machine) -> None:
-    """Emit the code. Threads take tasks in turn, because tasks with later queries may have more to do."""
+    """Emit the code. Threads take tasks in turn, because tasks with later queries may have more to do, and each head
+    begins with another block: else one of two threads would have the last blocks of all heads, which may be small."""
     block = machine.column_tile * COLUMN_TILES
     blocks = named("blocks", T.bind(T.max(T.ceildiv(operands.most_rows(), block), T.int64(1))))
     groups = named("groups", T.bind(T.max(operands.groups, T.int64(1))))
@@ -42,9 +43,10 @@ def attend_with_many_rows(operands: AttentionBuffers, machine: Machine) -> None:
         T.attr(0, "pragma_parallel_stride_pattern", 1),  # task i on thread i % threads
         loop("task", T.parallel(operands.batches * operands.groups * blocks)) as task,
     ):
-        first_row = named("first_row", T.bind(remainder(task, blocks) * block))
-        group = named("group", T.bind(remainder(quotient(task, blocks), groups)))
-        batch = named("batch", T.bind(quotient(quotient(task, blocks), groups)))
+        head = named("head", T.bind(quotient(task, blocks)))
+        first_row = named("first_row", T.bind(remainder(remainder(task, blocks) + head, blocks) * block))
+        group = named("group", T.bind(remainder(head, groups)))
+        batch = named("batch", T.bind(quotient(head, groups)))
         if not operands.problem.sequences:
             _RowBlock(operands, machine, batch, group, first_row).emit()
             return

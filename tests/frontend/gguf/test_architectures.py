@@ -14,6 +14,9 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.compiling.compile_options import default_passes
 from moec.frontend.gguf import import_file
 from moec.frontend.gguf.architectures import ARCHITECTURES, llama4
+from moec.frontend.gguf.file.reader import read_file
+from moec.frontend.gguf.graph.builder import Builder
+from moec.frontend.gguf.parts.indexer import Indexer
 from moec.ir import semantics
 from moec.ir.interpreter import run
 from moec.ir.rounding import arithmetics_of
@@ -260,6 +263,42 @@ def test_gemma4_has_to_fit(changes: dict[str, Any], message: str, tmp_path: Path
     with pytest.raises(MoecError, match=message) as caught:
         import_file(changed(tmp_path, "gemma4", **changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"types": [False, True]}, "types has no indexer in the first layer, which has no layer before it to share"),
+        ({"types": [True, True]}, "has no tensor 'blk.1.indexer.attn_q_b.weight'"),
+        ({"types": None}, "has no tensor 'blk.1.indexer.attn_q_b.weight'"),
+        ({"key_length": 2}, "indexer.key_length is 2; expected at least the 4 elements that rotate"),
+        ({"top_k": 0}, "indexer.top_k is 0; expected a whole number from 1 on"),
+        ({"block_size": 4}, "indexer.block_size = 4: moec does not know what this hyperparameter does"),
+    ],
+)
+def test_indexers_have_to_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    keys = {f"attention.indexer.{key}": value for key, value in changes.items()}
+    with pytest.raises(MoecError, match=message):
+        import_file(changed(tmp_path, "glm-dsa", **keys))
+
+
+@pytest.mark.parametrize(("context", "without"), [(1 << 20, [3, 4, 5, 7]), ((1 << 20) - 1, [])])
+def test_layers_with_indexers_where_none_are_listed(context: int, without: list[int], tmp_path: Path) -> None:
+    keys = {"attention.indexer.types": None, "context_length": context, "block_count": 8}
+    indexer = Indexer.of(Builder(read_file(changed(tmp_path, "glm-dsa", **keys)), with_cache=False), rotated=4)
+    assert [layer for layer, is_full in enumerate(indexer.full) if not is_full] == without
+
+
+@pytest.mark.parametrize(("name", "differs"), [("glm-dsa", True), ("glm-dsa, short", False)])
+def test_queries_see_the_keys_of_the_largest_scores(name: str, differs: bool, tmp_path: Path) -> None:
+    """Weights of the indexer do not matter where the selection has room for all tokens."""
+    weights = {"blk.0.indexer.proj.weight": np.random.default_rng(5).standard_normal((16, 32))}
+    plain, other = (
+        run(import_file(changed(tmp_path, name, **changes)), {"input_ids": IDS[None]})["logits"][0]
+        for changes in ({}, weights)
+    )
+    agree(plain[:5], other[:5], name)
+    assert bool((np.abs(plain - other)[5:] > 1e-2).any()) is differs
 
 
 def test_tokens_that_gemma4_must_not_write(tmp_path: Path) -> None:

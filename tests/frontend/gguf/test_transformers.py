@@ -25,6 +25,8 @@ IDS = np.array([[3, 17, 0, 39, 22, 5, 11, 30, 8, 1, 25, 13, 2, 2]])
 D, HEADS, GROUPS, HEAD, EXPERTS, OWN = 32, 4, 2, 8, 6, 32
 KEYS, VALUES, TAPS = 2, 4, 4
 """Heads of keys and of values, and taps of the convolution, of gated delta nets."""
+KEY, TURNED, RANK = 8, 4, 16
+"""Elements of a latent key without and with rotary embedding, and sizes of the latents."""
 LAYERS = 4
 SIZES: dict[str, Any] = {
     "hidden_size": D,
@@ -50,6 +52,13 @@ NAMES = {
     r"(self_attn|mixer)\.(q|k|v)_proj": r"attn_\2",
     r"(self_attn|mixer)\.o_proj": "attn_output",
     r"self_attn\.(q|k)_norm": r"attn_\1_norm",
+    r"self_attn\.(q_a|kv_a)_layernorm": r"attn_\1_norm",
+    r"self_attn\.(q_a|q_b|kv_b)_proj": r"attn_\1",
+    r"self_attn\.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    r"self_attn\.indexer\.wq_b": "indexer.attn_q_b",
+    r"self_attn\.indexer\.wk": "indexer.attn_k",
+    r"self_attn\.indexer\.weights_proj": "indexer.proj",
+    r"self_attn\.indexer\.k_norm": "indexer.k_norm",
     r"self_attn\.(q|k)\w+_layernorm": r"attn_\1_norm",
     r"(linear_attn|mixer)\.(conv1d|norm)": r"ssm_\2",
     r"(linear_attn|mixer)\.(in|out)_proj\.": r"ssm_\2.",
@@ -139,6 +148,16 @@ def mamba(name: str, array: Array) -> Arranged:
     yield from recurrent(name, array.reshape(GROUPS, -1) if "ssm_norm" in name else array)
 
 
+def absorbed(name: str, array: Array) -> Arranged:
+    """Split the matrix that makes keys and values of the latent by head."""
+    if "attn_kv_b" in name:
+        key, value = np.split(array.reshape(HEADS, KEY + HEAD, RANK), [KEY], axis=1)
+        yield name.replace("kv_b", "k_b"), key.swapaxes(1, 2)
+        yield name.replace("kv_b", "v_b"), value
+    else:
+        yield from plain(name, array)
+
+
 QWEN = {**SIZES, **ROUTED, **DELTA, "shared_expert_intermediate_size": 16, "rope_parameters": PART_OF_A_HEAD}
 QWEN_KEYS = {"expert_feed_forward_length": OWN, "expert_shared_feed_forward_length": 16, "rope.dimension_count": 4}
 QWEN_KEYS |= {"ssm.group_count": KEYS, "ssm.time_step_rank": VALUES, "ssm.state_size": HEAD, "ssm.conv_kernel": TAPS}
@@ -157,6 +176,19 @@ NEMOTRON |= {"moe_shared_expert_intermediate_size": 48, "n_routed_experts": EXPE
 NEMOTRON |= {"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": GROUPS}
 NEMOTRON |= {"time_step_min": 1e-9}
 """Sizes of Nemotron-H. Files do not hold the least time step; llama.cpp has none, and here it is as good as 0."""
+GLM = {**SIZES, "num_key_value_heads": HEADS, "intermediate_size": 64, "moe_intermediate_size": OWN}
+GLM |= {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_shared_experts": 1}
+GLM |= {"q_lora_rank": RANK, "kv_lora_rank": RANK, "qk_nope_head_dim": KEY, "qk_rope_head_dim": TURNED}
+GLM |= {"v_head_dim": HEAD, "index_topk": 5, "index_head_dim": 16, "index_n_heads": 16, "rope_parameters": ROPE}
+GLM |= {"rms_norm_eps": 1e-6}  # that of the latents' norms, which is fixed there
+GLM |= {"indexer_types": ["full", "full", "shared", "full"]}
+GLM_KEYS = {"attention.head_count_kv": 1, "attention.key_length": RANK + TURNED, "attention.value_length": RANK}
+GLM_KEYS |= {"attention.key_length_mla": KEY + TURNED, "attention.value_length_mla": HEAD}
+GLM_KEYS |= {"attention.q_lora_rank": RANK, "attention.kv_lora_rank": RANK, "rope.dimension_count": TURNED}
+GLM_KEYS |= {"attention.indexer.head_count": 16, "attention.indexer.key_length": 16, "attention.indexer.top_k": 5}
+GLM_KEYS |= {"attention.indexer.types": [True, True, False, True], "leading_dense_block_count": 1}
+GLM_KEYS |= {"expert_feed_forward_length": OWN, "expert_shared_count": 1, "expert_weights_norm": True}
+GLM_KEYS |= {"expert_weights_scale": 2.5, "attention.layer_norm_rms_epsilon": 1e-6}
 
 Case = tuple[str, str, str, dict[str, Any], dict[str, Any], Callable[[str, Array], Arranged]]
 CASES: dict[str, Case] = {
@@ -194,6 +226,7 @@ CASES: dict[str, Case] = {
         {"expert_feed_forward_length": OWN, "interleave_moe_layer_step": 2},
         transposed,
     ),
+    "glm-dsa": ("glm-dsa", "GlmMoeDsaForCausalLM", "GlmMoeDsaConfig", GLM, GLM_KEYS, absorbed),
     "nemotron_h_moe": (
         "nemotron_h_moe",
         "NemotronHForCausalLM",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,3 +175,19 @@ def gemma4(tiny: Tiny, moe: bool = False) -> None:
         tiny.norm("per_layer_proj_norm.weight", own)
         tiny.given |= {"embedding_length_per_layer_input": own, "attention.shared_kv_layers": 2}
         tiny.given |= {"feed_forward_length": [sizes.INNER] * 2 + [2 * sizes.INNER] * 2}
+
+
+def glm_dsa(tiny: Tiny, base: Callable[[Tiny], None], top_k: int) -> None:
+    """Make GLM-5 of DeepSeek-V2, the ``base``: an indexer in the first layer, whose selection the second shares; no
+    YaRN. It has so many heads that no key scores 0, because llama.cpp orders equal scores otherwise; its Hadamard
+    matrix has at least 64 rows."""
+    base(tiny)
+    heads, size = 16, 64
+    tiny.matrix("blk.0.indexer.attn_q_b.weight", heads * size, tiny.sizes.D)
+    tiny.matrix("blk.0.indexer.attn_k.weight", size, tiny.sizes.D)
+    tiny.norm("blk.0.indexer.k_norm.weight", size)
+    tiny.vector("blk.0.indexer.k_norm.bias", size)
+    tiny.matrix("blk.0.indexer.proj.weight", heads, tiny.sizes.D)
+    tiny.given = {key: value for key, value in tiny.given.items() if not key.startswith("rope.scaling")}
+    keys = {"head_count": heads, "key_length": size, "top_k": top_k, "types": [True, False]}
+    tiny.given |= {f"attention.indexer.{key}": value for key, value in keys.items()}

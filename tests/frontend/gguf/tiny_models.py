@@ -366,6 +366,8 @@ MODELS: dict[str, tuple[str, Any, Extra]] = {
     "lfm2moe": ("lfm2moe", _lfm2, {"moe": True}),
     "deepseek2": ("deepseek2", _deepseek2, {}),
     "deepseek2 of keys and values": ("deepseek2", _deepseek2, {"absorbed": False}),
+    "glm-dsa": ("glm-dsa", tiny_hybrids.glm_dsa, {"base": _deepseek2, "top_k": 5}),
+    "glm-dsa, short": ("glm-dsa", tiny_hybrids.glm_dsa, {"base": _deepseek2, "top_k": 64}),
     "qwen3next": ("qwen3next", tiny_hybrids.qwen3next, {}),
     "qwen3next with one input matrix": ("qwen3next", tiny_hybrids.qwen3next, {"older": True}),
     "qwen35moe": ("qwen35moe", tiny_hybrids.qwen3next, {}),

@@ -49,6 +49,7 @@ class AttentionForm:
     ``softcap``: bound of the scores, 0 for none. ``norm``: norm of queries and keys, by ``head`` or over ``all`` heads
     together, or by head behind the rotary embedding (``rotated``; ``unit`` without weights); empty for none. ``clamp``:
     bound of queries, keys and values, 0 for none. ``factors``: factors [S,1] of queries by position, if any.
+    ``seen``: mask bool [B,1,S,P+S] of the keys that queries may see, if any.
     ``sinks``: whether each head has a logit that takes weight and has no value. ``gated``: whether the projection of
     queries also makes a gate for each head, behind its query; its sigmoid multiplies the head's result.
     """
@@ -62,6 +63,7 @@ class AttentionForm:
     sinks: bool = False
     gated: bool = False
     factors: ir.Value | None = None
+    seen: ir.Value | None = None
 
 
 def attention(
@@ -158,7 +160,7 @@ def attend_heads(
         )
         mask = _order_and_sinks(build, layer, form.window, heads.queries)
         return write.op("Attention", query, *padded, mask, label=f"{name}.attention", **attributes)
-    mask = _window_mask(build, form.window) if form.window else None
+    mask = _window_mask(build, form.window) if form.window else form.seen
     mask = _chunk_mask(build, form.chunk) if form.chunk else mask
     lengths = write.op("Expand", build.total, build.batch, label=f"{name}.visible") if build.with_cache else None
     inputs = [query, key, value, mask, None, None, lengths]

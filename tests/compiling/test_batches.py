@@ -129,6 +129,13 @@ SECOND = {
 }
 
 
+def test_a_selection_of_keys_is_refused(tmp_path):
+    """The keys that an indexer selects depend on their scores."""
+    model = import_file(write_model("glm-dsa", tmp_path / "model.gguf"), cache=True)
+    with pytest.raises(UnsupportedError, match=r"^no batches of sequences: node 'blk.0.attention' .*its mask is not"):
+        batch_of(model)
+
+
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [

@@ -331,7 +331,7 @@ def test_llama4_sees_its_own_part_of_the_text(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35moe", "lfm2moe", "nemotron_h_moe"])
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35moe", "lfm2moe", "nemotron_h_moe", "glm-dsa"])
 def test_states_of_a_session(name: str, tmp_path: Path, expected: dict[str, Any]) -> None:
     session = moec.compile(write_model(name, tmp_path / "model.gguf"), passes="O2").session()
     parts = [IDS[:SPLIT], *IDS[SPLIT:, None]]

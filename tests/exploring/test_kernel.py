@@ -41,6 +41,7 @@ def test_a_design_is_shown_with_its_code_and_leads_to_its_processes(chromium, tm
     with opened(chromium, path, "#design") as page:
         page.click("text=Its code")
         page.wait_for_selector("h3:text-is('HLS C++')")
+        page.wait_for_selector(".cm-line")
         assert page.locator(".cm-line").all_inner_texts() == ["void top() {}"]
         page.click("text=its processes")
         page.wait_for_selector("h2:text-is('Design model')")

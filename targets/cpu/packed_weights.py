@@ -15,7 +15,7 @@ from moec.ir.weights.encode import StoredMatrix, Table
 from moec.ir.weights.levels import LEVELS
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
-from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
+from moec.targets.cpu.kernels.multiplication import crossover_rows
 from moec.targets.cpu.kernels.pack_experts import pack_data, pack_table
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.tvm.kernels.crossover import Crossover
@@ -86,7 +86,8 @@ def crossover_of(problem: PackedProduct) -> Crossover | None:
     formats = "+".join(stored.name for stored in problem.formats)
     sizes = f"{problem.experts}x{problem.inner}x{problem.width}{'x2' if problem.gated else ''}"
     name = f"crossover.{problem.arithmetic}.{formats}.{sizes}"
-    return Crossover(name, "rows", CROSSOVER_ROWS[problem.arithmetic])
+    estimate = max(crossover_rows(problem.arithmetic, stored) for stored in problem.formats)
+    return Crossover(name, "rows", estimate)
 
 
 def expert_starts(problem: PackedProduct, variables: Sequence[relax.Var]) -> dict[relax.Var, list[int]]:

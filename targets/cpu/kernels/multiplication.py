@@ -12,8 +12,21 @@ from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 
-CROSSOVER_ROWS = {"bfloat16": 3, "int8": 5}
-"""Rows of a block from which matrix tiles beat dot instructions, by arithmetic; ``moec tune`` measures it."""
+_CROSSOVER_ROWS = {(False, False): 8, (True, False): 16, (False, True): 16, (True, True): 48}
+"""By whether weights have fewer than 8 bits, and whether few of them share a scale."""
+_SMALL_GROUP = 32
+
+
+def crossover_rows(arithmetic: str, stored: TiledFormat) -> int:
+    """Estimate the rows of a block from which matrix tiles beat dot instructions; ``moec tune`` measures it.
+
+    Before the tiles begin, weights of few bits are decoded in memory, and sums of each group of weights that share a
+    scale go through memory. Numbers are those measured on a Xeon with AMX, with weights that caches hold: layers of
+    Granite's shape, products of SmolLM2's.
+    """
+    if arithmetic == "bfloat16":
+        return 3
+    return _CROSSOVER_ROWS[stored.bits < 8, 0 < stored.group <= _SMALL_GROUP]
 
 
 @dataclasses.dataclass(frozen=True)

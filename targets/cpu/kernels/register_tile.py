@@ -49,7 +49,7 @@ class Sums:
         count = -(-height // most)
         firsts = [height * i // count for i in range(count + 1)]
         self._parts = [
-            (first, end - first, named(name, T.alloc_buffer((end - first, width), dtype)))
+            (first, end - first, named(name, T.alloc_buffer((end - first, width), dtype, scope="local")))
             for first, end in itertools.pairwise(firsts)
         ]
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop, named, quotient
-
-STACK_BYTES = 896
-"""Most bytes of one buffer of sums: TVM puts buffers below 1024 bytes on the stack, all others on the heap."""
 
 CACHE_LINE_FLOATS = 16
 PREFETCH_DISTANCE = 16
@@ -41,17 +37,12 @@ class SumsRow:
 
 
 class Sums:
-    """The sums of a register tile, spread over buffers that are small enough for the stack."""
+    """The sums of a register tile. Their scope keeps TVM from giving them the memory of another buffer: where the
+    address of that one is taken, as for matrix tiles, LLVM would store each sum, too."""
 
     def __init__(self, height: int, width: int, dtype: str = "float32", name: str = "totals") -> None:
-        self._width = width
-        most = max(1, STACK_BYTES // (4 * width))
-        count = -(-height // most)
-        firsts = [height * i // count for i in range(count + 1)]
-        self._parts = [
-            (first, end - first, named(name, T.alloc_buffer((end - first, width), dtype, scope="local")))
-            for first, end in itertools.pairwise(firsts)
-        ]
+        self._height, self._width = height, width
+        self._buffer = named(name, T.alloc_buffer((height, width), dtype, scope="local"))
 
     def fill(self, initial: Callable[[Any, Any], Any]) -> None:
         """Emit ``sums[i][j] = initial(i, j)``."""
@@ -66,9 +57,8 @@ class Sums:
 
     def rows_with(self, other: Sums) -> Iterator[tuple[Any, SumsRow, SumsRow]]:
         """The same over the rows of two register tiles of one shape."""
-        for (first, count, buffer), (_, _, other_buffer) in zip(self._parts, other._parts, strict=True):
-            with loop("i", T.unroll(count)) as i:
-                yield first + i, SumsRow(buffer, i), SumsRow(other_buffer, i)
+        with loop("i", T.unroll(self._height)) as i:
+            yield i, SumsRow(self._buffer, i), SumsRow(other._buffer, i)
 
 
 def accumulate(
@@ -86,9 +76,8 @@ def accumulate(
     Returns the sums.
 
     One rank-1 update per k: ``height`` broadcasts and the vectors of ``width`` columns feed ``height * width``
-    multiply-adds (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). The sums are
-    small buffers on the stack, which LLVM turns into registers as long as they are only indexed by constants. (On the
-    heap they would be stored in every step, for LLVM cannot tell that nothing else reads them.)
+    multiply-adds (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). The sums are a
+    buffer on the stack, which LLVM turns into registers as long as it is only indexed by constants.
 
     ``right`` is prefetched if it is ``streamed`` from memory: the hardware's own prefetcher stops at every page.
     """

@@ -7,17 +7,17 @@ A level (``O2``) is a name for such a text and may stand where a pass may.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import time
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import onnx_ir as ir
 
 from moec.common.arguments import suggestion
 from moec.common.errors import MoecError, VerificationError, reporting
+from moec.common.field_types import field_types
 from moec.passes import PASSES
 from moec.passes.framework.base import Pass, Report
 
@@ -196,12 +196,8 @@ def _make(name: str, options: str | None, shared: Mapping[str, str]) -> tuple[Pa
     return (kind(**values),)
 
 
-_types_of = functools.cache(get_type_hints)
-"""The types of a pass' options, by name."""
-
-
 def _parse_options(pass_name: str, kind: type[Pass], text: str) -> dict[str, Any]:
-    hints = _types_of(kind)
+    hints = field_types(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     options: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):

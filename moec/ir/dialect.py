@@ -52,11 +52,11 @@ A row with an infinity or a NaN becomes NaN.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import onnx_ir as ir
+
+from moec.common.field_types import field_types
 
 DOMAIN = "moec"
 FORMULATION_KEY = "moec.formulation"
@@ -324,19 +324,13 @@ def defaults_of(op_type: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
-@functools.cache
-def types_of(kind: type) -> Mapping[str, Any]:
-    """The types of a spec's fields, by name. They are read once: Python evaluates their text anew at each call."""
-    return get_type_hints(kind)
-
-
 def spec_of(node: ir.Node, kind: type[Spec]) -> Spec:
     """Read a spec back from a node. Absent attributes take their defaults.
 
     Raises KeyError when an attribute without a default (``k``, ``expert_count``) is missing. Values are not judged
     here: that is the verifier's work, whose messages name node and rule.
     """
-    hints = types_of(kind)
+    hints = field_types(kind)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         attribute = node.attributes.get(field.name)
@@ -389,4 +383,4 @@ def has_experts(node: ir.Node) -> bool:
 
 def choices(kind: type, field: str) -> tuple[str, ...]:
     """The allowed values of an enumerated attribute, e.g. ``choices(RouteSpec, "score")``."""
-    return get_args(types_of(kind)[field])
+    return get_args(field_types(kind)[field])

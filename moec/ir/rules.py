@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 import onnx_ir as ir
 
+from moec.common.field_types import field_types
 from moec.ir import dialect
 from moec.ir.rule import Rule, Rules
 from moec.ir.rules_products import PRODUCTS
@@ -51,7 +52,7 @@ def _output_count(node: ir.Node) -> str | None:
 
 def _fields(node: ir.Node) -> dict[str, Any]:
     """The attributes the operator has, with their Python types."""
-    return {name: hint for spec in dialect.SPECS[node.op_type] for name, hint in dialect.types_of(spec).items()}
+    return {name: hint for spec in dialect.SPECS[node.op_type] for name, hint in field_types(spec).items()}
 
 
 @_FORM.add("known-attribute")

@@ -18,9 +18,10 @@ from moec.ir.dialect import ExpertsSpec
 from moec.passes.cast_weights import CastWeights
 from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
+from moec.targets.cpu import packed_weights
 from moec.targets.cpu.hardware.machine import MACHINES, host_has
 from moec.targets.cpu.kernels import matrix_tile
-from moec.targets.cpu.kernels.multiplication import Multiplication
+from moec.targets.cpu.kernels.multiplication import Multiplication, crossover_rows
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 
 from ...products import thinned
@@ -29,7 +30,8 @@ from .one_node import compile_model
 
 SOURCE = pathlib.Path(__file__).with_name("matrix_tiles.c")
 ROWS = (52, 36, 20, 4, 2)
-"""Of each expert: second blocks with more and fewer rows than a tile has, one small block, and too few for tiles."""
+"""Of each expert: second blocks with more and fewer rows than a tile has, one small block, and too few for tiles, which
+begin at 5 rows here in all formats."""
 PASSES: dict[str, Pass] = {
     "bfloat16": CastWeights("bf16"),
     "int8": QuantizeExperts("int8"),
@@ -52,6 +54,7 @@ def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix_tile, "_tile", call)
+        patch.setattr(packed_weights, "crossover_rows", lambda *_: 5)
         yield
 
 
@@ -105,3 +108,10 @@ def test_tiles_of_one_element_say_nothing_of_the_other(missing: str, arithmetic:
     )
     for one, stored in (("bfloat16", "bfloat16"), ("int8", "int8")):
         assert Multiplication(machine, TiledFormat(stored), one).tiles_used == (one != arithmetic)
+
+
+def test_tiles_begin_at_more_rows_where_weights_are_decoded_and_groups_are_small() -> None:
+    rows = [crossover_rows("int8", TiledFormat(f"int{bits}", group)) for bits, group in [(8, 0), (8, 128), (4, 128)]]
+    small = [crossover_rows("int8", TiledFormat(f"int{bits}", 32)) for bits in (8, 4)]
+    assert rows[0] == rows[1] < rows[2] == small[0] < small[1]
+    assert crossover_rows("bfloat16", TiledFormat("bfloat16")) < rows[0]

@@ -62,15 +62,6 @@ class InputError(MoecError):
     """A compiled model was called with the wrong names, dtypes, ranks or sizes."""
 
 
-@contextlib.contextmanager
-def needed_for(feature: str) -> Iterator[None]:
-    """Context whose InputErrors advise to generate without a feature that needs what is refused."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{error}; generate without {feature}") from error
-
-
 class LostRankError(MoecError):
     """Another rank of a distributed run ended, failed or does not answer."""
 

@@ -126,16 +126,3 @@ def _sent(to: Array, own: int) -> int:
     """Count the distinct places of each token, other than its own."""
     ordered = np.sort(np.where(to == own, -1, to), axis=1)
     return int((ordered >= 0).sum() - ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).sum())
-
-
-def zipf_trace(tokens: int, experts: int, k: int, *, seed: int, exponent: float = 1.0, drift: float = 0.0) -> Array:
-    """Make a trace [T,k] whose experts have loads like Zipf's law, number n of the most selected with n**-exponent.
-
-    ``drift``: by how many places, as a share of the experts, the order of experts has moved at the end. Distinct
-    experts are selected by adding Gumbel noise to logarithms, as a softmax router would."""
-    random = np.random.default_rng(seed)
-    order = random.permutation(experts)
-    moved = (np.arange(tokens) * drift * experts / max(1, tokens)).astype(np.int64)
-    popularity = -exponent * np.log1p((np.argsort(order)[None, :] + moved[:, None]) % experts)
-    scores = popularity + random.gumbel(size=(tokens, experts))
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)

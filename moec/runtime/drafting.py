@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moec.common.errors import InputError, RoomError, needed_for
+from moec.common.errors import InputError, RoomError
 from moec.runtime.common_tokens import common_tokens
 from moec.runtime.draft_limit import MOST_DRAFTS, DraftLimit
 from moec.runtime.prompt_row import DraftFigures, PromptRow
@@ -37,15 +37,6 @@ class DraftSource(Protocol):
     def draft(self, tokens: Sequence[int], count: int) -> list[int]:
         """Up to ``count`` tokens that may follow a text."""
         ...
-
-
-def check_drafts(session: Session, *, to_remembered: bool = True) -> None:
-    """Raise InputError for a session that cannot compute drafts and forget those that are rejected. ``to_remembered``:
-    also by coming back to the states before all of them."""
-    with needed_for("drafts"):
-        if session.fixed_length is not None:
-            raise InputError(f"the model runs on {session.fixed_length} tokens at a time")
-        session.check_truncation(to_remembered=to_remembered)
 
 
 class DraftedText:

@@ -13,7 +13,7 @@ import numpy as np
 from moec.common.arguments import check_choice, check_kind, check_optional_text, check_path, known_options
 from moec.common.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.draft_model import DraftModel, check_same_tokens
-from moec.runtime.drafting import DraftedText, check_drafts
+from moec.runtime.drafting import DraftedText
 from moec.runtime.model import CompiledModel
 from moec.runtime.mtp_drafts import MtpDrafts
 from moec.runtime.ngrams import Ngrams
@@ -22,6 +22,7 @@ from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
+from moec.runtime.session_checks import check_drafts
 from moec.runtime.text_codec import TextCodec
 from moec.runtime.token_selection import TokenSelection
 

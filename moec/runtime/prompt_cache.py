@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from moec.common.array_files import check_arrays_destination
-from moec.common.errors import InputError, needed_for
+from moec.common.errors import InputError
 from moec.runtime.common_tokens import common_tokens
 from moec.runtime.run_memory import FEW_TOKENS
 from moec.runtime.saved_session import SavedSession
 from moec.runtime.session import Session
+from moec.runtime.session_checks import check_prompt_cache
 
 
 class PromptCache:
@@ -60,13 +61,6 @@ class PromptCache:
             return
         session.truncate(len(prompt))
         session.save(self._path)
-
-
-def check_prompt_cache(session: Session) -> None:
-    """Raise InputError for a session whose prompt cannot be kept."""
-    with needed_for("a prompt cache"):
-        session.check_saving()
-        session.check_truncation(to_remembered=True)
 
 
 def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from moec.common.errors import InputError
 from moec.runtime.common_tokens import common_tokens
 from moec.runtime.generation import begin_from, run_rows
 from moec.runtime.model import CompiledModel
-from moec.runtime.prompt_cache import PromptCache, check_prompt_cache
+from moec.runtime.prompt_cache import PromptCache
 from moec.runtime.prompt_row import Generation, OnText, PromptRow, TextWriter
 from moec.runtime.sampling import Sampling
+from moec.runtime.session_checks import check_prompt_cache
 from moec.runtime.text_codec import TextCodec
 
 

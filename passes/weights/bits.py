@@ -118,19 +118,6 @@ class WeightBudget:
         return 8e6 if self.megabytes is not None else float(sum(item.size for item in items))
 
 
-def plan_bits(
-    nodes: Sequence[ir.Node],
-    profile: Profile,
-    forms: Sequence[WeightFormat],
-    budget: WeightBudget,
-    sensitivities: str | os.PathLike[str] | None = None,
-    method: Method = "rtn",
-) -> list[LayerPlan]:
-    """Find the formats with the least error within a budget for all floating-point weights of the nodes. Options and
-    errors are those of :func:`items_of`. Raises MoecError also for a budget that cannot be met."""
-    return least_error(items_of(nodes, profile, forms, sensitivities, method), forms, budget)
-
-
 def items_of(
     nodes: Sequence[ir.Node],
     profile: Profile,

@@ -17,7 +17,7 @@ from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
-from moec.passes.weights.bits import WeightBudget, plan_bits
+from moec.passes.weights.bits import WeightBudget, items_of, least_error
 from moec.passes.weights.sensitivities import sensitivities_text
 from moec.placing.plan import ExpertPlan, LayerPlan
 from moec.profiles import Profile
@@ -325,7 +325,7 @@ def test_a_profile_without_what_stands_for_other_tokens_is_refused(spec, profile
     read = measured.array
     measured.array = lambda name: None if "prior_error" in name else read(name)
     with pytest.raises(MoecError, match="node layer: the profile lacks 'prior_error/int8'; make it anew"):
-        plan_bits([node], measured, [form_of("int8")], WeightBudget(8))
+        items_of([node], measured, [form_of("int8")])
 
 
 @pytest.mark.nightly
@@ -347,7 +347,8 @@ def test_a_plan_is_applied_as_it_is_edited(spec, profile, tmp_path):
     model = experts_model(spec)
     node = last_moec_node(model)
     with_profile = Profile.read(profile)
-    (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], WeightBudget(3.5))
+    forms = [*map(form_of, FORMATS.split("+"))]
+    (plan,) = least_error(items_of([node], with_profile, forms), forms, WeightBudget(3.5))
     plan.formats["down"] = ["int8", "keep", *["int4/32z"] * (E - 2)]
     (tmp_path / "plan.json").write_text(ExpertPlan((plan,)).text())
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
@@ -439,8 +440,9 @@ def test_weights_that_no_format_holds_are_named(spec, profile):
     damaged = np.full((E, len(next(measured.all_experts()).parts)), np.nan)
     read = measured.array
     measured.array = lambda name: damaged if "error/" in name else read(name)
+    forms = [form_of("int8")]
     with pytest.raises(MoecError, match=r"node layer: weight up.* of expert 0: has no finite error in any of int8;"):
-        plan_bits([node], measured, [form_of("int8")], WeightBudget(8))
+        least_error(items_of([node], measured, forms), forms, WeightBudget(8))
 
 
 def test_a_model_without_experts_stays(profile):

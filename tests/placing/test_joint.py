@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.placing.judge import following_of, imbalance, judge, pairs_of, rank_loads, zipf_trace
+from moec.placing.judge import following_of, imbalance, judge, pairs_of, rank_loads
 from moec.placing.place import place
 from moec.placing.placement import ExpertPlacement
 
 from .test_eplb import UNEVEN
+from .traces import zipf_trace
 
 POPULARITY = 1 / np.arange(3, 19) / np.sum(1 / np.arange(3, 19))
 

@@ -13,9 +13,10 @@ from moec.placing.judge import (
     pairs_of,
     rank_loads,
     shares,
-    zipf_trace,
 )
 from moec.placing.placement import ExpertPlacement, LayerPlacement
+
+from .traces import zipf_trace
 
 LAYER = LayerPlacement("a", 5, ((0, 1), (1, 2), (1, 3, 0), (4,)))
 

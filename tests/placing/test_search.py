@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.placing.judge import judge, zipf_trace
+from moec.placing.judge import judge
 from moec.placing.placement import ExpertPlacement, LayerPlacement
 from moec.placing.search import SearchedLayer
+
+from .traces import zipf_trace
 
 RANDOM = np.random.default_rng(0)
 PAIRS = RANDOM.integers(0, 50, (6, 6))

@@ -9,12 +9,13 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.common.specs import StreamedExpertsSpec, StreamedWeight
-from moec.placing.judge import zipf_trace
 from moec.placing.placement import ExpertPlacement, LayerPlacement
 from moec.placing.plan import ExpertPlan, LayerPlan
 from moec.runtime.direct_reads import PAGE
 from moec.runtime.manifest import WeightEntry
 from moec.runtime.residents import ProgramWeights, check_resident, predicted_share, with_residents
+
+from ..placing.traces import zipf_trace
 
 EXPERTS = 16
 DENSE = 4 * PAGE

@@ -11,7 +11,7 @@ from tvm import relax
 
 from moec.frontend.onnx.importer import import_model
 from moec.targets.base import Candidate, KernelRecord
-from moec.targets.tvm.phases.provenance import bindings_of, nodes_by_kernel
+from moec.targets.tvm.phases.provenance import bindings_of, nodes_by_call, nodes_of_kernels
 from moec.targets.tvm.phases.records import _header
 
 TWO_EQUAL_LAYERS = """
@@ -101,4 +101,6 @@ def test_calls_on_other_constants_are_other_calls(order):
         {**before.functions, before.get_global_var("main"): relax.Function(main.params, moved, main.ret_ty)}
     )
     nodes = {name: ir.Node("", name, []) for name in ("first", "second")}
-    assert [node.op_type for node in nodes_by_kernel(before, after, nodes)["scale"]] == list(order)
+    assert [node.op_type for node in nodes_of_kernels(after, nodes_by_call(before, after, nodes))["scale"]] == list(
+        order
+    )

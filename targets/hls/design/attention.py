@@ -283,11 +283,6 @@ class AttentionDesign:
         return -(-self.shape.positions // self.lanes)
 
     @property
-    def norm_sum_bits(self) -> int:
-        """Bits of the sum of a token's int16 channels."""
-        return RESULT_BITS + bits_for(self.shape.width)
-
-    @property
     def mixed_bits(self) -> int:
         """Bits of the sum of values times 8-bit weights over all keys."""
         return 16 + bits_for(self.shape.positions)

@@ -287,11 +287,6 @@ class Design:
         return accumulator_bits(self.width, ROUTER_WEIGHT_BITS)
 
     @property
-    def norm_sum_bits(self) -> int:
-        """Bits of the sum of a token's int16 channels."""
-        return RESULT_BITS + bits_for(self.shape.width)
-
-    @property
     def combined_bits(self) -> int:
         """Bits of a sum of results times gates."""
         return RESULT_BITS + GATE_BITS + bits_for(self.shape.all_slots)

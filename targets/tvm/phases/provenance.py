@@ -19,22 +19,14 @@ from tvm import relax
 Key = tuple[Any, ...]
 
 
-def nodes_by_kernel(
+def nodes_by_call(
     before: tvm.IRModule, after: tvm.IRModule, node_of_variable: Mapping[str, ir.Node]
-) -> dict[str, list[ir.Node]]:
-    """Nodes by the symbol of a kernel in ``after``, in the order of execution.
+) -> dict[relax.Var, list[ir.Node]]:
+    """Nodes by the variable of ``after`` that a call of a kernel is bound to, in the order of execution.
 
     ``before`` and ``after``: the module on both sides of FuseOps. ``node_of_variable``: the node that made a variable
     of ``before``, by the variable's name.
     """
-    by_call = nodes_by_call(before, after, node_of_variable)
-    return nodes_of_kernels(after, by_call)
-
-
-def nodes_by_call(
-    before: tvm.IRModule, after: tvm.IRModule, node_of_variable: Mapping[str, ir.Node]
-) -> dict[relax.Var, list[ir.Node]]:
-    """Nodes by the variable of ``after`` that a call of a kernel is bound to; see :func:`nodes_by_kernel`."""
     return _Replay(before, after, node_of_variable).run()
 
 

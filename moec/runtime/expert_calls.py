@@ -1,27 +1,22 @@
 """Functions that programs of models larger than memory call between their kernels.
 
-They are the same for all programs of a process. The thread that runs a program says whose weights they refer to.
+They are the same for all programs of a process; :mod:`moec.runtime.program_run` says whose weights they refer to.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moec.common.once import once
-from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
+from moec.runtime.program_run import current_run
 from moec.runtime.tensors import from_runtime
 
 if TYPE_CHECKING:
-    from moec.runtime.row_tables import RowTables
     from moec.runtime.streamed_experts import StreamedExperts
-    from moec.runtime.streamed_weights import StreamedWeights
 
 EXPERTS_THERE = "moec.experts_there"
 """``(layer, blocks int32 [B, 3], block_count int32 [1], count int32 [1])``: load the experts of the first
@@ -36,24 +31,6 @@ TABLE_ROWS = "moec.table_rows"
 """``(table [N, ...], ids, rows [..., ...])``: copy the rows of a table that have these numbers, from memory or the
 file. Negative numbers count from the end, and those out of range are clamped, as in every look-up of a program."""
 
-_running = threading.local()
-
-
-@contextlib.contextmanager
-def streaming(streamed: StreamedWeights | None) -> Iterator[None]:
-    """Context in which programs that the calling thread runs use these weights; None where all are always in memory."""
-    experts = None if streamed is None else streamed.experts
-    tables = None if streamed is None else streamed.tables
-    before = tuple(getattr(_running, name, None) for name in ("experts", "tables", "error"))
-    _running.experts, _running.tables, _running.error = experts, tables, None
-    if experts is not None:
-        experts.begin_run()
-    try:
-        with raised_as(lambda: _running.error):
-            yield
-    finally:
-        _running.experts, _running.tables, _running.error = before
-
 
 @once
 def register_calls() -> None:
@@ -65,20 +42,25 @@ def register_calls() -> None:
     ffi.register_global_func(TABLE_ROWS, _table_rows)
 
 
+def _experts() -> StreamedExperts | None:
+    streamed = current_run().streamed
+    return None if streamed is None else streamed.experts
+
+
 def _there(layer: int, blocks: Any, block_count: Any, count: Any) -> None:
     (used,) = from_runtime(block_count)
-    experts: StreamedExperts | None = getattr(_running, "experts", None)
+    experts = _experts()
     if experts is not None:
         try:
             experts.need(layer, np.unique(from_runtime(blocks)[:used, 0]).tolist())
-        except BaseException as error:  # interruptions, too
-            _running.error = error
+        except BaseException as error:
+            current_run().keep_error(error)
             raise
     from_runtime(count)[0] = used
 
 
 def _expected(layer: int, x: Any, ids: Any, y: Any) -> None:
-    experts: StreamedExperts | None = getattr(_running, "experts", None)
+    experts = _experts()
     if experts is not None:
         # First choices of all tokens come before second ones.
         chosen = from_runtime(ids).T.ravel().tolist()
@@ -87,7 +69,7 @@ def _expected(layer: int, x: Any, ids: Any, y: Any) -> None:
 
 
 def _absent(layer: int, _logits: Any, tolerance: Any) -> None:
-    experts: StreamedExperts | None = getattr(_running, "experts", None)
+    experts = _experts()
     from_runtime(tolerance)[...] = 0 if experts is None else experts.tolerance(layer)
 
 
@@ -98,11 +80,12 @@ def _table_rows(table: Any, ids: Any, rows: Any) -> None:
     places = from_runtime(ids).reshape(count).astype(np.int64)
     places = np.where(places < 0, places + size, places).clip(0, size - 1)
     copies = from_runtime(rows).reshape(-1).view(np.uint8).reshape(count, -1)
-    tables: RowTables | None = getattr(_running, "tables", None)
+    streamed = current_run().streamed
+    tables = None if streamed is None else streamed.tables
     try:
         if tables is None or not tables.read(table.data_ptr(), places, copies):
             stored = from_runtime(table).reshape(-1).view(np.uint8).reshape(size, -1)
             np.take(stored, places, axis=0, out=copies, mode="clip")
-    except BaseException as error:  # interruptions, too
-        _running.error = error
+    except BaseException as error:
+        current_run().keep_error(error)
         raise

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ import numpy as np
 from moec.common.errors import InputError
 from moec.common.loop_steps import MAXIMUM_STEPS, LoopLimit
 from moec.common.once import once
-from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
+from moec.runtime.program_run import ProgramRun, current_run
 from moec.runtime.tensors import from_runtime, to_runtime
 
 LOOP = "moec.loop"
@@ -32,8 +31,6 @@ the places."""
 LOOP_RESULT = "moec.loop_result"
 """``(result, axis, is_backward, found, y)``: writes a state behind the last step to y, or the slices of all steps side
 by side along an axis."""
-
-_running = threading.local()
 
 
 def body_name(number: int) -> str:
@@ -79,46 +76,11 @@ class _Slices:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Taken:
+class EndedLoop:
     """A loop that has ended: its states, and the slices of each result."""
 
     states: Sequence[Any]
     slices: Sequence[_Slices]
-
-
-class _Loops:
-    """The loops of one run of a program that have ended, by a number."""
-
-    def __init__(self, machine: Any) -> None:
-        self.machine = machine
-        self.error: BaseException | None = None
-        self._taken: list[_Taken] = []
-
-    def keep(self, taken: _Taken) -> int:
-        self._taken.append(taken)
-        return len(self._taken) - 1
-
-    def forget(self, first: int) -> None:
-        """Forget the loops from this number on."""
-        del self._taken[first:]
-
-    def __getitem__(self, number: int) -> _Taken:
-        return self._taken[number]
-
-    def __len__(self) -> int:
-        return len(self._taken)
-
-
-@contextlib.contextmanager
-def stepping(machine: Any) -> Iterator[None]:
-    """Inside, loops of the calling thread call functions of this virtual machine."""
-    before, loops = getattr(_running, "loops", None), _Loops(machine)
-    _running.loops = loops
-    try:
-        with raised_as(lambda: loops.error):
-            yield
-    finally:
-        _running.loops = before
 
 
 @once
@@ -132,39 +94,40 @@ def register_loops() -> None:
 def _loop(number: int, states: int, asks: int, count: int, *rest: Any) -> None:
     places = [(rest[at], rest[at + 1]) for at in range(0, 2 * count, 2)]
     trips, going, *values, report = rest[2 * count :]
-    loops: _Loops = _running.loops
+    run = current_run()
     try:
         growing = sorted({result for result, _ in places if result < states})
-        body = _Body(loops, body_name(number), states, growing, bool(asks), values[states:])
+        body = _Body(run, body_name(number), states, growing, bool(asks), values[states:])
         taken, steps = body.run(values[:states], from_runtime(trips).item(), going)
         likes = [kept.first for kept in taken.slices] if steps else body.likes(values[:states], going) if places else []
         likes = [*taken.states, *likes]
-    except BaseException as error:  # an interruption, too
-        loops.error = loops.error or error
+    except BaseException as error:
+        run.keep_error(error)
         raise
+    run.loops.append(taken)
     sizes = (likes[result].shape[axis] if result < len(likes) else 0 for result, axis in places)
-    from_runtime(report)[:] = [loops.keep(taken), steps, *sizes]
+    from_runtime(report)[:] = [len(run.loops) - 1, steps, *sizes]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
     """The body of a loop, and what all its steps read. ``growing``: the states that may change their sizes."""
 
-    loops: _Loops
+    program_run: ProgramRun
     name: str
     states: int
     growing: Sequence[int]
     asks: bool
     others: Sequence[Any]
 
-    def run(self, carried: Sequence[Any], trips: int, going: Any) -> tuple[_Taken, int]:
+    def run(self, carried: Sequence[Any], trips: int, going: Any) -> tuple[EndedLoop, int]:
         """The loop behind its last step, and how many it took."""
-        body = self.loops.machine.get_function(self.name)
+        body = self.program_run.machine.get_function(self.name)
         number = to_runtime(np.zeros((), np.int64))
         written, step = from_runtime(number), 0
         slices: list[_Slices] = []
         is_counted = not self.asks and trips <= MAXIMUM_STEPS
-        before = len(self.loops)
+        before = len(self.program_run.loops)
         limit = LoopLimit(self._growing(carried))
         goes_on = bool(from_runtime(going).item())
         while step < trips and goes_on:
@@ -174,7 +137,7 @@ class _Body:
                 raise InputError(str(error)) from None
             written[...] = step
             results = list(body(number, going, *carried, *self.others))
-            self.loops.forget(before)  # those inside the body
+            del self.program_run.loops[before:]  # those inside the body
             if self.asks:
                 going, *results = results
                 goes_on = bool(from_runtime(going).item())
@@ -185,7 +148,7 @@ class _Body:
             step += 1
         if not step:  # what the program gave lies in memory that it may write results to
             carried = [to_runtime(from_runtime(tensor).copy()) for tensor in carried]
-        return _Taken(carried, slices), step
+        return EndedLoop(carried, slices), step
 
     def _growing(self, carried: Sequence[Any]) -> int:
         """The bytes of the states that may grow."""
@@ -195,19 +158,18 @@ class _Body:
     def likes(self, carried: Sequence[Any], going: Any) -> Sequence[np.ndarray]:
         """The slices that a first step would make, for their sizes; none where the body cannot run on what there
         is."""
-        body, before = self.loops.machine.get_function(self.name), len(self.loops)
+        body, before = self.program_run.machine.get_function(self.name), len(self.program_run.loops)
         results: list[Any] = []
         with contextlib.suppress(Exception):
             results = list(body(to_runtime(np.zeros((), np.int64)), going, *carried, *self.others))
-        self.loops.forget(before)
-        self.loops.error = None
+        del self.program_run.loops[before:]
+        self.program_run.error = None
         return [from_runtime(result) for result in results[int(self.asks) + self.states :]]
 
 
 def _result(result: int, axis: int, is_backward: int, report: Any, y: Any) -> None:
-    loops: _Loops = _running.loops
     number, steps, *_ = from_runtime(report).tolist()
-    taken, written = loops[number], from_runtime(y)
+    taken, written = current_run().loops[number], from_runtime(y)
     place = result - len(taken.states)
     if place < 0:
         written[...] = from_runtime(taken.states[result])

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from moec.common.errors import ArtifactError
-from moec.runtime.expert_calls import register_calls, streaming
+from moec.runtime.expert_calls import register_calls
 from moec.runtime.library import load_ffi, load_objects
-from moec.runtime.loops import register_loops, stepping
-from moec.runtime.rank_calls import RowsDevice, exchanging, register_rank_calls
+from moec.runtime.loops import register_loops
+from moec.runtime.program_run import ProgramRun
+from moec.runtime.rank_calls import RowsDevice, register_rank_calls
 from moec.runtime.ranks import OneRank, Ranks
 from moec.runtime.streamed_weights import StreamedWeights
 from moec.runtime.team import TEAM_OBJECT, Team
@@ -101,8 +102,8 @@ class LoadedProgram:
         """Run the program and return its results; each access to one takes time. The caller's threads share the loops:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
-        with exchanging(self.ranks, self._device), streaming(self.streamed), stepping(self._machine):
-            result = self._main(*inputs, *weights)
+        run = ProgramRun(self._machine, self.ranks, self._device, self.streamed)
+        result = run.call(self._main, *inputs, *weights)
         return result if isinstance(result, self._several) else [result]
 
     def call_kernel(self, name: str, arguments: Sequence[Any]) -> None:

@@ -1,24 +1,20 @@
 """Functions that programs with experts on several ranks call between their kernels.
 
-They are the same for all programs of a process. The thread that runs a program says with which ranks it exchanges rows;
-without any, the program computes all experts itself.
+They are the same for all programs of a process. :mod:`moec.runtime.program_run` says with which ranks a program
+exchanges rows; without any, it computes all experts itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
-from moec.common.errors import MoecError, RoomError
 from moec.common.once import once
-from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
-from moec.runtime.ranks import OneRank, Ranks, ReceivedRows
+from moec.runtime.program_run import current_run
 
 SEND_ROWS = "moec.send_rows"
 """``(layer, x [T,d], experts int32 [T,k], weights? [T,k], sent int32 [1])``: begin to send rows."""
@@ -46,47 +42,6 @@ class RowsDevice(Protocol):
         ...
 
 
-@dataclasses.dataclass
-class _ProgramRun:
-    """One run of a program: its ranks, the rows that it received by layer, and the error that ended it."""
-
-    ranks: Ranks
-    device: RowsDevice
-    received: dict[int, ReceivedRows] = dataclasses.field(default_factory=dict)
-    error: BaseException | None = None
-
-
-class _Running(threading.local):
-    turn: _ProgramRun | None = None
-
-
-_running = _Running()
-
-
-def _turn() -> _ProgramRun:
-    assert _running.turn is not None, "a program runs"
-    return _running.turn
-
-
-@contextlib.contextmanager
-def exchanging(ranks: Ranks, device: RowsDevice) -> Iterator[None]:
-    """Context of a run of a program on a device in the calling thread, which exchanges rows with these ranks. An error
-    of the exchange is raised as it was. On several ranks RoomError becomes MoecError: a rank alone cannot run fewer
-    tokens."""
-    before, turn = _running.turn, _ProgramRun(ranks, device)
-    _running.turn = turn
-    try:
-        ranks.begin_run()
-        with raised_as(lambda: turn.error):
-            yield
-    except RoomError as error:
-        if isinstance(ranks, OneRank):
-            raise
-        raise MoecError(str(error)) from error
-    finally:
-        _running.turn = before
-
-
 @once
 def register_rank_calls() -> None:
     """Register the functions with the runtime."""
@@ -104,12 +59,12 @@ def register_rank_calls() -> None:
 
 def _keeping_errors(function: Callable[..., None]) -> Callable[..., None]:
     def call(layer: int, *tensors: Any) -> None:
-        turn = _turn()
+        run = current_run()
         try:
-            with turn.device.exchanging():
-                function(layer, *map(turn.device.view_of, tensors))
-        except BaseException as error:  # interruptions, too
-            turn.error = error
+            with run.device.exchanging():
+                function(layer, *map(run.device.view_of, tensors))
+        except BaseException as error:
+            run.keep_error(error)
             raise
 
     return call
@@ -118,28 +73,28 @@ def _keeping_errors(function: Callable[..., None]) -> Callable[..., None]:
 def _send(layer: int, x: np.ndarray, experts: np.ndarray, *weights_and_sent: np.ndarray) -> None:
     *weights, sent = weights_and_sent
     sent[...] = 0
-    _turn().ranks.send(layer, x, experts, weights[0] if weights else None)
+    current_run().ranks.send(layer, x, experts, weights[0] if weights else None)
 
 
 def _count(layer: int, *tensors: np.ndarray) -> None:
-    received = _turn().received[layer] = _turn().ranks.receive(layer)
+    received = current_run().received[layer] = current_run().ranks.receive(layer)
     tensors[-1][0] = len(received.rows)
 
 
 def _copy_rows(layer: int, _count: np.ndarray, rows: np.ndarray) -> None:
-    rows[...] = _turn().received[layer].rows
+    rows[...] = current_run().received[layer].rows
 
 
 def _copy_experts(layer: int, _count: np.ndarray, experts: np.ndarray) -> None:
-    experts[:, 0] = _turn().received[layer].experts
+    experts[:, 0] = current_run().received[layer].experts
 
 
 def _copy_weights(layer: int, _count: np.ndarray, own: np.ndarray) -> None:
-    weights = _turn().received[layer].weights
+    weights = current_run().received[layer].weights
     assert weights is not None, "weights that were sent are received"
     own[:, 0] = weights
 
 
 def _return(layer: int, results: np.ndarray, rows: np.ndarray) -> None:
-    _turn().received.pop(layer)
-    rows[...] = _turn().ranks.give_back(layer, results)
+    current_run().received.pop(layer)
+    rows[...] = current_run().ranks.give_back(layer, results)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moec.common.errors import InputError
+from moec.runtime.device import Host
 from moec.runtime.library import load_ffi
-from moec.runtime.loops import LOOP, LOOP_RESULT, register_loops, stepping
+from moec.runtime.loops import LOOP, LOOP_RESULT, register_loops
+from moec.runtime.program_run import ProgramRun
+from moec.runtime.ranks import OneRank
 from moec.runtime.tensors import from_runtime, to_runtime
 
 
@@ -25,7 +29,9 @@ def run(trips: int, state: np.ndarray, addend: np.ndarray, body=doubling) -> tup
     register_loops()
     loop, result = (load_ffi().get_global_func(name) for name in (LOOP, LOOP_RESULT))
     counts, after = to_runtime(np.zeros(3, np.int64)), to_runtime(np.empty_like(state))
-    with stepping(SimpleNamespace(get_function=lambda name: {"loop_4": body}[name])):
+    machine = SimpleNamespace(get_function=lambda name: {"loop_4": body}[name])
+
+    def call() -> Any:
         initial = to_runtime(state)
         loop(
             4,
@@ -45,6 +51,9 @@ def run(trips: int, state: np.ndarray, addend: np.ndarray, body=doubling) -> tup
         _, steps, size = from_runtime(counts).tolist()
         slices = to_runtime(np.empty((size, steps), np.float32))
         result(1, 1, 1, counts, slices)
+        return slices
+
+    slices = ProgramRun(machine, OneRank(), Host()).call(call)
     return from_runtime(counts).tolist(), from_runtime(after), from_runtime(slices)
 
 

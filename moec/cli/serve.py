@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moec.cli.ending import call_when_told
-from moec.cli.options import Artifact, Emulate, Threads
+from moec.cli.options import Artifact, Emulate, KeepCounts, Resident, Threads
 
 
 def serve(
@@ -29,6 +29,8 @@ def serve(
     max_seconds: Annotated[int, typer.Option(min=1, help="End a request that takes longer.")] = 600,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that texts have to end after SIGTERM or Ctrl-C.")] = 20,
     threads: Threads = None,
+    resident: Resident = None,
+    keep_counts: KeepCounts = None,
     emulate: Emulate = False,
 ) -> None:
     """Answer requests over HTTP in the form of OpenAI's API.
@@ -42,13 +44,17 @@ def serve(
 
     limits = ServerLimits(max_sequences, max_tokens, max_new_tokens, max_waiting, max_body, max_seconds, grace)
     model_name = name or artifact.resolve().stem
-    serve_model(
-        load(artifact, threads=threads, emulate=emulate),
-        name=model_name,
-        host=host,
-        port=port,
-        key=api_key,
-        limits=limits,
-        told_to_stop=call_when_told,
-        on_start=lambda address: print(f"serving {model_name} at {address}/v1", flush=True),
-    )
+    model = load(artifact, threads=threads, resident=resident, keep_counts=keep_counts, emulate=emulate)
+    try:
+        serve_model(
+            model,
+            name=model_name,
+            host=host,
+            port=port,
+            key=api_key,
+            limits=limits,
+            told_to_stop=call_when_told,
+            on_start=lambda address: print(f"serving {model_name} at {address}/v1", flush=True),
+        )
+    finally:
+        model.save_counts()

@@ -143,13 +143,17 @@ class CompileOptions:
         return LayerRanges.parse(self.stages)
 
     def check_further_programs(self) -> None:
-        """Raise UnsupportedError for batches and drafts where one process with all weights in memory, for drafts on a
-        processor, is not what runs the model; and for drafts in a C library or without a cache."""
+        """Raise UnsupportedError for batches and drafts where one process, for drafts one on a processor with all
+        weights in memory, is not what runs the model; and for drafts in a C library or without a cache."""
         if self.batches:
-            self._check_one_process("batches", "a batch runs", on_gpus=True)
+            self._check_one_process("batches", "a batch runs in one process", on_gpus=True)
         if self.drafts is None:
             return
-        self._check_one_process("drafts", "an MTP layer runs")
+        self._check_one_process("drafts", "an MTP layer runs in one process")
+        if self.resident is not None:
+            raise UnsupportedError(
+                "an MTP layer runs with all weights in memory; compile without resident, or without drafts"
+            )
         if self.form is not None:
             raise UnsupportedError("a C library drafts nothing; compile without form, or without drafts")
         if self.cache is False:
@@ -166,11 +170,10 @@ class CompileOptions:
             raise UnsupportedError(
                 f"{option} run on processors, not on target '{self.target}'; compile without {option}"
             )
-        apart = {"resident": self.resident, "ranks": self.ranks, "plan": self.plan, "stages": self.stages}
+        apart = {"ranks": self.ranks, "plan": self.plan, "stages": self.stages}
         for name, value in apart.items():
             if value is not None:
-                where = "in one process with all weights in memory"
-                raise UnsupportedError(f"{runs} {where}; compile without {name}, or without {option}")
+                raise UnsupportedError(f"{runs}; compile without {name}, or without {option}")
 
     def c_form(self, path: str | os.PathLike[str]) -> CForm | None:
         """The form C of an artifact at ``path``, after which its program is called; None where it is not asked for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,44 +11,15 @@ from typing import Any
 import numpy as np
 
 from moec.common.arguments import shown
-from moec.common.errors import InputError
+from moec.common.errors import InputError, RoomError
 from moec.common.guards import holds, parse_guard
-from moec.runtime.batch_entries import BatchEntries, StateEntry
-from moec.runtime.batch_pages import BatchPages, SequencePages
+from moec.runtime.batch_entries import BatchEntries
+from moec.runtime.batch_pages import BatchPages
 from moec.runtime.batch_program import BatchProgram, SequencePart
+from moec.runtime.batch_sequence import BatchSequence
 from moec.runtime.held import PAGE
 from moec.runtime.interface import Interface
 from moec.runtime.page_pool import BLOCK
-
-
-@dataclasses.dataclass
-class _Sequence:
-    """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages`` and its ``entry``.
-    ``wanted``: number of last tokens whose logits are wanted. ``logits``: those computed so far. ``as_prompt``: number
-    of first tokens that were computed in parts of many tokens, by the kernels of prompts. ``beginnings``: numbers of
-    first tokens after which its entry is kept for others. ``names``: of first blocks, so that each is computed once."""
-
-    tokens: list[int]
-    wanted: int
-    entry: StateEntry
-    computed: int = 0
-    as_prompt: int = 0
-    pages: SequencePages = dataclasses.field(default_factory=SequencePages)
-    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
-    beginnings: frozenset[int] = frozenset()
-    names: list[bytes] = dataclasses.field(default_factory=list)
-
-    @property
-    def waiting(self) -> int:
-        """Number of tokens that are still to be computed."""
-        return len(self.tokens) - self.computed
-
-    def block_names(self, count: int) -> list[bytes]:
-        """Names of the first ``count`` blocks: each follows from all tokens up to the end of the block."""
-        for block in range(len(self.names), count):
-            tokens = np.array(self.tokens[block * BLOCK : (block + 1) * BLOCK], np.int64)
-            self.names.append(hashlib.sha256(b"".join(self.names[-1:]) + tokens.tobytes()).digest())
-        return self.names[:count]
 
 
 class Batch:
@@ -75,6 +45,7 @@ class Batch:
         least = PAGE + max_sequences - 1
         self._budget = least if step_tokens is None else step_tokens
         _check_count("step_tokens", self._budget)
+        self._most = self._budget
         if self._budget < PAGE:
             raise InputError(f"step_tokens is {self._budget}; expected {PAGE} or more: prompts run in parts of that")
         self._interface, self._program, self.max_sequences = interface, program, max_sequences
@@ -82,7 +53,7 @@ class Batch:
         count, states = -(-max_tokens // PAGE), program.entry.program.held
         self._pool = BatchPages(states, program.entry.inputs, count, max_sequences, program.device)
         self._entries = BatchEntries(program.states, program.entry.inputs, 2 * max_sequences)
-        self._sequences: dict[int, _Sequence] = {}  # in the order in which they are served
+        self._sequences: dict[int, BatchSequence] = {}  # in the order in which they are served
         self._next = 0
         self._lock = threading.Lock()
 
@@ -148,7 +119,7 @@ class Batch:
         with self._used():
             self._check_room()
             tokens = self._checked(ids)
-            sequence = _Sequence(tokens, _wanted(last, len(tokens)), self._entries.first)
+            sequence = BatchSequence(tokens, _wanted(last, len(tokens)), self._entries.first)
             self._check_length(len(tokens))
             self._share_prefix(sequence)
             return self._new(sequence)
@@ -225,31 +196,57 @@ class Batch:
 
         Returns, for each sequence whose tokens are then all computed, the logits that were wanted, float32 [last,
         vocabulary], by number in the order of the sequences; nothing where no token waits. Sequences take turns, so
-        that none waits for ever.
+        that none waits for ever. Where memory does not suffice for so many tokens, such as for the experts that they
+        select together, the step has fewer sequences, or a smaller part of one.
 
-        Raises InputError, and computes nothing, where there are not enough free pages."""
+        Raises InputError where there are not enough free pages, and MoecError where weights cannot be read: then
+        nothing is computed."""
         with self._used():
-            numbers = self._chosen()
-            if not numbers:
-                return {}
-            with self._room_for(numbers):
-                parts = {number: self._part(self._sequences[number]) for number in numbers}
-                logits, entries = self._program.run([*parts.values()], self._pool, PAGE)
-            for other in self._sequences.keys() - parts.keys():
-                self._sequences[other].entry = self._sequences[other].entry.alone()
-            for number, entry in zip(parts, entries, strict=True):
-                self._sequences[number].entry = entry
-            return self._take(parts, logits)
+            while numbers := self._chosen():
+                try:
+                    results = self._computed(numbers)
+                except RoomError:
+                    if not self._compute_less(numbers):
+                        raise
+                else:
+                    self._most = min(self._most + 1, self._budget)
+                    return results
+            return {}
+
+    def _computed(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+        """Compute the next parts of these sequences. Returns the logits of those of which no token waits any more."""
+        with self._room_for(numbers):
+            parts = {number: self._part(self._sequences[number]) for number in numbers}
+            logits, entries = self._program.run([*parts.values()], self._pool, PAGE)
+        for other in self._sequences.keys() - parts.keys():
+            self._sequences[other].entry = self._sequences[other].entry.alone()
+        for number, entry in zip(parts, entries, strict=True):
+            self._sequences[number].entry = entry
+        return self._take(parts, logits)
 
     def _chosen(self) -> list[int]:
-        """Sequences with waiting tokens whose parts fit in the budget, those first that have waited longest."""
-        chosen, left = [], self._budget
+        """Sequences with waiting tokens whose parts fit in a step, those first that have waited longest. The first one
+        always fits."""
+        chosen, left = list[int](), self._most
         for number, sequence in self._sequences.items():
-            count = _part_size(sequence)
-            if 0 < count <= left:
+            count = sequence.part_size
+            if 0 < count <= left or (count and not chosen):
                 chosen.append(number)
                 left -= count
         return chosen
+
+    def _compute_less(self, numbers: Sequence[int]) -> bool:
+        """Let steps have half as many tokens as the parts of these sequences, or the parts of a single one half as
+        many. Returns whether they had more than one. The parts of a sequence follow from its own tokens, as its numbers
+        do."""
+        first, *others = [self._sequences[number] for number in numbers]
+        if others:
+            self._most = sum(sequence.part_size for sequence in (first, *others)) // 2
+        elif first.part_size > 1:
+            first.most = first.part_size // 2
+        else:
+            return False
+        return True
 
     @contextlib.contextmanager
     def _room_for(self, numbers: Sequence[int]) -> Iterator[None]:
@@ -258,7 +255,7 @@ class Batch:
         try:
             for number in numbers:
                 sequence = self._sequences[number]
-                end = sequence.computed + _part_size(sequence)
+                end = sequence.computed + sequence.part_size
                 self._pool.make_room(sequence.pages, sequence.computed, end)
             yield
         except BaseException:
@@ -266,14 +263,14 @@ class Batch:
                 self._pool.keep(self._sequences[number].pages, count)
             raise
 
-    def _part(self, sequence: _Sequence) -> SequencePart:
-        end = sequence.computed + _part_size(sequence)
+    def _part(self, sequence: BatchSequence) -> SequencePart:
+        end = sequence.computed + sequence.part_size
         last = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
         return SequencePart(
             sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, sequence.entry, last
         )
 
-    def _share_prefix(self, sequence: _Sequence) -> None:
+    def _share_prefix(self, sequence: BatchSequence) -> None:
         """Let a new sequence hold pages with its first tokens, up to those whose logits are wanted.
 
         What is left of a part of many tokens stays one of many, and a part of few tokens is computed as a whole, so
@@ -289,7 +286,7 @@ class Batch:
         if blocks:
             sequence.entry = self._entries.find(names[blocks - 1])
 
-    def _name_blocks(self, sequence: _Sequence, part: SequencePart) -> None:
+    def _name_blocks(self, sequence: BatchSequence, part: SequencePart) -> None:
         """Give blocks their names if they and all before them were computed by the kernels of prompts."""
         if len(part.tokens) <= self._program.few_tokens or sequence.as_prompt != part.start:
             return
@@ -316,13 +313,13 @@ class Batch:
                 sequence.logits, sequence.wanted = [], 0
         return {number: done[number] for number in sorted(done)}
 
-    def _new(self, sequence: _Sequence) -> int:
+    def _new(self, sequence: BatchSequence) -> int:
         number = self._next
         self._next += 1
         self._sequences[number] = sequence
         return number
 
-    def _known(self, number: int) -> _Sequence:
+    def _known(self, number: int) -> BatchSequence:
         if not _is_whole(number) or number not in self._sequences:
             listed = ", ".join(map(str, self.sequences)) or "none"
             raise InputError(f"the batch has no sequence {shown(number)}; it has: {listed}")
@@ -371,11 +368,6 @@ class Batch:
             yield
         finally:
             self._lock.release()
-
-
-def _part_size(sequence: _Sequence) -> int:
-    """Number of tokens of the next part: up to the end of a page."""
-    return min(sequence.waiting, PAGE - sequence.computed % PAGE)
 
 
 def _wanted(last: int | None, count: int) -> int:

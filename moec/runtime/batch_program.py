@@ -15,6 +15,7 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.batch_entries import StateEntry, together
 from moec.runtime.batch_pages import BatchPages, SequencePages, page_tables
 from moec.runtime.device import CapturedRuns, Device, Host
+from moec.runtime.executor import Executor
 from moec.runtime.interface import Interface
 from moec.runtime.manifest import BatchEntry
 from moec.runtime.pages import FileMaps
@@ -52,14 +53,15 @@ class BatchProgram:
         entry: BatchEntry,
         weights: Sequence[np.ndarray],
         placed: Mapping[int, Any],
-        threads: int,
+        executor: Executor,
         device: Device | None = None,
         *,
         cuda_graphs: bool = False,
     ) -> None:
         """``placed``: weights that are where the program runs already, as programs take them, by position in the
-        manifest. ``device``: None for the processor. ``cuda_graphs``: launch steps of few tokens for each sequence as a
-        whole. Raises ArtifactError where the objects do not link."""
+        manifest. ``executor``: of the model's own program, whose threads and streamed weights it shares. ``device``:
+        None for the processor. ``cuda_graphs``: launch steps of few tokens for each sequence as a whole. Raises
+        ArtifactError where the objects do not link."""
         self.entry, self._where = entry, artifact.where
         self.states: list[State] = artifact.manifest.states
         self._replaced = {state.input: state.output for state in self.states if state.axis is None}
@@ -71,7 +73,7 @@ class BatchProgram:
         self.device = Host() if device is None else device
         binary = None if entry.program.binary is None else artifact.path(entry.program.binary).read_bytes()
         code = self.device if binary is None else self.device.with_code(binary)
-        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, code)
+        self._program = LoadedProgram(artifact.object_paths(entry.program), artifact.where, code, executor.streamed)
         self._maps = FileMaps(weights)
         sums_differ = _crossovers_that_change_sums(entry) if device is None else set()
         entries = zip(entry.program.weights, artifact.weight_entries(entry.program), weights, strict=True)
@@ -84,7 +86,10 @@ class BatchProgram:
             for at, weight, array in entries
         ]
         # A device computes without threads of ours, and its current stream is the calling thread's.
-        self._launcher = Launcher(threads if device is None else 1, has_team=self._program.has_team)
+        threads = executor.threads if device is None else 1
+        # Experts change places while a program runs, so two that share them take turns.
+        turns = None if executor.streamed is None else executor.turns
+        self._launcher = Launcher(threads, has_team=self._program.has_team, turns=turns)
         captures = cuda_graphs and not self._program.waits
         self._captured = self.device.captured_runs(self._program, self._weights) if captures else None
         self._place = self.device.placing()

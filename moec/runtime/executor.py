@@ -28,7 +28,7 @@ from moec.runtime.program import Instrument, LoadedProgram
 from moec.runtime.ranks import Ranks
 from moec.runtime.state_memory import StateMemory
 from moec.runtime.streamed_weights import StreamedWeights
-from moec.runtime.workers import Launcher
+from moec.runtime.workers import FairLock, Launcher
 
 _REQUIREMENT = "; expected "
 """Mark of messages by kernels' checks of sizes."""
@@ -133,6 +133,16 @@ class Executor:
         other._program = self._program.twin()
         return other
 
+    @property
+    def turns(self) -> FairLock:
+        """The turns that its calls take."""
+        return self._launcher.turns
+
+    @property
+    def streamed(self) -> StreamedWeights | None:
+        """Weights that are not all in memory; None where all are."""
+        return self._program.streamed
+
     def baton(self) -> Baton:
         """Make a baton for :meth:`in_turn`."""
         return self._launcher.baton()
@@ -176,7 +186,7 @@ class Executor:
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again after the caller has changed their arrays. Captured runs are dropped."""
-        with self._launcher.turns:
+        with self.turns:
             for position, array in enumerate(self._weight_arrays):
                 if not array.ndim:
                     self._weights[position] = int(array)

@@ -29,6 +29,7 @@ from moec.runtime.run_memory import RunMemory
 from moec.runtime.saved_session import SavedSession
 from moec.runtime.session import Session
 from moec.runtime.streamed_experts import StreamCounts
+from moec.runtime.streaming import check_alike
 from moec.runtime.tuning import read_tuned
 
 
@@ -196,7 +197,7 @@ class CompiledModel:
         ``max_sequences``: the most at once. ``max_tokens``: the most that all of them hold together, in pages of 256;
         memory is taken as it is written to. ``step_tokens``: the most tokens of a step, 256 or more; None for a part of
         a prompt and a token of each other sequence. Raises InputError for other numbers, UnsupportedError for a model
-        without such a program or whose experts are streamed, and MoecError where there is no memory.
+        without such a program or that was loaded with ``prefer_resident``, and MoecError where there is no memory.
         """
         return Batch(self.interface, self._batch_program(), max_sequences, max_tokens, step_tokens)
 
@@ -210,13 +211,23 @@ class CompiledModel:
                     "(moec compile --batches)"
                 )
             if self._experts is not None:
-                raise UnsupportedError(f"{self.artifact.where}: batches run with all weights in memory; load it so")
+                self._check_streaming_of(entry.program)
             more = self.artifact.more_weights(entry.program, self._weights)
             placed = dict(zip(self._weights, self._executor.placed_weights, strict=True))
             self._of_batch = BatchProgram(
-                self.artifact, entry, more, placed, self.threads, self._device, cuda_graphs=self._options.cuda_graphs
+                self.artifact, entry, more, placed, self._executor, self._device, cuda_graphs=self._options.cuda_graphs
             )
         return self._of_batch
+
+    def _check_streaming_of(self, batch: ProgramEntry) -> None:
+        """Check that the program of batches can share weights that are not all in memory. The model's own program is
+        the only one of a processor."""
+        if self._options.prefer_resident:
+            raise UnsupportedError(
+                f"{self.artifact.where}: with prefer_resident a sequence would depend on what runs beside it; load it "
+                "without, or run sessions"
+            )
+        check_alike(self.artifact.manifest.programs[0], batch, self.artifact.where)
 
     def mtp_session(self, max_tokens: int | None = None) -> Session:
         """Begin a session of the MTP layer of a model that was compiled with ``drafts="mtp"``: it takes tokens and, as

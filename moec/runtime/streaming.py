@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
-from moec.common.errors import MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.specs import StreamedExpertsSpec
 from moec.placing.judge import holding, shares
 from moec.placing.plan import ExpertPlan
@@ -221,6 +221,25 @@ def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
     if not any(layer.replaceable for layer in program.streamed):
         reason = "no router of it can prefer experts" if program.streamed else "was compiled to have all in memory"
         raise MoecError(f"{where}: {reason}; load it without prefer_resident, or compile it with --resident")
+
+
+def check_alike(program: ProgramEntry, other: ProgramEntry, where: str) -> None:
+    """Raise ArtifactError unless another program can use the weights of ``program`` that are not all in memory: it asks
+    for the same experts by the same numbers of layers, and reads tables by rows, too."""
+    by_rows = {program.weights[at] for at in program.tables} & set(other.weights)
+    is_alike = by_rows <= {other.weights[at] for at in other.tables}
+    if _streamed_parts(program) != _streamed_parts(other) or not is_alike:
+        raise ArtifactError(
+            f"{where}: its program of batches reads weights in another way than the model does; load it with memory "
+            "for all weights (resident)"
+        )
+
+
+def _streamed_parts(program: ProgramEntry) -> list[set[tuple[int, tuple[int, ...]]]]:
+    """Weights of each streamed layer, by their positions in the manifest, with the places of experts."""
+    return [
+        {(program.weights[part.weight], tuple(part.starts)) for part in layer.weights} for layer in program.streamed
+    ]
 
 
 def _layer(spec: StreamedExpertsSpec, entries: Sequence[WeightEntry]) -> StreamedLayer:

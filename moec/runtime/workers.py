@@ -110,9 +110,11 @@ class Launcher:
     the same.
     """
 
-    def __init__(self, count: int, *, has_team: bool) -> None:
+    def __init__(self, count: int, *, has_team: bool, turns: FairLock | None = None) -> None:
+        """``turns``: of another launcher with as many threads, whose work must not run at the same time."""
         self._count, self._has_team = count, has_team
-        self.turns = FairLock() if count == 1 else _shared_turns.setdefault(count, FairLock())
+        own = FairLock() if count == 1 else _shared_turns.setdefault(count, FairLock())
+        self.turns = own if turns is None else turns
         self._seconds = math.inf
 
     def run(self, work: Callable[[], Result]) -> Result:

@@ -79,7 +79,6 @@ def test_the_model_says_that_it_is_one_of_a_batch():
     [
         ({"target": "cuda:sm_80+sm_90a"}, "target 'cuda:sm_80.sm_90a' makes several or none; name one"),
         ({"target": "hls:zcu102"}, "target 'hls:zcu102' makes several or none; name one.*, or compile without batches"),
-        ({"resident": "1GiB"}, "compile without resident, or without batches"),
         ({"ranks": 2}, "compile without ranks, or without batches"),
         ({"plan": "plan.json"}, "compile without plan, or without batches"),
         ({"stages": 2}, "compile without stages, or without batches"),

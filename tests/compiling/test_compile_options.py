@@ -100,7 +100,10 @@ def test_rounding_where_floats_are_multiplied_is_said(
     ("options", "message"),
     [
         ({"target": "cuda:sm_80"}, "drafts run on processors, not on target 'cuda:sm_80'; compile without drafts"),
-        ({"resident": "1GiB"}, "an MTP layer runs in one process with all weights in memory; compile without resident"),
+        (
+            {"resident": "1GiB"},
+            "an MTP layer runs with all weights in memory; compile without resident, or",
+        ),
         ({"ranks": 2}, "compile without ranks, or without drafts"),
         ({"form": "c"}, "a C library drafts nothing; compile without form, or without drafts"),
         ({"cache": False}, "drafts need the cache of the model"),

@@ -31,5 +31,12 @@ def rewrite_program(path: pathlib.Path, **changes) -> None:
     rewrite_manifest(path, programs=[dataclasses.replace(program, **changes)])
 
 
+def rewrite_batch(path: pathlib.Path, **changes) -> None:
+    """Change fields of the program of batches in an artifact's manifest."""
+    batch = manifest_of(path).batch
+    assert batch is not None
+    rewrite_manifest(path, batch=dataclasses.replace(batch, program=dataclasses.replace(batch.program, **changes)))
+
+
 def manifest_of(path: pathlib.Path) -> Manifest:
     return parse_manifest((path / MANIFEST).read_bytes(), "test")

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 import moec
-from moec.common.errors import ArtifactError, InputError, MoecError, UnsupportedError
+from moec.common.errors import ArtifactError, InputError, MoecError
 from moec.exploring.streaming import streaming
 from moec.ir.streaming import LEAST_TABLE
 from moec.runtime.artifact import open_artifact
@@ -254,10 +254,3 @@ def test_forged_tables_are_refused(tables, folder, tmp_path):
     rewrite_program(copy, tables=[streamed] if isinstance(tables, str) else tables)
     with pytest.raises(ArtifactError, match="no table that is read by rows alone"):
         open_artifact(copy)
-
-
-def test_batches_and_devices_hold_all_weights(folder):
-    with pytest.raises(UnsupportedError, match="holds all weights in memory"):
-        moec.compile(folder / "model.onnx", target="cuda", resident="1MiB")
-    with pytest.raises(UnsupportedError, match="a batch runs in one process with all weights in memory"):
-        moec.compile(folder / "model.onnx", batches=True, resident="1MiB")

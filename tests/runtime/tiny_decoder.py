@@ -67,8 +67,8 @@ def tiny_hybrid(replaced: Mapping[str, str] = MappingProxyType({})) -> onnx.Mode
     return tiny_decoder({**_RECURRENT, **replaced})
 
 
-def tiny_decoder(replaced: Mapping[str, str] = MappingProxyType({})) -> onnx.ModelProto:
-    """Make the model. ``replaced``: texts of it, and what takes their place."""
+def tiny_decoder(replaced: Mapping[str, str] = MappingProxyType({}), units: int = 24) -> onnx.ModelProto:
+    """Make the model. ``replaced``: texts of it, and what takes their place. ``units``: of an expert."""
     text = _MODEL.replace("LAYERS", "".join(_LAYER.replace("{n}", n).replace("{m}", m) for n, m in ("01", "12")))
     text = text.replace("WINDOW", str(WINDOW))
     for before, after in replaced.items():
@@ -80,7 +80,7 @@ def tiny_decoder(replaced: Mapping[str, str] = MappingProxyType({})) -> onnx.Mod
     shapes |= {"taps": (32, 1, 4), "gate": (32, 4)} if is_recurrent else {}
     for n in "01":
         shapes |= {f"wq{n}": (32, 32), f"wk{n}": (32, 16), f"wv{n}": (32, 16), f"router{n}": (32, 6)}
-        shapes |= {f"gate{n}": (6, 24, 32), f"up{n}": (6, 24, 32), f"down{n}": (6, 32, 24)}
+        shapes |= {f"gate{n}": (6, units, 32), f"up{n}": (6, units, 32), f"down{n}": (6, 32, units)}
     for name, shape in shapes.items():
         array = random.normal(size=shape, scale=2 / np.sqrt(shape[-1])).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))

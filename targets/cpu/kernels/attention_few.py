@@ -1,6 +1,7 @@
 """Attention with few rows, as in decoding: a task is one head of keys and values and one block of its keys.
 
-The keys are read once, as they lie in memory: a score is a product of two vectors along the head. Each task leaves the
+The keys are read once, as they lie in memory: a score is a product of two vectors along the head. They are prefetched,
+and so are the values meanwhile, because a block is too short for the hardware's own prefetcher. Each task leaves the
 largest score, the sum of exponentials and the weighted sum of values of its block; a second step joins the blocks of
 each row in ascending order.
 """
@@ -9,13 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import DataType
 from tvm.script import tirx as T
 
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
-from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.kernels.register_tile import (
+    CACHE_LINE_FLOATS,
+    PREFETCH_DISTANCE,
+    accumulate,
+    emit_row_tiles,
+    prefetch,
+)
 from moec.targets.tvm.text.steps import begin_step
 
 KEYS_PER_TASK = 256
@@ -133,11 +141,20 @@ class _KeyBlock:
         with loop("step", T.serial(T.ceildiv(self._count, T.int64(lanes)))) as step:
             first = named("first", T.bind(step * lanes))
             with loop("key", T.serial(T.min(T.int64(lanes), self._count - first))) as key:
+                self._prefetch(self._operands.key, first + key + PREFETCH_DISTANCE)
+                self._prefetch(self._operands.value, first + key)
                 for i in range(height):
                     self._multiply(row + i, i, first, key)
             for i in range(height):
                 vectors = [self._partial[i, key, T.ramp(0, 1, lanes)] for key in range(lanes)]
                 T.buffer_store(self._scores, sums_of_lanes(vectors, lanes), [row + i, T.ramp(first, 1, lanes)])
+
+    def _prefetch(self, tensor: Any, key: Any) -> None:
+        """Emit the prefetch of a key or value of the block, line by line."""
+        size = self._operands.problem.head_size if tensor is self._operands.key else self._operands.problem.value_size
+        per_line = 4 * CACHE_LINE_FLOATS // DataType(tensor.dtype).itemsize
+        for column in range(0, size, per_line):
+            prefetch(self._operands.element(tensor, self._head, self._start + key, column))
 
     def _multiply(self, row: Any, place: int, first: Any, key: Any) -> None:
         """Emit the products of a row with one key, as many sums as there are lanes."""

@@ -43,7 +43,7 @@ OptimisationLevel = Annotated[
 ]
 Experts = Annotated[
     str | None,
-    typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, mxfp4, nvfp4, fp4 or fp8."),
+    typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, iq4, mxfp4, nvfp4, fp4 or fp8."),
 ]
 Linears = Annotated[
     str | None, typer.Option(help="Round weights of dense products to these formats; int4/32z has groups of 32.")

@@ -35,7 +35,7 @@ _FILE_TYPES |= {"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, 
 """``general.file_type``: the type of most weights, which llama.cpp only prints."""
 _WRITABLE = (
     "int4/32 (Q4_0), int4/32z (Q4_1), int4/32/256m (Q4_K), int5/32 (Q5_0), int5/32z (Q5_1), int5/32/256m (Q5_K), "
-    "int6/16/256 (Q6_K), int8/32 (Q8_0), mxfp4 (MXFP4), fp16 and bf16"
+    "int6/16/256 (Q6_K), int8/32 (Q8_0), iq4/32 (IQ4_NL), iq4/32/256 (IQ4_XS), mxfp4 (MXFP4), fp16 and bf16"
 )
 
 

@@ -16,14 +16,14 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, remove_unused
 
 _WIDER = {ir.DataType.INT2: ir.DataType.INT4, ir.DataType.UINT2: ir.DataType.UINT4}
-_BITS = {2: 4, 3: 4, 5: 8, 6: 8}
+_BITS = {2: 4, 3: 4, 4: 8, 5: 8, 6: 8}
 
 
 @dataclasses.dataclass(frozen=True)
 class WidenElements:
-    """Stores weights of 2, 3, 5 and 6 bits in the next wider integers, whose numbers are the same.
+    """Stores weights of 2, 3, 5 and 6 bits, and the numbers of iq4, in the next wider integers, whose numbers are the same.
 
-    1. Elements of 3, 5 and 6 bits lie in wider ones already; the attribute ``width``, which ONNX does not have, goes.
+    1. Elements of 3, 5 and 6 bits, and of iq4, lie in wider ones already; the attribute ``width``, which ONNX does not have, goes.
     2. Elements and zero points of 2 bits, which few programs read, get 4.
     3. A note says so: the bits that the model had are not in the file.
 

@@ -53,7 +53,7 @@ class ScaleOptions:
             raise MoecError(
                 f"{pass_name}: {name} has groups of {sizes}, found group={self.group}; leave the option out"
             )
-        if self.zero_points and not ELEMENTS[name].whole:
+        if self.zero_points and ELEMENTS[name].unsigned is None:
             raise MoecError(f"{pass_name}: {name} has no zero points; leave the option out")
         if (self.minima or self.super_group) and not self.group:
             raise MoecError(f"{pass_name}: minima and scales of two levels belong to groups; expected group=SIZE")

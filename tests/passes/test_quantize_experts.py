@@ -227,7 +227,7 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("format=int7", "expected one of int8, int6, int5, int4, int3, int2, mxfp4, nvfp4, fp4, fp8"),
+        ("format=int7", "expected one of int8, int6, int5, int4, int3, int2, iq4, mxfp4, nvfp4, fp4, fp8"),
         ("format=int3,group=128", "int3 has groups of 64 or 32, found group=128"),
         ("format=fp8,zero_points=true", "fp8 has no zero points"),
         ("format=nvfp4,method=awq", "scales of two levels are rounded to nearest; expected method=rtn"),

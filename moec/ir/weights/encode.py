@@ -10,6 +10,7 @@ elements               stored                          scale
 16-bit floats          themselves                      none
 integers of 8 bits     -127 to 127                     largest / 127
 integers of b bits     -2**(b-1) to 2**(b-1) - 1       largest, with its sign, / -2**(b-1)
+the 16 of iq4          the nearest of -127 to 113      largest, with its sign, / -127
 with zero points       0 to 2**b - 1                   (maximum - minimum) / (2**b - 1)
 with minima            0 to 2**b - 1                   the same
 narrow floats          to the largest of their type L  largest / L
@@ -45,12 +46,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.format import ELEMENTS, FormatName, WeightFormat
 
 Array = np.ndarray[Any, Any]
 
 _ELEMENTS_AT_ONCE = 1 << 16
-_LARGEST_CODES = {"int2": 15, "int3": 31, "int4": 63, "int5": 63, "int6": 127}
+_LARGEST_CODES = {"int2": 15, "int3": 31, "int4": 63, "int5": 63, "int6": 127, "iq4": 31}
 """The largest code of scales, and of minima, in the K formats of ggml with these elements."""
 _SHORT = 64
 """Elements of a group up to which numpy finds extremes faster side by side."""
@@ -289,14 +290,28 @@ def _encoded(groups: Array, form: WeightFormat, size: int) -> tuple[Array, Array
 
 def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: WeightFormat) -> Array:
     """The float32 numbers that :func:`stored` takes for a weight: divided by the scale, clamped to the range of the
-    format, and rounded if its elements are integers. Scales and zero points (float32) broadcast to the weight."""
+    format, and rounded if its elements are integers, to those that it has. Scales and zero points (float32) broadcast to the weight."""
     numbers = _quotient(weight, scale)
     if not form.elements.whole:
         return np.clip(numbers, -form.elements.largest, form.elements.largest, out=numbers)
+    if form.elements.numbers:
+        table = np.array(form.elements.numbers, np.float32)
+        return table[np.searchsorted((table[1:] + table[:-1]) / 2, numbers)]
     np.rint(numbers, out=numbers)
     if zero_point is not None:
         numbers += zero_point
     return np.clip(numbers, *_range(form), out=numbers)
+
+
+def codes_of(data: Array, name: FormatName) -> Array:
+    """The places of int8 numbers, uint8, among the few that a format has. Raises ValueError for any other number."""
+    numbers = ELEMENTS[name].numbers
+    codes = np.full(256, len(numbers), np.uint8)
+    codes[np.array(numbers, np.int8).view(np.uint8)] = np.arange(len(numbers))
+    found = codes[np.ascontiguousarray(data).view(np.uint8)]
+    if found.max(initial=0) == len(numbers):
+        raise ValueError(f"it holds a number that is none of the {len(numbers)} of {name}")
+    return found
 
 
 def stored(numbers: Array, form: WeightFormat) -> Array:
@@ -342,7 +357,9 @@ def _as_scales(exact: Array, largest: Array, form: WeightFormat) -> Array:
 
 def _range(form: WeightFormat) -> tuple[int, int]:
     """The smallest and the largest stored integer."""
-    bits = form.elements.bits
+    bits, numbers = form.elements.bits, form.elements.numbers
+    if numbers:
+        return numbers[0], numbers[-1]
     if form.zero_points or form.minima:
         return 0, (1 << bits) - 1
     return (-127, 127) if bits == 8 else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)

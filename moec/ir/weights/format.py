@@ -9,10 +9,11 @@ from typing import Literal
 import ml_dtypes
 import onnx_ir as ir
 
-QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "nvfp4", "fp4", "fp8"]
+QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "iq4", "mxfp4", "nvfp4", "fp4", "fp8"]
 FormatName = Literal["float64", "float32", "float16", "bfloat16", QuantizedName]
 
 MX_GROUP, NV_GROUP = 32, 16
+_IQ4_NUMBERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _EXPONENT, _CODE = ir.DataType.FLOAT8E8M0, ir.DataType.FLOAT8E4M3FN
 
 
@@ -24,8 +25,9 @@ class Elements:
     of an element without zero points, as a share of its group's largest one (of a float, of itself). ``scales``: the
     types of a scale for all inputs and of one for a group; empty for floats. ``groups``: the sizes of groups (0 for all
     inputs) that a pass may choose, if they are limited; ``imported``: further sizes, which only imported files have.
-    ``width``: bits in use, if the type has more. ``square``: the size of groups whose scale as many consecutive outputs
-    share; 0 if outputs never share one.
+    ``width``: bits in use, if the type has more. ``numbers``: the only ones that elements are, in ascending order;
+    empty if they are all of a range. ``square``: the size of groups whose scale as many consecutive outputs share; 0 if
+    outputs never share one.
     """
 
     signed: ir.DataType
@@ -35,6 +37,7 @@ class Elements:
     groups: tuple[int, ...] = ()
     imported: tuple[int, ...] = ()
     width: int | None = None
+    numbers: tuple[int, ...] = ()
     square: int = 0
 
     @property
@@ -45,7 +48,7 @@ class Elements:
     @property
     def whole(self) -> bool:
         """Whether elements are stored as integers."""
-        return self.unsigned is not None
+        return self.signed.is_integer()
 
     @property
     def largest(self) -> float:
@@ -94,6 +97,7 @@ ELEMENTS: dict[FormatName, Elements] = {
     "int4": Elements(ir.DataType.INT4, 1 / 8, ir.DataType.UINT4, _BY_GROUP),
     "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), (16,), width=3),
     "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32), (16,)),
+    "iq4": Elements(ir.DataType.INT8, 14 / 127, None, _BY_GROUP, (64, 32), width=4, numbers=_IQ4_NUMBERS),
     "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, (MX_GROUP,)),
     "nvfp4": Elements(ir.DataType.FLOAT4E2M1, 3 / 17, None, _CODES, (NV_GROUP,)),
     "fp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 6, None, _BY_GROUP, (32, 16)),
@@ -130,7 +134,7 @@ class WeightFormat:
             raise ValueError(f"{self.name} has no zero points")
         if self.minima and (self.zero_points or not self.group or self.elements.unsigned is None):
             raise ValueError(f"{self.name} in groups of {self.group} has no minima")
-        if self.super_group and (not self.group or self.super_group % self.group or self.elements.unsigned is None):
+        if self.super_group and (not self.group or self.super_group % self.group or not self.elements.whole):
             raise ValueError(f"{self.name} in groups of {self.group} has no scales of two levels")
         if self.group < 0 or (self.group and not self.quantized):
             raise ValueError(f"{self.name} has no groups of {self.group}")

@@ -6,7 +6,8 @@ The weight operand of a moec node is one of
 - ``Cast(constant)`` of float16 or bfloat16;
 - ``DequantizeLinear <axis, block_size> (constant, scales[, zero points])``; ``axis`` is that of the inputs (``in`` of
   [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`. ONNX has no
-  types of 3, 5 and 6 bits: an attribute ``width`` gives the number of bits where the type has more;
+  types of 3, 5 and 6 bits: an attribute ``width`` gives the number of bits where the type has more. int8 of width 4 is
+  one of the 16 numbers of iq4;
 - ``Sub (DequantizeLinear(numbers, scales), Gather <axis> (minima, groups))`` of unsigned numbers: a minimum for every
   group, of the type of the scales; ``groups`` [in] (int64) is the group of each input, in ascending order;
 - the same with scales, and minima, that are ``DequantizeLinear (codes, factors)`` (:mod:`moec.ir.weights.levels`);
@@ -290,7 +291,7 @@ def _check_one_factor(value: ir.Value, scales: TableOfGroups, axis: int) -> None
 
 
 def _with_levels(value: ir.Value, form: WeightFormat, levels: Levels, axis: int) -> WeightFormat:
-    if not form.group or form.elements.unsigned is None or levels.axis != axis:
+    if not form.group or not form.elements.whole or levels.axis != axis:
         raise UnsupportedError(
             f"weight {value.name}: {form} has scales that are quantised along axis {levels.axis}; expected "
             "whole numbers in groups of inputs, and factors for several of these"

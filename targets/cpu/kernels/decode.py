@@ -13,7 +13,7 @@ from moec.targets.cpu.kernels.dot import byte_words, pair_floats, pair_words
 from moec.targets.cpu.kernels.emit import named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import prefetch
-from moec.targets.cpu.kernels.tiled_format import E2M1_HALVES, TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 
 PREFETCH_BYTES = 4096
 """How far ahead of their use weights are prefetched."""
@@ -51,8 +51,8 @@ def quads(
                 at = start + (low * stored.quads + 4 * number) * lanes
                 words[low] = named("upper" if low else "lower", T.bind(byte_words(data, [at], lanes)))
         numbers = [_number(stored, words, position, v, lanes) for v in range(product.vectors)]
-        if stored.is_e2m1:
-            numbers = [_e2m1(product, number) for number in numbers]
+        if stored.table:
+            numbers = [_looked_up(product, number) for number in numbers]
         yield [T.bind(number) for number in numbers]
 
 
@@ -71,11 +71,10 @@ def _bits(words: Any, first: int, count: int, lanes: int) -> Any:
     return words & _all_lanes(((1 << count) - 1) * 0x01010101, lanes)
 
 
-def _e2m1(product: Multiplication, codes: Any) -> Any:
-    """Codes as unsigned bytes, ``zero + 2 * number``, by a table lookup within a register."""
-    lanes = product.machine.lanes
-    table = bytes(number + product.stored.zero for number in E2M1_HALVES)
-    entries = [int.from_bytes(table[i : i + 4], "little") for i in range(0, 16, 4)]
+def _looked_up(product: Multiplication, codes: Any) -> Any:
+    """The unsigned bytes of codes, by a table lookup within a register."""
+    lanes, table = product.machine.lanes, bytes(product.stored.table)
+    entries = [int.from_bytes(table[i : i + 4], "little", signed=True) for i in range(0, 16, 4)]
     bytes_type = f"int8x{4 * lanes}"
     repeated = T.Shuffle([T.int32(entry) for entry in entries * (lanes // 4)], list(range(lanes)))
     operands = T.reinterpret(bytes_type, repeated), T.reinterpret(bytes_type, codes)

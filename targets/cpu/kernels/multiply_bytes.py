@@ -25,8 +25,8 @@ from moec.targets.cpu.kernels.unpacked import StoredTile, UnpackedTile, WeightSo
 
 _MANY_TILES = 4
 """With more register tiles than these, the weights of a tile are mostly read from the caches: prefetching them costs
-more than it gains, and four-bit floats are unpacked first. (Unpacking four-bit integers in every register tile costs
-less than bytes from the second-level cache.)"""
+more than it gains, and numbers that are looked up are unpacked first. (Unpacking four-bit integers in every register
+tile costs less than bytes from the second-level cache.)"""
 
 
 def emit(
@@ -64,7 +64,7 @@ class _BytesProduct:
         self.stored = StoredTile(product, weights, tile)
 
     def for_many_rows(self) -> WeightSource:
-        if self._product.stored.is_e2m1:
+        if self._product.stored.table:
             return self.unpacked()
         return StoredTile(self._product, self._weights, self._tile, streamed=False)
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.ir.weights.encode import StoredMatrix, Table
+from moec.ir.weights.encode import StoredMatrix, Table, codes_of
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
@@ -85,6 +85,8 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
         return data
     if not product.stored.is_whole:
         return np.ascontiguousarray(data).view(np.uint8) & ((1 << product.stored.bits) - 1)
+    if product.stored.numbers:
+        return codes_of(data, product.stored.element)
     if product.stored.zero_points or product.stored.minima:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + product.stored.zero).astype(np.uint8)

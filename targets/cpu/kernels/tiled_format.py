@@ -11,6 +11,7 @@ bfloat16            [K / 2, columns, 2]               itself; pairs of K as dot 
 int8                [K / 4, columns, 4]               (byte - zero point) * scale, quads of K
 int4                [K / 4, columns / 2, 4]           as int8;  low halves are the first vector, high halves the second
 floats of 4 bits    [K / 4, columns / 2, 4]           as int4:  the 4 bits are the OCP code e2m1 of the number
+iq4                 [K / 4, columns / 2, 4]           as int4:  the 4 bits are the place of the number in a table
 int6                [K / 8, 3, columns / 2, 4]        as int8;  the lower four bits of 8 inputs as int4, then the upper
                                                       two: from the lowest on those of the first and second vector of
                                                       a quad of K, then those of the next
@@ -101,9 +102,18 @@ class TiledFormat(StoredFormat):
     @property
     def zero(self) -> int:
         """The stored number that means zero where no table says otherwise."""
-        if self.is_e2m1:
-            return max(E2M1_HALVES)
+        if numbers := self._looked_up:
+            return -min(numbers)
         return 1 << (self.bits - 1) if self.is_whole else 0
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """The number of each code plus :attr:`zero`, where numbers are looked up; empty where they are the codes."""
+        return tuple(number + self.zero for number in self._looked_up)
+
+    @property
+    def _looked_up(self) -> tuple[int, ...]:
+        return E2M1_HALVES if self.is_e2m1 else self.numbers
 
     @property
     def scale_storage(self) -> str:

@@ -42,7 +42,7 @@ from moec.targets.tvm.kernels.small_floats import E2M1, E4M3
 from moec.targets.tvm.kernels.stored_format import StoredFormat
 
 _PACKED_BITS = (2, 3, 4)
-"""The numbers of bits that are packed; other integers take a byte."""
+"""The numbers of bits that are packed; other integers take a byte, and so do those of iq4."""
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu", "float8_e4m3fn")
 FACTOR_BYTES = 4
 """Bytes of the float in front of the scales of a column in nvfp4."""
@@ -57,7 +57,7 @@ class PackedFormat(StoredFormat):
         stored = super().of(run)
         if run.format.elements.has_factors:
             stored = dataclasses.replace(stored, scale="float8_e4m3fn")
-        in_bytes = stored.is_whole and stored.bits not in _PACKED_BITS
+        in_bytes = stored.is_whole and (stored.bits not in _PACKED_BITS or bool(stored.numbers))
         return dataclasses.replace(stored, element="int8") if in_bytes else stored
 
     def row_bytes(self, inner: int) -> int:

@@ -44,7 +44,7 @@ def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
         for expert, form in enumerate(of_experts):
             if not _is_taken(form):
                 raise UnsupportedError(
-                    f"the {part} weights of expert {expert} are {form}; expected floats, int8 or int4, without "
+                    f"the {part} weights of expert {expert} are {form}; expected floats, int8, iq4 or int4, without "
                     "zero points or minima, per channel or in groups of 32, 64 or 128"
                 )
     integers = [form for of_experts in formats.values() for form in of_experts if form.quantized]
@@ -53,7 +53,7 @@ def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
     sizes = [form.group for form in integers if form.group]
     group = math.gcd(_LARGEST_GROUP, *sizes) if sizes or _some_below_zero(weights) else 0
     return StoredSteps(
-        bits=8 if any(form.name == "int8" for form in integers) else 4,
+        bits=8 if any(form.elements.signed.bitwidth == 8 for form in integers) else 4,
         group=group,
         whole=all(form.quantized for of_experts in formats.values() for form in of_experts),
         of={part: _steps(weights, part, group) for part in weights.parts},
@@ -64,7 +64,7 @@ def _is_taken(form: WeightFormat) -> bool:
     if not form.quantized:
         return True
     is_offset = form.zero_points or form.minima
-    return form.name in ("int8", "int4") and not is_offset and form.group % _SMALLEST_GROUP == 0
+    return form.name in ("int8", "iq4", "int4") and not is_offset and form.group % _SMALLEST_GROUP == 0
 
 
 def _some_below_zero(weights: ExpertWeights) -> bool:

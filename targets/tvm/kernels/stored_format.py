@@ -71,6 +71,11 @@ class StoredFormat:
         return ELEMENTS[self.element].whole
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """The only numbers that it has, in ascending order, where these are few integers at uneven distances."""
+        return ELEMENTS[self.element].numbers
+
+    @property
     def bits(self) -> int:
         """Bits of one weight, without scales."""
         return ELEMENTS[self.element].bits

@@ -4,14 +4,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.ir.weights.encode import Encoded, decode, encode
+from moec.ir.weights.encode import Encoded, codes_of, decode, encode
 from moec.ir.weights.format import ELEMENTS, WeightFormat
 
 FORMATS = [
     WeightFormat(name, group, zero_points)
     for name, elements in ELEMENTS.items()
     for group in elements.groups or ((0, 32, 128) if elements.scales else (0,))
-    for zero_points in ([False, True] if elements.whole else [False])
+    for zero_points in ([False, True] if elements.unsigned is not None else [False])
 ]
 QUANTIZED = [form for form in FORMATS if form.quantized]
 SHAPES = [(3, 128), (5, 2, 300), (1, 1), (4, 33), (0, 64)]
@@ -79,6 +79,18 @@ def test_scales_of_two_levels_and_minima_keep_their_error_bound(form: WeightForm
         codes = encoded.scale_code.astype(np.float32)
         factors_of_groups = np.repeat(encoded.scale_factor.astype(np.float32), form.super_group // form.group, axis=-1)
         np.testing.assert_array_equal(encoded.scale, codes * factors_of_groups[..., : codes.shape[-1]])
+
+
+def test_few_numbers_have_codes() -> None:
+    numbers = np.array(ELEMENTS["iq4"].numbers, np.int8)
+    np.testing.assert_array_equal(codes_of(numbers.reshape(2, 8), "iq4"), np.arange(16).reshape(2, 8))
+    halfway = (numbers[:-1] + numbers[1:].astype(np.float32)) / 2
+    weight = np.pad(np.concatenate([numbers, halfway]), (0, 1))[None].astype(np.float32)
+    encoded = encode(weight, WeightFormat("iq4", 32))
+    assert encoded.scale is not None and encoded.scale == 1
+    np.testing.assert_array_equal(encoded.data[0, :-1], [*numbers, *numbers[:-1]])
+    with pytest.raises(ValueError, match="none of the 16 of iq4"):
+        codes_of(np.array([1, 0], np.int8), "iq4")
 
 
 @pytest.mark.parametrize("form", LEVELS, ids=str)

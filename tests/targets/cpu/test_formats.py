@@ -41,6 +41,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "int3 in groups of 64": (QuantizeExperts("int3", group=64),),
     "int3 with zero points": (QuantizeExperts("int3", group=32, zero_points=True),),
     "int2 with zero points": (QuantizeExperts("int2", group=64, zero_points=True),),
+    "iq4 in groups of 64": (QuantizeExperts("iq4", group=64),),
     "int2 in groups of 32": (QuantizeExperts("int2", group=32),),
     "fp8": (QuantizeExperts("fp8"),),
     "fp8 in blocks": (QuantizeExperts("fp8", group=128),),
@@ -151,7 +152,7 @@ def test_a_format_needs_a_row_and_nothing_else(name, monkeypatch):
 
 STORED = ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "nvfp4", "int4 and int8"]
 LAYOUTS = [*sampled(STORED, ["separate", "relu", "sizes"], 8), ("fp8, activations too", "sizes")]
-ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 16)
+ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4", "iq4 in groups of 64"], 20)
 
 
 @pytest.mark.parametrize("passes, spec", LAYOUTS)

@@ -1,4 +1,5 @@
-"""Products of weights with scales of two levels, with minima and without, and of numbers of five and six bits."""
+"""Products of weights with scales of two levels, with minima and without, of numbers of five and six bits, and of the
+16 numbers of iq4."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
 from moec.frontend.gguf.graph.builder import Builder
 from moec.ir import interpreter, shapes
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.weight_operands import stored_weights
+from moec.passes.export.widen_elements import WidenElements
 from moec.passes.framework.base import Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.hardware.machine import Machine
@@ -84,3 +87,16 @@ def test_products(kind: str, how: tuple[str, str], in_pool: Any) -> None:
         assert error < (1e-5 if arithmetic == "float32" else 1e-2), (tokens, error)
     shared = in_pool(2, functools.partial(run, **case, threads=2))
     np.testing.assert_array_equal(shared[0], y)
+
+
+@pytest.mark.parametrize("kind, how", sampled(["IQ4_NL", "IQ4_XS"], [*HOW, ("sse4", "int8")], 4))
+def test_the_numbers_of_iq4_give_the_bits_of_int8(kind: str, how: tuple[str, str]) -> None:
+    machine, built = Machine.for_name(how[0]), model(kind, how[1])
+    wide = built.clone()
+    assert WidenElements().apply(wide, Report())
+    weights = [stored_weights(one.graph.node(-1)).values() for one in (built, wide)]
+    assert [{form.name for weight in stack for form in weight.formats} for stack in weights] == [{"iq4"}, {"int8"}]
+    packed, bytes_ = (compile_model(one, machine) for one in (built, wide))
+    for tokens in (*ROWS, 2, 130):
+        case = feeds(tokens)
+        np.testing.assert_array_equal(packed(**case)[0], bytes_(**case)[0])

@@ -108,14 +108,14 @@ def test_layers_may_have_different_numbers_of_experts():
     assert [len(project.report["exploration"]["loads"]) for project in projects(model, x)] == [E, 2]
 
 
-@pytest.mark.parametrize("group", [32, 64])
-def test_formats_are_taken_as_they_are_stored(group):
+@pytest.mark.parametrize("name, group, bits", [("int4", 32, 4), ("int4", 64, 4), ("iq4", 64, 8)])
+def test_formats_are_taken_as_they_are_stored(name, group, bits):
     model = experts_model(SWIGLU)
-    pipeline.run(model, pipeline.parse(f"quantize-experts{{format=int4,group={group}}}"), Report())
+    pipeline.run(model, pipeline.parse(f"quantize-experts{{format={name},group={group}}}"), Report())
     weights = ExpertWeights(last_moec_node(model))
     stored = stored_steps(weights)
     assert stored is not None
-    assert (stored.bits, stored.group, stored.whole) == (4, group, True)
+    assert (stored.bits, stored.group, stored.whole) == (bits, group, True)
     for part in weights.parts:
         for expert in range(weights.experts):
             decoded = weights.decoded(part, expert).T
@@ -155,7 +155,7 @@ def test_groups_of_different_sizes_become_the_smaller():
 )  # fmt: skip
 def test_other_formats_are_refused(format_):
     with pytest.raises(
-        UnsupportedError, match=r"experts: the up weights of expert 2 are .*; expected floats, int8 or int4"
+        UnsupportedError, match=r"experts: the up weights of expert 2 are .*; expected floats, int8, iq4 or int4"
     ) as error:
         find_blocks(after(f"quantize-experts{{{format_},experts=2-4}}"))
     assert "\n" not in str(error.value)

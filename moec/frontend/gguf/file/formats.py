@@ -19,8 +19,8 @@ Q3_K      (d * (s - 32)) * (q - 4), in groups of 16         int3, scales of two 
 Q4_K      (d * s) * q - dmin * m, in groups of 32           uint4, scales and minima of two levels      4.625   4.5
 Q5_K      (d * s) * q - dmin * m, in groups of 32           uint5, scales and minima of two levels      5.625   5.5
 Q6_K      (d * s) * (q - 32), in groups of 16               int6, scales of two levels                  6.5625  6.5625
-IQ4_NL    d * t[q]                                          int8 in groups of 32, float16 scales        8.5     4.5
-IQ4_XS    (d * (s - 32)) * t[q], in groups of 32            int8, scales of two levels                  8.3125  4.25
+IQ4_NL    d * t[q]                                          iq4 in groups of 32, float16 scales         4.5     4.5
+IQ4_XS    (d * (s - 32)) * t[q], in groups of 32            iq4, scales of two levels                   4.3125  4.25
 ========  ================================================  ==========================================  ======  ======
 
 ``bits`` of a weight are those in an artifact for a CPU, ``there`` those in the file; an artifact has a byte for a scale
@@ -42,7 +42,7 @@ import onnx_ir as ir
 from moec.frontend.gguf.file.reader import BLOCKS, GgufTensor
 from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.encode import Table
-from moec.ir.weights.format import NV_GROUP, FormatName, WeightFormat
+from moec.ir.weights.format import ELEMENTS, NV_GROUP, FormatName, WeightFormat
 from moec.ir.weights.levels import LEVELS
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ Tables = dict[Table, Callable[[], Array]]
 """Readers of the tables of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block],
 factors [n, 1]. Tables are read one by one, and all except data are cheap."""
 _SUPER = 256
-_IQ4_NUMBERS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+_IQ4_NUMBERS = np.array(ELEMENTS["iq4"].numbers, np.int8)
 
 FLOATS: dict[str, ir.DataType] = {
     "F32": ir.DataType.FLOAT,
@@ -344,6 +344,6 @@ QUANTISED: dict[str, Quantised] = {
     "Q4_K": _k_row("int4", 32, _q4_k, minima=True),
     "Q5_K": _k_row("int5", 32, _q5_k, minima=True),
     "Q6_K": _k_row("int6", 16, _q6_k),
-    "IQ4_NL": _row("int8", 32, ir.DataType.FLOAT16, _iq4_nl),
-    "IQ4_XS": _k_row("int8", 32, _iq4_xs),
+    "IQ4_NL": _row("iq4", 32, ir.DataType.FLOAT16, _iq4_nl),
+    "IQ4_XS": _k_row("iq4", 32, _iq4_xs),
 }

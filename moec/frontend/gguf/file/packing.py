@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.frontend.gguf.file.formats import FLOATS, QUANTISED
-from moec.ir.weights.encode import Table
+from moec.ir.weights.encode import Table, codes_of
 from moec.ir.weights.format import WeightFormat
 
 Array = np.ndarray[Any, Any]
@@ -22,9 +22,9 @@ Tables = Mapping[Table, Array]
 
 
 def kind_of(form: WeightFormat, dtype: ir.DataType | None) -> str | None:
-    """The type of tensors that holds all weights of a format; None if GGUF has none, holds only some numbers (IQ4), or
-    has their factors in a tensor of their own (NVFP4). ``dtype``: type of the scales, or of their factors; of the
-    weights themselves where they are floats."""
+    """The type of tensors that holds all weights of a format; None if GGUF has none, or has their factors in a tensor
+    of their own (NVFP4). ``dtype``: type of the scales, or of their factors; of the weights themselves where they are
+    floats."""
     if not form.quantized:
         return next((kind for kind, own in FLOATS.items() if own == form.data_type), None)
     if form.zero_points and form.group:
@@ -151,6 +151,16 @@ def _q6_k(tables: Tables) -> list[Array]:
     return [*halves, _bytes(tables["scale_code"]), _bytes(tables["scale_factor"])]
 
 
+def _iq4_nl(tables: Tables) -> list[Array]:
+    return [_bytes(tables["scale"]), _nibbles(codes_of(tables["data"], "iq4"))]
+
+
+def _iq4_xs(tables: Tables) -> list[Array]:
+    codes = _whole(tables["scale_code"], 32)
+    scales = [_joined(codes >> 4, 1, 2), _joined(codes & 15, 1, 4)]
+    return [_bytes(tables["scale_factor"]), *scales, _joined(codes_of(tables["data"], "iq4"), 16, 4)]
+
+
 _PACKERS: dict[str, Callable[[Tables], list[Array]]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -163,4 +173,6 @@ _PACKERS: dict[str, Callable[[Tables], list[Array]]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }

@@ -11,6 +11,7 @@ from moec.frontend.gguf.file import formats
 from moec.frontend.gguf.file.formats import Quantised
 from moec.frontend.gguf.file.reader import GgufTensor
 from moec.frontend.gguf.graph.builder import FLOAT, Builder
+from moec.ir.weights.encode import codes_of
 from moec.ir.weights.levels import LEVELS
 
 _NAME = "token_embd.weight"
@@ -32,17 +33,25 @@ def embed(build: Builder, scale: float = 1.0, name: str = _NAME, width: int = 0)
 def _decoded(build: Builder, name: str, tensor: GgufTensor, kind: Quantised) -> ir.Value:
     if not kind.form.elements.whole:
         return build.write.op("Gather", build.float_table(name, *tensor.shape), build.ids, axis=0)
-    write, group = build.write, kind.form.group
-    groups = tensor.shape[1] // group
-    is_whole = kind.form.elements.signed.bitwidth == 8
-    numbers = _bytes(build, name, tensor) if is_whole else _halves(build, name, tensor, kind)
-    numbers = write.reshape(write.op("Cast", numbers, to=int(FLOAT)), 0, 0, groups, group)
-    if not is_whole and not kind.form.minima:
-        numbers = write.op("Sub", numbers, write.scalar(8.0))
+    write, form = build.write, kind.form
+    numbers = write.reshape(_numbers(build, name, tensor, kind), 0, 0, tensor.shape[1] // form.group, form.group)
     value = write.op("Mul", numbers, _of_groups(build, name, tensor, "scale"))
-    if kind.form.minima:
+    if form.minima:
         value = write.op("Sub", value, _of_groups(build, name, tensor, "minimum"))
     return write.reshape(value, 0, 0, tensor.shape[1], label="embedding")
+
+
+def _numbers(build: Builder, name: str, tensor: GgufTensor, kind: Quantised) -> ir.Value:
+    """Look up the numbers [B,S,D] in float32."""
+    write, elements = build.write, kind.form.elements
+    if elements.bits > 4:
+        return write.op("Cast", _bytes(build, name, tensor), to=int(FLOAT))
+    halves = _halves(build, name, tensor, kind)
+    if elements.numbers:
+        table = write.constant(np.array(elements.numbers, np.float32), "iq4_numbers")
+        return write.op("Gather", table, write.op("Cast", halves, to=int(ir.DataType.INT32)), axis=0)
+    numbers = write.op("Cast", halves, to=int(FLOAT))
+    return numbers if kind.form.minima else write.op("Sub", numbers, write.scalar(8.0))
 
 
 def _bytes(build: Builder, name: str, tensor: GgufTensor) -> ir.Value:
@@ -51,7 +60,7 @@ def _bytes(build: Builder, name: str, tensor: GgufTensor) -> ir.Value:
 
 
 def _halves(build: Builder, name: str, tensor: GgufTensor, kind: Quantised) -> ir.Value:
-    """Look up the stored numbers [B,S,D] of a format of at most 4 bits, signed ones plus 8.
+    """Look up the stored numbers [B,S,D] of a format of at most 4 bits, signed ones plus 8, or their places in a table.
 
     Programs have no elements of less than a byte, so two numbers share one, the first in the lower bits: the bytes are
     those of the elements of 4 bits that products take.
@@ -60,7 +69,11 @@ def _halves(build: Builder, name: str, tensor: GgufTensor, kind: Quantised) -> i
     data = formats.weight_of(tensor).data
 
     def load() -> ir.TensorProtocol:
-        numbers = data.read().astype(np.int8) + (0 if kind.form.minima else 8)
+        form, numbers = kind.form, data.read()
+        if form.elements.numbers:
+            numbers = codes_of(numbers, form.name)
+        else:
+            numbers = numbers.astype(np.int8) + (0 if form.minima else 8)
         return ir.tensor((numbers[:, 0::2] | (numbers[:, 1::2] << 4)).view(np.uint8))
 
     packed = ir.LazyTensor(load, ir.DataType.UINT8, ir.Shape((build.vocabulary, half)))

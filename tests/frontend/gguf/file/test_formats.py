@@ -214,4 +214,4 @@ def test_one_expert_is_read_alone(kind: str) -> None:
 def test_bits() -> None:
     assert formats.stored_bits("Q4_1") == (5, 5) and formats.stored_bits("BF16") == (16, 16)
     assert formats.stored_bits("Q4_K") == (4.625, 4.5) and formats.stored_bits("Q6_K") == (6.5625, 6.5625)
-    assert formats.stored_bits("IQ4_XS") == (8.3125, 4.25)
+    assert formats.stored_bits("IQ4_XS") == (4.3125, 4.25)

@@ -33,6 +33,8 @@ def test_a_format_has_one_kind_or_none() -> None:
     assert kind_of(WeightFormat("int4", 32), single) is None
     assert kind_of(WeightFormat("int8", 32), half) == "Q8_0"
     assert kind_of(WeightFormat("int8", 32, super_group=256), half) is None
+    assert kind_of(WeightFormat("iq4", 32, super_group=256), half) == "IQ4_XS"
+    assert kind_of(WeightFormat("iq4", 64), half) is None
     assert kind_of(WeightFormat("int4", 64), half) is None
     assert kind_of(WeightFormat("int4", 32, zero_points=True), half) == "Q4_1"
     assert kind_of(WeightFormat("int8", 32, zero_points=True), half) is None

@@ -18,6 +18,8 @@ BITS = {
     "q5_k": 5.5,
     "q6_k": 6.5625,
     "mxfp4": 4.25,
+    "iq4_nl": 4.5,
+    "iq4_xs": 4.25,
 }
 SCALES = {
     "q4_0": {0: 1 / 8},
@@ -26,6 +28,8 @@ SCALES = {
     "q4_k": {0: 1 / 8 / 32, 2: 1 / 32},
     "q5_k": {0: 1 / 16 / 32, 2: 1 / 32},
     "q6_k": {208: 1 / 32 / 64},
+    "iq4_nl": {0: 1 / 128},
+    "iq4_xs": {0: 1 / 32 / 128},
 }
 """Float16 scales in a block, by their place, such that weights are about as large as 1."""
 BESIDE_EXPERTS = {"mxfp4": "q8_0"}

@@ -121,7 +121,13 @@ FORMATS = [
     ("int4/32/256m", "Q4_K"),
     ("int5/32/256m", "Q5_K"),
 ]
-FORMATS += [("int6/16/256", "Q6_K"), ("int2/16/256m", "Q2_K"), ("int3/16/256", "Q3_K"), ("iq4/32", "IQ4_NL"), ("iq4/32/256", "IQ4_XS")]
+FORMATS += [
+    ("int6/16/256", "Q6_K"),
+    ("int2/16/256m", "Q2_K"),
+    ("int3/16/256", "Q3_K"),
+    ("iq4/32", "IQ4_NL"),
+    ("iq4/32/256", "IQ4_XS"),
+]
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ _BITS = {2: 4, 3: 4, 4: 8, 5: 8, 6: 8}
 
 @dataclasses.dataclass(frozen=True)
 class WidenElements:
-    """Stores weights of 2, 3, 5 and 6 bits, and the numbers of iq4, in the next wider integers, whose numbers are the same.
+    """Stores weights of 2, 3, 5 and 6 bits, and those of iq4, in the next wider integers, with the same numbers.
 
-    1. Elements of 3, 5 and 6 bits, and of iq4, lie in wider ones already; the attribute ``width``, which ONNX does not have, goes.
+    1. Elements of 3, 5 and 6 bits, and of iq4, lie in wider ones already; the attribute ``width``, which ONNX does not
+       have, goes.
     2. Elements and zero points of 2 bits, which few programs read, get 4.
     3. A note says so: the bits that the model had are not in the file.
 

@@ -290,7 +290,8 @@ def _encoded(groups: Array, form: WeightFormat, size: int) -> tuple[Array, Array
 
 def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: WeightFormat) -> Array:
     """The float32 numbers that :func:`stored` takes for a weight: divided by the scale, clamped to the range of the
-    format, and rounded if its elements are integers, to those that it has. Scales and zero points (float32) broadcast to the weight."""
+    format, and rounded to its elements if these are integers. Scales and zero points (float32) broadcast to the
+    weight."""
     numbers = _quotient(weight, scale)
     if not form.elements.whole:
         return np.clip(numbers, -form.elements.largest, form.elements.largest, out=numbers)

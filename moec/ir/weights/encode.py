@@ -307,12 +307,12 @@ def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: 
 def codes_of(data: Array, name: FormatName) -> Array:
     """The places of int8 numbers, uint8, among the few that a format has. Raises ValueError for any other number."""
     numbers = ELEMENTS[name].numbers
-    codes = np.full(256, len(numbers), np.uint8)
-    codes[np.array(numbers, np.int8).view(np.uint8)] = np.arange(len(numbers))
-    found = codes[np.ascontiguousarray(data).view(np.uint8)]
-    if found.max(initial=0) == len(numbers):
+    places = np.full(256, len(numbers), np.uint8)
+    places[np.array(numbers, np.int8).view(np.uint8)] = np.arange(len(numbers))
+    codes = places[np.ascontiguousarray(data).view(np.uint8)]
+    if codes.max(initial=0) == len(numbers):
         raise ValueError(f"it holds a number that is none of the {len(numbers)} of {name}")
-    return found
+    return codes
 
 
 def stored(numbers: Array, form: WeightFormat) -> Array:

@@ -30,15 +30,21 @@ class EventStream:
     ) -> None:
         self._first, self._events, self._reply, self._stack, self._on_end = first, events, reply, stack, on_end
         self._seconds = seconds
-        self._status = GONE
+        self._outcome = self._status = GONE
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import StreamingResponse
 
+        async def send_if_connected(message: Any) -> None:
+            await asyncio.sleep(0)  # the event loop hears that the client went; sending does not wait for the loop
+            await send(message)
+            if not message.get("more_body", True):
+                self._status = self._outcome
+
         response = StreamingResponse(self._parts(), media_type="text/event-stream")
         with self._stack:
             try:
-                await asyncio.wait_for(response(scope, receive, send), self._seconds)
+                await asyncio.wait_for(response(scope, receive, send_if_connected), self._seconds)
             except asyncio.TimeoutError:
                 self._status = GONE
             finally:
@@ -55,9 +61,9 @@ class EventStream:
             if self._reply.is_whole:
                 for part in self._reply.end():
                     yield part
-                self._status = 200
+                self._outcome = 200
                 return
             event = await self._events.get()
         yield event_of(event.body())
         yield DONE
-        self._status = event.status
+        self._outcome = event.status

@@ -185,7 +185,7 @@ def _inputs(
         raise MoecError(f"{type(module).__name__}: compiling a PyTorch module needs example_inputs=(...)")
     if not cache:
         return text.example, dynamic_shapes or text.dynamic_shapes, without_cache(module), []
-    with exportable(module):
+    with exportable(module), quiet():
         cached = cache_inputs(module, text)
     text, surroundings = cached.inputs, with_cache(module, cached.form)
     return text.example, dynamic_shapes or text.dynamic_shapes, surroundings, cached.states
@@ -284,18 +284,18 @@ def _sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Context that silences the exporter's notes on optional packages and deprecations, which are not about the
-    model."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    model, and the tracebacks that PyTorch logs of errors which it raises as well."""
+    silent = {"torch.onnx": logging.ERROR, "onnx_ir": logging.ERROR, "torch._subclasses": logging.CRITICAL}
+    levels = {name: logging.getLogger(name).level for name in silent}
+    for name, level in silent.items():
+        logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -110,3 +112,15 @@ def test_an_operator_that_onnx_lacks_is_named_in_one_plain_line() -> None:
 def test_a_module_pytorch_cannot_export_is_named() -> None:
     with pytest.raises(UnsupportedError, match="BranchesOnData: PyTorch could not export it"):
         moec.compile(BranchesOnData().eval(), (torch.randn(3),))
+
+
+def test_errors_that_pytorch_raises_and_logs_are_told_once(caplog, monkeypatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 28, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    config = transformers.Qwen2MoeConfig(vocab_size=17, num_experts=2, moe_intermediate_size=8, **sizes)
+    wrong = transformers.Qwen2MoeForCausalLM(config).eval()  # rotary embeddings need an even size of heads, not 9
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    with pytest.raises(MoecError, match=r"Qwen2MoeForCausalLM: .*\(RuntimeError"):
+        moec.compile(wrong, cache=True)
+    assert not [record for record in caplog.records if record.name == logger.name]

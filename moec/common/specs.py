@@ -142,7 +142,17 @@ JOINED, CONVOLVED, LAST = "moec.joined", "moec.convolved", "moec.last"
 earlier and new inputs in the order of sequences, int64[T] of the results of tokens, int64[N, P] of the last inputs."""
 SEQUENCES = "moec_sequences"
 """Size of the graph of a batch: number of sequences, N."""
-BATCH_TENSORS = ("lengths", "spans", "table", "places", "window_table", "window_places", "rows")
+BATCH_TENSORS = (
+    "lengths",
+    "spans",
+    "table",
+    "places",
+    "window_table",
+    "window_places",
+    "rows",
+    "entries_before",
+    "entries_after",
+)
 """Tensors that the program of a batch takes after the inputs of its graph (:mod:`moec.ir.batches`)."""
 
 

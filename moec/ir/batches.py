@@ -12,7 +12,9 @@ which :data:`~moec.common.specs.POSITIONS` may be one (:data:`~moec.common.specs
 - ``places`` int64[T]: the place of each new token in all the pages one after the other;
 - ``window_table`` int64[N, M], ``window_places`` int64[T]: the same in the pages of states of which attention sees a
   window alone. Pages before the window may be missing, which are less than 0;
-- ``rows`` int64[W]: the tokens whose logits are computed.
+- ``rows`` int64[W]: the tokens whose logits are computed;
+- ``entries_before``, ``entries_after`` int64[N]: the entries in which its states that each run replaces lie, and those
+  to which the program writes the states after its new tokens. No entry is both, of any two sequences.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from moec.common.arguments import shown
 from moec.common.errors import InputError, RoomError
 from moec.common.guards import holds, parse_guard
-from moec.runtime.batch_entries import BatchEntries
+from moec.runtime.batch_entries import FIRST, BatchEntries
 from moec.runtime.batch_pages import BatchPages
 from moec.runtime.batch_program import BatchProgram, SequencePart
 from moec.runtime.batch_sequence import BatchSequence
@@ -52,7 +52,7 @@ class Batch:
         self._guards = [parse_guard(text) for text in interface.guards]
         count, states = -(-max_tokens // PAGE), program.entry.program.held
         self._pool = BatchPages(states, program.entry.inputs, count, max_sequences, program.device)
-        self._entries = BatchEntries(program.states, program.entry.inputs, 2 * max_sequences)
+        self._entries = BatchEntries(program.states, program.entry.inputs, max_sequences, program.device)
         self._sequences: dict[int, BatchSequence] = {}  # in the order in which they are served
         self._next = 0
         self._lock = threading.Lock()
@@ -93,7 +93,7 @@ class Batch:
     @property
     def state_bytes(self) -> int:
         """Bytes of the pages in use, and of states that each run replaces. What sequences share counts once."""
-        return self._pool.bytes_in_use + self._entries.bytes_of(sequence.entry for sequence in self._sequences.values())
+        return self._pool.bytes_in_use + self._entries.bytes_in_use
 
     def length(self, sequence: int) -> int:
         """Number of tokens of a sequence, waiting ones included. Raises InputError for an unknown sequence."""
@@ -119,7 +119,7 @@ class Batch:
         with self._used():
             self._check_room()
             tokens = self._checked(ids)
-            sequence = BatchSequence(tokens, _wanted(last, len(tokens)), self._entries.first)
+            sequence = BatchSequence(tokens, _wanted(last, len(tokens)))
             self._check_length(len(tokens))
             self._share_prefix(sequence)
             return self._new(sequence)
@@ -148,6 +148,7 @@ class Batch:
             own = self._known(sequence)
             self._check_room()
             pages = self._pool.shared(own.pages)
+            self._entries.hold(own.entry)
             copied = {"tokens": list(own.tokens), "logits": list(own.logits), "names": list(own.names)}
             copy = dataclasses.replace(own, pages=pages, **copied)
             return self._new(copy)
@@ -178,7 +179,9 @@ class Batch:
             own.wanted = max(0, own.wanted - (len(own.tokens) - length))
             del own.tokens[length:], own.names[length // BLOCK :]
             own.computed = min(own.computed, length)
-            own.entry = own.entry if own.computed else self._entries.first
+            if not own.computed:
+                self._entries.release(own.entry)
+                own.entry = FIRST
             own.as_prompt = min(own.as_prompt, length)
             self._pool.keep(own.pages, -(-own.computed // PAGE))
             if not own.waiting:
@@ -187,7 +190,9 @@ class Batch:
     def remove(self, sequence: int) -> None:
         """Remove a sequence, and free the pages that no other holds. Raises InputError for an unknown one."""
         with self._used():
-            self._pool.keep(self._known(sequence).pages, 0)
+            own = self._known(sequence)
+            self._pool.keep(own.pages, 0)
+            self._entries.release(own.entry)
             del self._sequences[sequence]
             self._entries.forget(self._pool.has)
 
@@ -215,13 +220,10 @@ class Batch:
 
     def _computed(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
         """Compute the next parts of these sequences. Returns the logits of those of which no token waits any more."""
-        with self._room_for(numbers):
-            parts = {number: self._part(self._sequences[number]) for number in numbers}
-            logits, entries = self._program.run([*parts.values()], self._pool, PAGE)
-        for other in self._sequences.keys() - parts.keys():
-            self._sequences[other].entry = self._sequences[other].entry.alone()
-        for number, entry in zip(parts, entries, strict=True):
-            self._sequences[number].entry = entry
+        with self._room_for(numbers), self._entries.taking(len(numbers)) as entries:
+            pairs = zip(numbers, entries, strict=True)
+            parts = {number: self._part(self._sequences[number], entry) for number, entry in pairs}
+            logits = self._program.run([*parts.values()], self._pool, self._entries, PAGE)
         return self._take(parts, logits)
 
     def _chosen(self) -> list[int]:
@@ -263,12 +265,12 @@ class Batch:
                 self._pool.keep(self._sequences[number].pages, count)
             raise
 
-    def _part(self, sequence: BatchSequence) -> SequencePart:
+    def _part(self, sequence: BatchSequence, entry: int) -> SequencePart:
+        """The next part of a sequence, whose states are written to an entry."""
         end = sequence.computed + sequence.part_size
         last = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
-        return SequencePart(
-            sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages, sequence.entry, last
-        )
+        tokens = sequence.tokens[sequence.computed : end]
+        return SequencePart(tokens, sequence.computed, sequence.pages, (sequence.entry, entry), last)
 
     def _share_prefix(self, sequence: BatchSequence) -> None:
         """Let a new sequence hold pages with its first tokens, up to those whose logits are wanted.
@@ -304,6 +306,8 @@ class Batch:
             sequence = self._sequences.pop(number)
             self._sequences[number] = sequence
             sequence.computed = part.end
+            self._entries.release(sequence.entry)
+            _, sequence.entry = part.entries
             self._name_blocks(sequence, part)
             self._pool.release_before(sequence.pages, part.start)
             sequence.logits.append(logits[first : first + part.wanted])

@@ -1,84 +1,121 @@
-"""States of a batch that each run replaces, such as those of recurrences: one entry for each sequence.
+"""States of a batch that each run replaces, such as those of recurrences: memory with entries, of which each holds the
+states of one sequence.
 
-Nobody writes to an entry: a run makes new ones. So forks share theirs, and an entry may stay for sequences that begin
-alike.
+A run reads the states of a sequence in one entry, and writes those after its tokens to another. So an entry stays as it
+is while anyone holds it: forks share theirs, one may stay for sequences that begin alike, and a run that fails changes
+no sequence.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import MoecError
 from moec.common.specs import State, TensorSpec
+from moec.runtime.device import Device
+from moec.runtime.held import Pages
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StateEntry:
-    """States of one sequence: entry ``number`` of ``arrays`` [sequences, ...], by the name of the input."""
-
-    arrays: Mapping[str, np.ndarray]
-    number: int
-
-    def alone(self) -> StateEntry:
-        """The entry without those of other sequences, so that their memory can be freed."""
-        if all(len(array) == 1 for array in self.arrays.values()):
-            return self
-        return StateEntry({name: array[self.number, None].copy() for name, array in self.arrays.items()}, 0)
+FIRST = 0
+"""Entry of zeros, before the first token."""
 
 
 class BatchEntries:
-    """Entries of the sequences of one batch, and of beginnings of texts, of which ``most`` are kept."""
+    """Entries of at most ``max_sequences`` sequences, of as many that a run writes, and of beginnings of texts, of
+    which twice as many are kept."""
 
-    def __init__(self, states: Sequence[State], inputs: Sequence[TensorSpec], most: int) -> None:
+    def __init__(
+        self, states: Sequence[State], inputs: Sequence[TensorSpec], max_sequences: int, device: Device
+    ) -> None:
+        """``device``: where the memory is. Raises MoecError where there is no memory for that."""
         names = {state.input for state in states if state.axis is None}
-        specs = [spec for spec in inputs if spec.name in names]
-        shapes = {spec.name: [1, *(int(size) for size in spec.shape[1:])] for spec in specs}
-        self.first = StateEntry({spec.name: np.zeros(shapes[spec.name], dtype_of(spec.dtype)) for spec in specs}, 0)
-        """Entry before the first token."""
-        self._most = most
-        self._kept: dict[bytes, StateEntry] = {}
+        self._most, count = 2 * max_sequences, 1 + 4 * max_sequences
+        self.arrays = {
+            spec.name: _new_entries(spec, count, max_sequences, device) for spec in inputs if spec.name in names
+        }
+        """Memory [entries, 1, ...] of each state, by the name of its input."""
+        self._holders = np.zeros(count, np.int64)
+        self._free = [*range(count - 1, FIRST, -1)]
+        self._kept: dict[bytes, int] = {}
 
     def __bool__(self) -> bool:
         """Whether the model has such states."""
-        return bool(self.first.arrays)
+        return bool(self.arrays)
 
-    def bytes_of(self, entries: Iterable[StateEntry]) -> int:
+    @property
+    def bytes_in_use(self) -> int:
         """Bytes of the entries of sequences and of those that are kept. Shared ones count once."""
-        distinct = {(id(entry.arrays), entry.number) for entry in (*entries, *self._kept.values())}
-        distinct.discard((id(self.first.arrays), 0))
-        return len(distinct) * sum(array.nbytes for array in self.first.arrays.values())
+        entry_bytes = sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in self.arrays.values())
+        return int(np.count_nonzero(self._holders)) * entry_bytes
 
-    def keep(self, name: bytes, entry: StateEntry) -> None:
+    @contextlib.contextmanager
+    def taking(self, count: int) -> Iterator[list[int]]:
+        """Context of a run that writes to so many entries, which it then holds, unless it fails."""
+        if not self:
+            yield [FIRST] * count
+            return
+        taken = [self._free.pop() for _ in range(count)]
+        self._holders[taken] = 1
+        try:
+            yield taken
+        except BaseException:
+            for entry in taken:
+                self.release(entry)
+            raise
+
+    def hold(self, entry: int) -> None:
+        """Let one more sequence, or text, hold an entry."""
+        if entry != FIRST:
+            self._holders[entry] += 1
+
+    def release(self, entry: int) -> None:
+        """Let one sequence, or text, less hold an entry."""
+        if entry == FIRST:
+            return
+        self._holders[entry] -= 1
+        if not self._holders[entry]:
+            self._free.append(entry)
+
+    def keep(self, name: bytes, entry: int) -> None:
         """Keep an entry for texts that begin alike, by a name that says all that it follows from. The one that was
         kept or found longest ago makes room."""
-        self._kept.pop(name, None)
-        while len(self._kept) >= self._most:
-            del self._kept[next(iter(self._kept))]
-        self._kept[name] = entry.alone()
+        self.hold(entry)
+        self._forget([name] if name in self._kept else [])
+        self._forget([*self._kept][: max(0, len(self._kept) + 1 - self._most)])
+        self._kept[name] = entry
 
     def has(self, name: bytes) -> bool:
         """Whether a sequence can begin with the text of that name."""
         return not self or name in self._kept
 
-    def find(self, name: bytes) -> StateEntry:
-        """Return the entry after the text of that name."""
+    def find(self, name: bytes) -> int:
+        """Let one more sequence hold the entry after the text of that name, and return it."""
         if not self:
-            return self.first
+            return FIRST
         entry = self._kept[name] = self._kept.pop(name)
+        self.hold(entry)
         return entry
 
     def forget(self, is_of_use: Callable[[bytes], bool]) -> None:
         """Forget the kept entries whose names are of no use."""
-        self._kept = {name: entry for name, entry in self._kept.items() if is_of_use(name)}
+        self._forget([name for name in self._kept if not is_of_use(name)])
+
+    def _forget(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self.release(self._kept.pop(name))
 
 
-def together(entries: Sequence[StateEntry]) -> Mapping[str, np.ndarray]:
-    """States [sequences, ...] of a run on these sequences: the arrays of the run before where it was on the same."""
-    arrays = entries[0].arrays
-    are_in_order = all(entry.arrays is arrays and entry.number == at for at, entry in enumerate(entries))
-    if are_in_order and all(len(array) == len(entries) for array in arrays.values()):
-        return arrays
-    return {name: np.stack([entry.arrays[name][entry.number] for entry in entries]) for name in arrays}
+def _new_entries(spec: TensorSpec, count: int, max_sequences: int, device: Device) -> Pages:
+    shape, dtype = (count, 1, *(int(size) for size in spec.shape[1:])), dtype_of(spec.dtype)
+    try:
+        with device.working([]):
+            return device.new(shape, dtype, zeros=True)
+    except (MemoryError, ValueError) as error:
+        raise MoecError(
+            f"there is no memory for state {spec.name!r} ({dtype}{list(shape)}) of {max_sequences} sequences; make a "
+            "batch for fewer (max_sequences)"
+        ) from error

@@ -12,7 +12,7 @@ from moec.common.dtypes import dtype_of
 from moec.common.errors import DefectError, MoecError
 from moec.common.specs import BATCH_TENSORS, CONVOLVED, JOINED, LAST, POSITIONS, State
 from moec.runtime.artifact import Artifact
-from moec.runtime.batch_entries import StateEntry, together
+from moec.runtime.batch_entries import BatchEntries
 from moec.runtime.batch_pages import BatchPages, SequencePages, page_tables
 from moec.runtime.device import CapturedRuns, Device, Host
 from moec.runtime.executor import Executor
@@ -30,13 +30,13 @@ _NEVER = np.iinfo(np.int32).max
 @dataclasses.dataclass(frozen=True)
 class SequencePart:
     """New tokens of one sequence. ``start``: tokens before them; ``pages``: of all its tokens, these included;
-    ``entry``: its states before them that each run replaces; ``wanted``: number of last tokens whose logits are
-    computed."""
+    ``entries``: of its states that each run replaces, those before and after its new tokens; ``wanted``: number of last
+    tokens whose logits are computed."""
 
     tokens: Sequence[int]
     start: int
     pages: SequencePages
-    entry: StateEntry
+    entries: tuple[int, int]
     wanted: int
 
     @property
@@ -64,7 +64,6 @@ class BatchProgram:
         ArtifactError where the objects do not link."""
         self.entry, self._where = entry, artifact.where
         self.states: list[State] = artifact.manifest.states
-        self._replaced = {state.input: state.output for state in self.states if state.axis is None}
         lasts = [spec.shape[1] for spec in entry.inputs if spec.name == LAST]
         self._convolved = int(lasts[0]) if lasts else 0
         self.roles = roles_of(Interface.of(artifact.manifest))
@@ -93,29 +92,29 @@ class BatchProgram:
         captures = cuda_graphs and not self._program.waits
         self._captured = self.device.captured_runs(self._program, self._weights) if captures else None
         self._place = self.device.placing()
-        self._pooled: tuple[BatchPages | None, dict[str, object]] = None, {}
+        self._of_batch: tuple[BatchPages | None, dict[str, object]] = None, {}
 
     def _as_taken(self, array: np.ndarray) -> Any:
         return self.device.place(array) if array.ndim else int(array)
 
-    def run(
-        self, parts: Sequence[SequencePart], pool: BatchPages, page: int
-    ) -> tuple[np.ndarray, Sequence[StateEntry]]:
-        """Run parts of different sequences, whose keys and values are written to their pages of ``page`` tokens.
+    def run(self, parts: Sequence[SequencePart], pool: BatchPages, entries: BatchEntries, page: int) -> np.ndarray:
+        """Run parts of different sequences, whose keys and values are written to their pages of ``page`` tokens, and
+        their other states to their entries.
 
-        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part, and the states of each part that
-        the run replaced. Raises MoecError where the system has no memory, and DefectError where the program fails."""
-        by_name = {**self._inputs(parts), **together([part.entry for part in parts])}
+        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError where the system
+        has no memory, and DefectError where the program fails."""
+        by_name = self._inputs(parts)
         captured = self._captured if all(len(part.tokens) <= self.few_tokens for part in parts) else None
         tensors = _told(parts, page, repeats=captured is not None)
-        if self._pooled[0] is not pool:
-            self._pooled = pool, {name: self.device.place(array) for name, array in pool.arrays.items()}
-        of_pool = self._pooled[1]
-        arrays = [of_pool[spec.name] if spec.name in of_pool else by_name[spec.name] for spec in self.entry.inputs]
+        if self._of_batch[0] is not pool:
+            memory = {**pool.arrays, **entries.arrays}
+            self._of_batch = pool, {name: self.device.place(array) for name, array in memory.items()}
+        in_place = self._of_batch[1]
+        arrays = [in_place[spec.name] if spec.name in in_place else by_name[spec.name] for spec in self.entry.inputs]
         arguments = [*arrays, *(tensors[name] for name in BATCH_TENSORS)]
         self._maps.check(self._where)
         try:
-            logits, arrays = self._launcher.run(lambda: self._results(arguments, pool, captured))
+            logits = self._launcher.run(lambda: self._results(arguments, pool, captured))
         except (MoecError, MemoryError):
             raise
         except Exception as error:
@@ -127,19 +126,16 @@ class BatchProgram:
             raise DefectError(f"{self._where}: the program of batches failed on tokens {tokens}: {text}") from error
         if self.entry.program.last is None:  # the program computes the logits of all tokens
             logits = logits[tensors["rows"]]
-        return logits, [StateEntry(arrays, number) for number in range(len(parts))]
+        return logits
 
-    def _results(
-        self, arguments: Sequence[object], pool: BatchPages, captured: CapturedRuns | None
-    ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        """The logits, and the states that the run replaced, by input. ``captured``: graphs, which go with the pool."""
+    def _results(self, arguments: Sequence[object], pool: BatchPages, captured: CapturedRuns | None) -> np.ndarray:
+        """The logits. ``captured``: graphs, which go with the pool."""
         with self.device.working([]):
             replayed = None if captured is None else captured.replay(arguments, pool)
             results = self._run_on(arguments) if replayed is None else replayed
             by_name = dict(zip((spec.name for spec in self.entry.outputs), results, strict=True))
-            names = [self.roles.logits.name, *self._replaced.values()]
-            logits, *states = self.device.fetch_all([by_name[name] for name in names])
-        return np.array(logits[0], np.float32), dict(zip(self._replaced, states, strict=True))
+            (logits,) = self.device.fetch_all([by_name[self.roles.logits.name]])
+        return np.array(logits[0], np.float32)
 
     def _run_on(self, arguments: Sequence[object]) -> Sequence[Any]:
         """The results of the program, kernel by kernel. Arrays among the arguments are placed."""
@@ -213,4 +209,6 @@ def _told(parts: Sequence[SequencePart], page: int, *, repeats: bool = False) ->
         "window_table": window_table,
         "window_places": window_places,
         "rows": np.concatenate(rows),
+        "entries_before": np.array([part.entries[0] for part in parts], np.int64),
+        "entries_after": np.array([part.entries[1] for part in parts], np.int64),
     }

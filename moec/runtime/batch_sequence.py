@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from moec.runtime.batch_entries import StateEntry
+from moec.runtime.batch_entries import FIRST
 from moec.runtime.batch_pages import SequencePages
 from moec.runtime.held import PAGE
 from moec.runtime.page_pool import BLOCK
@@ -23,7 +23,7 @@ class BatchSequence:
 
     tokens: list[int]
     wanted: int
-    entry: StateEntry
+    entry: int = FIRST
     computed: int = 0
     as_prompt: int = 0
     pages: SequencePages = dataclasses.field(default_factory=SequencePages)

@@ -21,7 +21,7 @@ from moec.placing.placement import ExpertPlacement
 from moec.placing.plan import ExpertPlan
 from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RaisedEntry, RemarkEntry, StageEntry, UnraisedEntry
 
-FORMAT_VERSION = 30
+FORMAT_VERSION = 31
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import moec
-from moec.common.errors import InputError
+from moec.common.errors import InputError, MoecError
+from moec.runtime.batch_program import BatchProgram
 from moec.runtime.held import PAGE
 
 from ..frontend.gguf import tiny_models
@@ -103,14 +104,44 @@ def test_computed_tokens_can_only_be_forgotten_together(model):
     check(batch.step(), {number: model.session().run(tokens(9))[0]})
 
 
-def test_a_sequence_that_pauses_keeps_its_own_states_alone(model):
+def test_a_sequence_has_one_entry_while_it_runs_and_pauses(model):
     batch = model.batch(3, 8 * PAGE)
     numbers = [batch.add(tokens(3, seed)) for seed in range(3)]
-    batch.step()
-    batch.extend(numbers[0], tokens(1))
-    batch.step()
-    assert [len(batch._sequences[number].entry.arrays["state"]) for number in numbers] == [1, 1, 1]
-    assert batch.state_bytes == 3 * (batch.page_bytes + ENTRY)
+    for stepping in (numbers, numbers[:1], numbers[1:]):
+        batch.step()
+        assert batch.state_bytes == 3 * (batch.page_bytes + ENTRY)
+        for number in stepping:
+            batch.extend(number, tokens(1))
+    batch.remove(numbers[0])
+    assert batch.state_bytes == 2 * (batch.page_bytes + ENTRY)
+    batch.truncate(numbers[1], 0)
+    assert batch.state_bytes == batch.page_bytes + ENTRY
+
+
+def test_a_run_that_fails_leaves_the_states_as_they_were(model, monkeypatch):
+    batch, expected = model.batch(2, 8 * PAGE), Alone(model)
+    number = batch.add(tokens(5))
+    check(batch.step(), {number: expected.run(number, tokens(5))})
+    batch.extend(number, tokens(2, 1))
+    entries = batch.state_bytes
+    with monkeypatch.context() as patch:
+        run = BatchProgram.run
+
+        def fails(*arguments: object) -> None:
+            run(*arguments)
+            raise MemoryError
+
+        patch.setattr(BatchProgram, "run", fails)
+        for _ in range(9):  # more often than there are entries
+            with pytest.raises(MemoryError):
+                batch.step()
+    assert batch.state_bytes == entries
+    check(batch.step(), {number: expected.run(number, tokens(2, 1))})
+
+
+def test_states_that_no_memory_has_are_refused(model):
+    with pytest.raises(MoecError, match=f"there is no memory for state 'conv' .* of {1 << 55} sequences"):
+        model.batch(1 << 55, PAGE)
 
 
 @pytest.mark.nightly

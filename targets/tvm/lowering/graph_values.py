@@ -34,6 +34,8 @@ class GraphValues(FunctionBuilder):
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._static: dict[ir.Value, StaticValue] = {}
         self._paged: dict[ir.Value, PagedTensor] = {}
+        self._in_memory: dict[str, relax.Var] = {}
+        """Tensors int64[1] with the value of a size, by its expression."""
         self.elements = elements()
         self.batch: BatchTensors | None = None
 
@@ -41,12 +43,16 @@ class GraphValues(FunctionBuilder):
         """The value as a Relax tensor. Static values become code here; large constants become weights."""
         if value not in self._tensors:
             if value in self._paged:
-                if self.batch is not None:
+                cached = self._paged[value]
+                if self.batch is not None and cached.of_sequences:
+                    operands = [cached.pages, self.batch.entries_before]
+                    (self._tensors[value],) = self.compute(cached.gathered_entries(), operands, "entries")
+                elif self.batch is not None:
                     raise UnsupportedError(
                         f"it reads the state {value.name!r} of a batch, which attention alone can read"
                     )
-                cached = self._paged[value]
-                self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]
+                else:
+                    self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]
             elif value in self._static:
                 self._tensors[value] = self.materialise(self._static[value], value.name or "known")
             elif self.takes_columns(value.producer()):
@@ -61,7 +67,14 @@ class GraphValues(FunctionBuilder):
     def takes_columns(self, node: ir.Node | None) -> bool:
         """Whether a node splits a state of a batch: attention reads the columns where they lie."""
         is_split = self.batch is not None and node is not None and operator_name(node) == "Split"
-        return is_split and node is not None and node.inputs[0] in self._paged
+        cached = self.paged(node.inputs[0]) if is_split and node is not None else None
+        return cached is not None and not cached.of_sequences
+
+    def in_memory(self, size: Any) -> relax.Var:
+        key = str(self.sizes.expression(size))
+        if key not in self._in_memory:
+            self._in_memory[key] = self.materialise(StaticValue.of([size]), "in_memory")
+        return self._in_memory[key]
 
     @contextlib.contextmanager
     def standing_for(self, tensors: Mapping[ir.Value, relax.Expr]) -> Iterator[None]:

@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
-from moec.common.specs import BATCH_TENSORS, SEQUENCES, WANTED, LastTokens
+from moec.common.specs import SEQUENCES, WANTED, LastTokens
 from moec.ir.batches import is_batched
 from moec.ir.states import states_of
 from moec.ir.streaming import is_streamed
@@ -75,10 +75,12 @@ class Lowering(GraphValues):
         self.bodies: list[Lowered] = []
         self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
+        self._replaced: dict[str | None, str] = {}
+        """Outputs of states of a batch that each run replaces, by input."""
+        self._entries: dict[str | None, PagedTensor] = {}
+        """Where these states lie, by output."""
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
         self._ends: dict[tuple[relax.Expr, str], relax.Var] = {}
-        self._in_memory: dict[str, relax.Var] = {}
-        """Tensors int64[1] with the value of a size, by its expression."""
         self._dimensions: dict[str, tirx.Var] = {}
         self._in_windows: dict[str, tirx.Var] = {}
         """Numbers of entries that lie in pages, of states with a window."""
@@ -92,24 +94,15 @@ class Lowering(GraphValues):
         if self._holding is None or not self._holding.batches:
             raise UnsupportedError("this target has no kernels for batches of sequences; compile without batches")
         in_pages = {state.state.input for state in self._states.values()}
-        growing = [state.input for state in states_of(self.model) if state.axis is not None]
+        states = states_of(self.model)
+        growing = [state.input for state in states if state.axis is not None]
+        self._replaced = {state.input: state.output for state in states if state.axis is None}
         others = [name for name in growing if name not in in_pages]
         if others:
             raise UnsupportedError(f"no batches of sequences: state {others[0]!r} is none that pages hold")
         count = self._dimension(SEQUENCES)
         pages, tokens = (self.sizes.variable(name) for name in ("sequence_pages", "new_tokens"))
-        shapes = {
-            "lengths": [count],
-            "spans": [count, 2],
-            "table": [count, pages],
-            "places": [tokens],
-            "window_table": [count, pages],
-            "window_places": [tokens],
-            "rows": [rows],
-        }
-        return BatchTensors(
-            **{name: relax.Var(name, relax.TensorType(shapes[name], "int64")) for name in BATCH_TENSORS}
-        )
+        return BatchTensors.of_sizes(count, pages, tokens, rows)
 
     def _narrowing(self, count: tirx.Var) -> Narrowing | None:
         """The plan to compute logits of some tokens alone; None where the model has none."""
@@ -207,6 +200,8 @@ class Lowering(GraphValues):
                 self._paged[output] = value
             elif value is not None:
                 self._tensors[output] = self.emit(value, output.name or node.op_type)
+                if output.name in self._entries:
+                    self._paged[output] = self.appended(node, self._entries[output.name], self._tensors[output])
 
     def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
         """Convert another operator, heavy or not, on these inputs, and return its outputs."""
@@ -238,6 +233,8 @@ class Lowering(GraphValues):
             raise UnsupportedError(f"input {value.name!r}{users}: {error}") from error
         if value in self._states:
             return self._declare_pages(value, dimensions, dtype)
+        if value.name in self._replaced:
+            return self._declare_entries(value, dimensions, dtype)
         variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype))
         self._tensors[value] = variable
         return variable
@@ -257,6 +254,16 @@ class Lowering(GraphValues):
         self._paged[value] = PagedTensor(pages, state.axis, length, dtype, row, output, window > 0, kept)
         if roundings is not None:
             self._paged[roundings[0].value] = self._paged[value]
+        return pages
+
+    def _declare_entries(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
+        """A state of a batch that each run replaces: pages of one entry, [entries, 1, ...]."""
+        count, *sizes = dimensions
+        entries = self.sizes.variable("entries")
+        self._of_one_page[entries] = self.sizes.expression(count)
+        pages = relax.Var(identifier(value.name), relax.TensorType([entries, 1, *sizes], dtype))
+        self._paged[value] = PagedTensor(pages, 0, count, dtype, sizes[-1] if sizes else 1, of_sequences=True)
+        self._entries[self._replaced[value.name]] = self._paged[value]
         return pages
 
     def _kept(self, length: Any, window: int) -> tirx.Var:
@@ -347,7 +354,9 @@ class Lowering(GraphValues):
 
     def appended(self, node: ir.Node, past: PagedTensor, new: relax.Expr, places: Places | None = None) -> PagedTensor:
         assert self._holding is not None, "a target that holds states can write behind them"
-        length = self.sizes.simplify(past.length + new.ty.shape[past.axis]) if places is None else places.length
+        length = past.length if places is None else places.length
+        if places is None and not past.of_sequences:
+            length = self.sizes.simplify(past.length + new.ty.shape[past.axis])
         if self.batch is not None:
             places = Places(self.batch.of(past).places, length, by_entry=True)
         problem = append_problem(past, str(new.ty.dtype), places)
@@ -369,12 +378,6 @@ class Lowering(GraphValues):
 
     def ignoring_padding(self, tensor: relax.Expr) -> relax.Var:
         return self.lengths.ignored(self.reshape(tensor, list(tensor.ty.shape)))
-
-    def in_memory(self, size: Any) -> relax.Var:
-        key = str(self.sizes.expression(size))
-        if key not in self._in_memory:
-            self._in_memory[key] = self.materialise(StaticValue.of([size]), "in_memory")
-        return self._in_memory[key]
 
     def filled(self, cached: PagedTensor, used: ir.Value | None = None) -> relax.Var:
         if self.batch is not None:

@@ -53,9 +53,32 @@ class BatchTensors(NamedTuple):
     window_table: relax.Var
     window_places: relax.Var
     rows: relax.Var
+    entries_before: relax.Var
+    entries_after: relax.Var
+
+    @staticmethod
+    def of_sizes(count: Any, pages: Any, tokens: Any, rows: Any) -> BatchTensors:
+        """Parameters for ``count`` sequences of at most so many ``pages``, with so many new ``tokens``, of which
+        ``rows`` are computed to the end."""
+        shapes = BatchTensors(
+            lengths=[count],
+            spans=[count, 2],
+            table=[count, pages],
+            places=[tokens],
+            window_table=[count, pages],
+            window_places=[tokens],
+            rows=[rows],
+            entries_before=[count],
+            entries_after=[count],
+        )
+        return BatchTensors(
+            **{name: relax.Var(name, relax.TensorType(shape, "int64")) for name, shape in shapes._asdict().items()}
+        )
 
     def of(self, tensor: PagedTensor) -> BatchTensors:
         """The tensors with the table and places of the pages in which a state lies."""
+        if tensor.of_sequences:
+            return self._replace(places=self.entries_after)
         if not tensor.has_window:
             return self
         return self._replace(table=self.window_table, places=self.window_places)
@@ -67,7 +90,9 @@ class PagedTensor:
 
     ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written.
     ``has_window``: whether all readers see the last entries alone. ``kept``: the number of its last entries that lie
-    in pages, where those before a window do not; None where all have a place."""
+    in pages, where those before a window do not; None where all have a place. ``of_sequences``: whether it is a state
+    of a batch that each run replaces, with an entry for each sequence: these lie in pages of one entry, at the batch's
+    ``entries_before``."""
 
     pages: relax.Expr
     axis: int
@@ -77,6 +102,7 @@ class PagedTensor:
     continued: ir.Value | None = None
     has_window: bool = False
     kept: Any = None
+    of_sequences: bool = False
 
     @property
     def in_pages(self) -> Any:
@@ -116,6 +142,19 @@ class PagedTensor:
                 return place.astype(self.dtype)
 
             return te.compute(shape, element, name="gathered")
+
+        return build
+
+    def gathered_entries(self) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
+        """TE function that copies the states of sequences from their entries to an ordinary tensor. No number in memory
+        makes it read outside of the pages."""
+
+        def build(pages: te.Tensor, entries: te.Tensor) -> te.Tensor:
+            def element(*at: tirx.Expr) -> tirx.Expr:
+                last, zero = pages.shape[0] - 1, tirx.IntImm("int64", 0)
+                return pages(tirx.max(tirx.min(entries(at[0]), last), zero), 0, *at[1:])
+
+            return te.compute(list(self.ty.shape), element, name="entries")
 
         return build
 

@@ -127,7 +127,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 30"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 31"):
         load(artifact_path)
 
 

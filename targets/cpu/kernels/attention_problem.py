@@ -19,7 +19,7 @@ from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, sca
 FEW_QUERIES = 8
 """Up to so many queries of a batch share out the keys, more the rows: a number of queries, so that a token has the same
 bits in every step of a few tokens."""
-_FEW_HEADS = 8
+_FEW_HEADS = 16
 """With more query heads per head of keys, one query shares out the rows, too."""
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""

@@ -66,6 +66,7 @@ def test_any_size_on_every_machine(name, problem):
 
 def test_query_heads_of_a_group_that_are_many_rows_alone():
     check(AttentionProblem(8, 8, 0.3, heads_per_group=12), Machine.host())
+    check(AttentionProblem(8, 8, 0.3, heads_per_group=17), Machine.host())
 
 
 def test_sinks_take_weight_and_give_nothing():
@@ -210,7 +211,7 @@ def test_scores_that_overflow_behind_the_frontier_are_computed():
     assert np.isnan(actual).all()
 
 
-@pytest.mark.parametrize("heads_per_group", [1, 3, 12])
+@pytest.mark.parametrize("heads_per_group", [1, 12, 17])
 @pytest.mark.parametrize("window", [0, 40])
 def test_a_query_has_the_same_bits_beside_few_others(heads_per_group, window):
     problem = dataclasses.replace(PROBLEM, causal="last", heads_per_group=heads_per_group, window=window)

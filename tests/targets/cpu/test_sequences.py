@@ -56,7 +56,7 @@ def table_of(keys: tuple[int, ...], count: int) -> np.ndarray:
     [
         ALONE,
         dataclasses.replace(ALONE, window=70, softcap=2.0),
-        dataclasses.replace(ALONE, heads_per_group=9, paged="bfloat16"),
+        dataclasses.replace(ALONE, heads_per_group=17, paged="bfloat16"),
         dataclasses.replace(ALONE, heads_per_group=1, paged="float16"),
         dataclasses.replace(ALONE, paged="int8", window=300),
         dataclasses.replace(ALONE, has_sinks=True, window=90),

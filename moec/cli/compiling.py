@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moec import targets
 from moec.cli.data import asked_pipeline
-from moec.cli.options import (
-    Arithmetic,
-    Experts,
-    Linears,
-    Nodes,
-    OptimisationLevel,
-    Plan,
-    Profile,
-    Ranks,
-    Replicas,
-    Resident,
-    Source,
-    Stages,
-    Threads,
-    VerifyEach,
-    Workers,
-)
+from moec.cli.groups import Formats, Placing, with_groups
+from moec.cli.options import Cache, Model, OptimisationLevel, Passes, Threads, VerifyEach, Workers
 from moec.cli.printing import report_compilation, shown_progress
 from moec.cli.targets import Target, with_target_options
 from moec.targets.kind import Options
@@ -38,48 +24,48 @@ class CompiledDrafts(str, enum.Enum):
     MTP = "mtp"
 
 
+@dataclasses.dataclass(frozen=True)
+class Additions:
+    """Further programs and forms of an artifact."""
+
+    form: Annotated[
+        str | None,
+        typer.Option(help="c: also write a C library, named after the output, with moec.h. Needs a C compiler."),
+    ] = None
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Also compile a program for sequences of different lengths together.")
+    ] = False
+    drafts: Annotated[
+        CompiledDrafts | None,
+        typer.Option(help="mtp: also compile the model's MTP layer, for moec generate --drafts mtp. GGUF files."),
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Arguments of :func:`moec.compile`."""
+        return {**vars(self), "drafts": self.drafts and self.drafts.value}
+
+
 @with_target_options
+@with_groups
 def compile_model(
-    model: Source,
+    model: Model,
     output: Annotated[
         Path,
         typer.Option("-o", "--output", help="Write the artifact to this folder, or to one file if it ends in .zip."),
     ],
+    *,
     target: Target = targets.DEFAULT,
     level: OptimisationLevel = None,
-    passes: Annotated[
-        str | None, typer.Option(help="Run this pipeline instead of a level. moec pipeline -O2 shows one.")
-    ] = None,
-    experts: Experts = None,
-    linears: Linears = None,
-    arithmetic: Arithmetic = None,
+    passes: Passes = None,
+    formats: Formats,
     threads: Threads = None,
-    cache: Annotated[
-        bool | None,
-        typer.Option(help="Keep keys and values of earlier tokens. Default: for GGUF files and folders, if possible."),
-    ] = None,
+    cache: Cache = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Store this tokenizer.json for moec generate. Default: the one in the model's folder."),
     ] = None,
-    resident: Resident = None,
-    ranks: Ranks = None,
-    nodes: Nodes = 1,
-    replicas: Replicas = 0,
-    plan: Plan = None,
-    stages: Stages = None,
-    profile: Profile = None,
-    form: Annotated[
-        str | None,
-        typer.Option(help="c: also write a C library, named after the output, with moec.h. Needs a C compiler."),
-    ] = None,
-    batches: Annotated[
-        bool, typer.Option("--batches", help="Also compile a program for sequences of different lengths together.")
-    ] = False,
-    drafts: Annotated[
-        CompiledDrafts | None,
-        typer.Option(help="mtp: also compile the model's MTP layer, for moec generate --drafts mtp. GGUF files."),
-    ] = None,
+    placing: Placing,
+    additions: Additions,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     workers: Workers = 0,
@@ -100,24 +86,14 @@ def compile_model(
             target=target,
             passes=asked_pipeline(level, passes),
             cache=cache,
-            experts=experts,
-            linears=linears,
-            arithmetic=arithmetic,
+            **vars(formats),
             tokenizer=tokenizer,
             threads=threads,
             target_options=options,
-            resident=resident,
-            ranks=ranks,
-            nodes=nodes,
-            replicas=replicas,
-            plan=plan,
-            stages=stages,
-            profile=profile,
+            **vars(placing),
             verify_each=verify_each,
             dump_to=dump_phases_to,
-            form=form,
-            batches=batches,
-            drafts=None if drafts is None else drafts.value,
+            **additions.keywords(),
             workers=workers,
             progress=progress,
         )

@@ -7,10 +7,11 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moec.cli.groups import Texts, with_groups
 from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads, Workers
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
@@ -25,24 +26,29 @@ Data = Annotated[
         "--data", help="Use this data: an .npz file of inputs, a folder of such files, or a text. Repeatable."
     ),
 ]
-Tokenizer = Annotated[
-    Path | None, typer.Option(help="Tokenize texts by this tokenizer.json. Default: the model's own.")
-]
-Length = Annotated[int, typer.Option(min=2, help="Cut texts into rows of this many tokens.")]
-Batch = Annotated[int, typer.Option(min=1, help="Run this many rows of text together.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Use only this many rows of each text.")]
-Metric = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Compute loss, perplexity or top1 (from labels), kl or cosine (against the first model). Repeatable."
-    ),
-]
-Labels = Annotated[
-    Path | None, typer.Option(help="Read labels from this .npz file. Default: labels in the data, or the next tokens.")
-]
-OutputName = Annotated[
-    str | None, typer.Option(help="Judge this output. Required where several outputs could be meant.")
-]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """Options of judging models by their outputs on data."""
+
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compute loss, perplexity or top1 (from labels), kl or cosine (against the first model). Repeatable."
+        ),
+    ] = None
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Read labels from this .npz file. Default: labels in the data, or the next tokens."),
+    ] = None
+    output_name: Annotated[
+        str | None, typer.Option(help="Judge this output. Required where several outputs could be meant.")
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`moec.evaluate` and :func:`moec.sweep`."""
+        return {"metrics": self.metric or (), "labels": self.labels, "output": self.output_name}
 
 
 def asked_pipeline(level: Level | None, passes: str | None) -> str | None:
@@ -58,16 +64,15 @@ def pipeline_of(level: Level | None, passes: str | None) -> str:
     return f"O{Level.O2.value}" if asked is None else asked
 
 
+@with_groups
 def profile(
     model: Model,
     data: Data,
+    *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this .moeprof file.")],
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="Measure the model after this pipeline.")] = None,
-    tokenizer: Tokenizer = None,
-    length: Length = 256,
-    batch: Batch = 8,
-    rows: Rows = None,
+    texts: Texts,
     formats: Annotated[
         str | None, typer.Option(help="Measure the errors of these formats. Default: int8,int4/32,int3/32,int2/32.")
     ] = None,
@@ -95,7 +100,6 @@ def profile(
     """
     from moec.inspect.profiles import measured_tables
     from moec.passes.weights.linears import MINIMUM
-    from moec.tools.data import TextOptions
     from moec.tools.profiling import FORMATS, profile
 
     with shown_progress() as progress:
@@ -104,7 +108,7 @@ def profile(
             data,
             output,
             passes=pipeline_of(level, passes),
-            text=TextOptions(tokenizer, length, batch, rows),
+            text=texts.options(),
             formats=formats or FORMATS,
             moments=moments,
             minimum=MINIMUM if minimum is None else minimum,
@@ -116,6 +120,7 @@ def profile(
     print_result(dataclasses.asdict(measured), as_json, measured_tables(measured, str(output)))
 
 
+@with_groups
 def evaluate(
     models: Annotated[
         list[Path],
@@ -125,13 +130,9 @@ def evaluate(
         ),
     ],
     data: Data,
-    metric: Metric = None,
-    labels: Labels = None,
-    output_name: OutputName = None,
-    tokenizer: Tokenizer = None,
-    length: Length = 256,
-    batch: Batch = 8,
-    rows: Rows = None,
+    *,
+    judging: Judging,
+    texts: Texts,
     threads: Threads = None,
     emulate: Emulate = False,
     workers: Workers = 0,
@@ -147,7 +148,6 @@ def evaluate(
     from moec.distributed.start import is_silent_rank, is_started_on_ranks, loaded
     from moec.exploring.results import write_evaluation
     from moec.inspect.evaluation import evaluation_tables, nan_notes
-    from moec.tools.data import TextOptions
     from moec.tools.evaluate import evaluate as evaluate_models
 
     if page is not None:
@@ -164,10 +164,8 @@ def evaluate(
             evaluation = evaluate_models(
                 contestants,
                 data,
-                metrics=metric or (),
-                labels=labels,
-                output=output_name,
-                text=TextOptions(tokenizer, length, batch, rows),
+                **judging.keywords(),
+                text=texts.options(),
                 threads=threads,
                 emulate=emulate,
                 workers=workers,
@@ -181,9 +179,11 @@ def evaluate(
             print(f"note: {note}", file=sys.stderr)
 
 
+@with_groups
 def sweep(
     model: Model,
     data: Data,
+    *,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Write sweep.json and sweep.html to this folder.")
     ],
@@ -199,13 +199,8 @@ def sweep(
         str | None, typer.Option(help="Try assign-bits with these averages of bits, such as 2,2.5,4.")
     ] = None,
     passes: Annotated[list[str] | None, typer.Option(help="Try this pipeline, too. Repeatable.")] = None,
-    metric: Metric = None,
-    labels: Labels = None,
-    output_name: OutputName = None,
-    tokenizer: Tokenizer = None,
-    length: Length = 256,
-    batch: Batch = 8,
-    rows: Rows = None,
+    judging: Judging,
+    texts: Texts,
     threads: Threads = None,
     workers: Workers = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the artifacts in DIR.")] = False,
@@ -216,7 +211,6 @@ def sweep(
     Marks those that no other beats.
     Results that DIR/sweep.json has already are not computed again.
     """
-    from moec.tools.data import TextOptions
     from moec.tools.sweeping import sweep as sweep_models
     from moec.tools.sweeping import variants
 
@@ -229,10 +223,8 @@ def sweep(
             data,
             output,
             pipelines,
-            metrics=metric or (),
-            labels=labels,
-            output=output_name,
-            text=TextOptions(tokenizer, length, batch, rows),
+            **judging.keywords(),
+            text=texts.options(),
             threads=threads,
             keep=keep,
             workers=workers,

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from moec.cli.data import asked_pipeline
-from moec.cli.options import Experts, Json, Level, Linears, Source
+from moec.cli.options import Cache, Experts, Json, Level, Linears, Model, Passes
 from moec.cli.printing import print_remarks, print_result, shown_progress
 from moec.exporting.forms import FORMS
 
 
 def export(
-    model: Source,
+    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Write to this file or folder.")],
     form: Annotated[
         str | None,
@@ -28,15 +28,10 @@ def export(
     level: Annotated[
         Level | None, typer.Option("-O", help="Run the passes of this level first. -O2, the default, is exact.")
     ] = None,
-    passes: Annotated[
-        str | None, typer.Option(help="Run this pipeline instead of a level. moec pipeline -O2 shows one.")
-    ] = None,
+    passes: Passes = None,
     experts: Experts = None,
     linears: Linears = None,
-    cache: Annotated[
-        bool | None,
-        typer.Option(help="Keep keys and values of earlier tokens. Default: for GGUF files and folders, if possible."),
-    ] = None,
+    cache: Cache = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Write this tokenizer.json, too. Default: the one in the model's folder.")
     ] = None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moec import targets
+from moec.cli.groups import with_groups
 from moec.cli.options import Architecture, Artifact, Json
 from moec.cli.printing import print_result, shown_progress
 from moec.cli.targets import STANDALONE, TIR, Form
@@ -23,8 +25,48 @@ RANK_TOKENS = "1,256"
 """Default numbers of tokens of each rank for which runs on several ranks are predicted."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Predicting:
+    """Ranks that a run is predicted for."""
+
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict the time of layers on this many ranks instead, and what would help most."),
+    ] = None
+    nodes: Annotated[int | None, typer.Option(min=1, help="Spread --ranks over this many machines.")] = None
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="LINK", help="Connect --ranks by links of this bandwidth and latency, as 50GB/s,5us."),
+    ] = None
+    link_between: Annotated[
+        str | None,
+        typer.Option(metavar="LINK", help="Connect ranks of different --nodes by these links. Default: as --link."),
+    ] = None
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            "--trace",
+            help="Take tokens for --ranks, with the experts that they select together, from this file of moec profile.",
+        ),
+    ] = None
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Place experts on --ranks as this file of moec plan says."),
+    ] = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a run is to be predicted. Raises MoecError for other options without ``--ranks``."""
+        if self.ranks is None and self != Predicting():
+            raise MoecError("--nodes, --link, --link-between, --profile and --plan need --ranks; add it")
+        return self.ranks is not None
+
+
+@with_groups
 def inspect(
     artifact: Artifact,
+    *,
     as_json: Json = False,
     kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
     emit: Annotated[Form, typer.Option(help="Show the source of --kernel in this form.")] = TIR,
@@ -43,31 +85,7 @@ def inspect(
         str | None,
         typer.Option(help="Estimate --launches for this GPU, such as h100 or rtx5090. Default: by the architecture."),
     ] = None,
-    ranks: Annotated[
-        int | None,
-        typer.Option(min=1, help="Predict the time of layers on this many ranks instead, and what would help most."),
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Spread --ranks over this many machines.")] = None,
-    link: Annotated[
-        str | None,
-        typer.Option(metavar="LINK", help="Connect --ranks by links of this bandwidth and latency, as 50GB/s,5us."),
-    ] = None,
-    link_between: Annotated[
-        str | None,
-        typer.Option(metavar="LINK", help="Connect ranks of different --nodes by these links. Default: as --link."),
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            "--profile",
-            "--trace",
-            help="Take tokens for --ranks, with the experts that they select together, from this file of moec profile.",
-        ),
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(metavar="JSON", help="Place experts on --ranks as this file of moec plan says."),
-    ] = None,
+    predicting: Predicting,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -84,11 +102,9 @@ def inspect(
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import find_kernel
 
-    if (expert is not None) + (kernel is not None) + launches + (ranks is not None) > 1:
+    if (expert is not None) + (kernel is not None) + launches + predicting.is_asked > 1:
         raise MoecError("give one of --expert, --kernel, --launches and --ranks")
-    if ranks is None and any(option is not None for option in (nodes, link, link_between, profile, plan)):
-        raise MoecError("--nodes, --link, --link-between, --profile and --plan need --ranks; add it")
-    _check_estimates(launches, ranks is not None, gpu, tokens, past, architecture)
+    _check_estimates(launches, predicting.is_asked, gpu, tokens, past, architecture)
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return
@@ -97,10 +113,9 @@ def inspect(
     if kernel is None and emit is not TIR:
         raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
     opened = open_artifact(artifact, check_weights=False)
-    if ranks is not None:
-        subject = Subject(artifact.name, opened, architecture, profile, may_measure=True)
-        counts = RANK_TOKENS if tokens is None else tokens
-        _show_ranks(subject, ranks, nodes or 1, link, link_between, counts, plan, gpu, as_json)
+    if predicting.is_asked:
+        subject = Subject(artifact.name, opened, architecture, predicting.profile, may_measure=True)
+        _show_ranks(subject, predicting, RANK_TOKENS if tokens is None else tokens, gpu, as_json)
     elif launches:
         _show_launches(opened, gpu, TOKENS if tokens is None else tokens, past, as_json)
     elif kernel is not None:
@@ -129,28 +144,22 @@ def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | Non
     print_result(estimated.data, as_json, estimated.tables)
 
 
-def _show_ranks(
-    subject: Subject,
-    ranks: int,
-    nodes: int,
-    link: str | None,
-    between: str | None,
-    tokens: str,
-    plan: Path | None,
-    gpu: str | None,
-    as_json: bool,
-) -> None:
+def _show_ranks(subject: Subject, predicting: Predicting, tokens: str, gpu: str | None, as_json: bool) -> None:
     from moec.common.arguments import token_counts
     from moec.inspect.ranks import ranks_tables
     from moec.predicting.links import parse_link
     from moec.predicting.report import predict_on_ranks, report_data
 
-    if link is None:
+    assert predicting.ranks is not None
+    if predicting.link is None:
         raise MoecError("--ranks needs the links between them: add --link, such as --link 50GB/s,5us")
-    inside = parse_link("--link", link)
+    inside = parse_link("--link", predicting.link)
+    between = predicting.link_between
     outside = inside if between is None else parse_link("--link-between", between)
     numbers = token_counts("tokens", tokens, least=1)
-    report = predict_on_ranks(subject, ranks, nodes, inside, outside, numbers, plan, gpu)
+    report = predict_on_ranks(
+        subject, predicting.ranks, predicting.nodes or 1, inside, outside, numbers, predicting.plan, gpu
+    )
     print_result(report_data(report), as_json, ranks_tables(report))
 
 

@@ -24,25 +24,16 @@ from moec.cli.data import pipeline_of
 from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, say_error, wait_if_ending
 from moec.cli.explore import explore
 from moec.cli.export import export
+from moec.cli.groups import Formats, Loading, with_groups
 from moec.cli.options import (
     Architecture,
-    Arithmetic,
     Artifact,
     Emulate,
-    Experts,
     Inputs,
     Json,
-    KeepCounts,
-    Linears,
     Model,
     OptimisationLevel,
-    PageKind,
-    PagesOption,
-    PreferResident,
     Profile,
-    Resident,
-    Source,
-    Threads,
     VerifyEach,
 )
 from moec.cli.place import place
@@ -142,17 +133,12 @@ def import_model(
 
 
 @app.command()
+@with_groups
 def run(
     artifact: Artifact,
     inputs: Annotated[Path, typer.Option(help="Read inputs by name from this .npz file.")],
     outputs: Annotated[Path, typer.Option(help="Write outputs by name to this .npz file.")],
-    threads: Threads = None,
-    pages: PagesOption = PageKind.AUTO,
-    resident: Resident = None,
-    prefer_resident: PreferResident = 0.0,
-    keep_counts: KeepCounts = None,
-    emulate: Emulate = False,
-    architecture: Architecture = None,
+    loading: Loading,
 ) -> None:
     """Run an artifact on the inputs in a file.
 
@@ -163,16 +149,7 @@ def run(
     from moec.distributed.start import is_silent_rank, loaded
 
     array_files.check_arrays_destination(outputs)
-    with loaded(
-        artifact,
-        threads=threads,
-        pages=pages.value,
-        resident=resident,
-        prefer_resident=prefer_resident,
-        keep_counts=keep_counts,
-        emulate=emulate,
-        architecture=architecture,
-    ) as compiled:
+    with loaded(artifact, **loading.keywords()) as compiled:
         results = compiled.run(array_files.read_arrays(inputs, compiled.inputs))
         if not is_silent_rank():
             array_files.write_arrays(outputs, results)
@@ -180,7 +157,7 @@ def run(
 
 @app.command()
 def verify(
-    model: Source,
+    model: Model,
     artifact: Annotated[
         Path | None,
         typer.Argument(metavar="[ART]", help="The artifact, or an exported ONNX model. Default: compile MODEL first."),
@@ -257,12 +234,8 @@ def opt(
 
 
 @app.command()
-def pipeline(
-    level: OptimisationLevel = None,
-    experts: Experts = None,
-    linears: Linears = None,
-    arithmetic: Arithmetic = None,
-) -> None:
+@with_groups
+def pipeline(*, level: OptimisationLevel = None, formats: Formats) -> None:
     """Print the pipeline of a level and formats.
 
     --passes takes such a text.
@@ -270,8 +243,8 @@ def pipeline(
     from moec.passes import pipeline as pipelines
     from moec.passes.framework.shorthand import with_arithmetic, with_formats
 
-    text = with_formats(pipelines.LEVELS[pipeline_of(level, None)], experts, linears)
-    print(with_arithmetic(text, arithmetic))
+    text = with_formats(pipelines.LEVELS[pipeline_of(level, None)], formats.experts, formats.linears)
+    print(with_arithmetic(text, formats.arithmetic))
 
 
 app.command()(times.bench)

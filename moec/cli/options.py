@@ -29,10 +29,6 @@ class PageKind(str, enum.Enum):
 
 _MODELS = "An ONNX file, a GGUF file, or the folder of a Hugging Face model."
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help=_MODELS)]
-Source = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL", help=_MODELS),
-]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[
     Level | None,
@@ -40,6 +36,11 @@ OptimisationLevel = Annotated[
         "-O",
         help="Optimise at this level. -O2, the default, is exact. -O3, compile's for GGUF, also rounds activations.",
     ),
+]
+Passes = Annotated[str | None, typer.Option(help="Run this pipeline instead of a level. moec pipeline -O2 shows one.")]
+Cache = Annotated[
+    bool | None,
+    typer.Option(help="Keep keys and values of earlier tokens. Default: for GGUF files and folders, if possible."),
 ]
 Experts = Annotated[
     str | None,

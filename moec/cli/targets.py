@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moec import targets
+from moec.cli.groups import like, parameters_of
 from moec.cli.options import Json
 from moec.cli.printing import print_result, shown_progress
 
@@ -31,14 +31,16 @@ def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
     readers = [reader for kind in targets.kinds() if (reader := kind.read_options()) is not None]
 
     def run(**arguments: Any) -> None:
-        read = [reader(**{name: arguments.pop(name) for name in _parameters(reader)}) for reader in readers]
+        read = [reader(**{name: arguments.pop(name) for name in parameters_of(reader)}) for reader in readers]
         chosen = [options for options in read if options is not None]
         for options in chosen:
             targets.check_options(arguments["target"], options)
         command(**arguments, options=chosen[0] if chosen else None)
 
-    own = [parameter for name, parameter in _parameters(command).items() if name != "options"]
-    return _like(command, run, [*own, *(parameter for reader in readers for parameter in _parameters(reader).values())])
+    own = [parameter for name, parameter in parameters_of(command).items() if name != "options"]
+    return like(
+        command, run, [*own, *(parameter for reader in readers for parameter in parameters_of(reader).values())]
+    )
 
 
 def target_commands(differs: int) -> list[Callable[..., None]]:
@@ -54,20 +56,6 @@ def _printing(command: Callable[..., Any], differs: int) -> Callable[..., None]:
         if not result.as_expected:
             raise typer.Exit(differs)
 
-    own = [parameter for name, parameter in _parameters(command).items() if name != "progress"]
+    own = [parameter for name, parameter in parameters_of(command).items() if name != "progress"]
     json = inspect.Parameter("as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json)
-    return _like(command, run, [*own, json])
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(function, eval_str=True).parameters)
-
-
-def _like(
-    command: Callable[..., Any], run: Callable[..., None], parameters: Sequence[inspect.Parameter]
-) -> Callable[..., None]:
-    """Give ``run`` the name and help of ``command``, and these parameters for typer to read."""
-    wrapped = functools.wraps(command)(run)
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapped
+    return like(command, run, [*own, json])

@@ -6,23 +6,13 @@ import dataclasses
 import enum
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moec.cli.conversation import check_options, converse
-from moec.cli.options import (
-    Architecture,
-    Artifact,
-    Emulate,
-    Json,
-    KeepCounts,
-    PageKind,
-    PagesOption,
-    PreferResident,
-    Resident,
-    Threads,
-)
+from moec.cli.groups import Drawing, Loading, with_groups
+from moec.cli.options import Artifact, Json
 from moec.cli.printing import print_result
 from moec.common.errors import MoecError
 from moec.common.plain_files import read_text
@@ -44,38 +34,50 @@ _LARGEST_PROMPT = 256 << 20
 """Bytes of a prompt's file."""
 
 
-def generate(
-    context: typer.Context,
-    artifact: Artifact,
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Prompts, and how chats begin."""
+
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="Continue this text; - reads it from stdin. Repeatable.")
-    ] = None,
+    ] = None
     prompt_file: Annotated[
         list[Path] | None, typer.Option("--prompt-file", help="Read a prompt from this file. Repeatable.")
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="Begin chats with this system message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 128,
+    ] = None
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False
+    system: Annotated[str | None, typer.Option(help="Begin chats with this system message.")] = None
+
+    def prompts(self) -> list[str]:
+        """Collect all prompts. A line end at the end of a file or of standard input is not part of the prompt. Raises
+        MoecError without any, and for one that cannot be read."""
+        texts = [_read_stdin() if text == _STDIN else text for text in self.prompt or ()]
+        texts += [read_text(path, _LARGEST_PROMPT).removesuffix("\n") for path in self.prompt_file or ()]
+        if not texts:
+            raise MoecError(
+                "there is no prompt; give --prompt TEXT, --prompt - for standard input, or --prompt-file FILE"
+            )
+        return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """Ends of texts."""
+
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 128
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop when prompt and text together have this many tokens.")
-    ] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="End the text at this string. Repeatable.")] = None,
-    temperature: Annotated[
-        float, typer.Option(help="Draw tokens with this temperature; 0 always takes the most likely one.")
-    ] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from this many most likely tokens; 0 draws from all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the most likely tokens that add up to this probability.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Draw from tokens at least this share as likely as the likeliest.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Make earlier tokens less likely; 1 has no effect.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed the random draws. The same seed gives the same text.")] = 0,
-    batch: Annotated[
-        int,
-        typer.Option(min=1, help="Run this many prompts side by side. Faster, but only the first text is streamed."),
-    ] = 1,
+    ] = None
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End the text at this string. Repeatable.")] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`moec.generate`."""
+        return {**vars(self), "stop": self.stop or []}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafting:
+    """Sources of drafts."""
+
     drafts: Annotated[
         DraftKind | None,
         typer.Option(
@@ -83,11 +85,36 @@ def generate(
             "where the text repeats the prompt or itself; mtp the model's own layer (moec compile --drafts mtp). The "
             "text is the same."
         ),
-    ] = None,
+    ] = None
     draft_model: Annotated[
         Path | None,
         typer.Option(help="Artifact of a smaller model with the same tokens, which drafts. Not with --drafts."),
-    ] = None,
+    ] = None
+
+    def source(self, threads: int | None) -> str | CompiledModel | None:
+        """Argument ``drafts`` of :func:`moec.generate`. Raises MoecError for two sources."""
+        from moec.artifacts.loading import load
+
+        if self.draft_model is None:
+            return self.drafts and self.drafts.value
+        if self.drafts is not None:
+            raise MoecError(f"--drafts {self.drafts.value} and --draft-model both draft; give one of them")
+        return load(self.draft_model, threads=threads)
+
+
+@with_groups
+def generate(
+    context: typer.Context,
+    artifact: Artifact,
+    *,
+    asked: Asked,
+    ending: Ending,
+    drawing: Drawing,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="Run this many prompts side by side. Faster, but only the first text is streamed."),
+    ] = 1,
+    drafting: Drafting,
     prompt_cache: Annotated[
         Path | None,
         typer.Option(
@@ -95,13 +122,7 @@ def generate(
             "begins alike continues it."
         ),
     ] = None,
-    threads: Threads = None,
-    pages: PagesOption = PageKind.AUTO,
-    resident: Resident = None,
-    prefer_resident: PreferResident = 0.0,
-    keep_counts: KeepCounts = None,
-    emulate: Emulate = False,
-    architecture: Architecture = None,
+    loading: Loading,
     as_json: Json = False,
 ) -> None:
     """Generate text from prompts and stream it to standard output.
@@ -109,56 +130,20 @@ def generate(
     On a terminal, stderr gets the tokens per second. There, --chat without a prompt is a conversation.
     """
     from moec.distributed.generation import generate as generated
-    from moec.distributed.start import is_started_on_ranks, loaded
-    from moec.runtime.sampling import Sampling
-    from moec.runtime.talk import Talk
+    from moec.distributed.start import loaded
 
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not is_started_on_ranks()
-    is_talk = chat and is_terminal and not (prompt or prompt_file or as_json)
-    if is_talk:
+    if _is_conversation(asked, as_json):
         check_options(context.params)
-    prompts = [] if is_talk else _prompts(prompt or [], prompt_file or [])
-    with loaded(
-        artifact,
-        threads=threads,
-        pages=pages.value,
-        resident=resident,
-        prefer_resident=prefer_resident,
-        keep_counts=keep_counts,
-        emulate=emulate,
-        architecture=architecture,
-    ) as model:
-        if is_talk:
-            talk = Talk(
-                model,
-                Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
-                system=system,
-                stops=stop or [],
-                max_new_tokens=max_new_tokens,
-                max_tokens=max_tokens,
-                prompt_cache=prompt_cache,
-            )
-            converse(talk)
-            return
+        with loaded(artifact, **loading.keywords()) as model:
+            _converse(model, asked.system, ending, drawing, prompt_cache)
+        return
+    prompts = asked.prompts()
+    options: dict[str, Any] = {**vars(drawing), **ending.keywords(), "chat": asked.chat, "system": asked.system}
+    with loaded(artifact, **loading.keywords()) as model:
         shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
+        drafts = drafting.source(loading.threads)
         results = generated(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            max_tokens=max_tokens,
-            chat=chat,
-            system=system,
-            stop=stop or [],
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            batch=batch,
-            drafts=_draft_source(drafts, draft_model, threads),
-            prompt_cache=prompt_cache,
-            on_text=shown,
+            model, prompts, batch=batch, drafts=drafts, prompt_cache=prompt_cache, on_text=shown, **options
         )
         if shown is None:
             print_result([dataclasses.asdict(result) for result in results], True, ())
@@ -167,14 +152,19 @@ def generate(
         _print_notes(model, results)
 
 
-def _draft_source(kind: DraftKind | None, model: Path | None, threads: int | None) -> str | CompiledModel | None:
-    from moec.artifacts.loading import load
+def _is_conversation(asked: Asked, as_json: bool) -> bool:
+    from moec.distributed.start import is_started_on_ranks
 
-    if model is None:
-        return None if kind is None else kind.value
-    if kind is not None:
-        raise MoecError(f"--drafts {kind.value} and --draft-model both draft; give one of them")
-    return load(model, threads=threads)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not is_started_on_ranks()
+    return asked.chat and is_terminal and not (asked.prompt or asked.prompt_file or as_json)
+
+
+def _converse(model: CompiledModel, system: str | None, ending: Ending, drawing: Drawing, cache: Path | None) -> None:
+    from moec.runtime.sampling import Sampling
+    from moec.runtime.talk import Talk
+
+    sampling, ends = Sampling(**vars(drawing)), ending.keywords()
+    converse(Talk(model, sampling, system=system, stops=ends.pop("stop"), prompt_cache=cache, **ends))
 
 
 class _Shown:
@@ -206,15 +196,6 @@ class _Shown:
             self._next += 1
             if self._count > 1 and sys.stderr.isatty():
                 print(f"prompt {self._next} of {self._count}", file=sys.stderr)
-
-
-def _prompts(prompts: list[str], files: list[Path]) -> list[str]:
-    """Collect all prompts. A line end at the end of a file or of standard input is not part of the prompt."""
-    texts = [_read_stdin() if text == _STDIN else text for text in prompts]
-    texts += [read_text(path, _LARGEST_PROMPT).removesuffix("\n") for path in files]
-    if not texts:
-        raise MoecError("there is no prompt; give --prompt TEXT, --prompt - for standard input, or --prompt-file FILE")
-    return texts
 
 
 def _read_stdin() -> str:

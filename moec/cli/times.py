@@ -11,30 +11,41 @@ from typing import Annotated, Any
 
 import typer
 
-from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, PreferResident, Resident, Threads
+from moec.cli.groups import Running, with_groups
+from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, Threads
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
 
+@dataclasses.dataclass(frozen=True)
+class SessionTimes:
+    """Options of timing sessions instead of single runs."""
+
+    prefill: Annotated[int | None, typer.Option(help="Time sessions instead, with a prompt of this many tokens.")] = (
+        None
+    )
+    decode: Annotated[
+        int | None, typer.Option(help="Time sessions instead, with this many tokens generated one by one.")
+    ] = None
+    depth: Annotated[
+        str | None, typer.Option(help="Time sessions after this many tokens, or several numbers: 0,1024.")
+    ] = None
+    repetitions: Annotated[int, typer.Option(help="Repeat each session this many times.")] = 5
+
+    @property
+    def are_asked(self) -> bool:
+        return (self.prefill, self.decode, self.depth) != (None, None, None)
+
+
+@with_groups
 def bench(
     artifact: Artifact,
+    *,
     against: Annotated[str | None, typer.Option(help="Also time this runtime: onnxruntime.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run this original model for --against.")] = None,
     inputs: Inputs = None,
-    prefill: Annotated[
-        int | None, typer.Option(help="Time sessions instead, with a prompt of this many tokens.")
-    ] = None,
-    decode: Annotated[
-        int | None, typer.Option(help="Time sessions instead, with this many tokens generated one by one.")
-    ] = None,
-    depth: Annotated[
-        str | None, typer.Option(help="Time sessions after this many tokens, or several numbers: 0,1024.")
-    ] = None,
-    repetitions: Annotated[int, typer.Option(help="Repeat each session this many times.")] = 5,
-    threads: Threads = None,
-    pages: PagesOption = PageKind.AUTO,
-    resident: Resident = None,
-    prefer_resident: PreferResident = 0.0,
+    sessions: SessionTimes,
+    running: Running,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="JSON", help="Also record a prompt and a decode step for Perfetto and moec explore."),
@@ -48,43 +59,50 @@ def bench(
     """
     from moec.artifacts.loading import load
     from moec.common import array_files
-    from moec.common.arguments import token_counts
-    from moec.distributed.bench import bench_session
-    from moec.distributed.start import is_started_on_ranks, loaded
+    from moec.distributed.start import is_started_on_ranks
     from moec.inspect import tables
     from moec.tools.bench import bench as bench_model
-    from moec.tools.bench_session import DECODE, PREFILL
 
-    placed: dict[str, Any] = {
-        "threads": threads,
-        "pages": pages.value,
-        "resident": resident,
-        "prefer_resident": prefer_resident,
-    }
     if is_started_on_ranks() and trace is not None:
         raise MoecError("--trace records one process; leave it out on several ranks")
-    if (prefill, decode, depth) != (None, None, None):
+    if sessions.are_asked:
         if against or inputs:
             raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
-        depths = token_counts("depth", depth or "0")
-        if prefill is None and decode is None:
-            prefill, decode = PREFILL, DECODE
-        with _recording(trace) as record, shown_progress() as progress, loaded(artifact, **placed) as compiled:
-            timed = bench_session(
-                compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
-            )
-            record(compiled, prompt=prefill, depth=max(depths), progress=progress)
-            print_result(timed, as_json, [tables.sessions_table(timed)])
+        _bench_sessions(artifact, sessions, running, trace, as_json)
         return
     if is_started_on_ranks():
         raise MoecError("on several ranks bench times sessions: give --prefill or --decode")
     with _recording(trace) as record, shown_progress() as progress:
-        compiled = load(artifact, **placed)
+        compiled = load(artifact, **running.keywords())
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
         record(compiled, inputs=arrays, progress=progress)
     print_result(result, as_json, tables.bench_tables(result))
+
+
+def _bench_sessions(
+    artifact: Path, sessions: SessionTimes, running: Running, trace: Path | None, as_json: bool
+) -> None:
+    from moec.common.arguments import token_counts
+    from moec.distributed.bench import bench_session
+    from moec.distributed.start import loaded
+    from moec.inspect import tables
+    from moec.tools.bench_session import DECODE, PREFILL
+
+    depths = token_counts("depth", sessions.depth or "0")
+    prefill, decode = sessions.prefill, sessions.decode
+    if prefill is None and decode is None:
+        prefill, decode = PREFILL, DECODE
+    timing: dict[str, Any] = {"prefill": prefill, "decode": decode, "repetitions": sessions.repetitions}
+    with (
+        _recording(trace) as record,
+        shown_progress() as progress,
+        loaded(artifact, **running.keywords()) as compiled,
+    ):
+        timed = bench_session(compiled, depths=depths, progress=progress, **timing)
+        record(compiled, prompt=prefill, depth=max(depths), progress=progress)
+        print_result(timed, as_json, [tables.sessions_table(timed)])
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from moec import targets
 from moec.cli.data import asked_pipeline
-from moec.cli.groups import Formats, Placing, with_groups
+from moec.cli.groups import FormatOptions, PlacingOptions, with_groups
 from moec.cli.options import Cache, Model, OptimisationLevel, Passes, Threads, VerifyEach, Workers
 from moec.cli.printing import report_compilation, shown_progress
 from moec.cli.targets import Target, with_target_options
@@ -25,7 +25,7 @@ class CompiledDrafts(str, enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Additions:
+class AdditionOptions:
     """Further programs and forms of an artifact."""
 
     form: Annotated[
@@ -57,15 +57,15 @@ def compile_model(
     target: Target = targets.DEFAULT,
     level: OptimisationLevel = None,
     passes: Passes = None,
-    formats: Formats,
+    formats: FormatOptions,
     threads: Threads = None,
     cache: Cache = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Store this tokenizer.json for moec generate. Default: the one in the model's folder."),
     ] = None,
-    placing: Placing,
-    additions: Additions,
+    placing: PlacingOptions,
+    additions: AdditionOptions,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     workers: Workers = 0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moec.cli.groups import Texts, with_groups
+from moec.cli.groups import RowOptions, with_groups
 from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads, Workers
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
@@ -29,7 +29,7 @@ Data = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
-class Judging:
+class JudgingOptions:
     """Options of judging models by their outputs on data."""
 
     metric: Annotated[
@@ -72,7 +72,7 @@ def profile(
     output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this .moeprof file.")],
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="Measure the model after this pipeline.")] = None,
-    texts: Texts,
+    texts: RowOptions,
     formats: Annotated[
         str | None, typer.Option(help="Measure the errors of these formats. Default: int8,int4/32,int3/32,int2/32.")
     ] = None,
@@ -131,8 +131,8 @@ def evaluate(
     ],
     data: Data,
     *,
-    judging: Judging,
-    texts: Texts,
+    judging: JudgingOptions,
+    texts: RowOptions,
     threads: Threads = None,
     emulate: Emulate = False,
     workers: Workers = 0,
@@ -199,8 +199,8 @@ def sweep(
         str | None, typer.Option(help="Try assign-bits with these averages of bits, such as 2,2.5,4.")
     ] = None,
     passes: Annotated[list[str] | None, typer.Option(help="Try this pipeline, too. Repeatable.")] = None,
-    judging: Judging,
-    texts: Texts,
+    judging: JudgingOptions,
+    texts: RowOptions,
     threads: Threads = None,
     workers: Workers = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the artifacts in DIR.")] = False,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Running:
+class RunningOptions:
     """Options of the threads and the memory that an artifact runs with."""
 
     threads: Threads = None
@@ -53,7 +53,7 @@ class Running:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loading(Running):
+class LoadingOptions(RunningOptions):
     """Options of loading an artifact."""
 
     keep_counts: KeepCounts = None
@@ -62,7 +62,7 @@ class Loading(Running):
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class SamplingOptions:
     """Options of selecting tokens: those of :class:`moec.runtime.sampling.Sampling`."""
 
     temperature: Annotated[
@@ -78,7 +78,7 @@ class Drawing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Texts:
+class RowOptions:
     """Options of dividing texts into batches."""
 
     tokenizer: Annotated[
@@ -95,7 +95,7 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Formats:
+class FormatOptions:
     """Formats that a model is rounded to: arguments of :func:`moec.compile`."""
 
     experts: Experts = None
@@ -104,7 +104,7 @@ class Formats:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placing:
+class PlacingOptions:
     """Places of experts and layers: arguments of :func:`moec.compile`."""
 
     resident: Resident = None

@@ -26,7 +26,7 @@ RANK_TOKENS = "1,256"
 
 
 @dataclasses.dataclass(frozen=True)
-class Predicting:
+class PredictionOptions:
     """Ranks that a run is predicted for."""
 
     ranks: Annotated[
@@ -58,7 +58,7 @@ class Predicting:
     @property
     def is_asked(self) -> bool:
         """Whether a run is to be predicted. Raises MoecError for other options without ``--ranks``."""
-        if self.ranks is None and self != Predicting():
+        if self.ranks is None and self != PredictionOptions():
             raise MoecError("--nodes, --link, --link-between, --profile and --plan need --ranks; add it")
         return self.ranks is not None
 
@@ -85,7 +85,7 @@ def inspect(
         str | None,
         typer.Option(help="Estimate --launches for this GPU, such as h100 or rtx5090. Default: by the architecture."),
     ] = None,
-    predicting: Predicting,
+    predicting: PredictionOptions,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -144,7 +144,7 @@ def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | Non
     print_result(estimated.data, as_json, estimated.tables)
 
 
-def _show_ranks(subject: Subject, predicting: Predicting, tokens: str, gpu: str | None, as_json: bool) -> None:
+def _show_ranks(subject: Subject, predicting: PredictionOptions, tokens: str, gpu: str | None, as_json: bool) -> None:
     from moec.common.arguments import token_counts
     from moec.inspect.ranks import ranks_tables
     from moec.predicting.links import parse_link

@@ -24,7 +24,7 @@ from moec.cli.data import pipeline_of
 from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, say_error, wait_if_ending
 from moec.cli.explore import explore
 from moec.cli.export import export
-from moec.cli.groups import Formats, Loading, with_groups
+from moec.cli.groups import FormatOptions, LoadingOptions, with_groups
 from moec.cli.options import (
     Architecture,
     Artifact,
@@ -138,7 +138,7 @@ def run(
     artifact: Artifact,
     inputs: Annotated[Path, typer.Option(help="Read inputs by name from this .npz file.")],
     outputs: Annotated[Path, typer.Option(help="Write outputs by name to this .npz file.")],
-    loading: Loading,
+    loading: LoadingOptions,
 ) -> None:
     """Run an artifact on the inputs in a file.
 
@@ -235,7 +235,7 @@ def opt(
 
 @app.command()
 @with_groups
-def pipeline(*, level: OptimisationLevel = None, formats: Formats) -> None:
+def pipeline(*, level: OptimisationLevel = None, formats: FormatOptions) -> None:
     """Print the pipeline of a level and formats.
 
     --passes takes such a text.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spreading:
+class RankOptions:
     """Ranks that experts are placed on."""
 
     ranks: Ranks = None
@@ -45,13 +45,13 @@ class Spreading:
 
         if self.ranks is not None:
             return RanksTask(self.ranks, self.nodes, self.replicas, self.method or DEFAULT_METHOD, self.slack)
-        if self != Spreading():
+        if self != RankOptions():
             raise MoecError("--nodes, --replicas, --method and --slack are about --ranks; add it")
         return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounding:
+class BitsOptions:
     """Formats, and the budget that they are chosen within."""
 
     avg: Annotated[
@@ -84,7 +84,7 @@ class Rounding:
         limits = sum(limit is not None for limit in (self.avg, self.megabytes, self.microseconds))
         if limits > 1:
             raise MoecError("expected one of --avg, --megabytes and --microseconds")
-        if not limits and self != Rounding():
+        if not limits and self != BitsOptions():
             raise MoecError("formats are chosen within a budget; add --avg, --megabytes or --microseconds")
         if not limits:
             return None
@@ -106,9 +106,9 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the plan to this JSON file. Default: standard output.")
     ] = None,
-    spreading: Spreading,
+    spreading: RankOptions,
     resident: Resident = None,
-    rounding: Rounding,
+    rounding: BitsOptions,
     target: Target = targets.DEFAULT,
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="Run the pipeline after which MODEL was profiled.")] = None,

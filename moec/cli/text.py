@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moec.cli.conversation import check_options, converse
-from moec.cli.groups import Drawing, Loading, with_groups
+from moec.cli.groups import LoadingOptions, SamplingOptions, with_groups
 from moec.cli.options import Artifact, Json
 from moec.cli.printing import print_result
 from moec.common.errors import MoecError
@@ -35,7 +35,7 @@ _LARGEST_PROMPT = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PromptOptions:
     """Prompts, and how chats begin."""
 
     prompt: Annotated[
@@ -60,7 +60,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
+class EndOptions:
     """Ends of texts."""
 
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 128
@@ -75,7 +75,7 @@ class Ending:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drafting:
+class DraftOptions:
     """Sources of drafts."""
 
     drafts: Annotated[
@@ -107,14 +107,14 @@ def generate(
     context: typer.Context,
     artifact: Artifact,
     *,
-    asked: Asked,
-    ending: Ending,
-    drawing: Drawing,
+    asked: PromptOptions,
+    ending: EndOptions,
+    sampling: SamplingOptions,
     batch: Annotated[
         int,
         typer.Option(min=1, help="Run this many prompts side by side. Faster, but only the first text is streamed."),
     ] = 1,
-    drafting: Drafting,
+    drafting: DraftOptions,
     prompt_cache: Annotated[
         Path | None,
         typer.Option(
@@ -122,7 +122,7 @@ def generate(
             "begins alike continues it."
         ),
     ] = None,
-    loading: Loading,
+    loading: LoadingOptions,
     as_json: Json = False,
 ) -> None:
     """Generate text from prompts and stream it to standard output.
@@ -135,10 +135,10 @@ def generate(
     if _is_conversation(asked, as_json):
         check_options(context.params)
         with loaded(artifact, **loading.keywords()) as model:
-            _converse(model, asked.system, ending, drawing, prompt_cache)
+            _converse(model, asked.system, ending, sampling, prompt_cache)
         return
     prompts = asked.prompts()
-    options: dict[str, Any] = {**vars(drawing), **ending.keywords(), "chat": asked.chat, "system": asked.system}
+    options: dict[str, Any] = {**vars(sampling), **ending.keywords(), "chat": asked.chat, "system": asked.system}
     with loaded(artifact, **loading.keywords()) as model:
         shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
         drafts = drafting.source(loading.threads)
@@ -152,19 +152,22 @@ def generate(
         _print_notes(model, results)
 
 
-def _is_conversation(asked: Asked, as_json: bool) -> bool:
+def _is_conversation(asked: PromptOptions, as_json: bool) -> bool:
     from moec.distributed.start import is_started_on_ranks
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not is_started_on_ranks()
     return asked.chat and is_terminal and not (asked.prompt or asked.prompt_file or as_json)
 
 
-def _converse(model: CompiledModel, system: str | None, ending: Ending, drawing: Drawing, cache: Path | None) -> None:
+def _converse(
+    model: CompiledModel, system: str | None, ending: EndOptions, sampling: SamplingOptions, cache: Path | None
+) -> None:
     from moec.runtime.sampling import Sampling
     from moec.runtime.talk import Talk
 
-    sampling, ends = Sampling(**vars(drawing)), ending.keywords()
-    converse(Talk(model, sampling, system=system, stops=ends.pop("stop"), prompt_cache=cache, **ends))
+    ends = ending.keywords()
+    stops = ends.pop("stop")
+    converse(Talk(model, Sampling(**vars(sampling)), system=system, stops=stops, prompt_cache=cache, **ends))
 
 
 class _Shown:

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from moec.cli.groups import Running, with_groups
+from moec.cli.groups import RunningOptions, with_groups
 from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, Threads
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
 
 @dataclasses.dataclass(frozen=True)
-class SessionTimes:
+class SessionOptions:
     """Options of timing sessions instead of single runs."""
 
     prefill: Annotated[int | None, typer.Option(help="Time sessions instead, with a prompt of this many tokens.")] = (
@@ -44,8 +44,8 @@ def bench(
     against: Annotated[str | None, typer.Option(help="Also time this runtime: onnxruntime.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run this original model for --against.")] = None,
     inputs: Inputs = None,
-    sessions: SessionTimes,
-    running: Running,
+    sessions: SessionOptions,
+    running: RunningOptions,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="JSON", help="Also record a prompt and a decode step for Perfetto and moec explore."),
@@ -82,7 +82,7 @@ def bench(
 
 
 def _bench_sessions(
-    artifact: Path, sessions: SessionTimes, running: Running, trace: Path | None, as_json: bool
+    artifact: Path, sessions: SessionOptions, running: RunningOptions, trace: Path | None, as_json: bool
 ) -> None:
     from moec.common.arguments import token_counts
     from moec.distributed.bench import bench_session

@@ -121,12 +121,14 @@ class AttentionWork:
     """Attention: query, key and value come first, and lengths, if there are any, before the result.
 
     Keys in use are read once for each head of keys, whichever queries see them. ``causal`` is that of the attention's
-    problem; ``paged``: keys and values are [pages, batch, heads, page, size].
+    problem; ``paged``: keys and values are [pages, batch, heads, page, size]. ``values_in_keys``: values are the first
+    columns of keys, which are read with them.
     """
 
     causal: Literal["", "first", "last", "lengths"]
     has_lengths: bool
     paged: bool = False
+    values_in_keys: bool = False
 
     def of(self, arguments: Sequence[Argument]) -> Work:
         query, key, value = (argument.array for argument in arguments[:3])
@@ -135,7 +137,8 @@ class AttentionWork:
         used = arguments[-2].array.astype(np.int64).reshape(-1) if self.has_lengths else np.full(batch, keys)
         seen = sum(self._keys_seen(queries, keys, int(length)) for length in used)
         unused = 1 - used.mean() / keys if keys else 0.0
-        moved = _bytes(arguments) - int(unused * (key.nbytes + value.nbytes))
+        again = value.nbytes if self.values_in_keys else 0
+        moved = _bytes(arguments) - again - int(unused * (key.nbytes + value.nbytes - again))
         return Work(2 * heads * seen * (head_size + value_size), moved, str(query.dtype))
 
     def _keys(self, key: np.ndarray, size: int) -> int:

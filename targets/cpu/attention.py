@@ -32,6 +32,6 @@ def attend(
         ATTENTION.build(problem, machine, dtype),
         [operand for operand in inputs.operands if operand is not None],
         dataclasses.asdict(problem),
-        work=AttentionWork(problem.causal, problem.has_lengths, bool(problem.paged)),
+        work=AttentionWork(problem.causal, problem.has_lengths, bool(problem.paged), problem.values_in_keys),
     )
     return call(lowering, node, called, list(output.shape), dtype)

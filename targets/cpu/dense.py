@@ -25,7 +25,14 @@ def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
     """The converters of the dense operators, for a machine."""
 
     def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
-        return lower_attention(lowering, node, functools.partial(attend, machine), takes_sinks=True, takes_windows=True)
+        return lower_attention(
+            lowering,
+            node,
+            functools.partial(attend, machine),
+            takes_sinks=True,
+            takes_windows=True,
+            takes_values_in_keys=True,
+        )
 
     return {
         "Attention": convert_attention,

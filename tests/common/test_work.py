@@ -92,6 +92,14 @@ def test_attention_counts_the_keys_in_use():
     assert work.bytes_moved == sum(argument.array.nbytes for argument in arguments) - unused
 
 
+def test_values_that_are_columns_of_keys_are_read_once():
+    pages = given((2, 1, 2, 5, 16), (2, 1, 2, 5, 16))
+    arguments = [*given((1, 4, 1, 16)), *pages, Argument(np.array([5]), constant=False), *given((1, 4, 1, 8))]
+    both, once = (work_of(AttentionWork("lengths", True, True, in_keys), arguments) for in_keys in (False, True))
+    assert both.bytes_moved - once.bytes_moved == pages[0].array.nbytes // 2
+    assert both.operations == once.operations == 2 * 4 * 5 * (16 + 8)
+
+
 def test_other_kernels_move_bytes():
     assert work_of(None, given((2, 3), (2, 3))) == Work(None, 48)
 

@@ -383,7 +383,8 @@ def steps_of_a_batch(model: moec.CompiledModel, alone: Alone, vocabulary: int) -
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("name", "kind"), [("gpt-oss", "F32"), ("gemma3", "F32"), ("qwen3moe", "Q8_0"), ("granitemoe", "Q4_0")]
+    ("name", "kind"),
+    [("gpt-oss", "F32"), ("gemma3", "F32"), ("qwen3moe", "Q8_0"), ("granitemoe", "Q4_0"), ("deepseek2", "Q8_0")],
 )
 def test_files_of_llama_cpp_have_the_bits_of_sessions(name, kind, tmp_path):
     model = moec.compile(tiny_models.write_model(name, tmp_path / "model.gguf", kind), batches=True)

@@ -38,6 +38,7 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
     least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
     all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.
+    With ``values_in_keys``, ``value`` is the tensor of keys once more, of which the first Dv columns are read.
     Sinks are scores beside those of keys, whose weights go to no value.
 
     Of sequences, number n has ``spans[n, 1]`` of the S queries, from ``spans[n, 0]`` on, and ``lengths[n]`` keys, of

@@ -29,7 +29,7 @@ def attention_parameters(problem: AttentionProblem, dtype: str) -> list[Paramete
     """The parameters of :func:`moec.targets.cpu.kernels.attention.attention`, by the names of
     :class:`AttentionBuffers`."""
     before, stored = (("pages", "B", "G"), problem.paged) if problem.paged else (("B", "G"), dtype)
-    inner = [("page" if problem.paged else "P", size) for size in (problem.head_size, problem.value_size)]
+    inner = [("page" if problem.paged else "P", size) for size in (problem.head_size, problem.value_row)]
     if problem.paged == INT8_ROWS:
         inner = [("key_page",), ("value_page",)]
     parameters = [
@@ -137,7 +137,7 @@ class AttentionBuffers:
             T.buffer_store(scales, self.scale(tensor, head, first + whole * lanes + rest), [whole * lanes + rest])
 
     def _size_of(self, tensor: Any) -> int:
-        return self.problem.head_size if tensor is self.key else self.problem.value_size
+        return self.problem.head_size if tensor is self.key else self.problem.value_row
 
     def queries(self, batch: Any) -> Any:
         """Number of queries of a batch."""

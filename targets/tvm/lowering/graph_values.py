@@ -58,7 +58,7 @@ class GraphValues(FunctionBuilder):
             elif self.takes_columns(value.producer()):
                 raise UnsupportedError(
                     f"it reads {value.name!r}, columns of a state of a batch; expected values that are a state, or the "
-                    "first columns of keys on a target whose kernels take these"
+                    "first columns of keys"
                 )
             else:
                 self._tensors[value] = self._constant_tensor(value)

@@ -60,11 +60,14 @@ def table_of(keys: tuple[int, ...], count: int) -> np.ndarray:
         dataclasses.replace(ALONE, heads_per_group=1, paged="float16"),
         dataclasses.replace(ALONE, paged="int8", window=300),
         dataclasses.replace(ALONE, has_sinks=True, window=90),
+        dataclasses.replace(ALONE, values_in_keys=True, value_size=12),
+        dataclasses.replace(ALONE, values_in_keys=True, value_size=12, paged="int8"),
     ],
 )
 def test_each_sequence_has_the_bits_that_it_has_alone(problem):
     count = 12
     key, value = (pages_of(size, problem.paged, count) for size in (problem.head_size, problem.value_size))
+    value = key if problem.values_in_keys else value
     table, starts = table_of(KEYS, count), np.cumsum((0, *QUERIES[:-1]))
     heads, total = GROUPS * problem.heads_per_group, sum(QUERIES)
     query = np.random.default_rng(1).standard_normal((1, heads, total, problem.head_size), np.float32)
@@ -79,6 +82,16 @@ def test_each_sequence_has_the_bits_that_it_has_alone(problem):
         alone = built(problem)(own_query, key[mine], value[mine], np.array([keys]), *sinks, own_result)
         np.testing.assert_array_equal(actual[:, :, part], alone)
     assert not np.isin(actual, 7).any()
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_values_in_keys_are_their_first_columns(queries):
+    problem, key = dataclasses.replace(ALONE, value_size=12), pages_of(ALONE.head_size, "float32", 3)
+    query = np.random.default_rng(1).standard_normal((1, 2 * GROUPS, queries, ALONE.head_size), np.float32)
+    result, lengths = np.full((1, 2 * GROUPS, queries, 12), 7, np.float32), np.array([600])
+    expected = built(problem)(query, key, np.ascontiguousarray(key[..., :12]), lengths, result)
+    actual = built(dataclasses.replace(problem, values_in_keys=True))(query, key, key, lengths, result)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_no_sequence_and_no_query():

@@ -15,13 +15,14 @@ from moec.cli.groups import FormatOptions, PlacingOptions, with_groups
 from moec.cli.options import Cache, Model, OptimisationLevel, Passes, Threads, VerifyEach, Workers
 from moec.cli.printing import report_compilation, shown_progress
 from moec.cli.targets import Target, with_target_options
+from moec.common import draft_kinds
 from moec.targets.kind import Options
 
 
 class CompiledDrafts(str, enum.Enum):
     """Sources of drafts that are programs."""
 
-    MTP = "mtp"
+    MTP = draft_kinds.MTP
 
 
 @dataclasses.dataclass(frozen=True)

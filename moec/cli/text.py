@@ -14,6 +14,7 @@ from moec.cli.conversation import check_options, converse
 from moec.cli.groups import LoadingOptions, SamplingOptions, with_groups
 from moec.cli.options import Artifact, Json
 from moec.cli.printing import print_result
+from moec.common import draft_kinds
 from moec.common.errors import MoecError
 from moec.common.plain_files import read_text
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class DraftKind(str, enum.Enum):
     """Sources of drafts."""
 
-    NGRAM = "ngram"
-    MTP = "mtp"
+    NGRAM = draft_kinds.NGRAM
+    MTP = draft_kinds.MTP
 
 
 _STDIN = "-"

@@ -21,6 +21,7 @@ from moec.common.arguments import (
     shown,
 )
 from moec.common.byte_counts import bytes_of
+from moec.common.draft_kinds import MTP
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.jobs import JobExecutor, check_workers
 from moec.common.progress import Progress
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from moec.passes.framework.base import Pass
     from moec.placing.plan import ExpertPlan
 
-MTP = "mtp"
-"""Drafts by the model's own layers for that."""
 C = "c"
 """The form of a result as a C library, next to what Python loads."""
 

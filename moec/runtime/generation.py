@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.arguments import check_choice, check_kind, check_optional_text, check_path, known_options
+from moec.common.draft_kinds import MTP, NGRAM
 from moec.common.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.draft_model import DraftModel, check_same_tokens
 from moec.runtime.drafting import DraftedText
@@ -25,8 +26,6 @@ from moec.runtime.session import Session
 from moec.runtime.session_checks import check_drafts
 from moec.runtime.text_codec import TextCodec
 from moec.runtime.token_selection import TokenSelection
-
-_NGRAM, _MTP = "ngram", "mtp"
 
 
 @reporting("generating")
@@ -137,8 +136,8 @@ def _check_source(drafts: str | CompiledModel | None, model: CompiledModel) -> N
     if isinstance(drafts, CompiledModel):
         check_same_tokens(model, drafts)
     elif drafts is not None:
-        check_choice("drafts", drafts, (_NGRAM, _MTP))
-    if drafts == _MTP:
+        check_choice("drafts", drafts, (NGRAM, MTP))
+    if drafts == MTP:
         model.mtp_session(1)
 
 
@@ -216,7 +215,7 @@ def _run_with_drafts(
     _check_prompt(session, row)
     selection = TokenSelection(sampling, [row.prompt], [row.place])
     start = time.perf_counter()
-    own = MtpDrafts(session, model.mtp_session(session.max_tokens)) if drafts == _MTP else None
+    own = MtpDrafts(session, model.mtp_session(session.max_tokens)) if drafts == MTP else None
     ids = row.give(len(row.pending))
     logits = prefilled(session, ids) if own is None else _followed(session, ids, own)
     row.take(int(selection.choose(logits, [0])[0]), session.length == session.max_tokens)

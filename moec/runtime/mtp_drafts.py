@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moec.common.draft_kinds import MTP
 from moec.runtime.session import Session
 
 
@@ -28,7 +29,7 @@ class MtpDrafts:
 
     def kind(self, tokens: Sequence[int]) -> str:
         """The one kind of these drafts."""
-        return "mtp"
+        return MTP
 
     def run(self, ids: Sequence[int] | np.ndarray, last: int | None = None) -> np.ndarray:
         """Run the model on tokens and keep their hidden states. Returns the logits [1, ``last``, vocabulary]."""

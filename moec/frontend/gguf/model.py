@@ -13,7 +13,7 @@ from moec.common.tokenizers import TextFiles
 from moec.frontend.gguf import architectures
 from moec.frontend.gguf.file import formats, tokenizer
 from moec.frontend.gguf.file.reader import GgufFile, read_file
-from moec.frontend.gguf.graph.builder import Builder, Part
+from moec.frontend.gguf.graph.builder import Builder, FilePart
 from moec.frontend.gguf.parts.mtp import check_mtp
 from moec.frontend.onnx.conditions import Conditions
 
@@ -44,7 +44,7 @@ def import_with_mtp(path: str | os.PathLike[str]) -> tuple[ir.Model, ir.Model]:
     """
     file = read_file(path)
     check_mtp(file)
-    (model, builder), (mtp, of_mtp) = (build_model(file, True, part) for part in ("main", "mtp"))
+    (model, builder), (mtp, of_mtp) = (build_model(file, True, part) for part in (FilePart.MAIN, FilePart.MTP))
     _attach_conditions(model, builder, sorted(set(builder.skipped) & set(of_mtp.skipped)))
     return model, mtp
 
@@ -54,7 +54,7 @@ def _attach_conditions(model: ir.Model, builder: Builder, unused: list[str]) -> 
     Conditions(unused=tuple(unused), notes=notes).attach(model)
 
 
-def build_model(file: GgufFile, with_cache: bool, part: Part = "whole") -> tuple[ir.Model, Builder]:
+def build_model(file: GgufFile, with_cache: bool, part: FilePart = FilePart.WHOLE) -> tuple[ir.Model, Builder]:
     """Build the graph of a part of a file that was read. Returns it with its builder, which knows the tensors of its
     parts. Raises as :func:`import_file`."""
     builder = Builder(file, with_cache, part)

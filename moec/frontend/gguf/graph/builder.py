@@ -6,9 +6,10 @@ Sizes: B batch, S new tokens (``length``), P past tokens, D the width of the res
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,9 +33,15 @@ from moec.ir.weights.stored import decoding_node
 Array = np.ndarray[Any, Any]
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 BATCH, PAST_LENGTH = CACHE_SIZES[0], CACHE_SIZES[2]
-Part = Literal["whole", "main", "mtp"]
-"""What is built of a file: the model without MTP layers (``whole``); the same with the hidden states that they take as
-a further output (``main``); its first MTP layer (``mtp``)."""
+
+
+class FilePart(enum.Enum):
+    """Part of a file that is built: the model without MTP layers; the same with the hidden states that they take as a
+    further output; the first MTP layer."""
+
+    WHOLE = enum.auto()
+    MAIN = enum.auto()
+    MTP = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +64,12 @@ class Builder:
     left.
     """
 
-    def __init__(self, file: GgufFile, with_cache: bool, part: Part = "whole") -> None:
+    def __init__(self, file: GgufFile, with_cache: bool, part: FilePart = FilePart.WHOLE) -> None:
         self.file, self.with_cache, self.part = file, with_cache, part
         self.metadata = Hyperparameters(file)
         self.write = GraphWriter(self.metadata.architecture)
         self.layers = self.metadata.layers()
-        self.blocks = self.layers + (part == "mtp")
+        self.blocks = self.layers + (part is FilePart.MTP)
         """Number of layers of which some part may be built: the MTP layer follows the others."""
         self.width = self.metadata.whole("embedding_length")
         self.metadata.refuse("attention.causal", True)
@@ -222,7 +229,7 @@ class Builder:
         keys = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
         is_layer_norm = [key in self.metadata for key in keys] == [True, False]
         normal = self.layer_norm(x, norm) if is_layer_norm else self.rms_norm(x, norm)
-        self._hidden = None if self.part == "whole" else normal
+        self._hidden = None if self.part is FilePart.WHOLE else normal
         name = matrix or ("output" if self.has("output.weight") else "token_embd")
         bias = self.optional_vector("output.bias", self.vocabulary)
         logits = self.linear(normal, name, self.width, self.vocabulary, bias)
@@ -299,7 +306,7 @@ class Builder:
 
     def _is_elsewhere(self, name: str) -> bool:
         """Whether a tensor is of a layer that is not part of this graph, or of all layers in the graph of one."""
-        if self.part == "mtp":
+        if self.part is FilePart.MTP:
             return not name.startswith(f"blk.{self.layers}.")
         further = range(self.layers, self.metadata.whole("block_count"))
         return any(name.startswith(f"blk.{layer}.") for layer in further)

@@ -20,7 +20,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.common.specs import PREVIOUS_HIDDEN
 from moec.frontend.gguf.file.hyperparameters import Hyperparameters
 from moec.frontend.gguf.file.reader import GgufFile
-from moec.frontend.gguf.graph.builder import FLOAT, Builder
+from moec.frontend.gguf.graph.builder import FLOAT, Builder, FilePart
 from moec.frontend.gguf.parts.decoder import Norms, decoder, decoder_layer
 from moec.frontend.gguf.parts.embedding import embed
 from moec.frontend.gguf.parts.feed_forward import Step
@@ -51,7 +51,7 @@ def check_mtp(file: GgufFile) -> None:
 
 def text_or_mtp(build: Builder, attend: Step, feed_forward: Step, norms: Norms = _PRE_NORMS) -> ir.Value:
     """Compute the logits [B,S,V] of the model, or of its MTP layer where that is built."""
-    if build.part != "mtp":
+    if build.part is not FilePart.MTP:
         return build.head(decoder(build, embed(build), attend, feed_forward, norms))
     name = f"blk.{build.layers}.nextn"
     hidden = build.write.input(PREVIOUS_HIDDEN, FLOAT, (*SIZES, build.width))

@@ -38,7 +38,9 @@ class AdditionOptions:
     ] = False
     drafts: Annotated[
         CompiledDrafts | None,
-        typer.Option(help="mtp: also compile the model's MTP layer, for moec generate --drafts mtp. GGUF files."),
+        typer.Option(
+            help="mtp: also compile the model's MTP layer, for moec generate --drafts mtp. GGUF files and folders."
+        ),
     ] = None
 
     def keywords(self) -> dict[str, Any]:

@@ -63,13 +63,15 @@ def import_exported(source: Any, cache: bool | None) -> ir.Model:
 
 def import_with_mtp(source: Any) -> tuple[ir.Model, ir.Model]:
     """Import a model with its hidden states, and its MTP layer, which drafts. Raises UnsupportedError for sources other
-    than GGUF files, and the errors of that frontend."""
-    from moec.frontend import gguf
+    than GGUF files and folders, and the errors of the frontends."""
+    from moec.frontend import gguf, huggingface
 
+    if huggingface.is_folder(source):
+        return huggingface.import_with_mtp(source)
     if not gguf.is_file(source):
         raise UnsupportedError(
-            "MTP layers are read from GGUF files alone; convert the model with them by llama.cpp, or compile without "
-            "drafts"
+            "MTP layers are read from GGUF files and folders of Hugging Face models alone; give one of these, or "
+            "compile without drafts"
         )
     return gguf.import_with_mtp(source)
 

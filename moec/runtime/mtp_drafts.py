@@ -1,4 +1,5 @@
-"""Drafts of the model's own MTP layer (:mod:`moec.frontend.gguf.parts.mtp`)."""
+"""Drafts of the model's own MTP layer (:mod:`moec.frontend.gguf.parts.mtp`,
+:mod:`moec.frontend.huggingface.mtp`)."""
 
 from __future__ import annotations
 

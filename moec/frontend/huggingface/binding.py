@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +48,18 @@ class Binding:
         not fit the module, UnsupportedError for formats that moec does not read as they are."""
         from moec.frontend.huggingface.quantised import decode_names
 
-        weights, unused = _renamed(module, decode_names(tensors, config, where), where)
+        return Binding.of_weights(module, decode_names(tensors, config, where), where)
+
+    @staticmethod
+    def of_weights(
+        module: torch.nn.Module,
+        of_files: Mapping[str, CheckpointWeight],
+        where: str,
+        in_files: Callable[[str], str] = str,
+    ) -> Binding:
+        """Assign weights that were read. ``in_files``: function that makes names of files of the module's names. Raises
+        as :meth:`of`."""
+        weights, unused = _renamed(module, of_files, where)
         state = module.state_dict(keep_vars=True)
         names: dict[int, list[str]] = {}
         for name, tensor in state.items():
@@ -56,7 +67,7 @@ class Binding:
             if name in weights and weights[name].data.shape != tuple(tensor.shape):
                 raise MoecError(
                     f"{weights[name].where}: is {list(weights[name].data.shape)}, but config.json asks for "
-                    f"{list(tensor.shape)} ({name}); they do not belong together, download both again"
+                    f"{list(tensor.shape)} ({in_files(name)}); they do not belong together, download both again"
                 )
         every: dict[str, CheckpointWeight] = {}
         optional: Any = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
@@ -66,8 +77,8 @@ class Binding:
                 every |= dict.fromkeys(shared, weight)
             elif not any(re.search(pattern, shared[0]) for pattern in optional):
                 raise MoecError(
-                    f"{where}: no tensor of its files is {shared[0]}, which config.json asks for; download the model "
-                    "again, with all of its files"
+                    f"{where}: no tensor of its files is {in_files(shared[0])}, which config.json asks for; download "
+                    "the model again, with all of its files"
                 )
         ignored: Any = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
         rest = (ascii(name)[1:-1] for name in unused if not any(re.search(pattern, name) for pattern in ignored))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,21 +59,31 @@ def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> i
     config = read_config(folder)
     tensors = read_tensors(folder)
     from moec.frontend.huggingface.binding import Binding
-    from moec.frontend.huggingface.sizes import Holdings
-    from moec.frontend.huggingface.skeleton import build
-    from moec.frontend.pytorch.text_inputs import text_inputs
 
-    module = build(config, Holdings.of(tensors), str(folder))
-    if text_inputs(module) is None:
-        raise UnsupportedError(
-            f"{folder}: {type(module).__name__} takes no input_ids; folders of text models are compiled, for others "
-            "pass the module and example inputs to moec.compile"
-        )
+    module = build_text_model(config, tensors, str(folder))
     binding = Binding.of(module, tensors, config, str(folder))
     imported, notes = _imported(module, binding, cache)
     assumptions = conditions.read(imported, str(folder))
     dataclasses.replace(assumptions, unused=binding.unused, notes=(*assumptions.notes, *notes)).attach(imported)
     return imported
+
+
+def build_text_model(
+    config: dict[str, Any], tensors: Mapping[str, FileTensor], where: str, changes: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
+    """Build the module of a folder, with ``changes`` of its settings as in
+    :func:`moec.frontend.huggingface.skeleton.build`. Raises UnsupportedError for one that takes no text."""
+    from moec.frontend.huggingface.sizes import Holdings
+    from moec.frontend.huggingface.skeleton import build
+    from moec.frontend.pytorch.text_inputs import text_inputs
+
+    module = build(config, Holdings.of(tensors), where, changes)
+    if text_inputs(module) is None:
+        raise UnsupportedError(
+            f"{where}: {type(module).__name__} takes no input_ids; folders of text models are compiled, for others "
+            "pass the module and example inputs to moec.compile"
+        )
+    return module
 
 
 def _imported(module: torch.nn.Module, binding: Binding, cache: bool | None) -> tuple[ir.Model, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import MoecError, UnsupportedError, one_line
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Module:
+def build(
+    config: dict[str, Any], holdings: Holdings, where: str, changes: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
     """Build the module that a ``config.json`` describes, in float32 and for inference. For a model that also takes
-    images or sound, this is its language model, where transformers has it as a class.
+    images or sound, this is its language model, where transformers has it as a class. ``changes``: other values of its
+    settings, of which it need not have all.
 
     Parameters are placeholders (:mod:`moec.frontend.huggingface.placeholders`), so that modules of any size can be
     traced, and even run, in little memory. Buffers have their real values.
@@ -45,7 +48,11 @@ def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Mo
     try:
         with _quiet(), limited(holdings, where), _without_memory():
             settings = configurations[kind].from_dict(plain)
-            module = _make(*_class_of(transformers, settings, config, where))
+            kind_of_module, settings = _class_of(transformers, settings, config, where)
+            for name, value in (changes or {}).items():
+                if hasattr(settings, name):
+                    setattr(settings, name, value)
+            module = _make(kind_of_module, settings)
     except MoecError:
         raise
     except Exception as error:  # a configuration may lead to any error
@@ -53,7 +60,7 @@ def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Mo
             f"{where}: transformers cannot make a {kind} of its config.json ({type(error).__name__}: {one_line(error)})"
         ) from error
     check_parameters(module, holdings, where)
-    _give_placeholders(module)
+    give_placeholders(module)
     return module.eval()
 
 
@@ -122,7 +129,7 @@ def _without_memory() -> Iterator[None]:
         yield
 
 
-def _give_placeholders(module: torch.nn.Module) -> None:
+def give_placeholders(module: torch.nn.Module) -> None:
     """Replace all parameters, and buffers without memory, by placeholders. Shared parameters stay shared."""
     import torch
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import one_line
-from moec.common.specs import State
+from moec.common.specs import HIDDEN, PREVIOUS_HIDDEN, State
 from moec.frontend.pytorch.text_cache_layers import CacheForm, NoCacheError
 from moec.frontend.pytorch.text_inputs import TextInputs
 
@@ -66,9 +66,9 @@ def cache_inputs(module: torch.nn.Module, inputs: TextInputs) -> CacheInputs:
     name = type(module).__name__
     if not is_decoder(module):
         raise NoCacheError(f"{name}: a cache is for text decoders of transformers; compile it without")
-    ids = inputs.example["input_ids"][:, :1].expand(-1, _LENGTH)
+    longer = {name: value[:, :1].expand(-1, _LENGTH, *value.shape[2:]) for name, value in inputs.example.items()}
     with _attributes_kept(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        cache = getattr(_run(module, ids), _name_of_cache(module.forward))
+        cache = getattr(_run(module, longer), _name_of_cache(module.forward))
         form = CacheForm.of(cache, name)
         tensors = {kept: (tuple(read.shape), read.dtype) for kept in form.kept for read in (kept.read(cache),)}
     dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**inputs.example}, {**inputs.dynamic_shapes}
@@ -94,10 +94,10 @@ def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
 
 
-def _run(module: torch.nn.Module, ids: Any) -> Any:
-    """Run the module on tokens, with a cache. Raises NoCacheError where its own code fails."""
+def _run(module: torch.nn.Module, inputs: dict[str, Any]) -> Any:
+    """Run the module with a cache. Raises NoCacheError where its own code fails."""
     try:
-        return module(input_ids=ids, use_cache=True)
+        return module(**inputs, use_cache=True)
     except Exception as error:  # the module's own code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise NoCacheError(
@@ -131,15 +131,20 @@ def _name_of_cache(forward: Callable[..., Any]) -> str:
 def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[str, Any]]:
     name = _name_of_cache(forward)
 
-    def flat(input_ids: Any, **past: Any) -> dict[str, Any]:
+    further = [PREVIOUS_HIDDEN] if PREVIOUS_HIDDEN in inspect.signature(forward).parameters else []
+
+    def flat(input_ids: Any, **others: Any) -> dict[str, Any]:
+        past = {name: others.pop(name) for name in [f"{PAST}_{kept.label}" for kept in form.kept]}
         _check_sizes(input_ids, form, past)
         cache = form.make({kept.label: past[f"{PAST}_{kept.label}"] for kept in form.kept})
-        result = forward(input_ids=input_ids, use_cache=True, **{name: cache})
+        result = forward(input_ids=input_ids, use_cache=True, **others, **{name: cache})
         present = {f"{PRESENT}_{kept.label}": kept.read(getattr(result, name)) for kept in form.kept}
-        return {"logits": result.logits, **present}
+        hidden = {HIDDEN: getattr(result, HIDDEN)} if hasattr(result, HIDDEN) else {}
+        return {"logits": result.logits, **hidden, **present}
 
     kinds = inspect.Parameter
-    parameters = [kinds(f"{PAST}_{kept.label}", kinds.KEYWORD_ONLY) for kept in form.kept]
+    names = [*further, *(f"{PAST}_{kept.label}" for kept in form.kept)]
+    parameters = [kinds(name, kinds.KEYWORD_ONLY) for name in names]
     flat.__signature__ = inspect.Signature([kinds("input_ids", kinds.POSITIONAL_OR_KEYWORD), *parameters])  # type: ignore[attr-defined]
     return flat
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from moec.common.specs import PREVIOUS_HIDDEN
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,20 +33,21 @@ def text_inputs(module: torch.nn.Module) -> TextInputs | None:
     """Make token ids [batch, length] (int64), both sizes dynamic, without a cache.
 
     They are for a module that has a configuration of transformers and takes ``input_ids``; an encoder with decoder also
-    takes ``decoder_input_ids``. Returns None for any other module.
+    takes ``decoder_input_ids``, and an MTP layer ``previous_hidden`` [batch, length, width]. Returns None for any other
+    module.
     """
     import torch
 
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     names = inspect.signature(module.forward).parameters
     if config is None or not hasattr(config, "model_type") or "input_ids" not in names:
         return None
     ids = _IDS if getattr(config, "is_encoder_decoder", False) else _IDS[:1]
+    example = {name: torch.ones(_SHAPE, dtype=torch.int64) for name in ids if name in names}
+    if PREVIOUS_HIDDEN in names:
+        example[PREVIOUS_HIDDEN] = torch.randn(*_SHAPE, config.hidden_size)
     dynamic = torch.export.Dim.DYNAMIC
-    return TextInputs(
-        {name: torch.ones(_SHAPE, dtype=torch.int64) for name in ids if name in names},
-        {name: {0: dynamic, 1: dynamic} for name in ids if name in names},
-    )
+    return TextInputs(example, {name: {0: dynamic, 1: dynamic} for name in example})
 
 
 def wide_guards(module: torch.nn.Module, guards: Iterable[str]) -> Iterator[str]:

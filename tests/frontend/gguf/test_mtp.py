@@ -162,5 +162,7 @@ def test_other_architectures_and_sources_are_refused(tmp_path: Path) -> None:
     tiny.given["nextn_predict_layers"] = 1
     with pytest.raises(UnsupportedError, match="does not know the MTP layers of dots1; it knows those of deepseek2"):
         import_with_mtp(tiny.write(path))
-    with pytest.raises(UnsupportedError, match="MTP layers are read from GGUF files alone"):
-        import_any(tmp_path)
+    with pytest.raises(
+        UnsupportedError, match="MTP layers are read from GGUF files and folders of Hugging Face models"
+    ):
+        import_any(tmp_path / "model.onnx")

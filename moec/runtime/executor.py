@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
+from moec.common.errors import ArtifactError, InputError, MoecError, UnsupportedError, one_line
 from moec.common.specs import HeldState, LastTokens, TensorSpec
 from moec.common.work import Argument
 from moec.runtime.baton import Baton
@@ -25,18 +25,11 @@ from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.pages import FileMaps
 from moec.runtime.program import Instrument, LoadedProgram
+from moec.runtime.program_errors import NOT_AS_LISTED, failed_run
 from moec.runtime.ranks import Ranks
 from moec.runtime.state_memory import StateMemory
 from moec.runtime.streamed_weights import StreamedWeights
 from moec.runtime.workers import FairLock, Launcher
-
-_REQUIREMENT = "; expected "
-"""Mark of messages by kernels' checks of sizes."""
-_SIZE_CHECKS = ("Mismatched ", "Invalid ", "View with shape", "match_cast", "mismatch to ")
-"""Marks of a ValueError of the runtime for a size that the program did not expect."""
-_PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
-"""Marks of errors of a program whose parameters differ from its manifest's."""
-_NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 StatePages = Mapping[str, Any]
 """Pages of each state that a program holds, as the runtime's tensor, by the name of the input."""
@@ -100,7 +93,7 @@ class Executor:
             raise
         except Exception as error:
             raise self._device.explain(error) or ArtifactError(
-                f"{where}: its program cannot be loaded: {_one_line(error)}; it was altered: compile the model again"
+                f"{where}: its program cannot be loaded: {one_line(error)}; it was altered: compile the model again"
             ) from error
         self.placed_weights: Sequence[Any] = self._weights  # as programs take them, for another one on the same device
         # A device computes without threads of ours, and its current stream is the calling thread's.
@@ -179,8 +172,7 @@ class Executor:
         assert self._held is not None, "a program that holds states"
         reduced = self._check_told({**values, **self._held.stand_ins(memory.shape)})
         growths = self._held.growths(reduced)
-        with self._working(reduced, {}):
-            pages = memory.pages(growths)
+        pages = self._working(lambda: memory.pages(growths), reduced, {})
         with memory.growing(growths):
             return self._launcher.run(lambda: self._call(reduced, memory=memory, pages=pages, last=last, ending=ending))
 
@@ -199,13 +191,15 @@ class Executor:
         return self._launcher.run(lambda: self._timed_call(arrays))
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
-        with self._working(arrays):
+        def timed() -> float:
             tensors = self._placed(self._arguments(arrays))
             self._device.finish()
             start = time.perf_counter()
             self._program(tensors, self._weights)
             self._device.finish()
             return time.perf_counter() - start
+
+        return self._working(timed, arrays)
 
     def argument(self, tensor: Any) -> Argument:
         """Copy an argument of a kernel's call to the host."""
@@ -244,33 +238,42 @@ class Executor:
         last: int | None = None,
         ending: Ending | None = None,
     ) -> Any:
-        there = self.is_apart and any(isinstance(array, OnDevice) for array in arrays)
-        with self._working(arrays, pages), self._captured_by_caller(arrays):
-            results, borrowed = self._compute(arrays, memory, pages, last)
-            if self._held is not None and pages is None:
-                results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
-            if ending is not None:
-                named = {self.outputs[at].name: result for at, result in results.items()}
-                lent = {self.outputs[at].name for at in borrowed}
-                return ending(DeviceResults(self._device, named, lent, self._program.call_kernel))
-            if there:
-                copy = self._device.copy
-                outputs = [
-                    handed_out(result, arrays, copy if at in borrowed else None) for at, result in results.items()
-                ]
-            else:
-                outputs = self._device.fetch_all([*results.values()])
+        def results() -> Any:
+            if not self._device.is_capturing:
+                return self._results(arrays, memory, pages, last, ending)
+            with self._captured_by_caller(arrays):
+                return self._results(arrays, memory, pages, last, ending)
+
+        return self._working(results, arrays, pages)
+
+    def _results(
+        self,
+        arrays: Sequence[np.ndarray | OnDevice],
+        memory: StateMemory | None,
+        pages: StatePages | None,
+        last: int | None,
+        ending: Ending | None,
+    ) -> Any:
+        results, borrowed = self._compute(arrays, memory, pages, last)
+        if self._held is not None and pages is None:
+            results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
+        if ending is not None:
+            named = {self.outputs[at].name: result for at, result in results.items()}
+            lent = {self.outputs[at].name for at in borrowed}
+            return ending(DeviceResults(self._device, named, lent, self._program.call_kernel))
+        if self.is_apart and any(isinstance(array, OnDevice) for array in arrays):
+            copy = self._device.copy
+            outputs = [handed_out(result, arrays, copy if at in borrowed else None) for at, result in results.items()]
+        else:
+            outputs = self._device.fetch_all([*results.values()])
         if not self.is_apart:
             outputs = [output.copy() if at in borrowed else output for at, output in zip(results, outputs, strict=True)]
         return {self.outputs[at].name: output for at, output in zip(results, outputs, strict=True)}
 
     @contextlib.contextmanager
     def _captured_by_caller(self, arrays: Sequence[np.ndarray | OnDevice]) -> Iterator[None]:
-        """Context of a run that a caller may be capturing in a graph of its own. What the run allocates stays, and
-        graphs of the program itself are not used. Raises InputError for arrays that the graph could not read again."""
-        if not self._device.is_capturing:
-            yield
-            return
+        """Context of a run that a caller is capturing in a graph of its own. What the run allocates stays, and graphs
+        of the program itself are not used. Raises InputError for arrays that the graph could not read again."""
         for spec, array in zip(self.inputs, arrays, strict=False):
             if isinstance(array, np.ndarray) and array.size:
                 raise InputError(
@@ -285,17 +288,20 @@ class Executor:
         finally:
             self._captured = captured
 
-    @contextlib.contextmanager
-    def _working(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None = None) -> Iterator[None]:
-        """Context in which the program runs on ``arrays``; it translates errors."""
+    def _working(
+        self, work: Callable[[], Any], arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None = None
+    ) -> Any:
+        """Do ``work``, which runs the program on ``arrays``, and translate its errors."""
         self._maps.check(self._where)
         try:
             with self._device.working(arrays, waits=self._waits):
-                yield
+                return work()
         except (MoecError, MemoryError):
             raise
         except Exception as error:
-            raise self._device.explain(error) or self._explain(error, arrays, pages) from error
+            specs = self.inputs if self._held is None or pages is None else self._held.size_inputs
+            shapes = {spec.name: array.shape for spec, array in zip(specs, arrays, strict=True)}
+            raise self._device.explain(error) or failed_run(error, self._where, shapes) from error
 
     def _arguments(self, arrays: Sequence[np.ndarray | OnDevice], last: int | None = None) -> list[Any]:
         """Collect the arguments before the weights: arrays to be placed, and among those after the inputs shapes."""
@@ -373,7 +379,7 @@ class Executor:
     def _found(self, arguments: Sequence[Any], indices: Sequence[int]) -> tuple[dict[int, Any], set[int]]:
         results = self._program(arguments, self._weights)
         if len(results) != len(self.outputs):
-            raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
+            raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {NOT_AS_LISTED}")
         outputs = {at: results[at] for at in indices}
         # An input or a weight that is passed through is copied, because writing to the output must not change it.
         positions = self._held.other_inputs if self._held is not None else range(len(self.inputs))
@@ -382,28 +388,6 @@ class Executor:
             at for at, output in outputs.items() if (address := output.data_ptr()) in inputs or address in kept
         }
 
-    def _explain(
-        self, error: Exception, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None
-    ) -> MoecError:
-        """Translate an error of the program. Only the program can relate some sizes, for example a size that must be
-        the sum of two others; any other failure is not the caller's fault."""
-        reason = _one_line(error)
-        specs = self.inputs if self._held is None or pages is None else self._held.size_inputs
-        sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(specs, arrays, strict=True))
-        if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
-            return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
-        if "bad_alloc" in reason:
-            return MoecError(f"there is not enough memory to run the model on inputs of sizes {sizes}")
-        if any(check in reason for check in _PARAMETER_CHECKS):
-            return ArtifactError(f"{self._where}: its program says {reason}; {_NOT_AS_LISTED}")
-        if isinstance(error, ValueError) and _REQUIREMENT in reason:
-            return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")
-        return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")
-
 
 def _place(name: str, specs: Sequence[TensorSpec]) -> int:
     return [spec.name for spec in specs].index(name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """Loops that a program's host code takes step by step.
 
 A loop's body is a function of the program. The program names two functions of this module, which are the same for all
-programs of a process: whose bodies they call is said by the thread that runs one.
+programs of a process; :mod:`moec.runtime.program_run` says whose bodies they call.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from moec.common.errors import InputError
 from moec.common.loop_steps import MAXIMUM_STEPS, LoopLimit
 from moec.common.once import once
+from moec.runtime.ended_loop import EndedLoop, Slices
 from moec.runtime.library import load_ffi
 from moec.runtime.program_run import ProgramRun, current_run
 from moec.runtime.tensors import from_runtime, to_runtime
@@ -36,51 +37,6 @@ by side along an axis."""
 def body_name(number: int) -> str:
     """The name of the function that a loop's body is."""
     return f"loop_{number}"
-
-
-class _Slices:
-    """The slices of one result that the steps of a loop make. ``steps``: how many there will be; None where only the
-    last step tells."""
-
-    def __init__(self, steps: int | None) -> None:
-        self._steps, self._count = steps, 0
-        self._room, self._kept = np.empty(0), list[np.ndarray]()
-        self.first: np.ndarray | None = None
-
-    def add(self, array: np.ndarray) -> None:
-        """Keep a copy. Raises InputError for one of another size than those before, MemoryError where there is no room
-        for those of all steps."""
-        if self.first is None:
-            self._room = np.empty((self._steps or 1, *array.shape), array.dtype)
-            self.first = self._room[0, ...]
-        if array.shape != self.first.shape:
-            sizes = f"{list(self.first.shape)} and {list(array.shape)}"
-            raise InputError(f"the steps of a loop make slices of sizes {sizes}; expected equal sizes")
-        if self._steps is None:
-            self._kept.append(array.copy())
-        else:
-            self._room[self._count] = array
-        self._count += 1
-
-    def write(self, axis: int, is_backward: bool, y: np.ndarray) -> None:
-        """Write them side by side along an axis of y, the last one first where ``is_backward``."""
-        rows = self._kept if self._steps is None else self._room
-        order = slice(None, None, -1 if is_backward else 1)
-        moved = np.moveaxis(y, axis, 0)[order]
-        for place, row in enumerate(rows):
-            moved[place, ...] = row
-
-    @property
-    def bytes(self) -> int:
-        return 0 if self.first is None else self._count * self.first.nbytes
-
-
-@dataclasses.dataclass(frozen=True)
-class EndedLoop:
-    """A loop that has ended: its states, and the slices of each result."""
-
-    states: Sequence[Any]
-    slices: Sequence[_Slices]
 
 
 @once
@@ -125,7 +81,7 @@ class _Body:
         body = self.program_run.machine.get_function(self.name)
         number = to_runtime(np.zeros((), np.int64))
         written, step = from_runtime(number), 0
-        slices: list[_Slices] = []
+        slices: list[Slices] = []
         is_counted = not self.asks and trips <= MAXIMUM_STEPS
         before = len(self.program_run.loops)
         limit = LoopLimit(self._growing(carried))
@@ -142,7 +98,7 @@ class _Body:
                 going, *results = results
                 goes_on = bool(from_runtime(going).item())
             carried, slices_made = results[: self.states], results[self.states :]
-            slices = slices or [_Slices(trips if is_counted else None) for _ in slices_made]
+            slices = slices or [Slices(trips if is_counted else None) for _ in slices_made]
             for kept, result in zip(slices, slices_made, strict=True):
                 kept.add(from_runtime(result))
             step += 1

@@ -14,8 +14,8 @@ from moec.common.errors import ArtifactError
 from moec.runtime.expert_calls import register_calls
 from moec.runtime.library import load_ffi, load_objects
 from moec.runtime.loops import register_loops
-from moec.runtime.program_run import ProgramRun
-from moec.runtime.rank_calls import RowsDevice, register_rank_calls
+from moec.runtime.program_run import ProgramRun, RowsDevice
+from moec.runtime.rank_calls import register_rank_calls
 from moec.runtime.ranks import OneRank, Ranks
 from moec.runtime.streamed_weights import StreamedWeights
 from moec.runtime.team import TEAM_OBJECT, Team

@@ -7,18 +7,30 @@ error of such a function, because the runtime replaces it by one of its own on t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moec.common.errors import MoecError, RoomError
 from moec.runtime.ranks import OneRank, Ranks, ReceivedRows
 
 if TYPE_CHECKING:
-    from moec.runtime.loops import EndedLoop
-    from moec.runtime.rank_calls import RowsDevice
+    from moec.runtime.ended_loop import EndedLoop
     from moec.runtime.streamed_weights import StreamedWeights
+
+
+class RowsDevice(Protocol):
+    """The part of :class:`moec.runtime.device.Device` that the exchange of rows needs."""
+
+    def view_of(self, tensor: Any) -> Any:
+        """View a tensor of the program, for the exchange of its rows."""
+        ...
+
+    def exchanging(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which such views are used."""
+        ...
 
 
 @dataclasses.dataclass

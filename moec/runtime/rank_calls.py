@@ -6,9 +6,8 @@ exchanges rows; without any, it computes all experts itself.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,18 +27,6 @@ RECEIVED_WEIGHTS = "moec.received_weights"
 """``(layer, count, weights [P,1])``: copy the routing weights of these rows."""
 RETURN_ROWS = "moec.return_rows"
 """``(layer, results [P,n], rows [T*k,n])``: return results, and wait for those of this rank's pairs."""
-
-
-class RowsDevice(Protocol):
-    """The part of :class:`moec.runtime.device.Device` that these functions need."""
-
-    def view_of(self, tensor: Any) -> Any:
-        """View a tensor of the program, for the exchange of its rows."""
-        ...
-
-    def exchanging(self) -> contextlib.AbstractContextManager[None]:
-        """Context in which such views are used."""
-        ...
 
 
 @once

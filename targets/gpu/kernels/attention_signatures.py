@@ -44,8 +44,8 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
             result_handle: T.handle,
         ):
             T.func_attr(ATTRIBUTES)
-            sequences = T.meta_var((spans_handle, table_handle))
-            bind(query_handle, key_handle, value_handle, sequences, lengths_handle, sinks_handle, result_handle, None)
+            handles = T.meta_var((query_handle, key_handle, value_handle, lengths_handle, sinks_handle, result_handle))
+            bind(handles, None, spans_handle, table_handle)
 
         return of_sequences
 
@@ -60,7 +60,8 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
         result_handle: T.handle,
     ):
         T.func_attr(ATTRIBUTES)
-        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, None)
+        handles = T.meta_var((query_handle, key_handle, value_handle, lengths_handle, sinks_handle, result_handle))
+        bind(handles, None, mask_handle)
 
     return kernel
 
@@ -91,8 +92,8 @@ def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[Atten
             sums = T.match_buffer(sums_handle, (parts, 1, heads, Q, Dv), "float32")
             statistics = T.match_buffer(statistics_handle, (parts, 1, heads, Q, 2), "float32")
             found = T.meta_var(KeyParts(sums, statistics, parts))
-            sequences = T.meta_var((spans_handle, table_handle))
-            bind(query_handle, key_handle, value_handle, sequences, lengths_handle, sinks_handle, result_handle, found)
+            handles = T.meta_var((query_handle, key_handle, value_handle, lengths_handle, sinks_handle, result_handle))
+            bind(handles, found, spans_handle, table_handle)
 
         return of_sequences
 
@@ -112,14 +113,16 @@ def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[Atten
         sums = T.match_buffer(sums_handle, (parts, B, heads, Q, Dv), "float32")
         statistics = T.match_buffer(statistics_handle, (parts, B, heads, Q, 2), "float32")
         found = T.meta_var(KeyParts(sums, statistics, parts))
-        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, found)
+        handles = T.meta_var((query_handle, key_handle, value_handle, lengths_handle, sinks_handle, result_handle))
+        bind(handles, found, mask_handle)
 
     return kernel
 
 
 def _binding(problem, dtype, body):
-    """A macro that binds the tensors of a call to their shapes and emits ``body(operands)``, and the variables B and
-    G. In place of the mask, it takes the spans and the table of a batch of sequences."""
+    """A macro ``bind(handles, parts, mask)`` that binds the tensors of a call to their shapes and emits
+    ``body(operands)``, and the variables B and G. ``handles``: of query, key, value, lengths, sinks and result. Of a
+    batch of sequences, it is ``bind(handles, parts, spans, table)``."""
     D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
     sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L", "N", "M")}
     B, G, S, P, pages, page, L, N, M = sizes.values()
@@ -134,41 +137,26 @@ def _binding(problem, dtype, body):
     result_shape = (entries, S, G * ratio, Dv) if problem.query_major else (entries, G * ratio, S, Dv)
 
     @T.inline
-    def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, parts):
+    def bind_operands(handles, parts, batches, keys, mask, lengths_shape, spans, table):
+        query_handle, key_handle, value_handle, lengths_handle, sinks_handle, result_handle = T.meta_var(handles)
         key = T.match_buffer(key_handle, (*keys_shape, D), stored)
         query = T.match_buffer(query_handle, (entries, G * ratio, S, D), dtype)
         value = T.match_buffer(value_handle, (*keys_shape, problem.value_row), stored)
         sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
         result = T.match_buffer(result_handle, result_shape, dtype)
-        if problem.sequences:
-            lengths = T.match_buffer(lengths_handle, (N,), "int64")
-            spans = T.match_buffer(mask_handle[0], (N, 2), "int64")
-            table = T.match_buffer(mask_handle[1], (N, M), "int64")
-            body(
-                AttentionOperands(
-                    problem,
-                    query,
-                    key,
-                    value,
-                    None,
-                    lengths,
-                    sinks,
-                    result,
-                    N,
-                    G,
-                    S,
-                    M * page,
-                    page,
-                    parts,
-                    spans,
-                    table,
-                )
-            )
-        else:
-            mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
-            lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
-            body(
-                AttentionOperands(problem, query, key, value, mask, lengths, sinks, result, B, G, S, count, page, parts)
-            )
+        lengths = T.match_buffer(lengths_handle, lengths_shape, "int64")
+        tensors = T.meta_var((query, key, value, mask, lengths, sinks, result))
+        body(AttentionOperands(problem, *tensors, batches, G, S, keys, page, parts, spans, table))
 
-    return bind, (B, G)
+    @T.inline
+    def bind(handles, parts, mask_handle):
+        mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
+        bind_operands(handles, parts, B, count, mask, (B if problem.has_lengths else 1,), None, None)
+
+    @T.inline
+    def bind_sequences(handles, parts, spans_handle, table_handle):
+        spans = T.match_buffer(spans_handle, (N, 2), "int64")
+        table = T.match_buffer(table_handle, (N, M), "int64")
+        bind_operands(handles, parts, N, M * page, None, (N,), spans, table)
+
+    return bind_sequences if problem.sequences else bind, (B, G)

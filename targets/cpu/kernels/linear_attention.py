@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.heavy.linear_attention import FORMULA, LinearAttentionProblem
+from moec.targets.tvm.heavy.linear_attention import FORMULA, NUMBERS, LinearAttentionProblem
 from moec.targets.tvm.kernels.kernel import Kernel
 
 _COLUMNS = 32
@@ -29,16 +29,17 @@ def linear_attention(problem: LinearAttentionProblem, machine: Machine) -> tirx.
     """``(query[B, T, H * group * K], key[B, T, H * K], value[B, T, H * V], state[B, H, K, V], decay[B, T, H or H * K],
     beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32. Of a batch of sequences B is 1,
     states are [N, H, K, V], and ``spans`` int64[N, 2], the first token of each sequence and their number, follows
-    ``beta``."""
+    ``beta``. In entries: :attr:`LinearAttentionProblem.parameters`; no number of an entry leads outside of them."""
     parameters = [
-        Parameter(name, shape, "int64" if name == "spans" else "float32") for name, shape in problem.parameters
+        Parameter(name, shape, "int64" if name in NUMBERS else "float32") for name, shape in problem.parameters
     ]
     columns = math.gcd(problem.value_size, _COLUMNS)
     blocks = problem.value_size // columns
     lanes = min(columns, machine.lanes)
 
     def body(**tensors: Any) -> None:
-        tasks = parallel_rows(tensors["state"].shape[0] * problem.heads * blocks, 4 * problem.key_size * columns)
+        owners = tensors["spans" if problem.sequences else "state"].shape[0]
+        tasks = parallel_rows(owners * problem.heads * blocks, 4 * problem.key_size * columns)
         with loop("task", tasks) as task:
             head = named("head", T.bind(task // blocks % problem.heads))
             owner = named("owner", T.bind(task // (blocks * problem.heads)))
@@ -46,7 +47,10 @@ def linear_attention(problem: LinearAttentionProblem, machine: Machine) -> tirx.
             place, start, tokens = owner, T.int64(0), tensors["query"].shape[1]
             if problem.sequences:
                 place, start, tokens = T.int64(0), tensors["spans"][owner, 0], tensors["spans"][owner, 1]
-            block = _StateColumns(problem, columns, lanes, tensors, owner, place, head, first)
+            before = after = (owner,)
+            if problem.in_entries:
+                before, after = ((_entry(tensors, name, owner), 0) for name in ("entries_before", "entries_after"))
+            block = _StateColumns(problem, columns, lanes, tensors, before, after, place, head, first)
             block.begin()
             with loop("number", T.serial(tokens)) as number:
                 block.step(named("token", T.bind(start + number)))
@@ -56,23 +60,24 @@ def linear_attention(problem: LinearAttentionProblem, machine: Machine) -> tirx.
 
 @dataclasses.dataclass(frozen=True)
 class _StateColumns:
-    """Code for ``columns`` columns, from ``first`` on, of the state of a ``head`` of the ``owner``-th sequence, whose
-    tokens are in one ``place`` of the batch."""
+    """Code for ``columns`` columns, from ``first`` on, of the state of a ``head`` of a sequence. Its tokens are in one
+    ``place`` of the batch, and its state has the first indices ``before`` and ``after``."""
 
     problem: LinearAttentionProblem
     columns: int
     lanes: int
     tensors: dict[str, Any]
-    owner: Any
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
     place: Any
     head: Any
     first: Any
 
     def begin(self) -> None:
         """Emit the state before the first token."""
-        state = self.tensors["state"]
+        state = self.tensors["states" if self.problem.in_entries else "state"]
         with loop("k", T.serial(self.problem.key_size)) as k:
-            self._each(lambda j: self._store(k, j, state[self.owner, self.head, k, self.first + j]))
+            self._each(lambda j: self._store(k, j, state[(*self.before, self.head, k, self.first + j)]))
 
     def step(self, token: Any) -> None:
         problem = self.problem
@@ -131,10 +136,14 @@ class _StateColumns:
         return self.tensors["key"][self.place, token, self.head * self.problem.key_size + k]
 
     def _state(self, k: Any, j: Any) -> Any:
-        return self.tensors["after"][self.owner, self.head, k, self.first + j]
+        return self._states[(*self.after, self.head, k, self.first + j)]
 
     def _store(self, k: Any, j: Any, value: Any) -> None:
-        T.buffer_store(self.tensors["after"], value, [self.owner, self.head, k, self.first + j])
+        T.buffer_store(self._states, value, [*self.after, self.head, k, self.first + j])
+
+    @property
+    def _states(self) -> Any:
+        return self.tensors["states" if self.problem.in_entries else "after"]
 
     def _vector(self) -> Any:
         return T.alloc_buffer((self.columns,), "float32", scope="local")
@@ -143,6 +152,12 @@ class _StateColumns:
         for vector in range(0, self.columns, self.lanes):
             with loop("lane", T.vectorized(self.lanes)) as lane:
                 of_column(vector + lane)
+
+
+def _entry(tensors: dict[str, Any], name: str, owner: Any) -> Any:
+    """The number of an entry of a sequence, the first or last one where there is none of that number."""
+    last = tensors["states"].shape[0] - 1
+    return named(name, T.bind(T.max(T.min(tensors[name][owner], T.cast(last, "int64")), T.int64(0))))
 
 
 LINEAR_ATTENTION = Kernel(

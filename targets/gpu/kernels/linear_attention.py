@@ -7,7 +7,7 @@ and gates are the same for all threads of a block.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -32,7 +32,7 @@ def _threads(problem: LinearAttentionProblem) -> int:
 @dataclasses.dataclass(frozen=True)
 class _Column:
     """A thread's column of a state, and where its tokens and state lie. ``entry``: of the batch, for tokens; ``place``:
-    of the state, which differs where an entry holds the tokens of several sequences."""
+    the first indices of the state, which differ where an entry holds the tokens of several sequences."""
 
     problem: LinearAttentionProblem
     tensors: Sequence[Any]
@@ -42,10 +42,38 @@ class _Column:
     column: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class _States:
+    """States ``before`` and ``after`` the tokens, and functions that give the first indices of a sequence's by its
+    number, and whether they are there."""
+
+    before: Any
+    after: Any
+    before_of: Callable[[Any], tuple[Any, ...]] = lambda place: (place,)
+    after_of: Callable[[Any], tuple[Any, ...]] = lambda place: (place,)
+    are_there: Callable[[Any], Any] = lambda _: True
+
+    @staticmethod
+    def in_entries(states: Any, before: Any, after: Any) -> _States:
+        """``states``: [entries, 1, H, K, V]; ``before``, ``after``: numbers of entries of each sequence."""
+
+        def are_there(place: Any) -> Any:
+            count = T.cast(states.shape[0], "int64")
+            known = [T.And(number >= 0, number < count) for number in (before[place], after[place])]
+            return T.And(*known)
+
+        return _States(states, states, lambda place: (before[place], 0), lambda place: (after[place], 0), are_there)
+
+
+def _tokens_of(spans: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """First token and number of tokens of a sequence by its number."""
+    return lambda place, _: (spans[place, 0], spans[place, 1])
+
+
 @T.inline
 def _decayed(own, after, decay, token, k):
     problem, entry, head = T.meta_var((own.problem, own.entry, own.head))
-    at = T.meta_var((own.place, head, k, own.column))
+    at = T.meta_var((*own.place, head, k, own.column))
     if problem.decay == "head":
         after[at] = after[at] * T.exp(decay[entry, token, head])
     if problem.decay == "channel":
@@ -55,14 +83,15 @@ def _decayed(own, after, decay, token, k):
 
 @T.inline
 def _step(own, token, added, result):
-    problem, entry, place, head, column = T.meta_var((own.problem, own.entry, own.place, own.head, own.column))
+    problem, entry, head, column = T.meta_var((own.problem, own.entry, own.head, own.column))
+    state_of = T.meta_var(lambda k: (*own.place, head, k, column))
     query, key, value, decay, beta, y, after = T.meta_var(own.tensors)
     K, V, group = T.meta_var((problem.key_size, problem.value_size, problem.group))
     added[0] = T.float32(0)
     for k in T.serial(K):
         _decayed(own, after, decay, token, k)
         if problem.delta:
-            added[0] = added[0] + key[entry, token, head * K + k] * after[place, head, k, column]
+            added[0] = added[0] + key[entry, token, head * K + k] * after[state_of(k)]
     added[0] = value[entry, token, head * V + column] - added[0]
     if problem.delta:
         added[0] = added[0] * beta[entry, token, 0 if problem.shared_beta else head]
@@ -70,10 +99,8 @@ def _step(own, token, added, result):
         result[0] = T.float32(0)
         for k in T.serial(K):
             if member == 0:
-                after[place, head, k, column] = (
-                    after[place, head, k, column] + key[entry, token, head * K + k] * added[0]
-                )
-            result[0] = result[0] + query[entry, token, (head * group + member) * K + k] * after[place, head, k, column]
+                after[state_of(k)] = after[state_of(k)] + key[entry, token, head * K + k] * added[0]
+            result[0] = result[0] + query[entry, token, (head * group + member) * K + k] * after[state_of(k)]
         y[entry, token, (head * group + member) * V + column] = result[0] * T.float32(problem.scale)
 
 
@@ -81,22 +108,21 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
     """The kernel ``(query[B, T, H * group * K], key[B, T, H * K], value[B, T, H * V], state[B, H, K, V],
     decay[B, T, H or H * K], beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32. ``after``:
     the state after the last token. For a batch of sequences it takes ``spans[N, 2]`` before ``y``, B is 1, and states
-    are [N, H, K, V]."""
+    are [N, H, K, V]. In entries: :attr:`LinearAttentionProblem.parameters`; none is written where there is none of that
+    number."""
     heads, K, V = problem.heads, problem.key_size, problem.value_size
     shapes = {name: shape[2:] for name, shape in problem.parameters}
     decays, delta = problem.decay != "", problem.delta
 
     @T.inline
-    def run(handles, result_handles, entries, count, tokens_of):
+    def run(handles, y_handle, entries, count, tokens_of, states):
         tokens = T.int32()
         query = T.match_buffer(handles[0], (entries, tokens, *shapes["query"]), "float32")
         key = T.match_buffer(handles[1], (entries, tokens, *shapes["key"]), "float32")
         value = T.match_buffer(handles[2], (entries, tokens, *shapes["value"]), "float32")
-        state = T.match_buffer(handles[3], (count, heads, K, V), "float32")
-        decay = T.match_buffer(handles[4], (entries, tokens, *shapes["decay"]) if decays else (1,), "float32")
-        beta = T.match_buffer(handles[5], (entries, tokens, *shapes["beta"]) if delta else (1,), "float32")
-        y = T.match_buffer(result_handles[0], (entries, tokens, *shapes["y"]), "float32")
-        after = T.match_buffer(result_handles[1], (count, heads, K, V), "float32")
+        decay = T.match_buffer(handles[3], (entries, tokens, *shapes["decay"]) if decays else (1,), "float32")
+        beta = T.match_buffer(handles[4], (entries, tokens, *shapes["beta"]) if delta else (1,), "float32")
+        y = T.match_buffer(y_handle, (entries, tokens, *shapes["y"]), "float32")
         T.device_entry()
         index = T.cta_id([T.max(count, 1) * (heads * _blocks(problem))])
         thread = T.thread_id([_threads(problem)])
@@ -106,14 +132,42 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
         column: T.let = index % _blocks(problem) * _threads(problem) + thread
         added = T.alloc_local((1,), "float32")
         result = T.alloc_local((1,), "float32")
-        if T.And(sequence < count, column < V):
+        if T.And(T.And(sequence < count, column < V), states.are_there(place)):
+            before, written = T.meta_var((states.before_of(place), states.after_of(place)))
             for k in T.serial(K):
-                after[place, head, k, column] = state[place, head, k, column]
+                states.after[(*written, head, k, column)] = states.before[(*before, head, k, column)]
             first, length = T.meta_var(tokens_of(place, tokens))
             entry = T.meta_var(T.int64(0) if problem.sequences else place)
-            own = T.meta_var(_Column(problem, (query, key, value, decay, beta, y, after), entry, place, head, column))
+            tensors = T.meta_var((query, key, value, decay, beta, y, states.after))
+            own = T.meta_var(_Column(problem, tensors, entry, written, head, column))
             for token in T.serial(length):
                 _step(own, first + token, added, result)
+
+    if problem.in_entries:
+
+        @T.prim_func
+        def of_entries(
+            query: T.handle,
+            key: T.handle,
+            value: T.handle,
+            decay: T.handle,
+            beta: T.handle,
+            spans_handle: T.handle,
+            before_handle: T.handle,
+            after_handle: T.handle,
+            states_handle: T.handle,
+            y: T.handle,
+        ):
+            T.func_attr(ATTRIBUTES)
+            count, there = T.int32(), T.int32()
+            spans = T.match_buffer(spans_handle, (count, 2), "int64")
+            before = T.match_buffer(before_handle, (count,), "int64")
+            after = T.match_buffer(after_handle, (count,), "int64")
+            states = T.match_buffer(states_handle, (there, 1, heads, K, V), "float32")
+            own = T.meta_var(_States.in_entries(states, before, after))
+            run((query, key, value, decay, beta), y, 1, count, _tokens_of(spans), own)
+
+        return of_entries
 
     if problem.sequences:
 
@@ -122,18 +176,19 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
             query: T.handle,
             key: T.handle,
             value: T.handle,
-            state: T.handle,
+            state_handle: T.handle,
             decay: T.handle,
             beta: T.handle,
             spans_handle: T.handle,
             y: T.handle,
-            after: T.handle,
+            after_handle: T.handle,
         ):
             T.func_attr(ATTRIBUTES)
             count = T.int32()
             spans = T.match_buffer(spans_handle, (count, 2), "int64")
-            tokens_of = T.meta_var(lambda place, _: (spans[place, 0], spans[place, 1]))
-            run((query, key, value, state, decay, beta), (y, after), 1, count, tokens_of)
+            state = T.match_buffer(state_handle, (count, heads, K, V), "float32")
+            after = T.match_buffer(after_handle, (count, heads, K, V), "float32")
+            run((query, key, value, decay, beta), y, 1, count, _tokens_of(spans), _States(state, after))
 
         return of_sequences
 
@@ -142,15 +197,18 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
         query: T.handle,
         key: T.handle,
         value: T.handle,
-        state: T.handle,
+        state_handle: T.handle,
         decay: T.handle,
         beta: T.handle,
         y: T.handle,
-        after: T.handle,
+        after_handle: T.handle,
     ):
         T.func_attr(ATTRIBUTES)
         batch = T.int32()
-        run((query, key, value, state, decay, beta), (y, after), batch, batch, lambda _, tokens: (0, tokens))
+        state = T.match_buffer(state_handle, (batch, heads, K, V), "float32")
+        after = T.match_buffer(after_handle, (batch, heads, K, V), "float32")
+        all_tokens = T.meta_var(lambda _, tokens: (0, tokens))
+        run((query, key, value, decay, beta), y, batch, batch, all_tokens, _States(state, after))
 
     return kernel
 

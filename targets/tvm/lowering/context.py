@@ -174,11 +174,12 @@ class LoweringContext(Protocol):
         outputs: Sequence[relax.Var],
         record: KernelRecord,
         numbers: Sequence[Any] = (),
+        new: Sequence[relax.TensorType] = (),
     ) -> list[relax.Var]:
         """Like :meth:`call_kernel`, for a kernel that updates ``outputs``, results of other kernels, in place.
 
         The results are in the same memory; ``outputs`` must not be used any more. ``numbers``: sizes that the kernel
-        takes before all tensors."""
+        takes before all tensors; ``new``: types of further results, in memory of their own."""
         ...
 
     def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:

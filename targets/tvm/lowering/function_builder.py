@@ -307,13 +307,14 @@ class FunctionBuilder:
         outputs: Sequence[relax.Var],
         record: KernelRecord,
         numbers: Sequence[Any] = (),
+        new: Sequence[relax.TensorType] = (),
     ) -> list[relax.Var]:
         emitted = [*map(self.emit, arguments)]
-        types = [*(None for _ in numbers), *(argument.ty for argument in [*emitted, *outputs])]
+        types = [*(None for _ in numbers), *(argument.ty for argument in [*emitted, *outputs]), *new]
         record.sizes = sizes_of(kernel, types, self._of_one_page)
-        self.lengths.note([*emitted, *outputs], [], self._node_name)
+        self.lengths.note([*emitted, *outputs], new, self._node_name)
         symbol = self._add_recorded_kernel(kernel, record)
-        return self._call_on(symbol, [*numbers, *emitted], outputs, record.name)
+        return self._call_on(symbol, [*numbers, *emitted], outputs, record.name, new)
 
     def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
         if kernel not in self._exported:
@@ -332,9 +333,7 @@ class FunctionBuilder:
 
     def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:
         """Emit a call of a function of the runtime, ``function(*arguments, result)``; ints are passed by value."""
-        operands = [
-            relax.prim_value(argument) if isinstance(argument, int) else self.emit(argument) for argument in arguments
-        ]
+        operands = [relax.prim_value(each) if isinstance(each, int) else self.emit(each) for each in arguments]
         self.lengths.note(operands, [output], self._node_name)
         result = self.emit(relax.op.call_dps_packed(function, operands, out_ty=output), name)
         self._computed.add(result)
@@ -377,14 +376,19 @@ class FunctionBuilder:
         return self._results(result, len(types), name)
 
     def _call_on(
-        self, symbol: tvm.ir.GlobalVar, arguments: Sequence[Any], outputs: Sequence[relax.Var], name: str
+        self,
+        symbol: tvm.ir.GlobalVar,
+        arguments: Sequence[Any],
+        outputs: Sequence[relax.Var],
+        name: str,
+        new: Sequence[relax.TensorType] = (),
     ) -> list[relax.Var]:
-        """Emit ``symbol(*arguments, *outputs)``; the results are in the memory of ``outputs``."""
-        operands = [*arguments, *outputs]
-        positions = list(range(len(arguments), len(operands)))
-        types = [output.ty for output in outputs]
+        """Emit ``symbol(*arguments, *outputs, *new)``; the first results are in the memory of ``outputs``."""
+        operands, count = [*arguments, *outputs], len(arguments)
+        positions = [*range(count, len(operands)), *(-1 for _ in new)]
+        types = [*(output.ty for output in outputs), *new]
         result = self.emit(relax.op.call_tir_inplace(symbol, operands, positions, types), name)
-        return self._results(result, len(outputs), name)
+        return self._results(result, len(types), name)
 
     def _results(self, result: relax.Var, count: int, name: str) -> list[relax.Var]:
         """The ``count`` tensors that a kernel computed; ``result`` is the only one, or a tuple of them."""

@@ -77,7 +77,7 @@ class Lowering(GraphValues):
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._replaced: dict[str | None, str] = {}
         """Outputs of states of a batch that each run replaces, by input."""
-        self._entries: dict[str | None, PagedTensor] = {}
+        self._entries: dict[ir.Value, PagedTensor] = {}
         """Where these states lie, by output."""
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
         self._ends: dict[tuple[relax.Expr, str], relax.Var] = {}
@@ -200,8 +200,8 @@ class Lowering(GraphValues):
                 self._paged[output] = value
             elif value is not None:
                 self._tensors[output] = self.emit(value, output.name or node.op_type)
-                if output.name in self._entries:
-                    self._paged[output] = self.appended(node, self._entries[output.name], self._tensors[output])
+                if output in self._entries:
+                    self._paged[output] = self.appended(node, self._entries[output], self._tensors[output])
 
     def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
         """Convert another operator, heavy or not, on these inputs, and return its outputs."""
@@ -258,12 +258,12 @@ class Lowering(GraphValues):
 
     def _declare_entries(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
         """A state of a batch that each run replaces: pages of one entry, [entries, 1, ...]."""
-        count, *sizes = dimensions
-        entries = self.sizes.variable("entries")
+        (count, *sizes), entries = dimensions, self.sizes.variable("entries")
         self._of_one_page[entries] = self.sizes.expression(count)
         pages = relax.Var(identifier(value.name), relax.TensorType([entries, 1, *sizes], dtype))
-        self._paged[value] = PagedTensor(pages, 0, count, dtype, sizes[-1] if sizes else 1, of_sequences=True)
-        self._entries[self._replaced[value.name]] = self._paged[value]
+        (after,) = (output for output in self.model.graph.outputs if output.name == self._replaced[value.name])
+        self._paged[value] = PagedTensor(pages, 0, count, dtype, sizes[-1] if sizes else 1, after, of_sequences=True)
+        self._entries[after] = self._paged[value]
         return pages
 
     def _kept(self, length: Any, window: int) -> tirx.Var:

@@ -163,7 +163,7 @@ KERNELS = {
     "attention of sequences on tensor cores": lambda: attention_mma(_SEQUENCES, "bfloat16"),
     "wgmma, attention of sequences": lambda: attention_wgmma(_SEQUENCES, "bfloat16"),
     "linear attention of sequences": lambda: linear_attention(
-        LinearAttentionProblem(16, 2, 128, 128, 0.1, "head", delta=True, sequences=True), "sm_80"
+        LinearAttentionProblem(16, 2, 128, 128, 0.1, "head", delta=True, sequences=True, in_entries=True), "sm_80"
     ),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=PackedFormat("int4", 32, "float16")), lambda total: total),

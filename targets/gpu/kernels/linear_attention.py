@@ -43,7 +43,7 @@ class _Column:
 
 
 @dataclasses.dataclass(frozen=True)
-class _States:
+class _StateTensors:
     """States ``before`` and ``after`` the tokens, and functions that give the first indices of a sequence's by its
     number, and whether they are there."""
 
@@ -54,15 +54,17 @@ class _States:
     are_there: Callable[[Any], Any] = lambda _: True
 
     @staticmethod
-    def in_entries(states: Any, before: Any, after: Any) -> _States:
+    def in_entries(states: Any, before: Any, after: Any) -> _StateTensors:
         """``states``: [entries, 1, H, K, V]; ``before``, ``after``: numbers of entries of each sequence."""
 
         def are_there(place: Any) -> Any:
             count = T.cast(states.shape[0], "int64")
-            known = [T.And(number >= 0, number < count) for number in (before[place], after[place])]
-            return T.And(*known)
+            first, second = (T.And(number >= 0, number < count) for number in (before[place], after[place]))
+            return T.And(first, second)
 
-        return _States(states, states, lambda place: (before[place], 0), lambda place: (after[place], 0), are_there)
+        return _StateTensors(
+            states, states, lambda place: (before[place], 0), lambda place: (after[place], 0), are_there
+        )
 
 
 def _tokens_of(spans: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
@@ -164,7 +166,7 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
             before = T.match_buffer(before_handle, (count,), "int64")
             after = T.match_buffer(after_handle, (count,), "int64")
             states = T.match_buffer(states_handle, (there, 1, heads, K, V), "float32")
-            own = T.meta_var(_States.in_entries(states, before, after))
+            own = T.meta_var(_StateTensors.in_entries(states, before, after))
             run((query, key, value, decay, beta), y, 1, count, _tokens_of(spans), own)
 
         return of_entries
@@ -188,7 +190,7 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
             spans = T.match_buffer(spans_handle, (count, 2), "int64")
             state = T.match_buffer(state_handle, (count, heads, K, V), "float32")
             after = T.match_buffer(after_handle, (count, heads, K, V), "float32")
-            run((query, key, value, decay, beta), y, 1, count, _tokens_of(spans), _States(state, after))
+            run((query, key, value, decay, beta), y, 1, count, _tokens_of(spans), _StateTensors(state, after))
 
         return of_sequences
 
@@ -208,7 +210,7 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
         state = T.match_buffer(state_handle, (batch, heads, K, V), "float32")
         after = T.match_buffer(after_handle, (batch, heads, K, V), "float32")
         all_tokens = T.meta_var(lambda _, tokens: (0, tokens))
-        run((query, key, value, decay, beta), y, batch, batch, all_tokens, _States(state, after))
+        run((query, key, value, decay, beta), y, batch, batch, all_tokens, _StateTensors(state, after))
 
     return kernel
 

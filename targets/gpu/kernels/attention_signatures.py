@@ -145,8 +145,11 @@ def _binding(problem, dtype, body):
         sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
         result = T.match_buffer(result_handle, result_shape, dtype)
         lengths = T.match_buffer(lengths_handle, lengths_shape, "int64")
-        tensors = T.meta_var((query, key, value, mask, lengths, sinks, result))
-        body(AttentionOperands(problem, *tensors, batches, G, S, keys, page, parts, spans, table))
+        body(
+            AttentionOperands(
+                problem, query, key, value, mask, lengths, sinks, result, batches, G, S, keys, page, parts, spans, table
+            )
+        )
 
     @T.inline
     def bind(handles, parts, mask_handle):

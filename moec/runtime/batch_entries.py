@@ -1,9 +1,9 @@
-"""States of a batch that each run replaces, such as those of recurrences: memory with entries, of which each holds the
-states of one sequence.
+"""States of a batch that each run replaces, such as those of recurrences: memory with one entry for the states of one
+sequence.
 
-A run reads the states of a sequence in one entry, and writes those after its tokens to another. So an entry stays as it
-is while anyone holds it: forks share theirs, one may stay for sequences that begin alike, and a run that fails changes
-no sequence.
+A run reads a sequence's entry and writes the states after its tokens to another entry. So an entry never changes while
+it is held: forks share entries, an entry can be kept for sequences that begin alike, and a failed run changes no
+sequence.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FIRST = 0
 
 
 class BatchEntries:
-    """Entries of at most ``max_sequences`` sequences, of as many that a run writes, and of beginnings of texts, of
-    which twice as many are kept."""
+    """Memory for ``max_sequences`` entries of sequences, as many that a run writes, and twice as many that are kept for
+    beginnings of texts."""
 
     def __init__(
         self, states: Sequence[State], inputs: Sequence[TensorSpec], max_sequences: int, device: Device
@@ -54,7 +54,7 @@ class BatchEntries:
 
     @contextlib.contextmanager
     def taking(self, count: int) -> Iterator[list[int]]:
-        """Context of a run that writes to so many entries, which it then holds, unless it fails."""
+        """Context of a run that writes to ``count`` entries. It holds them afterwards, unless it fails."""
         if not self:
             yield [FIRST] * count
             return
@@ -68,12 +68,12 @@ class BatchEntries:
             raise
 
     def hold(self, entry: int) -> None:
-        """Let one more sequence, or text, hold an entry."""
+        """Add a holder, a sequence or a kept text, to an entry."""
         if entry != FIRST:
             self._holders[entry] += 1
 
     def release(self, entry: int) -> None:
-        """Let one sequence, or text, less hold an entry."""
+        """Remove a holder from an entry."""
         if entry == FIRST:
             return
         self._holders[entry] -= 1
@@ -81,19 +81,19 @@ class BatchEntries:
             self._free.append(entry)
 
     def keep(self, name: bytes, entry: int) -> None:
-        """Keep an entry for texts that begin alike, by a name that says all that it follows from. The one that was
-        kept or found longest ago makes room."""
+        """Keep an entry for texts that begin alike, under a name that identifies all tokens before it. The entry that
+        was kept or found longest ago makes room."""
         self.hold(entry)
         self._forget([name] if name in self._kept else [])
         self._forget([*self._kept][: max(0, len(self._kept) + 1 - self._most)])
         self._kept[name] = entry
 
     def has(self, name: bytes) -> bool:
-        """Whether a sequence can begin with the text of that name."""
+        """Whether a sequence can begin with the text of a name: its entry is kept, or the model has no such states."""
         return not self or name in self._kept
 
     def find(self, name: bytes) -> int:
-        """Let one more sequence hold the entry after the text of that name, and return it."""
+        """Return the entry after the text of a name, held by one more sequence."""
         if not self:
             return FIRST
         entry = self._kept[name] = self._kept.pop(name)

@@ -1,7 +1,7 @@
-"""Pages of all states of a batch: of those that are kept whole, and of those of which a window is kept.
+"""Pages of all states of a batch: whole states, which keep all tokens, and windows, which keep the last ones.
 
-A page of the second kind is released when no token from the last part on sees it, so that the tokens of that part can
-be forgotten.
+A page of a window is released when no token from the last part on sees it. So the tokens of that part can still be
+forgotten.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _RELEASED = -1
 
 @dataclasses.dataclass
 class SequencePages:
-    """Pages of one sequence, in the order of its tokens: of states that are kept whole, and of those with a window,
-    empty where the model has none. The first ``released`` of the latter are held no more."""
+    """Pages of one sequence, in the order of its tokens. ``whole``: pages of states that are kept whole; ``near``:
+    pages of windows, empty if the model has none. The first ``released`` pages of ``near`` are not held any more."""
 
     whole: list[int] = dataclasses.field(default_factory=list)
     near: list[int] = dataclasses.field(default_factory=list)
@@ -62,7 +62,7 @@ class BatchPages:
 
     @property
     def free(self) -> int:
-        """Number of those that no sequence holds."""
+        """Number of pages for all tokens that no sequence holds."""
         return self._whole.free
 
     @property
@@ -76,7 +76,7 @@ class BatchPages:
         return sum((pool.count - pool.free) * pool.page_bytes for pool in (self._whole, self._near))
 
     def shortest(self, pages: SequencePages) -> int:
-        """Least number of tokens above 0 to which a sequence can be cut, since the next one sees those of a window."""
+        """Least number of tokens above 0 that a sequence can be cut to: the next token sees those of its window."""
         return pages.released * PAGE + self._window - 1 if pages.released else 0
 
     def shared(self, pages: SequencePages) -> SequencePages:
@@ -87,8 +87,8 @@ class BatchPages:
         return SequencePages([*pages.whole], [*pages.near], pages.released)
 
     def keep(self, pages: SequencePages, count: int) -> None:
-        """Release all pages of a sequence except the first ``count``. The last one is released first, so that it is
-        taken for other tokens before those that it follows from."""
+        """Release all pages of a sequence except the first ``count``. The last page is released first, so that other
+        tokens take it before the pages that it depends on."""
         for pool, numbers in self._held(pages, count):
             for number in reversed(numbers):
                 pool.release(number)
@@ -114,13 +114,13 @@ class BatchPages:
         pages.released = max(pages.released, end)
 
     def name(self, pages: SequencePages, block: int, name: bytes) -> None:
-        """Let a block of a sequence be found by a name that says all that its entries follow from."""
+        """Name a block of a sequence, so that :meth:`find` finds it. The name identifies all tokens up to its end."""
         page, inner = divmod(block, PAGE // BLOCK)
         for pool, numbers in self._both(pages):
             pool.name(numbers[page], inner, name)
 
     def known(self, names: Iterable[bytes]) -> int:
-        """Count the first of these names of successive blocks that pages have."""
+        """Count the first blocks, of successive ones with these names, that pages have."""
         return sum(1 for _ in itertools.takewhile(self._whole.has, names))
 
     def has(self, name: bytes) -> bool:
@@ -128,9 +128,9 @@ class BatchPages:
         return self._whole.has(name)
 
     def find(self, names: Sequence[bytes], can_begin: Callable[[bytes], bool]) -> tuple[SequencePages, int]:
-        """Let one more sequence hold the pages with these names of successive blocks, of as many first ones as there
-        are, up to one after which a sequence ``can_begin``: of states with a window, those that the token after them
-        sees. Returns the number of blocks, too."""
+        """Find the pages of the longest beginning of successive blocks with these names after which a sequence
+        ``can_begin``, for one more sequence to hold; of windows only the pages that the next token sees. Also returns
+        the number of blocks."""
         shared_names = names[: self.known(names)]
         for count in range(len(shared_names), 0, -1):
             if not can_begin(shared_names[count - 1]):

@@ -29,9 +29,9 @@ _NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(frozen=True)
 class SequencePart:
-    """New tokens of one sequence. ``start``: tokens before them; ``pages``: of all its tokens, these included;
-    ``entries``: of its states that each run replaces, those before and after its new tokens; ``wanted``: number of last
-    tokens whose logits are computed."""
+    """New tokens of one sequence. ``start``: number of tokens before them. ``pages``: pages of all its tokens,
+    including the new ones. ``entries``: entries with the states before and after the new tokens. ``wanted``: number of
+    last tokens whose logits are computed."""
 
     tokens: Sequence[int]
     start: int
@@ -45,7 +45,7 @@ class SequencePart:
 
 
 class BatchProgram:
-    """Loaded program of a batch. ``device``: where it runs, and where the pages of its batches lie."""
+    """Loaded program of a batch. ``device``: device that it runs on, with the pages of its batches."""
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class BatchProgram:
         *,
         cuda_graphs: bool = False,
     ) -> None:
-        """``placed``: weights that are where the program runs already, as programs take them, by position in the
-        manifest. ``executor``: of the model's own program, whose threads and streamed weights it shares. ``device``:
-        None for the processor. ``cuda_graphs``: launch steps of few tokens for each sequence as a whole. Raises
-        ArtifactError where the objects do not link."""
+        """``placed``: weights that are on the device already, as programs take them, by position in the manifest.
+        ``executor``: executor of the model's own program; both share threads and streamed weights. ``device``: None for
+        the processor. ``cuda_graphs``: whether to launch a step as a whole if it has few tokens of each sequence.
+        Raises ArtifactError if the objects do not link."""
         self.entry, self._where = entry, artifact.where
         self.states: list[State] = artifact.manifest.states
         lasts = [spec.shape[1] for spec in entry.inputs if spec.name == LAST]
         self._convolved = int(lasts[0]) if lasts else 0
         self.roles = roles_of(Interface.of(artifact.manifest))
         self.few_tokens = FEW_TOKENS if device is None else FEW_TOKENS_ON_GPU
-        """New tokens of a sequence up to which they are computed by the same kernels; more are computed by others."""
+        """Most new tokens of a sequence that the kernels for few tokens compute; others compute more."""
         self.device = Host() if device is None else device
         binary = None if entry.program.binary is None else artifact.path(entry.program.binary).read_bytes()
         code = self.device if binary is None else self.device.with_code(binary)
@@ -98,11 +98,11 @@ class BatchProgram:
         return self.device.place(array) if array.ndim else int(array)
 
     def run(self, parts: Sequence[SequencePart], pool: BatchPages, entries: BatchEntries, page: int) -> np.ndarray:
-        """Run parts of different sequences, whose keys and values are written to their pages of ``page`` tokens, and
-        their other states to their entries.
+        """Run parts of different sequences. Writes their keys and values to their pages of ``page`` tokens, and their
+        other states to their entries.
 
-        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError where the system
-        has no memory, and DefectError where the program fails."""
+        Returns logits float32 [wanted tokens of all parts, vocabulary], part by part. Raises MoecError if memory is
+        insufficient, and DefectError if the program fails."""
         by_name = self._inputs(parts)
         captured = self._captured if all(len(part.tokens) <= self.few_tokens for part in parts) else None
         tensors = _told(parts, page, repeats=captured is not None)

@@ -15,11 +15,12 @@ from moec.runtime.page_pool import BLOCK
 
 @dataclasses.dataclass
 class BatchSequence:
-    """A sequence. ``tokens``: all of them, of which the first ``computed`` are in its ``pages`` and its ``entry``.
-    ``wanted``: number of last tokens whose logits are wanted. ``logits``: those computed so far. ``as_prompt``: number
-    of first tokens that were computed in parts of many tokens, by the kernels of prompts. ``beginnings``: numbers of
-    first tokens after which its entry is kept for others. ``names``: of first blocks, so that each is computed once.
-    ``most``: the largest number of tokens of a part that may have room in memory."""
+    """A sequence. The first ``computed`` of its ``tokens`` are in its ``pages`` and its ``entry``.
+
+    ``wanted``: number of last tokens whose logits are wanted. ``logits``: wanted logits computed so far. ``as_prompt``:
+    number of first tokens that were computed in parts of many tokens, by the kernels of prompts. ``beginnings``:
+    numbers of first tokens after which the entry is kept for other sequences. ``names``: names of the first blocks,
+    kept so that each is computed once. ``most``: the most tokens of a part that memory may have room for."""
 
     tokens: list[int]
     wanted: int

@@ -1,4 +1,4 @@
-"""The tokens with which two texts begin alike, whose states one of them can take from the other."""
+"""Common beginnings of texts: one text can take their states from the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The number of tokens that a step drafts: from measured times and acceptance, so that drafts that lose end."""
+"""Number of tokens that a step drafts, chosen by measured times and acceptance, so that drafting stops where it
+loses."""
 
 from __future__ import annotations
 
@@ -13,29 +14,29 @@ _FEWEST_PLAIN = 3
 """Steps of one token that are measured before the first draft."""
 _KEPT_TIMES = 9
 _MOST_BETWEEN = 64
-"""Steps with drafts after which one of a single token is measured again."""
+"""Steps with drafts after which a step of one token is measured again."""
 _FIRST_RATE, _FIRST_WEIGHT = 0.8, 2.0
-"""Acceptance that is assumed of what was never tried, and the number of trials that it counts for."""
+"""Acceptance assumed before the first trial, and the number of trials that it counts for."""
 _KEPT_WEIGHT = 0.9
-"""Weight of earlier trials after another one."""
+"""Factor on the weight of earlier trials after each trial."""
 _KEPT_UNTRIED = 0.99
-"""The same after a step without trial."""
+"""Factor on the weight of earlier trials after a step without a trial."""
 _FIRST_SLOPE = 0.15
-"""Cost of a further token in steps of one, before it is measured."""
+"""Time of a further token before it is measured, as a share of a step of one token."""
 _LEAST_GAIN = 1.05
 _ALLOWANCE = 0.015
-"""Share of the time that drafts may lose, beside ``_FIRST_ALLOWANCE`` and what they gained before."""
+"""Share of all time that drafts may lose, in addition to ``_FIRST_ALLOWANCE`` and their earlier gains."""
 _FIRST_ALLOWANCE, _MOST_SAVED = 0.5, 8
-"""Balances of the account, in steps of one token: the first one, and the largest."""
+"""First and largest balance of the account, in steps of one token."""
 
 
 class DraftLimit:
-    """Measurements of the steps of one text, and the number of drafts that follows from them.
+    """Chooser of the number of drafts, which measures the steps of one text.
 
-    The expected number of tokens of a step over its expected time decides, by median times of steps of each length and
-    the acceptance of each kind of draft. Independently of what is expected, drafts can lose little: what they save is
-    credited and what they cost is debited in an account, which also gets a small share of all time. Where the account
-    does not cover a step all of whose drafts are rejected, fewer are drafted.
+    It maximises the expected number of accepted tokens per second, from the median time of steps of each length and the
+    acceptance of each kind of draft. An account bounds what wrong expectations can cost: it is credited with the time
+    that drafts save and with a small share of all time, and debited with the time that they cost. A step has only as
+    many drafts as the account could pay for if all were rejected.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class DraftLimit:
         return [(size, self._steps[size], statistics.median(times)) for size, times in sorted(self._times.items())]
 
     def count(self, kind: Hashable) -> int:
-        """Number of tokens to draft, 0 for none. ``kind``: of the draft, whose acceptance counts."""
+        """Choose the number of tokens to draft, 0 for none. ``kind``: the kind of draft that would be tried."""
         if self._account is None or self._since_plain >= _MOST_BETWEEN:
             return 0
         least, rate = 1 + self._owed, self._rate(kind)
@@ -72,8 +73,8 @@ class DraftLimit:
         self._trials[kind] = hits * _KEPT_WEIGHT + accepted, trials * _KEPT_WEIGHT + min(accepted + 1, drafted)
 
     def passed(self, kind: Hashable) -> None:
-        """Note a step in which nothing was drafted that could be judged: what was measured slowly loses its weight, so
-        that such drafts are tried again."""
+        """Note a step without drafts to judge. Earlier trials slowly lose their weight, so that such drafts are tried
+        again."""
         hits, trials = self._trials.get(kind, (0.0, 0.0))
         self._trials[kind] = hits * _KEPT_UNTRIED, trials * _KEPT_UNTRIED
 
@@ -92,7 +93,7 @@ class DraftLimit:
         self._account = min(self._account + saved + _ALLOWANCE * seconds, _MOST_SAVED * plain)
 
     def owe(self, count: int) -> None:
-        """Note that the next step computes ``count`` tokens again, of which drafts that were rejected are the cause."""
+        """Note that the next step computes ``count`` tokens again because drafts were rejected."""
         self._owed = count
 
     def bound(self, most: int) -> None:
@@ -104,7 +105,7 @@ class DraftLimit:
         return (hits + _FIRST_RATE * _FIRST_WEIGHT) / (trials + _FIRST_WEIGHT)
 
     def _time(self, size: int) -> float:
-        """Time of a step of ``size`` tokens; of one that was never measured, in proportion to the nearest other."""
+        """Median time of steps of ``size`` tokens; an unmeasured one is interpolated from the nearest measured size."""
         if size in self._times:
             return statistics.median(self._times[size])
         plain = statistics.median(self._times[1])

@@ -15,12 +15,12 @@ from moec.runtime.text_codec import TextCodec
 
 
 class DraftModel:
-    """A session of the smaller model, which follows the text and continues it with its most likely tokens."""
+    """Drafts of a smaller model: its session follows the text and continues it with the most likely tokens."""
 
     is_free = False
 
     def __init__(self, session: Session, vocabulary: int) -> None:
-        """``vocabulary``: bound of the ids that the other model knows."""
+        """``vocabulary``: number of tokens of the model that judges the drafts."""
         self._session, self._vocabulary = session, vocabulary
 
     def kind(self, tokens: Sequence[int]) -> str | None:
@@ -45,7 +45,7 @@ class DraftModel:
 
 
 def check_same_tokens(model: CompiledModel, smaller: CompiledModel) -> None:
-    """Raise InputError where a token id means another text to the other model, naming the first such id."""
+    """Raise InputError if the models have different texts for a token id, naming the first such id."""
     have_text = [each.artifact.manifest.text is not None for each in (model, smaller)]
     if not any(have_text):
         here, there = model.session(1).vocabulary, smaller.session(1).vocabulary

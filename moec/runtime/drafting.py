@@ -1,11 +1,11 @@
-"""Text in steps of several tokens: a step computes the last token and drafts of those after it, and keeps the drafts
-that agree with what it selects.
+"""Text in steps of several tokens: each step computes the last token and drafts of the next ones, and keeps the drafts
+that equal the selected tokens.
 
-A token is selected by the logits and the random number that select it without drafts, and a draft is accepted if it is
-that token. Drafts are certain tokens, so this is the acceptance of speculative sampling (Leviathan et al., "Fast
-inference from transformers via speculative decoding", arXiv 2211.17192): a draft x is accepted with the probability
-p(x), and the token in place of a rejected one has the distribution p without x. The text is even the same one, because
-kernels compute a token alike in all steps of few tokens.
+Each token is selected by the same logits and random number as without drafts, so the text is the same, too: kernels
+compute a token alike in all steps of few tokens. Drafts are single tokens, not distributions, so this selection is that
+of speculative sampling (Leviathan et al., "Fast inference from transformers via speculative decoding", arXiv
+2211.17192): a draft x is accepted with probability p(x), and a token in place of a rejected x has the distribution p
+without x.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from moec.runtime.token_selection import TokenSelection
 
 
 class DraftSource(Protocol):
-    """Source of drafts. ``is_free``: whether they take no time, so that they are judged where they do not run."""
+    """Source of drafts. ``is_free``: whether drafting takes no time; such drafts are judged even in steps that do not
+    run them."""
 
     is_free: bool
 
     def kind(self, tokens: Sequence[int]) -> Hashable | None:
-        """Kind of the drafts of a text, which share an acceptance; None where there is none."""
+        """Kind of draft for a text; None for no draft. Drafts of one kind share a rate of acceptance."""
         ...
 
     def draft(self, tokens: Sequence[int], count: int) -> list[int]:
@@ -40,10 +41,10 @@ class DraftSource(Protocol):
 
 
 class DraftedText:
-    """The text of one prompt, whose first token is selected already.
+    """Generation of one text after its first token.
 
-    A session whose states cannot lose single tokens goes back to those before a step of which a draft was rejected; the
-    next step computes its accepted tokens again, beside its own.
+    If a draft is rejected, a session that cannot forget single tokens returns to its states before the step; the next
+    step then computes the accepted tokens again, together with its own.
     """
 
     def __init__(
@@ -54,14 +55,14 @@ class DraftedText:
         source: DraftSource,
         run: Callable[[list[int]], np.ndarray] | None = None,
     ) -> None:
-        """``run``: function that runs the session on tokens and returns the logits of all of them; None for the
-        session's own."""
+        """``run``: function that runs the session on tokens and returns all their logits; None for
+        :meth:`moec.Session.run`."""
         self._session, self._row, self._selection = session, row, selection
         self._run_all = run or functools.partial(session.run, last=None)
         self._tokens = [*row.prompt, *row.pending]
         self._can_truncate = session.can_truncate
         self._again: list[int] = []
-        """Tokens of the text, before the one that runs next, that the session has forgotten."""
+        """Last tokens of the text that the session has forgotten, before the token that runs next."""
         self._source, self._limit = source, DraftLimit()
         self._drafted = self._accepted = 0
 
@@ -95,7 +96,7 @@ class DraftedText:
         return drafted, min(right, drafted)
 
     def _most(self) -> int:
-        """Number of drafts that the text and the session have room for, behind the token that is computed anyway."""
+        """Number of drafts that the text and the session have room for, after the token that is computed anyway."""
         room = self._session.max_tokens
         left = min(self._row.left - 1, MOST_DRAFTS - len(self._again))
         return left if room is None else min(left, room - len(self._tokens))
@@ -125,15 +126,15 @@ class DraftedText:
         return len(draft)
 
     def _forget(self, tokens: list[int], length: int) -> None:
-        """Keep ``length`` tokens in the session, of which the last step computed ``tokens``, or go back behind all
-        these."""
+        """Cut the session to ``length`` tokens or, if it cannot forget single tokens, to its length before the last
+        step, which computed ``tokens``."""
         is_whole = self._can_truncate or length == self._session.length
         self._session.truncate(length if is_whole else length - len(tokens))
         self._again = [] if is_whole else tokens
 
     def _take(self, logits: np.ndarray, draft: list[int], before: int) -> int:
-        """Take the tokens that ``logits`` [tokens, vocabulary] select, up to the first that is no draft. Returns how
-        many drafts are accepted."""
+        """Take the tokens that ``logits`` [tokens, vocabulary] select, up to the first that differs from the draft.
+        Returns the number of accepted drafts."""
         accepted = 0
         for of_token in logits:
             token = int(self._selection.choose(of_token[None], [0])[0])

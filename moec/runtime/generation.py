@@ -51,29 +51,42 @@ def generate(
     drafts: str | CompiledModel | None = None,
     prompt_cache: str | os.PathLike[str] | None = None,
 ) -> list[Generation]:
-    """Continue one prompt or several.
+    """Continue one prompt or several. Returns one result per prompt, in their order.
 
-    A prompt is a text, token ids (a list, or an array [tokens]; an array [prompts, tokens] is several), or a
-    conversation: a list of messages such as ``{"role": "user", "content": "Hello"}``. ``chat``: texts are a user's
-    messages and go through the model's chat template, as conversations always do. ``system``: system message before
-    every conversation. ``stop``: strings that end the text, which does not include them. ``max_tokens``: the most
-    tokens of prompt and text together. Other options are those of :class:`moec.runtime.sampling.Sampling`; random
-    numbers depend on ``seed`` and the index of the prompt alone. ``on_text`` is called with the index of a prompt and
-    new text. ``batch``: the most prompts that run together, so that each step reads the weights once for all of them;
-    their texts then come in turns. Results are those of each prompt alone, except that kernels for more rows may add in
-    another order, which changes the last bits of sums. With 1, prompts run one after the other; so do those of a model
-    with a fixed batch, or with experts on disk. ``places``: indices of prompts; only these are continued, and the
-    result has one entry for each. ``drafts``: "ngram" runs on several tokens in a step, of which all except the first
-    are those that followed the last tokens where these occurred before, and keeps those that are right: faster where a
-    text repeats the prompt or itself, the same text in any case. Where that loses time, it stops. "mtp" drafts by the
-    layer of the model for that, if it was compiled with it, and a smaller model with the same tokens may draft, too.
-    Prompts then run one after the other. ``prompt_cache``: a file that keeps the states
-    of the prompt, from which a later prompt of the same artifact that begins alike continues; of one prompt alone. It
-    replaces only a file that moec wrote.
+    Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, or a
+    prompt without tokens; InputError for a model that is no language model, a prompt longer than the session, or drafts
+    for a model with a state that cannot step back.
 
-    Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, a prompt
-    without tokens; InputError for a model that is no language model, or a prompt longer than the session, and with
-    drafts for a model with a state that cannot step back.
+    prompts
+        A prompt is a text, token ids (a list, or an array [tokens]; an array [prompts, tokens] is several), or a
+        conversation: a list of messages such as ``{"role": "user", "content": "Hello"}``.
+    max_new_tokens, max_tokens
+        The most tokens of a text, and of prompt and text together.
+    chat
+        Whether texts are a user's messages, which go through the model's chat template as conversations always do.
+    system
+        System message before every conversation.
+    stop
+        Strings that end the text, which does not include them.
+    temperature, top_k, top_p, min_p, repetition_penalty, seed
+        Options of :class:`moec.runtime.sampling.Sampling`. Random numbers depend only on ``seed`` and the index of the
+        prompt.
+    batch
+        The most prompts that run together, so that each step reads the weights once for all of them. Kernels for more
+        rows may add in another order, which changes the last bits of sums. Prompts run one by one with 1, with
+        ``drafts``, with experts on disk, and if the model has a fixed batch.
+    on_text
+        Called with the index of a prompt and new text for it.
+    places
+        Indices of the prompts to continue; the result has one entry for each. None: all.
+    drafts
+        ``"ngram"`` drafts the tokens that followed earlier occurrences of the last tokens, ``"mtp"`` uses the model's
+        MTP layer, if it was compiled with it, and a smaller model with the same tokens may draft, too. A step computes
+        all drafts and keeps the right ones: the text is the same, and faster where many are right. Drafting stops where
+        it loses time.
+    prompt_cache
+        File that keeps the states of a prompt. A later prompt of the same artifact that begins alike continues from
+        them. For one prompt only; replaces only a file that moec wrote.
     """
     prompts, stops = prompts_of(prompts), _texts("stop", stop)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)

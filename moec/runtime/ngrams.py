@@ -18,7 +18,7 @@ class Ngrams:
     is_free = True
 
     def kind(self, tokens: Sequence[int]) -> int | None:
-        """Number of last tokens that occurred before, by which drafts of this text differ; None where none did."""
+        """Number of last tokens that occurred before, which is the kind of the draft; None where none did."""
         match = self.match(tokens)
         if match is None:
             return None
@@ -26,7 +26,7 @@ class Ngrams:
         return size
 
     def draft(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Continue the text, of which :meth:`kind` was asked, by what followed these tokens before."""
+        """Continue the text of the last :meth:`kind` by the tokens after the earlier occurrence."""
         return continued(tokens, self._place, count)
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int] | None:
@@ -48,7 +48,7 @@ class Ngrams:
 
 
 def continued(tokens: Sequence[int], place: int, count: int) -> list[int]:
-    """``count`` tokens from ``place`` on; behind the end of ``tokens`` they repeat, as a text with a period does."""
+    """Continue ``tokens`` by the ``count`` tokens from ``place`` on, which repeat after the end of ``tokens``."""
     draft = list(tokens[place : place + count])
     while len(draft) < count:
         draft.append(draft[len(draft) - (len(tokens) - place)])

@@ -1,11 +1,11 @@
-"""Pages of the states of a batch: memory that sequences share, counted by how many hold each page.
+"""Pages of the states of a batch: memory that sequences share, with a count of the sequences that hold each page.
 
 A page holds the entries of :data:`~moec.runtime.held.PAGE` tokens of every state. The system provides its memory when
 it is first written to.
 
-Blocks of :data:`BLOCK` tokens have names. A page with a named block that no sequence holds any more keeps its entries,
-and is found by that name until it is taken for other tokens. Pages without names are taken first, the one that was
-released last before the others, so that little memory is written to; then that which has not been held for longest.
+Blocks of :data:`BLOCK` tokens have names. A page with a named block keeps its entries when no sequence holds it any
+more, and can be found by that name until it is taken for other tokens. Pages without names are taken first, the one
+released last before the others, so that few pages are written to; after them the named page that was released first.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class PagePool:
         return page
 
     def hold(self, page: int) -> None:
-        """Let one more sequence hold a page."""
+        """Add a sequence to the holders of a page."""
         self._kept.pop(page, None)
         self._holders[page] += 1
 
     def release(self, page: int) -> None:
-        """Let one sequence less hold a page."""
+        """Remove a sequence from the holders of a page."""
         self._holders[page] -= 1
         if self._holders[page]:
             return
@@ -90,13 +90,14 @@ class PagePool:
             self._blank.append(page)
 
     def name(self, page: int, block: int, name: bytes) -> None:
-        """Let a page be found by a name that says all that its entries up to the end of a block follow from."""
+        """Name a block of a page, so that :meth:`find` finds the page. The name identifies all tokens up to the end of
+        the block."""
         if name not in self._pages:
             self._pages[name] = page
             self._names.setdefault(page, {})[block] = name
 
     def has(self, name: bytes) -> bool:
-        """Whether there is a page of that name."""
+        """Whether a page has a block with a name."""
         return name in self._pages
 
     def find(self, name: bytes) -> int:
@@ -104,9 +105,9 @@ class PagePool:
         return self._pages[name]
 
     def writable(self, page: int, token: int) -> int:
-        """Return a page with the same entries for one sequence to write to, from a token of it on: the page itself
-        without the names of those blocks, or a copy in the place of a shared page. Raises InputError where there is no
-        free page for it."""
+        """Return a page with the same entries that one sequence may write to, from ``token`` of the page on: the page
+        itself, whose blocks from there on lose their names, or a copy if others hold the page, too. Raises InputError
+        if no page is free for the copy."""
         if self._holders[page] == 1:
             self._forget(page, token // BLOCK)
             return page

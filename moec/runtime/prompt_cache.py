@@ -17,16 +17,15 @@ from moec.runtime.session_checks import check_prompt_cache
 
 
 class PromptCache:
-    """File with the tokens of one prompt and the states after them. A text from it is the one without it: a token that
-    is not recomputed has the bits that it would have.
+    """File with the tokens of one prompt and the states after them. It does not change the text: reused tokens have the
+    bits that computing them again would give.
 
-    A session that cannot forget single tokens is kept before the last tokens of its prompt, at :meth:`place`, and only
-    a prompt that begins with all of these continues from there.
+    A session that cannot forget single tokens is kept as it is some tokens before the end of its prompt
+    (:meth:`place`), and only a prompt that begins with all kept tokens continues from there.
     """
 
     def __init__(self, path: str | os.PathLike[str], digest: str) -> None:
-        """Read the file, where there is one. Raises MoecError for one of another artifact, or that moec did not
-        write."""
+        """Read the file, if it exists. Raises MoecError for a file of another artifact, or that moec did not write."""
         check_arrays_destination(path)
         self._path = path
         self._saved = SavedSession.read(path, digest) if os.path.exists(path) else None
@@ -34,8 +33,8 @@ class PromptCache:
             raise InputError(f"{path}: holds {len(self._saved.tokens)} sequences; expected one: choose another file")
 
     def begin(self, session: Session, prompt: Sequence[int]) -> tuple[int, int]:
-        """Load what the file has of a prompt into a session without tokens. Returns the number of these tokens, and of
-        those up to the end of the part of the prompt that they belong to, which run next."""
+        """Load the common beginning of the file and a prompt into a session without tokens. Returns its length, and
+        the length of the prompt up to which the session has to run next, to end a part."""
         check_prompt_cache(session)
         if self._saved is None:
             return 0, 0
@@ -47,14 +46,14 @@ class PromptCache:
         return kept, end
 
     def place(self, session: Session, prompt: Sequence[int]) -> int:
-        """Number of first tokens of a prompt after which a session that cannot forget single tokens is kept: the rest
-        of the last part is computed as if it were not cut there."""
+        """Number of first tokens of a prompt after which a session that cannot forget single tokens is kept. The rest
+        of the last part is long enough to be computed as if the part were not cut there."""
         part, least = session.part_tokens(len(prompt)), FEW_TOKENS + 1
         start = max(session.length, (len(prompt) - 1) // part * part)
         return len(prompt) - least if len(prompt) - start >= 2 * least else start
 
     def keep(self, session: Session, prompt: Sequence[int]) -> None:
-        """Write the prompt of a session, unless the file has it already; the session forgets all tokens behind it."""
+        """Write the prompt of a session, unless the file has it already. The session forgets all later tokens."""
         saved = [] if self._saved is None else self._saved.tokens[0]
         is_of_use = session.can_truncate or len(saved) == len(prompt)
         if is_of_use and common_tokens(prompt, saved) == len(prompt):
@@ -64,9 +63,11 @@ class PromptCache:
 
 
 def _reusable(prompt: Sequence[int], saved: np.ndarray, part: int) -> tuple[int, int]:
-    """Number of first tokens whose states can be taken from the ``saved`` prompt, and where the part that follows them
-    ends. Prompts run in parts of ``part`` tokens, in which each token has the same bits, except in a part of few
-    tokens: such a part of the saved prompt is not used, and what is left of a longer part is not made one."""
+    """Number of first tokens that can take their states from the ``saved`` prompt, and the end of the part after them.
+
+    Prompts run in parts of ``part`` tokens. A token has the same bits in all parts of many tokens, but others in a part
+    of few tokens. So a last part of few tokens of the saved prompt is not reused, and reuse never leaves a part of few
+    tokens to compute."""
     last = (len(saved) - 1) // part * part
     usable = last if len(saved) - last <= FEW_TOKENS else len(saved)
     common = min(common_tokens(prompt, saved[:usable]), len(prompt) - 1)

@@ -16,8 +16,8 @@ Ended = Literal["end", "stop", "length", "full"]
 
 @dataclasses.dataclass(frozen=True)
 class DraftFigures:
-    """Number of tokens that were ``drafted`` and of these ``accepted``, and ``steps``: for each number of tokens of a
-    step, how many such steps there were, and the median of the last times in seconds."""
+    """Numbers of ``drafted`` and ``accepted`` tokens. ``steps``: for each size of steps in tokens, the number of such
+    steps and the median of their last times in seconds."""
 
     drafted: int
     accepted: int
@@ -28,10 +28,10 @@ class DraftFigures:
 class Generation:
     """Result for one prompt: text and token ids, without those that ended it.
 
-    ``ended``: by an ``end`` of text, a ``stop`` string, the requested ``length``, or because the session is ``full``.
-    ``text`` is empty where the artifact has no tokenizer. ``prefill_seconds`` are those of the prompt, including the
-    first new token, ``decode_seconds`` those of the tokens after it; prompts that ran together share the time equally.
-    ``drafts``: of a text with drafts.
+    ``ended``: cause of the end: a token for the ``end`` of text, a ``stop`` string, the requested ``length``, or a
+    ``full`` session. ``text``: empty if the artifact has no tokenizer. ``prefill_seconds``: time of the prompt and the
+    first new token; ``decode_seconds``: time of the later tokens. Prompts that ran together share the time equally.
+    ``drafts``: figures of a text with drafts, else None.
     """
 
     prompt: Prompt
@@ -45,7 +45,7 @@ class Generation:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Generation:
-        """Make it of what ``dataclasses.asdict`` made of one."""
+        """Convert the result of ``dataclasses.asdict`` back."""
         figures = data["drafts"]
         return dataclasses.replace(cls(**data), drafts=None if figures is None else DraftFigures(**figures))
 
@@ -82,7 +82,7 @@ class TextWriter:
 
 
 class PromptRow:
-    """One prompt in progress: tokens that the model still has to process, and those that it generated."""
+    """One prompt in progress: ``pending`` tokens, which the model still has to process, and generated ones."""
 
     def __init__(self, place: int, prompt: list[int], most: int, writer: TextWriter) -> None:
         self.place, self.prompt, self.pending = place, prompt, list(prompt)
@@ -96,12 +96,12 @@ class PromptRow:
 
     @property
     def left(self) -> int:
-        """Number of tokens that it may still get."""
+        """Number of tokens that may still be generated."""
         return self._most - len(self._new)
 
     @property
     def new(self) -> list[int]:
-        """Tokens that were generated so far, without those that ended the text."""
+        """Tokens generated so far, without one that ended the text."""
         return self._new
 
     def give(self, count: int) -> list[int]:
@@ -111,7 +111,7 @@ class PromptRow:
         return tokens
 
     def take(self, token: int, is_full: bool) -> None:
-        """Take the token selected after all tokens so far. ``is_full``: no token can follow."""
+        """Append a selected token. ``is_full``: whether no token can follow it."""
         self._has_begun = True
         if token in self._writer.end_ids:
             self._end("end")
@@ -125,7 +125,7 @@ class PromptRow:
             self.pending = [token]
 
     def spend(self, seconds: float) -> None:
-        """Count the time since :meth:`give`."""
+        """Add the time since :meth:`give`."""
         self._seconds[self._phase] += seconds
 
     def generation(self, prompt: Prompt) -> Generation:

@@ -1,7 +1,7 @@
-"""Tables of which a program reads rows alone, such as embeddings: rows are read from the file when they are looked up.
+"""Tables that a program only looks rows up in, such as embeddings: rows are read from the file on demand.
 
-A step looks up few rows, so reads go through the system's file cache, which keeps those that are looked up often and
-gives their memory away where it is short.
+A step looks up few rows. Reads go through the system's file cache, which keeps frequent rows and frees their memory
+when it is short.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.runtime.manifest import WeightEntry
 
 @dataclasses.dataclass
 class RowCounts:
-    """Counts since the model was loaded: rows that were looked up, rows that were read for them, and their bytes."""
+    """Counts since the model was loaded: rows looked up, rows read from the file, and bytes read."""
 
     looked_up: int = 0
     read: int = 0
@@ -28,10 +28,10 @@ class RowCounts:
 
 
 class RowTables:
-    """Tables of a file of weights. A program refers to a table by the address of the memory that it would take."""
+    """Tables in a file of weights. A program identifies a table by the address that it would have in memory."""
 
     def __init__(self, path: pathlib.Path, entries: Sequence[WeightEntry], address: int) -> None:
-        """``address``: of the memory reserved for the whole file. Raises OSError where the file cannot be opened."""
+        """``address``: start of the memory reserved for the whole file. Raises OSError if the file cannot be opened."""
         self.counts = RowCounts()
         self._where, self._tables = str(path), {address + entry.offset: entry for entry in entries}
         self._file = os.open(path, os.O_RDONLY)
@@ -39,10 +39,10 @@ class RowTables:
         self._advise("POSIX_FADV_RANDOM", 0, 0)  # without it a read of one row reads its neighbours, too
 
     def read(self, address: int, places: np.ndarray, rows: np.ndarray) -> bool:
-        """Read rows of the table at an address, each distinct one once, into ``rows``, uint8 [count, bytes of a row].
-        ``places``: int64 [count], numbers of rows in the table. Returns False for a table that is in memory.
+        """Read rows of the table at an address into ``rows``, uint8 [count, bytes of a row], each distinct row once.
+        ``places``: numbers of the rows in the table, int64 [count]. Returns False if the table is in memory.
 
-        Raises ArtifactError where the file cannot be read.
+        Raises ArtifactError if the file cannot be read.
         """
         entry = self._tables.get(address)
         if entry is None:

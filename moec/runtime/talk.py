@@ -17,9 +17,11 @@ from moec.runtime.text_codec import TextCodec
 
 
 class Talk:
-    """A conversation with a model by its chat template. ``system``: its system message, None for none; a change begins
-    with the next answer. ``max_tokens``: the most that it holds, None where no limit is necessary. ``prompt_cache``:
-    file that keeps the prompt of an answer that follows no other, of which a later conversation may begin alike."""
+    """A conversation with a model, by its chat template.
+
+    ``system``: the system message, None for none; a change takes effect with the next answer. ``max_tokens``: the most
+    that the conversation holds, None where no limit is necessary. ``prompt_cache``: a file that keeps the first prompt,
+    so that a later conversation that begins alike continues from it."""
 
     def __init__(
         self,
@@ -32,8 +34,8 @@ class Talk:
         max_tokens: int | None,
         prompt_cache: Path | None = None,
     ) -> None:
-        """Raises MoecError for a model without tokenizer and for a file that is not of its prompts, InputError for one
-        that is no language model, or whose prompts cannot be kept."""
+        """Raises MoecError for a model without tokenizer and for a foreign ``prompt_cache``, InputError for a model
+        that is no language model, or cannot keep prompts."""
         self.system = system
         self._model, self._sampling, self._codec = model, sampling, TextCodec(model.artifact)
         self._stops, self._most, self._max_tokens = stops, max_new_tokens, max_tokens
@@ -50,8 +52,8 @@ class Talk:
         self._messages = []
 
     def answer(self, text: str, on_text: OnText) -> Generation:
-        """Answer a message. An exception of ``on_text`` ends the answer; what there is of it stays in the conversation.
-        Raises MoecError where the template fails, InputError where the session is full: the message is then forgotten.
+        """Answer a message. An exception of ``on_text`` ends the answer, and its text so far stays in the conversation.
+        Raises MoecError if the template fails and InputError if the session is full; the message is then forgotten.
         """
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         question = {"role": "user", "content": text}
@@ -74,7 +76,7 @@ class Talk:
                 self._messages += [question, {"role": "assistant", "content": writer.text}]
 
     def _keep_common(self, ids: list[int]) -> None:
-        """Let the session hold the tokens that new ones begin with, up to one before the last, and no others."""
+        """Cut the session to the tokens that it shares with ``ids``; the last of ``ids`` is always computed anew."""
         common = common_tokens(self._ids, ids[:-1])
         try:
             self._session.truncate(common)

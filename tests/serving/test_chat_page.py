@@ -76,6 +76,20 @@ def test_a_conversation_in_a_browser(model, page):
         assert page.title() == "letters" and all("status of 400" in fault for fault in faults)
 
 
+def test_answers_can_be_copied_and_questions_cannot(model, page):
+    with served(model, new_tokens=30) as server:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.goto(server.url)
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Temperature").fill("0")
+        ask(page, "hello there")
+        page.get_by_role("button", name="Copy").click()
+        page.get_by_role("button", name="Copied").wait_for()
+        (answer,) = moec.generate(model, CHAT, max_new_tokens=30)
+        assert page.evaluate("navigator.clipboard.readText()") == answer.text
+        assert page.locator("article.user button").count() == 0
+
+
 def test_what_a_model_writes_is_only_text(model, page):
     dialogs = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))

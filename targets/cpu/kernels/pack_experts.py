@@ -85,7 +85,7 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
         return data
     if not product.stored.is_whole:
         return np.ascontiguousarray(data).view(np.uint8) & ((1 << product.stored.bits) - 1)
-    if product.stored.numbers:
+    if product.stored.is_looked_up:
         return codes_of(data, product.stored.element)
     if product.stored.zero_points or product.stored.minima:
         return data.astype(np.uint8)

@@ -55,6 +55,11 @@ def smallest_of_lanes(value: Any) -> Any:
     return T.call_extern("int32", "__reduce_min_sync", T.uint32(ALL_LANES), value)
 
 
+def pick_bytes(low: Any, high: Any, places: Any) -> Any:
+    """Four bytes of two words, uint32. ``places``: for each of them 4 bits, a number from 0 to 7."""
+    return T.call_extern("uint32", "__byte_perm", low, high, places)
+
+
 def set_and_or(target: Any, left: Any, right: Any, other: Any) -> Any:
     """Set ``target`` to ``(left & right) | other``, all uint32."""
     return T.ptx["lop3.b32"](target, left, right, other, _AND_OR)

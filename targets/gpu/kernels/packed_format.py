@@ -10,6 +10,7 @@ element     row                                        one number
             half
 4-bit       as int4                                    the OCP code e2m1 of the 4 bits, times scale
 floats
+``iq4``     as int4                                    the number at the place of the 4 bits in a table, times scale
 ``int2``    bytes of four, the first input in the      (2 bits - zero point) * scale
             lowest bits
 ``int3``    three bytes for eight: the lower two bits  (3 bits - zero point) * scale
@@ -34,15 +35,15 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from moec.ir.weights.encode import Table
+from moec.ir.weights.encode import Table, codes_of
 from moec.ir.weights.stored import WeightRun
-from moec.targets.gpu.kernels.instructions import set_and_or
+from moec.targets.gpu.kernels.instructions import pick_bytes, set_and_or
 from moec.targets.tvm.kernels.group_scales import power_of
 from moec.targets.tvm.kernels.small_floats import E2M1, E4M3
 from moec.targets.tvm.kernels.stored_format import StoredFormat
 
 _PACKED_BITS = (2, 3, 4)
-"""The numbers of bits that are packed; other integers take a byte, and so do those of iq4."""
+"""The numbers of bits that are packed; other integers take a byte."""
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu", "float8_e4m3fn")
 FACTOR_BYTES = 4
 """Bytes of the float in front of the scales of a column in nvfp4."""
@@ -57,7 +58,7 @@ class PackedFormat(StoredFormat):
         stored = super().of(run)
         if run.format.elements.has_factors:
             stored = dataclasses.replace(stored, scale="float8_e4m3fn")
-        in_bytes = stored.is_whole and (stored.bits not in _PACKED_BITS or bool(stored.numbers))
+        in_bytes = stored.is_whole and stored.bits not in _PACKED_BITS
         return dataclasses.replace(stored, element="int8") if in_bytes else stored
 
     def row_bytes(self, inner: int) -> int:
@@ -96,7 +97,21 @@ class PackedFormat(StoredFormat):
         and bfloat16."""
         if self.is_e4m3:
             return _e4m3(code)
-        return E2M1.number_of(code) if self.is_e2m1 else T.cast(code - zero, "float32")
+        if self.is_e2m1:
+            return E2M1.number_of(code)
+        return T.cast((self._looked_up(code) if self.is_looked_up else code) - zero, "float32")
+
+    def _looked_up(self, code: Any) -> Any:
+        """The byte of :attr:`table` at the place of a code, int32."""
+        first, second, third, fourth = map(T.uint32, self.table)
+        word = T.Select(code < 8, T.Select(code < 4, first, second), T.Select(code < 12, third, fourth))
+        return T.cast((word >> T.cast(code % 4 * 8, "uint32")) & T.uint32(255), "int32")
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """Words with a byte for each code, its number plus :attr:`middle`; empty where codes are the numbers."""
+        entries = bytes(number + self.middle for number in self.numbers)
+        return tuple(int.from_bytes(entries[place : place + 4], "little") for place in range(0, len(entries), 4))
 
     @property
     def has_words(self) -> bool:
@@ -116,7 +131,9 @@ class PackedFormat(StoredFormat):
 
     @property
     def middle(self) -> int:
-        """The code that means zero where no table says otherwise."""
+        """The code, or entry of :attr:`table`, that means zero where no table of zero points says otherwise."""
+        if self.is_looked_up:
+            return -self.numbers[0]
         return 1 << (self.bits - 1) if self.is_whole else 0
 
     def scale_value(self, stored: Any) -> Any:
@@ -172,14 +189,32 @@ def _decode_e2m1(word, numbers, first):
 
 
 @T.inline
+def _decode_looked_up(table, word, zero, numbers, first):
+    """Decode eight codes by permutations of bytes, each of which selects four of eight: from the lower half of the
+    table, from the upper half, and from these two. A byte then becomes the lowest one of 2**23, as in
+    :func:`_decode_int4`."""
+    for half in T.unroll(2):
+        codes: T.let = word >> T.uint32(16 * half)
+        places: T.let = codes & T.uint32(0x7777)
+        lower: T.let = pick_bytes(T.uint32(table[0]), T.uint32(table[1]), places)
+        upper: T.let = pick_bytes(T.uint32(table[2]), T.uint32(table[3]), places)
+        entries: T.let = pick_bytes(lower, upper, ((codes & T.uint32(0x8888)) >> T.uint32(1)) | T.uint32(0x3210))
+        for k in T.unroll(4):
+            bits: T.let = pick_bytes(entries, T.uint32(0x4B000000), T.cast(0x7440 + k, "uint32"))
+            numbers[first + half * 4 + k] = T.reinterpret("float32", bits) - (T.float32(2.0**23) + zero)
+
+
+@T.inline
 def decode_word(stored, word, zero, numbers, first):
     """Decode the eight 4-bit codes of a ``word`` (uint32) into ``numbers``, float32, from ``first`` on.
 
-    Integers have ``zero`` (float32) subtracted. The results are without scale, and have to be multiplied by
-    :attr:`PackedFormat.word_factor`.
+    Integers, and entries of a table, have ``zero`` (float32) subtracted. The results are without scale, and have to be
+    multiplied by :attr:`PackedFormat.word_factor`.
     """
     if stored.is_e2m1:
         _decode_e2m1(word, numbers, first)
+    elif stored.is_looked_up:
+        _decode_looked_up(stored.table, word, zero, numbers, first)
     else:
         _decode_int4(word, zero, numbers, first)
 
@@ -207,6 +242,8 @@ def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
     """The codes of all numbers, [columns, inner], one unsigned byte each."""
     if not stored.is_whole:
         return np.ascontiguousarray(data).view(np.uint8) & ((1 << stored.bits) - 1)
+    if stored.is_looked_up:
+        return codes_of(data, stored.element)
     if stored.zero_points:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + stored.middle).astype(np.uint8)

@@ -76,6 +76,11 @@ class StoredFormat:
         return ELEMENTS[self.element].numbers
 
     @property
+    def is_looked_up(self) -> bool:
+        """Whether a code is the place of a number among :attr:`numbers`."""
+        return bool(self.numbers)
+
+    @property
     def bits(self) -> int:
         """Bits of one weight, without scales."""
         return ELEMENTS[self.element].bits

@@ -33,7 +33,7 @@ MIXED = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{for
 CASES = {
     "int8": (ExpertsSpec(), INT8, 0.3),
     "mxfp4": (ExpertsSpec(weight_on_input=True), MXFP4, 0.2),
-    "iq4": (ExpertsSpec(), "quantize-experts{format=iq4,group=32}", 0.3),
+    "iq4": (ExpertsSpec(), "quantize-experts{format=iq4,group=32}", 0.2),
     "nvfp4": (ExpertsSpec(), NVFP4, 0.18),
     "formats of their own": (ExpertsSpec(activation="gelu", gate_layout="none"), MIXED, 0.6),
     "sizes of their own": (ExpertsSpec(up_offset=1.0, hidden_sizes=SIZES), INT4, 0.2),

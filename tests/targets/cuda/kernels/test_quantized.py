@@ -34,6 +34,7 @@ FORMATS = {
     "int8 with zero points": (WeightFormat("int8", 32, True), PackedFormat("int8", 32, "float16", True)),
     "int4": (WeightFormat("int4", 32), PackedFormat("int4", 32, "float16")),
     "int4 with zero points": (WeightFormat("int4", 64, True), PackedFormat("int4", 64, "float16", True)),
+    "iq4": (WeightFormat("iq4", 32), PackedFormat("iq4", 32, "float16")),
     "int3": (WeightFormat("int3", 32), PackedFormat("int3", 32, "float16")),
     "int3 with zero points": (WeightFormat("int3", 64, True), PackedFormat("int3", 64, "float16", True)),
     "int2": (WeightFormat("int2", 64), PackedFormat("int2", 64, "float16")),
@@ -148,8 +149,8 @@ def test_sums_in_tensor_memory(name, rows, width, gated):
     check(umma, name, GroupedProblem(E, 384, width, rows, gated=gated, dtype="bfloat16"), tokens=40)
 
 
-@pytest.mark.parametrize("name", ["int4", "int4 with zero points"])
-def test_every_code_of_int4_at_every_place_of_a_word(name):
+@pytest.mark.parametrize("name", ["int4", "int4 with zero points", "iq4"])
+def test_every_code_of_four_bits_at_every_place_of_a_word(name):
     """The products of rows with a single 1 are the decoded numbers. The tested places are the first two words, which
     one lane reads at once, and the last two."""
     stored, inner = FORMATS[name][1], 512
@@ -162,7 +163,9 @@ def test_every_code_of_int4_at_every_place_of_a_word(name):
     tables = [data, scales, zeros if stored.zero_points else np.zeros((1, 1, 1), np.uint8)]
     rows, bias = np.eye(inner, dtype=np.float32)[places], np.zeros((1, 1), np.float32)
     out = build(gemv(problem, lambda total: total))(rows, *tables, bias, ones, order, undefined((32, 16), "float32"))
-    numbers = codes.astype(np.int32) - (zeros[0].repeat(stored.group, 1).astype(np.int32) if stored.zero_points else 8)
+    numbers = np.array(stored.numbers or np.arange(-8, 8))[codes]
+    if stored.zero_points:
+        numbers = codes.astype(np.int32) - zeros[0].repeat(stored.group, 1)
     np.testing.assert_array_equal(out, 0.5 * numbers.T[places])
 
 

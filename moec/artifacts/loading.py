@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from moec import targets
-from moec.common.arguments import check_path, known_options
+from moec.common.arguments import check_path, known_options, options_of
 from moec.common.errors import MoecError, reporting
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.runtime.device import Device
@@ -65,17 +65,7 @@ def load(
         :meth:`moec.CompiledModel.save_counts` adds to it. It need not exist.
     """
     check_path("path", path)
-    options = LoadOptions(
-        threads=threads,
-        check_weights=check_weights,
-        pages=pages,
-        emulate=emulate,
-        architecture=architecture,
-        cuda_graphs=cuda_graphs,
-        resident=resident,
-        prefer_resident=prefer_resident,
-        keep_counts=keep_counts,
-    )
+    options = options_of(LoadOptions, locals())
     return ready(open_artifact(path, check_weights=check_weights), options)
 
 

@@ -11,8 +11,18 @@ import typer
 
 from moec import targets
 from moec.cli.data import asked_pipeline
-from moec.cli.groups import FormatOptions, PlacingOptions, with_groups
-from moec.cli.options import Cache, Model, OptimisationLevel, Passes, Threads, VerifyEach, Workers
+from moec.cli.groups import with_groups
+from moec.cli.options import (
+    Cache,
+    FormatOptions,
+    Model,
+    OptimisationLevel,
+    Passes,
+    PlacingOptions,
+    Threads,
+    VerifyEach,
+    Workers,
+)
 from moec.cli.printing import report_compilation, shown_progress
 from moec.cli.targets import Target, with_target_options
 from moec.common import draft_kinds

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moec.cli.groups import RowOptions, with_groups
+from moec.cli.groups import with_groups
 from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads, Workers
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
+    from moec.tools.data import TextOptions
     from moec.tools.sweeping import Sweep
 
 Data = Annotated[
@@ -26,6 +27,23 @@ Data = Annotated[
         "--data", help="Use this data: an .npz file of inputs, a folder of such files, or a text. Repeatable."
     ),
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+    """Options of dividing texts into batches."""
+
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenize texts by this tokenizer.json. Default: the model's own.")
+    ] = None
+    length: Annotated[int, typer.Option(min=2, help="Cut texts into rows of this many tokens.")] = 256
+    batch: Annotated[int, typer.Option(min=1, help="Run this many rows of text together.")] = 8
+    rows: Annotated[int | None, typer.Option(min=1, help="Use only this many rows of each text.")] = None
+
+    def options(self) -> TextOptions:
+        from moec.tools.data import TextOptions
+
+        return TextOptions(self.tokenizer, self.length, self.batch, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

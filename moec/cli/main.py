@@ -24,13 +24,15 @@ from moec.cli.data import pipeline_of
 from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, say_error, wait_if_ending
 from moec.cli.explore import explore
 from moec.cli.export import export
-from moec.cli.groups import FormatOptions, LoadingOptions, with_groups
+from moec.cli.groups import with_groups
 from moec.cli.options import (
     Architecture,
     Artifact,
     Emulate,
+    FormatOptions,
     Inputs,
     Json,
+    LoadingOptions,
     Model,
     OptimisationLevel,
     Profile,

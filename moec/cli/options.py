@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,15 +79,6 @@ KeepCounts = Annotated[
     Path | None,
     typer.Option(help="Count in this file how often experts are chosen. Those chosen most are read first."),
 ]
-PreferResident = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        max=1,
-        metavar="LOSS",
-        help="Replace chosen experts by those in memory if at most this share of their weight is lost.",
-    ),
-]
 Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor. Needs g++.")]
 Architecture = Annotated[
     str | None, typer.Option(help="Run the program for this architecture, such as sm_80, if ART has several.")
@@ -99,10 +91,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 Plan = Annotated[
     Path | None, typer.Option(help="Follow this file of moec plan: formats, ranks and memory of every expert.")
 ]
-Stages = Annotated[
-    str | None,
-    typer.Option(help="Divide layers among processes: how many, or the layers of each, such as 0-11,12-23."),
-]
 Ranks = Annotated[
     int | None, typer.Option(min=1, help="Spread experts over this many processes; torchrun starts them.")
 ]
@@ -110,3 +98,59 @@ Nodes = Annotated[int, typer.Option(min=1, help="Number of machines that the ran
 Replicas = Annotated[
     int, typer.Option(min=0, help="Hold this many further copies of each layer's busiest experts. Needs --profile.")
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningOptions:
+    """Options of the threads and the memory that an artifact runs with."""
+
+    threads: Threads = None
+    pages: PagesOption = PageKind.AUTO
+    resident: Resident = None
+    prefer_resident: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="LOSS",
+            help="Replace chosen experts by those in memory if at most this share of their weight is lost.",
+        ),
+    ] = 0.0
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`moec.load`."""
+        return {**vars(self), "pages": self.pages.value}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadingOptions(RunningOptions):
+    """Options of loading an artifact."""
+
+    keep_counts: KeepCounts = None
+    emulate: Emulate = False
+    architecture: Architecture = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatOptions:
+    """Formats that a model is rounded to: arguments of :func:`moec.compile`."""
+
+    experts: Experts = None
+    linears: Linears = None
+    arithmetic: Arithmetic = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacingOptions:
+    """Places of experts and layers: arguments of :func:`moec.compile`."""
+
+    resident: Resident = None
+    ranks: Ranks = None
+    nodes: Nodes = 1
+    replicas: Replicas = 0
+    plan: Plan = None
+    stages: Annotated[
+        str | None,
+        typer.Option(help="Divide layers among processes: how many, or the layers of each, such as 0-11,12-23."),
+    ] = None
+    profile: Profile = None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moec.cli.conversation import check_options, converse
-from moec.cli.groups import LoadingOptions, SamplingOptions, with_groups
-from moec.cli.options import Artifact, Json
+from moec.cli.groups import with_groups
+from moec.cli.options import Artifact, Json, LoadingOptions
 from moec.cli.printing import print_result
 from moec.common import draft_kinds
 from moec.common.errors import MoecError
@@ -73,6 +73,22 @@ class EndOptions:
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of :func:`moec.generate`."""
         return {**vars(self), "stop": self.stop or []}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """Options of selecting tokens: those of :class:`moec.runtime.sampling.Sampling`."""
+
+    temperature: Annotated[
+        float, typer.Option(help="Draw tokens with this temperature; 0 always takes the most likely one.")
+    ] = 0.0
+    top_k: Annotated[int, typer.Option(help="Draw from this many most likely tokens; 0 draws from all.")] = 0
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that add up to this probability.")] = (
+        1.0
+    )
+    min_p: Annotated[float, typer.Option(help="Draw from tokens at least this share as likely as the likeliest.")] = 0.0
+    repetition_penalty: Annotated[float, typer.Option(help="Make earlier tokens less likely; 1 has no effect.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed the random draws. The same seed gives the same text.")] = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moec.cli.groups import RunningOptions, with_groups
-from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, Threads
+from moec.cli.groups import with_groups
+from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, RunningOptions, Threads
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
 

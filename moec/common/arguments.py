@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from moec.common.errors import MoecError, OptionError
 
 _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")
+_Options = TypeVar("_Options")
 
 
 def shown(value: Any) -> str:
@@ -49,6 +50,11 @@ def known_options(function: Callable[_Parameters, _Returned]) -> Callable[_Param
         return function(*arguments, **options)
 
     return checked
+
+
+def options_of(kind: Callable[..., _Options], arguments: Mapping[str, Any]) -> _Options:
+    """Make a dataclass of options from the arguments of a function (``locals()``) that have the names of its fields."""
+    return kind(**{name: arguments[name] for name in inspect.signature(kind).parameters if name in arguments})
 
 
 def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.common.arguments import check_flags, check_path, known_options
+from moec.common.arguments import check_flags, check_path, known_options, options_of
 from moec.common.errors import MoecError, reporting
 from moec.common.jobs import JobExecutor
 from moec.common.once import one_at_a_time
@@ -136,34 +136,7 @@ def compile(
         Called with the name of each step as it begins, and with its progress where it goes through many weights
         (:func:`moec.common.progress.told`).
     """
-    options = CompileOptions(
-        target=target,
-        passes=passes,
-        example_inputs=example_inputs,
-        dynamic_shapes=dynamic_shapes,
-        threads=threads,
-        cache=cache,
-        experts=experts,
-        linears=linears,
-        arithmetic=arithmetic,
-        tokenizer=tokenizer,
-        resident=resident,
-        ranks=ranks,
-        nodes=nodes,
-        replicas=replicas,
-        plan=plan,
-        stages=stages,
-        profile=profile,
-        target_options=target_options,
-        verify_each=verify_each,
-        dump_to=dump_to,
-        form=form,
-        batches=batches,
-        drafts=drafts,
-        workers=workers,
-        executor=executor,
-        progress=progress,
-    )
+    options = options_of(CompileOptions, locals())
     check_flags(emulate=emulate)
     return compile_with(model, options, output, emulate=emulate)
 

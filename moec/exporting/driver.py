@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from moec.common.arguments import check_optional_text, check_path, known_options
+from moec.common.arguments import check_optional_text, check_path, known_options, options_of
 from moec.common.companions import replacing_companions
 from moec.common.errors import MoecError
 from moec.common.once import one_at_a_time
@@ -76,17 +76,7 @@ def export(
     """
     check_path("output", output)
     check_optional_text(form=form)
-    options = ExportOptions(
-        passes=passes,
-        example_inputs=example_inputs,
-        dynamic_shapes=dynamic_shapes,
-        cache=cache,
-        experts=experts,
-        linears=linears,
-        tokenizer=tokenizer,
-        profile=profile,
-        progress=progress,
-    )
+    options = options_of(ExportOptions, locals())
     return export_with(model, output, form, options)
 
 

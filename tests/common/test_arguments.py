@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import pathlib
 
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 
 import moec
 from moec.common.errors import MoecError
+from moec.compiling.compile_options import CompileOptions
+from moec.exporting.export_options import ExportOptions
+from moec.runtime.load_options import LoadOptions
 from moec.tools.verify import verify
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }'
@@ -116,3 +121,15 @@ def test_right_ones_are_taken(folder, tmp_path):
     model = moec.load(str(folder / "model.moec"), threads=np.int64(1).item(), pages="mapped")
     model.save(str(tmp_path / "copy.moec"))
     assert verify(folder / "model.onnx", model, tolerance=0).matches
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "others"),
+    [
+        (moec.compile, CompileOptions, {"model", "output", "emulate"}),
+        (moec.export, ExportOptions, {"model", "output", "form"}),
+        (moec.load, LoadOptions, {"path"}),
+    ],
+)
+def test_every_argument_is_an_option(function, kind, others):
+    assert set(inspect.signature(function).parameters) - others <= {field.name for field in dataclasses.fields(kind)}

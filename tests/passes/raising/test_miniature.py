@@ -16,16 +16,6 @@ from moec.passes.raising.miniature import miniature
 
 from .wide_experts import ALIKE, DOWN, PLAIN, D, F, block_of, text_of, weights_of
 
-STACKED = """
-    shape = Shape (scores)
-    zeros = ConstantOfShape (shape)
-    mixture = ScatterElements <axis = -1> (zeros, chosen, w)
-    h = Einsum <equation = "td,edf->tef"> (x, up)
-    a = Relu (h)
-    o = Einsum <equation = "tef,efd->ted"> (a, down)
-    y = Einsum <equation = "ted,te->td"> (o, mixture)
-"""
-
 
 @pytest.fixture
 def tokens(monkeypatch):
@@ -74,7 +64,7 @@ def test_widths_that_are_equal_or_halves_of_each_other(model, tokens, sizes):
 
 def test_stacked_experts(build, texts, normal, tokens):
     weights = {"router": normal(D, 4), "up": normal(4, D, F), "down": normal(4, F, D)}
-    assert is_raised(build(texts["router"] + STACKED, f"T,{D}", **weights))
+    assert is_raised(build(texts["dense"], f"T,{D}", **weights))
     assert tokens[24] > 300 and tokens[D] < 60
 
 

@@ -35,6 +35,15 @@ class OutputError(MoecError):
         self.is_closed = error.errno == errno.EPIPE
 
 
+def open_closed_streams() -> None:
+    """Open the null device for each standard stream that the process was started without. A file would get its number
+    else, with everything that libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is the stream's
+            setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8"))
+
+
 def end_when_told() -> None:
     """Let Ctrl-C, SIGTERM and SIGHUP end the process immediately with the exit code that shells report of them,
     removing half-written files and temporary folders. This is only for the main thread of a program of its own.

@@ -21,7 +21,15 @@ from moec import targets
 from moec.cli import data, inspect, text, times
 from moec.cli.compiling import compile_model
 from moec.cli.data import pipeline_of
-from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_told, say_error, wait_if_ending
+from moec.cli.ending import (
+    CLOSED,
+    CheckedOutput,
+    OutputError,
+    end_when_told,
+    open_closed_streams,
+    say_error,
+    wait_if_ending,
+)
 from moec.cli.explore import explore
 from moec.cli.export import export
 from moec.cli.groups import with_groups
@@ -64,6 +72,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: whatever goes wrong is one line on stderr; MOEC_TRACEBACK=1 shows where it went wrong, too."""
+    open_closed_streams()
     end_when_told()
     sys.exit(answer())
 
@@ -73,8 +82,7 @@ def answer() -> int:
     code = None
     try:
         with reporting("moec"):
-            if sys.stdout is not None:
-                sys.stdout = CheckedOutput(sys.stdout)  # type: ignore[assignment]
+            sys.stdout = CheckedOutput(sys.stdout)  # type: ignore[assignment]
             try:
                 app()  # ends with 2 for wrong usage
             except SystemExit as end:

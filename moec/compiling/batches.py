@@ -27,6 +27,7 @@ from moec.common.specs import POSITIONS, State
 from moec.compiling.batch_proof import BatchProof, refusal
 from moec.compiling.batch_states import separate_states
 from moec.compiling.model_inputs import ModelInputs
+from moec.frontend.onnx.conditions import read
 from moec.ir import sizes
 from moec.ir.batches import SINKS, WINDOW, mark_batched
 from moec.ir.graphs import add_constant, is_op
@@ -97,7 +98,7 @@ class _BatchGraph:
         except InputError as error:
             raise UnsupportedError(f"no batches of sequences: {error}") from error
         specs = {spec.name: spec for spec in interface.inputs}
-        reason = next(_reasons_against(interface, roles), None)
+        reason = next(_reasons_against(interface, roles, read(model, "model").notes), None)
         lengths = {specs[state.input].shape[state.axis] for state in interface.states if state.axis is not None}
         tokens, past = roles.ids.shape[1], lengths.pop() if len(lengths) == 1 else None
         past = _NO_PAST if all(state.axis is None for state in interface.states) else past
@@ -222,10 +223,10 @@ class _BatchGraph:
         return axes[0] if shape is not None and len(axes) == 1 and shape[axes[0]] == self.tokens else None
 
 
-def _reasons_against(interface: Interface, roles: Roles) -> Iterator[str]:
-    """Reasons why inputs or states of a model cannot be those of a batch."""
+def _reasons_against(interface: Interface, roles: Roles, notes: Sequence[str]) -> Iterator[str]:
+    """Reasons why inputs or states of a model cannot be those of a batch. ``notes``: remarks of its import."""
     if not interface.states:
-        yield "the model keeps no states; compile it with its cache"
+        yield f"the model keeps no states; {'; '.join(notes) or 'compile it with its cache'}"
     specs = {spec.name: spec for spec in interface.inputs}
     for state in interface.states:
         if state.axis is None and specs[state.input].shape[:1] != roles.ids.shape[:1]:

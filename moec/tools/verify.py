@@ -113,8 +113,8 @@ def verify(
     Models that onnxruntime cannot load or run, among them folders of Hugging Face models and GGUF files, run in the
     reference interpreter in float64, and the case has a note.
 
-    Raises MoecError for a model that cannot be imported, and when the artifact refuses inputs that the model accepts; a
-    case that neither reference can run is recorded as such.
+    Raises MoecError for a model that cannot be imported, an artifact of another model as far as inputs tell, and when
+    the artifact refuses inputs that the model accepts; a case that neither reference can run is recorded as such.
     """
     from moec.compiling.compiler import import_model
     from moec.runtime.model import CompiledModel
@@ -126,6 +126,7 @@ def verify(
     if tolerance is not None and not tolerance >= 0:
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
     model = import_model(model_path, cache=bool(compiled.states) if has_no_interface(model_path) else None)
+    _check_origin(model_path, model, compiled)
     _check_types(compiled, inputs or {})
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
@@ -142,6 +143,26 @@ def verify(
     compared += [_taken(guard, outside[guard]) for guard in taken]
     refused = [guard for guard in outside if guard not in taken]
     return Verification(tolerance, compared, rounded is not None, spreads is not None, refused, covering.coverage)
+
+
+def _check_origin(model_path: str | os.PathLike[str], model: ir.Model, compiled: CompiledModel) -> None:
+    """Raise MoecError for an artifact with an input that the model lacks, or has in another size."""
+    from moec.common.specs import tensor_specs
+
+    specs = {spec.name: spec for spec in tensor_specs(model.graph.inputs)}
+    for spec in compiled.inputs:
+        own = specs.get(spec.name)
+        if own is None or not _may_be_same(spec.shape, own.shape):
+            raise MoecError(
+                f"the artifact takes {spec}, but {os.fspath(model_path)} {own or 'has no such input'}; give the model "
+                "that the artifact was compiled from"
+            )
+
+
+def _may_be_same(first: Sequence[int | str], second: Sequence[int | str]) -> bool:
+    """Whether shapes can be those of one array: names of sizes may stand for any."""
+    pairs = zip(first, second, strict=False)
+    return len(first) == len(second) and all(a == b or isinstance(a, str) or isinstance(b, str) for a, b in pairs)
 
 
 def _check_types(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> None:

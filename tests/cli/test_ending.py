@@ -71,9 +71,19 @@ def test_a_full_device_is_one_line(small, command):
     assert done.returncode == 2
 
 
+MAIN = f"{sys.executable} -c 'from moec.cli.main import main; main()'"
+
+
 def test_no_output_at_all_is_fine():
-    done = subprocess.run(f"{sys.executable} -c 'from moec.cli.main import main; main()' pipeline -O1 >&-", shell=True)
-    assert done.returncode == 0
+    assert subprocess.run(f"{MAIN} pipeline -O1 >&-", shell=True).returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
+def test_errors_of_a_process_without_streams_are_no_defects_and_go_nowhere_else(tmp_path, closed):
+    command = f"{MAIN} generate {tmp_path}/none --prompt - {closed}"
+    done = subprocess.run(command, shell=True, input="a", capture_output=True, text=True)
+    said = f"error: {tmp_path}/none: no such artifact; make one with: moec compile MODEL -o {tmp_path}/none\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "" if "2>" in closed else said)
 
 
 COMMANDS = [

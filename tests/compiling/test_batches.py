@@ -11,6 +11,7 @@ from moec.compiling.batches import batched_model
 from moec.compiling.compile_options import CompileOptions
 from moec.compiling.compiler import write
 from moec.frontend.gguf import import_file
+from moec.frontend.onnx.conditions import Conditions
 from moec.ir.batches import SINKS, WINDOW, is_batched
 from moec.ir.graphs import is_op
 from moec.ir.states import states_of
@@ -161,3 +162,14 @@ def test_what_may_combine_states_is_refused_by_its_name(replaced, message):
         return
     with pytest.raises(UnsupportedError, match=f"^no batches of sequences: .*{message}"):
         batched_hybrid(replaced)
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"), [((), "compile it with its cache"), (("PyTorch could not export it",), "PyTorch could not .*")]
+)
+def test_models_without_states_are_refused_with_the_reason_for_having_none(notes, reason):
+    model = ir.from_proto(tiny_decoder({}))
+    Conditions(notes=notes).attach(model)
+    inputs, outputs = (tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs))
+    with pytest.raises(UnsupportedError, match=f"^no batches of sequences: the model keeps no states; {reason}$"):
+        batched_model(model, Interface(inputs, outputs, ()))

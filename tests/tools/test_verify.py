@@ -13,7 +13,7 @@ import rich.console
 
 import moec
 from moec.checking.comparison import TOLERANCES, compare
-from moec.common.errors import InputError
+from moec.common.errors import InputError, MoecError
 from moec.frontend.onnx.conditions import KEY
 from moec.inspect import tables
 from moec.tools.verify import ROUNDED_TOLERANCES, Case, Verification, verify
@@ -176,6 +176,14 @@ def test_inputs_of_another_type_are_refused_before_a_reference_takes_them(tmp_pa
     monkeypatch.setattr("moec.tools.verify.Reference.run", lambda *_: pytest.fail("the reference runs"))
     with pytest.raises(InputError, match=r"ids.*float32"):
         verify(path, compiled, {"ids": np.zeros(2, np.float32)})
+
+
+@pytest.mark.parametrize("other", ["float[n, 4] x, float[n, m] z", "float[n, 5] x", "float[n] x"])
+def test_artifacts_of_models_with_other_inputs_are_refused(guarded, tmp_path, other):
+    text = f"""<ir_version: 10, opset_import: ["" : 20]> g ({other}) => (y) {{ y = Neg (x) }}"""
+    compiled = moec.compile(onnx.parser.parse_model(text))
+    with pytest.raises(MoecError, match=r"the artifact takes .*, but .*guarded\.onnx .*compiled from"):
+        verify(guarded, compiled)
 
 
 GATHER = """<ir_version: 10, opset_import: ["" : 21]>

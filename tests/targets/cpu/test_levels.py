@@ -89,7 +89,13 @@ def test_products(kind: str, how: tuple[str, str], in_pool: Any) -> None:
     np.testing.assert_array_equal(shared[0], y)
 
 
-@pytest.mark.parametrize("kind, how", sampled(["IQ4_NL", "IQ4_XS"], [*HOW, ("sse4", "int8")], 4))
+LIKE_BYTES = [("IQ4_NL", ("native", "int8")), ("IQ4_XS", ("avx2", "float32"))]
+MORE_LIKE_BYTES = [("IQ4_XS", ("native", "int8")), ("IQ4_NL", ("sse4", "int8")), ("IQ4_XS", ("avx2", "int8"))]
+
+
+@pytest.mark.parametrize(
+    "kind, how", [*LIKE_BYTES, *(pytest.param(*case, marks=pytest.mark.nightly) for case in MORE_LIKE_BYTES)]
+)
 def test_the_numbers_of_iq4_give_the_bits_of_int8(kind: str, how: tuple[str, str]) -> None:
     machine, built = Machine.for_name(how[0]), model(kind, how[1])
     wide = built.clone()

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from moec.common.errors import MoecError
 from moec.frontend.gguf.file import formats
 from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
 from moec.frontend.gguf.graph.builder import Builder
+from moec.frontend.gguf.parts.embedding import embed
+from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight
 
 from ..gguf_files import random_blocks
@@ -168,6 +171,17 @@ def test_stored_numbers(kind: str) -> None:
     for name, array in weight.tables.items():
         assert tables[name].shape == array.shape and tables[name].dtype == array.dtype.numpy()
     np.testing.assert_array_equal(stored_weight(kind).decoded(0, transposed=False).T, expected)
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_rows_of_an_embedding(kind: str) -> None:
+    table = tensor(kind)
+    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": table.shape[1]}
+    builder = Builder(GgufFile(Path("model.gguf"), metadata, {"token_embd.weight": table}), with_cache=False)
+    builder.write.output(embed(builder), "y")
+    ids = np.array([[ROWS - 1, 0], [1, 1]])
+    rows = run(ir.Model(builder.write.graph, ir_version=10), {"input_ids": ids})["y"]
+    np.testing.assert_array_equal(rows, formats.decoded(table)[ids])
 
 
 def stored_weight(kind: str) -> StoredWeight:

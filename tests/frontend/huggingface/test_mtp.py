@@ -13,13 +13,14 @@ import pytest
 import moec
 from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface import import_with_mtp
+from moec.frontend.onnx import conditions
 from moec.frontend.pytorch import importer
 from moec.ir.interpreter import run
 from moec.ir.verifier import verify
 from moec.runtime.draft_limit import DraftLimit
 
 from .models import mixtral, saved, torch
-from .mtp_folders import BEHIND, FAMILIES, PARTS, VOCABULARY, WIDTH, write_folder
+from .mtp_folders import BEHIND, FAMILIES, LAYERS, PARTS, VOCABULARY, WIDTH, write_folder
 
 SPLIT = 4
 
@@ -138,6 +139,13 @@ def test_layers_that_predict_like_the_model_are_accepted(
     assert other.accepted < other.drafted
     tables = [weight.name for weight in compiled.artifact.manifest.weights if re.search("embed|lm_head", weight.name)]
     assert len(tables) == len(set(tables)) > 0
+
+
+def test_tensors_that_do_not_draft_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    further = [f"{BEHIND}other.weight", f"model.layers.{LAYERS + 1}.enorm.weight"]
+    write_folder(tmp_path, "Glm4Moe", **{name: torch.ones(WIDTH) for name in further})
+    monkeypatch.setattr(importer, "import_module", lambda module, **options: empty_model())
+    assert sorted(conditions.read(import_with_mtp(tmp_path)[0], "").unused) == further
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,16 @@ from moec.runtime.page_pool import BLOCK
 class Batch:
     """Sequences of a language model that run together. :meth:`moec.CompiledModel.batch` makes it.
 
-    A sequence is added with its first tokens, and gets further ones by :meth:`extend`. :meth:`step` computes waiting
-    tokens of all sequences in one run, so that weights are read once for all of them. The numbers of a sequence are the
-    same bit for bit whatever runs beside it: tokens that wait together are computed in parts that end at multiples of
-    256 tokens, however many there is time for.
+    :meth:`add` begins a sequence with its first tokens, :meth:`extend` appends further ones. :meth:`step` computes
+    waiting tokens of all sequences in one run, so that weights are read once for all of them. The results of a sequence
+    do not depend on the others, bit for bit: waiting tokens are computed in parts that end at multiples of 256 tokens,
+    whatever else a step computes.
 
-    States lie in pages of 256 tokens. A fork shares them until it writes. A new sequence takes what it has in common
-    with the beginning of an earlier prompt, in blocks of 16 tokens, which follow from the tokens up to their ends and
-    from nothing else. Prompts of removed sequences are found, too, until their pages are taken for other tokens. States
-    that each run replaces are kept after the last whole page of a prompt, and after the last page that a prompt turned
-    out to share: a new sequence begins at such a place.
+    States lie in pages of 256 tokens. A fork shares pages until it writes to them. A new sequence shares the beginning
+    that it has in common with an earlier prompt, in blocks of 16 tokens; states of a block depend only on the tokens up
+    to its end. Prompts of removed sequences can be shared until other tokens take their pages. States that each run
+    replaces are kept in two places, after the last whole page of a prompt and after the last page that a prompt shared;
+    a new sequence can begin only there.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Batch:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the pages in use, and of states that each run replaces. What sequences share counts once."""
+        """Bytes of the pages in use and of states that each run replaces. Shared ones count once."""
         return self._pool.bytes_in_use + self._entries.bytes_in_use
 
     def length(self, sequence: int) -> int:
@@ -104,7 +104,7 @@ class Batch:
         return self._known(sequence).waiting
 
     def can_hold(self, tokens: int) -> bool:
-        """Whether the model and all pages together can hold a sequence of so many tokens."""
+        """Whether the model and all pages together can hold a sequence of this many tokens."""
         try:
             self._check_length(tokens)
         except InputError:
@@ -114,8 +114,8 @@ class Batch:
     def add(self, ids: Any, *, last: int | None = 1) -> int:
         """Add a sequence with its first tokens, integers [1 or more], and return its number.
 
-        ``last``: as for :meth:`extend`. Raises InputError, and adds nothing, for a batch that has ``max_sequences``,
-        for ids of another shape or beyond the vocabulary, and more tokens than the model or the batch can hold."""
+        ``last``: as for :meth:`extend`. Raises InputError, and adds nothing, if there are ``max_sequences`` already,
+        for ids of another shape or beyond the vocabulary, and for more tokens than the model or the batch can hold."""
         with self._used():
             self._check_room()
             tokens = self._checked(ids)
@@ -127,9 +127,8 @@ class Batch:
     def extend(self, sequence: int, ids: Any, *, last: int | None = 1) -> None:
         """Append tokens, integers [1 or more], for the next steps to compute.
 
-        ``last``: number of last tokens of these whose logits :meth:`step` returns; None for all of them. Raises
-        InputError, and appends nothing, for an unknown sequence, for one with tokens that wait already, and as
-        :meth:`add`."""
+        ``last``: number of last new tokens whose logits :meth:`step` returns; None for all. Raises InputError, and
+        appends nothing, for an unknown sequence, for one with waiting tokens, and as :meth:`add`."""
         with self._used():
             own, tokens = self._known(sequence), self._checked(ids)
             if own.waiting:
@@ -154,10 +153,11 @@ class Batch:
             return self._new(copy)
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all except the first ``length`` tokens of a sequence, waiting ones first. Raises InputError for an
-        unknown sequence, for more tokens than it has, and for fewer than those after which layers with a window still
-        have the keys that they see, which are all of its last part at least. With states that each run replaces,
-        computed tokens can only be forgotten together."""
+        """Forget all except the first ``length`` tokens of a sequence.
+
+        Raises InputError for an unknown sequence and for more tokens than it has. With states that each run replaces,
+        also for a part of the computed tokens; they can only be forgotten together. With windows, also for a length
+        before its last part if keys of the window are gone there."""
         with self._used():
             own = self._known(sequence)
             if not _is_whole(length) or not 0 <= length <= len(own.tokens):
@@ -199,13 +199,11 @@ class Batch:
     def step(self) -> dict[int, np.ndarray]:
         """Compute waiting tokens of all sequences, or of as many as ``step_tokens`` allows, in one run.
 
-        Returns, for each sequence whose tokens are then all computed, the logits that were wanted, float32 [last,
-        vocabulary], by number in the order of the sequences; nothing where no token waits. Sequences take turns, so
-        that none waits for ever. Where memory does not suffice for so many tokens, such as for the experts that they
-        select together, the step has fewer sequences, or a smaller part of one.
+        Returns the wanted logits, float32 [last, vocabulary], by number, of each sequence without waiting tokens left;
+        an empty dict if no token waits. Sequences take turns, so that none waits for ever. If memory is insufficient,
+        such as for the experts that the tokens select together, the step has fewer sequences or a smaller part of one.
 
-        Raises InputError where there are not enough free pages, and MoecError where weights cannot be read: then
-        nothing is computed."""
+        Raises InputError if pages are missing, and MoecError if weights cannot be read; then nothing is computed."""
         with self._used():
             while numbers := self._chosen():
                 try:
@@ -219,7 +217,7 @@ class Batch:
             return {}
 
     def _computed(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
-        """Compute the next parts of these sequences. Returns the logits of those of which no token waits any more."""
+        """Compute the next parts of these sequences. Returns the logits of those without waiting tokens left."""
         with self._room_for(numbers), self._entries.taking(len(numbers)) as entries:
             pairs = zip(numbers, entries, strict=True)
             parts = {number: self._part(self._sequences[number], entry) for number, entry in pairs}
@@ -227,8 +225,8 @@ class Batch:
         return self._take(parts, logits)
 
     def _chosen(self) -> list[int]:
-        """Sequences with waiting tokens whose parts fit in a step, those first that have waited longest. The first one
-        always fits."""
+        """Choose sequences with waiting tokens whose parts fit in a step, in the order of their waiting time. The first
+        one always fits."""
         chosen, left = list[int](), self._most
         for number, sequence in self._sequences.items():
             count = sequence.part_size
@@ -238,9 +236,8 @@ class Batch:
         return chosen
 
     def _compute_less(self, numbers: Sequence[int]) -> bool:
-        """Let steps have half as many tokens as the parts of these sequences, or the parts of a single one half as
-        many. Returns whether they had more than one. The parts of a sequence follow from its own tokens, as its numbers
-        do."""
+        """Halve the tokens of steps, beginning with the parts of these sequences, or the parts of a single one. Returns
+        False for a single token. The parts of a sequence depend on no other, so its numbers do not either."""
         first, *others = [self._sequences[number] for number in numbers]
         if others:
             self._most = sum(sequence.part_size for sequence in (first, *others)) // 2
@@ -252,7 +249,7 @@ class Batch:
 
     @contextlib.contextmanager
     def _room_for(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Context with pages of their own for the next parts of these sequences. A failure leaves them as they were."""
+        """Context with pages for the next parts of these sequences, which nobody shares. A failure gives them back."""
         before = {number: len(self._sequences[number].pages) for number in numbers}
         try:
             for number in numbers:
@@ -266,17 +263,17 @@ class Batch:
             raise
 
     def _part(self, sequence: BatchSequence, entry: int) -> SequencePart:
-        """The next part of a sequence, whose states are written to an entry."""
+        """Describe the next part of a sequence. Its states are written to ``entry``."""
         end = sequence.computed + sequence.part_size
         last = max(0, min(end - sequence.computed, end - (len(sequence.tokens) - sequence.wanted)))
         tokens = sequence.tokens[sequence.computed : end]
         return SequencePart(tokens, sequence.computed, sequence.pages, (sequence.entry, entry), last)
 
     def _share_prefix(self, sequence: BatchSequence) -> None:
-        """Let a new sequence hold pages with its first tokens, up to those whose logits are wanted.
+        """Give a new sequence the known pages of its first tokens, up to those whose logits are wanted.
 
-        What is left of a part of many tokens stays one of many, and a part of few tokens is computed as a whole, so
-        that each token is computed by the kernels that compute it in a sequence of its own."""
+        The rest of a part of many tokens still has many, and a part of few tokens is computed as a whole. So the same
+        kernels compute each token as without sharing."""
         count = len(sequence.tokens)
         last_part = (count - 1) // PAGE * PAGE
         most = min(count - sequence.wanted, max(last_part, count - self._program.few_tokens - 1), count - 1)

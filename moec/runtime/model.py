@@ -156,13 +156,13 @@ class CompiledModel:
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run on arrays by input name (numpy arrays, or anything with DLPack in host memory, such as torch tensors).
 
-        Arrays are read in place when C-contiguous and 16-byte aligned, as numpy makes them, and copied otherwise. A
-        model for a GPU also takes tensors on it, on PyTorch's current stream. If any input is one, all outputs are:
-        tensors of PyTorch where an input was one, else objects with DLPack. They are complete in the order of that
-        stream; the host does not wait. States (:attr:`states`) may be left out, all of them together: then the run
-        begins a text. ``last``: for a language model, the number of last tokens whose logits are computed, where the
-        program can omit others; None for all tokens. Raises InputError when names, dtypes, ranks or sizes do not fit;
-        MoecError when the GPU is out of memory.
+        Arrays are read in place if they are C-contiguous and aligned to 16 bytes, as numpy makes them, and copied
+        otherwise. A model for a GPU also takes tensors on it, on PyTorch's current stream. If any input is on the GPU,
+        all outputs are: tensors of PyTorch if an input was one, else objects with DLPack. They are complete in the
+        order of that stream; the host does not wait. Either all states (:attr:`states`) are given or none; without
+        states the run begins a text. ``last``: number of last tokens for which a language model computes logits, if the
+        program can omit others; None for all tokens. Raises InputError if names, dtypes, ranks or sizes do not fit,
+        MoecError if the GPU is out of memory.
         """
         return self._executor.run(self._first_states.beside(inputs), last)
 
@@ -175,10 +175,10 @@ class CompiledModel:
     ) -> Session:
         """Begin a :class:`moec.Session` of a language model: each run continues from the tokens before.
 
-        ``max_tokens``: the most that it will hold, None where no limit is necessary. ``batch``: number of sequences
-        that run together. ``load``: a file that :meth:`moec.Session.save` wrote, whose tokens it continues. Raises
-        InputError for a model without token ids or logits, or with states of an unknown size, and for a file of another
-        artifact or that does not fit.
+        ``max_tokens``: the most that it will hold, None if no limit is necessary. ``batch``: number of sequences that
+        run together. ``load``: file of :meth:`moec.Session.save` to continue from. Raises InputError for a model
+        without token ids or logits, or with states of an unknown size, and for a file of another artifact or that does
+        not fit.
         """
         session = self._new_session(max_tokens, batch)
         if load is not None:
@@ -194,10 +194,11 @@ class CompiledModel:
         """Make a :class:`moec.Batch` of a language model that was compiled with ``batches``: sequences of different
         lengths that run together.
 
-        ``max_sequences``: the most at once. ``max_tokens``: the most that all of them hold together, in pages of 256;
-        memory is taken as it is written to. ``step_tokens``: the most tokens of a step, 256 or more; None for a part of
-        a prompt and a token of each other sequence. Raises InputError for other numbers, UnsupportedError for a model
-        without such a program or that was loaded with ``prefer_resident``, and MoecError where there is no memory.
+        ``max_sequences``: the most sequences at once. ``max_tokens``: the most tokens of all sequences together, in
+        pages of 256; the system provides memory as it is written to. ``step_tokens``: the most tokens of a step, 256 or
+        more; None for one part of a prompt and one token of each other sequence. Raises InputError for other numbers,
+        UnsupportedError for a model without such a program or loaded with ``prefer_resident``, and MoecError if memory
+        is insufficient.
         """
         return Batch(self.interface, self._batch_program(), max_sequences, max_tokens, step_tokens)
 

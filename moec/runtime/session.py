@@ -26,8 +26,8 @@ from moec.runtime.token_selection import Rows, TokenSelection
 
 
 class Session:
-    """One conversation with a language model, or ``batch`` of them together. :meth:`moec.CompiledModel.session` makes
-    it. A model may have several at once, each for one thread at a time.
+    """One conversation with a language model, or ``batch`` conversations of equal length.
+    :meth:`moec.CompiledModel.session` makes it. A model may have several sessions, each for one thread at a time.
 
     A model without states runs all tokens again each time, with the same results.
     """
@@ -41,8 +41,8 @@ class Session:
         run_memory: RunMemory | None = None,
         digest: Callable[[], str] | None = None,
     ) -> None:
-        """``run_memory``: of the program, where the memory of its device bounds how much of a prompt runs at once.
-        ``digest``: function that computes the artifact's, for files of sessions; None where these are not written."""
+        """``run_memory``: memory of the program's runs, if that of its device bounds the parts of a prompt. ``digest``:
+        function that computes the artifact's digest for saved sessions; None if sessions cannot be saved."""
         _check_count("batch", batch)
         if max_tokens is not None:
             _check_count("max_tokens", max_tokens)
@@ -76,7 +76,7 @@ class Session:
 
     @property
     def vocabulary(self) -> int:
-        """Bound of token ids."""
+        """Number of tokens that the model knows; ids are smaller."""
         size = self._roles.logits.shape[2]
         return self._roles.limit or (size if isinstance(size, int) else 1)
 
@@ -87,8 +87,8 @@ class Session:
         return length if isinstance(length, int) else None
 
     def part_tokens(self, new: int) -> int:
-        """Number of tokens of each sequence that one run of a prompt of ``new`` tokens should take. On a device it
-        follows from the memory that is free there, on a processor it is small, because caches are."""
+        """Number of tokens of each sequence that one run should take of a prompt of ``new`` tokens: on a device as many
+        as its free memory allows, on a processor few, which fit in its caches."""
         if self.fixed_length is not None or not self.is_incremental:
             return self.fixed_length or new
         least = max(1, LEAST_TOKENS // self.batch)
@@ -111,24 +111,24 @@ class Session:
     def run(self, ids: Any, *, last: int | None = 1, device_outputs: bool = False, **inputs: Any) -> Any:
         """Run on the next tokens.
 
-        ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32 [batch, ``last``,
-        vocabulary] of the ``last`` new tokens; of all new ones where there are fewer or ``last`` is None; of a model
-        that was compiled for the last token alone [batch, 1, vocabulary].
+        ``ids``: integers [batch, new], or [new] for a batch of 1. Returns the logits of the ``last`` new tokens,
+        float32 [batch, last, vocabulary]; of all new tokens if there are fewer or ``last`` is None. A model compiled
+        for the last token alone returns [batch, 1, vocabulary].
 
-        ``inputs``: further inputs of the model by name. Attention masks, positions and the like
-        (:mod:`moec.runtime.roles`) are filled in where they are not given: every token counts. Rows of different
-        lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; masks of earlier runs
-        are kept. Positions then count the tokens that the mask leaves. A model that counts a mask's ones, as with
-        onnxruntime's GroupQueryAttention, needs padding on the right instead, and in the first run alone; the last
-        token of a shorter row is then padding, so request the logits of all tokens (``last=None``).
+        ``inputs``: further inputs of the model by name. The session fills in attention masks, positions and the like
+        (:mod:`moec.runtime.roles`) if they are not given; then every token counts. Pad rows of different lengths on the
+        left, with an ``attention_mask`` [batch, new] of 0 there; the session keeps masks of earlier runs, and positions
+        count the tokens whose mask is not 0. A model that counts the ones of a mask, as with onnxruntime's
+        GroupQueryAttention, needs padding on the right instead, in the first run only; as the last tokens of shorter
+        rows are then padding, request the logits of all tokens (``last=None``).
 
         ``device_outputs``: leave the logits on the GPU, in the model's type, as an object with DLPack that belongs to
-        the caller (``torch.from_dlpack``); those of all new tokens where the program cannot omit others. They are
-        complete in the order of the current stream; the host does not wait. Without a GPU it has no effect.
+        the caller (``torch.from_dlpack``). These are the logits of all new tokens if the program cannot omit others.
+        They are complete in the order of the current stream; the host does not wait. Without a GPU it has no effect.
 
         Raises InputError, and leaves the session unchanged, for ids of another shape or beyond the vocabulary, more
         tokens than ``max_tokens``, padding that the model cannot ignore, inputs that are missing, unknown or refused by
-        :meth:`moec.CompiledModel.run`, and where another thread is using the session.
+        :meth:`moec.CompiledModel.run`, and while another thread uses the session.
         """
         if last is not None:
             _check_count("last", last)
@@ -142,8 +142,8 @@ class Session:
             return np.ascontiguousarray(logits, np.float32)
 
     def run_hidden(self, ids: Any, *, last: int | None = 1, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Run as :meth:`run`, for a model that was compiled with its MTP layer, or for that layer. Returns the logits,
-        and the hidden states float32 [batch, new, width] that the layer takes."""
+        """Run a model that was compiled with its MTP layer, or that layer, as :meth:`run`. Returns the logits and the
+        hidden states, float32 [batch, new, width], that the layer takes."""
         with self._used():
             ids = self._checked_ids(ids)
             count = ids.shape[1] if last is None else min(last, ids.shape[1])
@@ -153,9 +153,9 @@ class Session:
     def select(self, ids: Any, selection: TokenSelection, rows: Rows, **inputs: Any) -> np.ndarray:
         """Run on the next tokens as :meth:`run`, and select the token after them for the sequences ``rows``.
 
-        Returns int64 [batch]; numbers of other sequences have no meaning. Where the program has a kernel for that, a
-        GPU selects and only the tokens are fetched; elsewhere the host does, by the logits. The tokens are the same.
-        Raises MoecError for logits that are NaN."""
+        Returns int64 [batch]; numbers of other sequences have no meaning. A GPU selects if the program has a kernel for
+        that, so that only tokens are fetched; otherwise the host does, from the logits. The tokens are the same. Raises
+        MoecError for logits that are NaN."""
         sampler, name = self._states.executor.sampler, self._roles.logits.name
         if not sampler:
             return selection.choose(self.run(ids, **inputs)[:, -1], rows)
@@ -170,8 +170,8 @@ class Session:
             self._outputs(self._checked_ids(ids), inputs, 0)
 
     def _outputs(self, ids: np.ndarray, inputs: Mapping[str, Any], count: int, ending: Ending | None = None) -> Any:
-        """Run on checked ids and keep the states. Returns the outputs, with logits of ``count`` tokens or more, or what
-        ``ending`` makes of them."""
+        """Run on checked ids and keep the states. Returns the outputs, with logits of ``count`` tokens or more, or the
+        result of ``ending`` on them."""
         mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
         self._check_counted(mask)
         seen = np.concatenate([self._seen, ids], axis=1)
@@ -219,8 +219,8 @@ class Session:
             )
 
     def load(self, saved: SavedSession, length: int | None = None) -> None:
-        """Continue a saved session in place of this one, which has no tokens yet: the first ``length`` tokens, None for
-        all. Raises InputError where the file does not fit the model, and for more tokens than the session holds."""
+        """Take the first ``length`` tokens of a saved session, None for all, into this one, which has no tokens yet.
+        Raises InputError for a file that does not fit the model, and for more tokens than the session holds."""
         tokens = saved.tokens[:, :length]
         if tokens.shape[0] != self.batch:
             raise InputError(f"the file has a session of {tokens.shape[0]} sequences; expected {self.batch} (batch)")
@@ -236,14 +236,14 @@ class Session:
         return self._seen
 
     def remember(self) -> None:
-        """Keep the states of now, in place of those kept before, so that :meth:`truncate` can come back to them. Raises
-        InputError where another thread is using the session."""
+        """Keep the current states, instead of those kept before, so that :meth:`truncate` can return to them. Raises
+        InputError while another thread uses the session."""
         with self._used():
             self._states = self._states.remembering(self.length)
 
     def check_truncation(self, *, to_remembered: bool = False) -> None:
-        """Raise InputError where no token can be forgotten (:meth:`truncate`). ``to_remembered``: by coming back to a
-        length at which :meth:`remember` was called."""
+        """Raise InputError if no token can be forgotten (:meth:`truncate`). ``to_remembered``: returning to a length at
+        which :meth:`remember` was called suffices."""
         self._states.check_truncation(self.length, to_remembered=to_remembered)
 
     @property
@@ -299,8 +299,8 @@ class Session:
         return mask != 0
 
     def _check_counted(self, mask: np.ndarray) -> None:
-        """Check a mask [batch, past + new] whose ones a model counts: tokens have to come before padding, and a later
-        run must not contain padding, which would overwrite the tokens before it."""
+        """Raise InputError for a mask [batch, past + new] that a model counts the ones of, unless all padding is on the
+        right and in the first run: later padding would overwrite tokens."""
         name = self._roles.mask
         if name is None or name not in self._interface.counted:
             return

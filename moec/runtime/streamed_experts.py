@@ -1,4 +1,4 @@
-"""The experts of a model whose weights are larger than the memory that they may take.
+"""The experts of a model with more weights than the memory that they may take.
 
 Address space is reserved for all weights, at their places in the file, so that kernels find every expert at a fixed
 address. Only some experts have memory. Selected experts that are missing are read before their layer computes; experts

@@ -1,4 +1,4 @@
-"""The text of one choice as it is told: its parts, and the logarithms of probabilities in OpenAI's forms."""
+"""The text of one choice in OpenAI's forms: parts of a stream, the whole, and logarithms of probabilities."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from moec.serving.tool_calls import ToolCall, ToolCallReader
 
 
 class ChoiceReply:
-    """A choice of a chat or of a text, by its events. ``bytes_of``: bytes of a token. ``reads_calls``: whether its text
-    may have calls of tools."""
+    """A choice, made of its events. ``bytes_of``: function that returns the bytes of a token. ``chat``: whether the
+    choice answers a chat. ``reads_calls``: whether its text may have calls of tools."""
 
     def __init__(self, bytes_of: Callable[[int], bytes], *, chat: bool, reads_calls: bool) -> None:
         self.generation: Generation | None = None
@@ -58,7 +58,7 @@ class ChoiceReply:
         return {"message": {**message, **({"tool_calls": self._calls} if self._calls else {})}}
 
     def all_logprobs(self) -> dict[str, Any] | None:
-        """Logarithms of the probabilities of all tokens, in OpenAI's form; None where none are told."""
+        """Logarithms of the probabilities of all tokens, in OpenAI's form; None if they are not wanted."""
         return self._logprobs(self._tokens, self._offsets)
 
     def _content(self, part: str | ToolCall) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ChoiceReply:
         }
 
     def _top(self, token: TokenLogprob) -> dict[str, float]:
-        """Most likely tokens by their texts; of those with the same text, the more likely one."""
+        """Logarithms of the most likely tokens by text; for equal texts that of the likelier token."""
         by_name = {self._name(other): logprob for other, logprob in reversed(token.top)}
         return dict(reversed(by_name.items()))
 

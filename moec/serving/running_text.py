@@ -1,4 +1,4 @@
-"""Choices: the texts of a request, and what is told about them while they are generated."""
+"""Choices: the texts of a request, and their events while they are generated."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from moec.serving.token_logprobs import TokenLogprob, token_logprob
 class TextJob:
     """Generation that a request asks for: ``count`` texts after one prompt.
 
-    ``new_tokens``: the most of each, None for as many as there may be. ``top_logprobs``: how many most likely tokens
-    are told with each token; None where no logarithms of probabilities are wanted. ``matcher``: begin of a text in the
-    grammar that all follow."""
+    ``new_tokens``: the most of each text; None for the server's limit. ``top_logprobs``: number of most likely tokens
+    to report with each token; None for no logarithms of probabilities. ``matcher``: grammar that all texts follow, at
+    its beginning."""
 
     prompt: list[int]
     sampling: Sampling
@@ -35,8 +35,8 @@ class TextJob:
 
 @dataclasses.dataclass(frozen=True)
 class NewText:
-    """New text of a choice, and the tokens that were taken for it if they are told. The text is empty where they are
-    only a part of a character, or may begin a stop string."""
+    """New text of a choice, and its tokens if their logarithms of probabilities are wanted. The text is empty if they
+    are only a part of a character, or may begin a stop string."""
 
     choice: int
     text: str
@@ -45,7 +45,7 @@ class NewText:
 
 @dataclasses.dataclass(frozen=True)
 class EndedText:
-    """Result of a choice. ``reused``: tokens of the prompt that were not computed for it."""
+    """Result of a choice. ``reused``: number of tokens of the prompt that were not computed again."""
 
     choice: int
     generation: Generation
@@ -53,13 +53,14 @@ class EndedText:
 
 
 Event = NewText | EndedText | RequestError
-"""News of a request. Each choice has one result; a refusal is the last event of all."""
+"""Event of a request. Each choice has one result; a refusal is the last event."""
 
 
 class RunningText:
-    """One text of a request. ``number``: of its sequence, None until it has one. ``reused``: first tokens of the
-    prompt that it took from an earlier one. ``last_time``: of its last token, or
-    of the request until it ``has_begun``. Random numbers are those of prompt ``index`` in :func:`moec.generate`."""
+    """One text of a request, with the random numbers of prompt ``index`` in :func:`moec.generate`.
+
+    ``number``: number of its sequence, None until it has one. ``reused``: number of first tokens of the prompt taken
+    from an earlier one. ``last_time``: time of its last token, or of the request until it ``has_begun``."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The scheduler: one thread owns the batch, lets requests in as there is room, and hands out text as it comes."""
+"""The scheduler: a thread that owns the batch, starts requests when there is room, and passes on their text."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from moec.serving.running_text import Event, RunningText, TextJob
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request that is being answered. ``on_event`` is called on the thread of ``loop``. ``choices`` is empty until
-    the request has a prompt (:meth:`Scheduler.start`). ``pages``: those kept for it. ``is_over``: nobody waits for
-    events any more."""
+    """A request that is being answered. ``on_event`` is called on the thread of ``loop``. ``deadline``, ``arrival``:
+    seconds of :func:`time.monotonic`. ``choices``: empty until the request has a prompt (:meth:`Scheduler.start`).
+    ``pages``: number of pages reserved for it. ``is_over``: whether nobody waits for events any more."""
 
     loop: asyncio.AbstractEventLoop
     on_event: Callable[[Event], None]
@@ -46,9 +46,10 @@ class Ticket:
 class Scheduler:
     """Requests that share the steps of one :class:`moec.Batch`.
 
-    A request waits until a sequence and the pages of its longest text are free; requests are let in as they came, so
-    that a long one is not overtaken for ever. Steps serve sequences in turn. A text does not depend on its neighbours.
-    All events of a step go to the loop in one call, because each call wakes a thread that competes for the interpreter.
+    A request waits until a sequence and the pages of its longest text are free. Requests start in the order of their
+    arrival, so that short ones do not delay a long one for ever. Sequences take turns in steps, and no text depends on
+    another. All events of a step go to the loop in one call, because each call wakes a thread that competes for the
+    interpreter.
     """
 
     def __init__(self, model: CompiledModel, codec: TextCodec, limits: ServerLimits, metrics: Metrics) -> None:
@@ -76,8 +77,8 @@ class Scheduler:
         return ServerLoad(max(0, self._open - running), running, self._batch.pages - free, free)
 
     def enter(self, loop: asyncio.AbstractEventLoop, on_event: Callable[[Event], None]) -> Ticket:
-        """Take a place, which :meth:`leave` gives back. ``on_event`` is called on the thread of ``loop``. Raises
-        RequestError where all are taken, and at the end."""
+        """Reserve a place until :meth:`leave`. ``on_event`` is called on the thread of ``loop``. Raises RequestError if
+        no place is free or the server is stopping."""
         with self._changed:
             if self.is_stopping:
                 raise _stopping()
@@ -89,7 +90,7 @@ class Scheduler:
 
     def start(self, ticket: Ticket, job: TextJob) -> None:
         """Continue a prompt as soon as there is room. Raises RequestError for more texts or tokens than the server
-        holds, and at the end."""
+        holds, and while it is stopping."""
         if job.count > self._limits.sequences:
             raise RequestError(
                 400, f"n is {job.count}; this server computes {self._limits.sequences} texts together", parameter="n"
@@ -114,15 +115,15 @@ class Scheduler:
             self._changed.notify()
 
     def leave(self, ticket: Ticket) -> None:
-        """Give back the place of a request, which is cancelled if it is not answered yet."""
+        """Free the place of a request and cancel it if it is not answered yet."""
         with self._changed:
             self._open -= 1
             ticket.is_over = True
             self._changed.notify()
 
     def stop(self) -> None:
-        """Take no further requests, refuse those that wait, and let the others go on for ``grace_seconds``. Signal
-        handlers may call it: it takes no lock."""
+        """Refuse new and waiting requests, and let the others go on for ``grace_seconds``. It takes no lock, so signal
+        handlers may call it."""
         if self._stops_at is None:
             self._stops_at = time.monotonic() + self._limits.grace_seconds
 
@@ -166,7 +167,7 @@ class Scheduler:
         self._news.append((ticket, event))
 
     def _pass_on(self) -> None:
-        """Let the loops of requests hear what happened."""
+        """Pass on all events to the loops of their requests."""
         news, self._news = self._news, []
         for loop in dict.fromkeys(ticket.loop for ticket, _ in news):
             own = [(ticket, event) for ticket, event in news if ticket.loop is loop]
@@ -174,7 +175,7 @@ class Scheduler:
                 loop.call_soon_threadsafe(_hear, own)
 
     def _drop(self) -> None:
-        """End requests that nobody waits for, or that took too long, and those that a stop leaves no time."""
+        """End requests that nobody waits for, that took too long, or that have no time left while the server stops."""
         now = time.monotonic()
         for ticket in [*self._running, *self._waiting]:
             if ticket.is_over:
@@ -205,7 +206,7 @@ class Scheduler:
                 self._metrics.began(len(first.row.prompt), first.reused)
 
     def _step(self) -> None:
-        """Compute the next tokens of some sequences. A failure ends all, because nothing says which one caused it."""
+        """Compute the next tokens of some sequences. A failure ends all requests, because its cause is unknown."""
         try:
             results = self._batch.step()
         except Exception as error:
@@ -220,8 +221,8 @@ class Scheduler:
                 self._end(ticket, RequestError(500, f"the text cannot go on: {one_line(error)}"))
 
     def _take(self, ticket: Ticket, results: Mapping[int, np.ndarray]) -> None:
-        """Let the choices of a request whose logits are there take their next tokens. All begin with the logits of the
-        prompt, which is computed once."""
+        """Select the next token of each choice that has logits. All choices begin with the logits of the prompt, which
+        is computed once."""
         first = ticket.choices[0]
         if first.number in results and not first.has_begun:
             logits = results[first.number]
@@ -248,7 +249,7 @@ class Scheduler:
             self._free(choice)
 
     def _end(self, ticket: Ticket, event: RequestError | None) -> None:
-        """Free what an unfinished request holds, and tell whoever waits for it."""
+        """Free the sequences of an unfinished request, and send its last event if somebody waits for it."""
         (self._running if ticket in self._running else self._waiting).remove(ticket)
         for choice in ticket.choices:
             self._free(choice)
@@ -267,7 +268,8 @@ def _hear(news: Sequence[tuple[Ticket, Event]]) -> None:
 
 
 def _pages(job: TextJob, most: int) -> int:
-    """Pages of the texts of a job with ``most`` new tokens each. They share the whole pages of the prompt."""
+    """Number of pages of the texts of a job, with ``most`` new tokens each. They share the whole pages of the
+    prompt."""
     own = -(-(len(job.prompt) + most) // PAGE)
     return own + (job.count - 1) * (own - len(job.prompt) // PAGE)
 

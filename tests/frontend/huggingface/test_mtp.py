@@ -19,7 +19,7 @@ from moec.ir.interpreter import run
 from moec.ir.verifier import verify
 from moec.runtime.draft_limit import DraftLimit
 
-from .models import mixtral, saved, torch
+from .models import mixtral, saved, torch, transformers
 from .mtp_folders import BEHIND, FAMILIES, LAYERS, PARTS, VOCABULARY, WIDTH, write_folder
 
 SPLIT = 4
@@ -43,6 +43,25 @@ def expected(layer: Any, tensors: Any, family: str, ids: Any, hidden: Any) -> tu
 def example(length: int = 9) -> tuple[Any, Any]:
     torch.manual_seed(1)
     return torch.randint(0, VOCABULARY, (1, length)), torch.randn(1, length, WIDTH)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["Glm4Moe", "DeepseekV3"])
+def test_the_formula_is_that_of_transformers(family: str, tmp_path: pathlib.Path) -> None:
+    """Its MTP layers take the model's tables, and know the names of the families' own sizes only."""
+    layers = pytest.importorskip("transformers.modeling_layers")
+    if not hasattr(layers, "MtpModel"):
+        pytest.skip("this version of transformers has no MTP layers")
+    _, layer, tensors = write_folder(tmp_path, family)
+    module = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    module._keys_to_ignore_on_load_unexpected = [re.escape(BEHIND)]
+    mtp = layers.MtpModel.from_pretrained(module)
+    mtp.embed_tokens = layer.model.embed_tokens
+    ids, hidden = example()
+    cache = transformers.cache_utils.MtpCache(config=module.config.get_mtp_config())
+    with torch.no_grad():
+        actual = mtp.forward_layer(0, hidden, 1 + torch.arange(ids.shape[1])[None], cache, input_ids=ids)
+        torch.testing.assert_close(actual, expected(layer, tensors, family, ids, hidden)[1], rtol=1e-4, atol=1e-5)
 
 
 def empty_model() -> ir.Model:

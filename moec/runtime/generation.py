@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.arguments import check_choice, check_kind, check_optional_text, check_path, known_options
+from moec.common.arguments import check_choice, check_kind, check_optional_text, check_path, known_options, shown
 from moec.common.draft_kinds import MTP, NGRAM
-from moec.common.errors import InputError, MoecError, RoomError, reporting
+from moec.common.errors import InputError, MoecError, RoomError, one_line, reporting
 from moec.runtime.draft_model import DraftModel, check_same_tokens
 from moec.runtime.drafting import DraftedText
 from moec.runtime.model import CompiledModel
@@ -92,6 +92,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     _check_counts(max_new_tokens=max_new_tokens, batch=batch)
     check_optional_text(system=system)
+    on_text = _checked(on_text)
     check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
     _check_source(drafts, model)
     codec = _codec(model, prompts, stops)
@@ -152,6 +153,24 @@ def _check_source(drafts: str | CompiledModel | None, model: CompiledModel) -> N
         check_choice("drafts", drafts, (NGRAM, MTP))
     if drafts == MTP:
         model.mtp_session(1)
+
+
+def _checked(on_text: OnText | None) -> OnText | None:
+    """Wrap the caller's function so that its errors are no defects of moec. Raises MoecError if it is no function."""
+    if on_text is None:
+        return None
+    if not callable(on_text):
+        raise MoecError(f"on_text is {shown(on_text)}; expected a function of an index and a text, or None")
+
+    def checked(place: int, text: str) -> None:
+        try:
+            on_text(place, text)
+        except MoecError:
+            raise
+        except Exception as error:  # a function of the user may raise anything
+            raise MoecError(f"on_text failed with {type(error).__name__}: {one_line(error)}") from error
+
+    return checked
 
 
 def _check_counts(**counts: int) -> None:

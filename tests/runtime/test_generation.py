@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.common.errors import InputError, MoecError, RoomError
+from moec.common.errors import DefectError, InputError, MoecError, RoomError
 from moec.runtime.generation import prefilled
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec, TextStream
@@ -186,6 +186,17 @@ def test_arguments_of_other_kinds_are_refused(model, arguments, options, message
     with pytest.raises(MoecError, match=message) as caught:
         moec.generate(*(model if argument is MODEL else argument for argument in arguments), **options)
     assert not isinstance(caught.value, moec.DefectError) and "\n" not in str(caught.value)
+
+
+def test_errors_of_the_function_that_gets_text_are_its_own(model):
+    def failing(place, text):
+        raise KeyError("key")
+
+    with pytest.raises(MoecError, match=r"^on_text failed with KeyError: 'key'$") as caught:
+        moec.generate(model, "abc", on_text=failing)
+    assert isinstance(caught.value.__cause__, KeyError) and not isinstance(caught.value, DefectError)
+    with pytest.raises(MoecError, match=r"^on_text is 5 of type int; expected a function"):
+        moec.generate(model, "abc", on_text=5)
 
 
 def test_a_wrong_option_is_a_type_error_too(model):

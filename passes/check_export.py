@@ -138,7 +138,7 @@ def _check_split(node: ir.Node, sizes: set[sympy.Basic]) -> None:
 
 
 def _active_of(value: ir.Value | None) -> int | None:
-    """When the value lists the experts that a top-k selection has chosen at all: how many there are to choose from."""
+    """Number of experts to choose from, if the value lists those that a top-k selection has chosen; else None."""
     node = _origin(value)
     if not is_op(node, "NonZero"):
         return None

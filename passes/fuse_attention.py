@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import FreshNames, constant, is_op, replace_value
+from moec.passes.graph.edits import FreshNames, constant, constant_number, is_op, replace_value
 from moec.passes.shapes.symbolic import shape_of
 
 _SWAP_LAST = [0, 1, 3, 2]
@@ -155,7 +155,12 @@ def _unguarded(weights: ir.Value) -> ir.Value:
         return weights
     condition, replacement, guarded = where.inputs
     test = condition.producer() if condition is not None else None
-    if guarded is None or not is_op(test, "IsNaN") or test.inputs[0] is not guarded or _number(replacement) != 0.0:
+    if (
+        guarded is None
+        or not is_op(test, "IsNaN")
+        or test.inputs[0] is not guarded
+        or constant_number(replacement) != 0.0
+    ):
         return weights
     return guarded if _has_uses(guarded, 2) else weights
 
@@ -178,9 +183,9 @@ def _split_scale(value: ir.Value) -> tuple[ir.Value, float]:
     scale = 1.0
     while is_op(node := value.producer(), "Mul", "Div"):
         first, second = node.inputs
-        number = _number(second)
+        number = constant_number(second)
         if number is None and node.op_type == "Mul":
-            first, number = second, _number(first)
+            first, number = second, constant_number(first)
         if first is None or number is None or number == 0.0:
             break
         value, scale = first, scale * number if node.op_type == "Mul" else scale / number
@@ -327,9 +332,3 @@ def _dims(value: ir.Value | None) -> list[Any] | None:
     """Sizes as numbers and expressions, in which the order of a sum does not count; None if any is unknown."""
     sizes = shape_of(value) if value is not None else None
     return None if sizes is None else [int(size) if size.is_Integer else size for size in sizes]
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The value of a constant of one element and rank 0 or 1."""
-    data = constant(value)
-    return float(data.ravel()[0]) if data is not None and data.size == 1 and data.ndim <= 1 else None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import constant, is_op, replace_value
+from moec.passes.graph.edits import constant, constant_number, is_op, replace_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +163,11 @@ def _normalized(value: ir.Value) -> _Normalized | None:
 def _square_of_inverse_root(value: ir.Value) -> ir.Value | None:
     """s where the value is 1 / sqrt(s)."""
     node = value.producer()
-    if is_op(node, "Pow") and _number(node.inputs[1]) == -0.5:
+    if is_op(node, "Pow") and constant_number(node.inputs[1]) == -0.5:
         return node.inputs[0]
     if is_op(node, "Reciprocal"):
         return _square_of_root(node.inputs[0])
-    if is_op(node, "Div") and _number(node.inputs[0]) == 1.0:
+    if is_op(node, "Div") and constant_number(node.inputs[0]) == 1.0:
         return _square_of_root(node.inputs[1])
     return None
 
@@ -184,7 +184,7 @@ def _with_square(x: ir.Value, square: ir.Value) -> _Normalized | None:
     if not is_op(addition, "Add"):
         return None
     for mean, epsilon_value in _operands(addition):
-        epsilon = _number(epsilon_value)
+        epsilon = constant_number(epsilon_value)
         squares = _mean_of(mean)
         if epsilon is None or squares is None or not _is_square_of(squares, x):
             continue
@@ -208,7 +208,7 @@ def _is_square_of(value: ir.Value, x: ir.Value) -> bool:
     node = value.producer()
     if is_op(node, "Mul"):
         return all(factor is x for factor in node.inputs)
-    return is_op(node, "Pow") and node.inputs[0] is x and _number(node.inputs[1]) == 2.0
+    return is_op(node, "Pow") and node.inputs[0] is x and constant_number(node.inputs[1]) == 2.0
 
 
 def _centre(x: ir.Value) -> ir.Value | None:
@@ -217,9 +217,3 @@ def _centre(x: ir.Value) -> ir.Value | None:
     if not is_op(node, "Sub") or node.inputs[0] is None or node.inputs[1] is None:
         return None
     return node.inputs[0] if _mean_of(node.inputs[1]) is node.inputs[0] else None
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The value of a constant of one element and rank 0 or 1."""
-    data = constant(value)
-    return float(data.ravel()[0]) if data is not None and data.size == 1 and data.ndim <= 1 else None

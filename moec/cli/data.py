@@ -174,7 +174,7 @@ def evaluate(
         contestants: list[Path | CompiledModel] = list(models)
         if is_started_on_ranks():
             if len(models) > 1:
-                raise MoecError("on several ranks evaluate takes one artifact")
+                raise MoecError("on several ranks evaluate takes one artifact; evaluate the others by further runs")
             if workers:
                 raise MoecError("on several ranks evaluate runs in them; leave --workers out")
             contestants = [ranks.enter_context(loaded(models[0], threads=threads, emulate=emulate))]

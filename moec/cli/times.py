@@ -67,7 +67,9 @@ def bench(
         raise MoecError("--trace records one process; leave it out on several ranks")
     if sessions.are_asked:
         if against or inputs:
-            raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
+            raise MoecError(
+                "--prefill, --decode and --depth time sessions, --against and --inputs single runs; give one kind"
+            )
         _bench_sessions(artifact, sessions, running, trace, as_json)
         return
     if is_started_on_ranks():

@@ -9,7 +9,7 @@ from moec.exploring.model_nodes import ModelNode, ModelNodes
 
 
 def imported_nodes(models: Sequence[ModelNodes]) -> dict[str, frozenset[str]]:
-    """For each node of the last model, name the nodes of the first that it was made of. Nodes that no result needs are
+    """Name the nodes of the first model that each node of the last one was made of. Nodes that no result needs are
     left out.
 
     A node that keeps its name and operator from one model to the next is the same. Nodes that a pass added were made

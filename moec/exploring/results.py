@@ -34,5 +34,5 @@ def write_sweep(sweep: Sweep, path: pathlib.Path) -> None:
 
 
 def _directions(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each metric whether more of it is better."""
+    """Whether more is better, by metric."""
     return {name: {"more_is_better": METRICS[name].more_is_better} for name in metrics}

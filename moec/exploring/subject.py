@@ -71,5 +71,5 @@ class Subject:
 
     @functools.cached_property
     def imported_nodes(self) -> dict[str, frozenset[str]]:
-        """For each node of the last model, the imported nodes that it was made of."""
+        """Imported nodes that each node of the last model was made of."""
         return imported_nodes([*self.models.values()])

@@ -37,7 +37,7 @@ def attention(
         raise NotImplementedError("Attention: the output qk_matmul_output is not supported")
     is_flat = query.ndim == 3
     if is_flat:
-        query, key, value = _heads(query, q_num_heads), _heads(key, kv_num_heads), _heads(value, kv_num_heads)
+        query, key, value = heads(query, q_num_heads), heads(key, kv_num_heads), heads(value, kv_num_heads)
     if past_key is not None and past_value is not None:
         key, value = np.concatenate([past_key, key], axis=2), np.concatenate([past_value, value], axis=2)
     past = 0 if past_key is None else past_key.shape[2]
@@ -48,8 +48,8 @@ def attention(
     return y, key, value
 
 
-def _heads(x: Array, count: int) -> Array:
-    """[B,S,count*h] → [B,count,S,h]."""
+def heads(x: Array, count: int) -> Array:
+    """Split columns into heads: [B,S,count*h] → [B,count,S,h]."""
     B, S, width = x.shape
     return np.swapaxes(x.reshape(B, S, count, width // count), 1, 2)
 

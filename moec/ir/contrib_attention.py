@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from moec.ir.attention import heads
+
 Array = np.ndarray[Any, Any]
 
 
@@ -97,7 +99,7 @@ def _split(
     if key is None or value is None:
         h = query.shape[2] // (num_heads + 2 * kv_num_heads)
         query, key, value = np.split(query, [num_heads * h, (num_heads + kv_num_heads) * h], axis=2)
-    return _heads(query, num_heads), _heads(key, kv_num_heads), _heads(value, kv_num_heads)
+    return heads(query, num_heads), heads(key, kv_num_heads), heads(value, kv_num_heads)
 
 
 def _cache(past: Array | None, lengths: list[int], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -107,9 +109,3 @@ def _cache(past: Array | None, lengths: list[int], shape: tuple[int, ...], dtype
         for b, length in enumerate(lengths):
             cache[b, :, :length] = past[b, :, :length]
     return cache
-
-
-def _heads(x: Array, count: int) -> Array:
-    """[B,S,heads*h] → [B,heads,S,h]."""
-    B, S, width = x.shape
-    return np.swapaxes(x.reshape(B, S, count, width // count), 1, 2)

@@ -142,7 +142,9 @@ def begin_from(cache: PromptCache, session: Session, row: PromptRow) -> bool:
 
 def _check_prompt(session: Session, row: PromptRow) -> None:
     if session.max_tokens is not None and len(row.prompt) > session.max_tokens:
-        raise InputError(f"the prompt has {len(row.prompt)} tokens, and the session holds {session.max_tokens}")
+        raise InputError(
+            f"the prompt has {len(row.prompt)} tokens, and the session holds {session.max_tokens}; raise max_tokens"
+        )
 
 
 def _check_source(drafts: str | CompiledModel | None, model: CompiledModel) -> None:
@@ -298,7 +300,9 @@ def _run_in_parts(
     length = ids.shape[1]
     room = session.max_tokens
     if room is not None and session.length + length > room:
-        raise InputError(f"the prompt has {length} tokens, and the session holds {room - session.length} more")
+        raise InputError(
+            f"the prompt has {length} tokens, and the session holds {room - session.length} more; raise max_tokens"
+        )
     step = session.part_tokens(length)
     done = 0
     while True:

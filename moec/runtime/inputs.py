@@ -25,7 +25,7 @@ def bound_inputs(names: Sequence[str], arguments: Sequence[Any], named: Mapping[
         raise InputError(f"{len(arguments)} positional inputs given; the model takes {len(names)}: {', '.join(names)}")
     positional = dict(zip(names, arguments, strict=False))
     if twice := sorted(positional.keys() & named.keys()):
-        raise InputError(f"input {twice[0]!r} is given both by position and by name")
+        raise InputError(f"input {twice[0]!r} is given both by position and by name; give it once")
     return {**positional, **named}
 
 

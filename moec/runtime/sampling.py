@@ -111,7 +111,9 @@ class Sampling:
         """A row of :class:`Option` by which a device selects the token that :meth:`choose` would. Raises
         UnsupportedError for options that devices do not have."""
         if self.presence_penalty or self.frequency_penalty or self.logit_bias:
-            raise UnsupportedError("presence_penalty, frequency_penalty and logit_bias need the processor")
+            raise UnsupportedError(
+                "presence_penalty, frequency_penalty and logit_bias need the processor; leave them out on a GPU"
+            )
         if self.temperature == 0:
             return [1, self.repetition_penalty, 0, 0, 1, 0, 0]
         top_k, least = min(self.top_k, MOST_TOKENS), self.min_p * WHOLE

@@ -237,5 +237,7 @@ class SessionStates:
 def _known_sizes(ids: TensorSpec, sums: Mapping[str, str], batch: int) -> dict[str, int]:
     sizes = {ids.shape[0]: batch} if isinstance(ids.shape[0], str) else {}
     if isinstance(ids.shape[0], int) and ids.shape[0] != batch:
-        raise InputError(f"the model is for {ids.shape[0]} sequences side by side, and batch is {batch}")
+        raise InputError(
+            f"the model is for {ids.shape[0]} sequences side by side, and batch is {batch}; make it for as many"
+        )
     return {**sizes, **{name: batch for name, total in sums.items() if total in sizes}}

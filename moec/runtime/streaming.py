@@ -217,7 +217,9 @@ def place_streamed(
 def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
     """Raise MoecError for a program in which no expert can take the place of one that is not in memory."""
     if pages in ("mapped", "huge"):
-        raise MoecError(f"{where}: prefer_resident is about experts that are read when chosen, and pages is '{pages}'")
+        raise MoecError(
+            f"{where}: prefer_resident is about experts that are read when chosen; leave it out, or pages='{pages}'"
+        )
     if not any(layer.replaceable for layer in program.streamed):
         reason = "no router of it can prefer experts" if program.streamed else "was compiled to have all in memory"
         raise MoecError(f"{where}: {reason}; load it without prefer_resident, or compile it with --resident")

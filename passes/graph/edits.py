@@ -19,6 +19,12 @@ def constant(value: ir.Value | None, limit: int = 1024) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
+def constant_number(value: ir.Value | None) -> float | None:
+    """The value of a constant of one element and rank 0 or 1."""
+    data = constant(value)
+    return float(data.ravel()[0]) if data is not None and data.size == 1 and data.ndim <= 1 else None
+
+
 def replace_by_tensors(node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
     """Replace a node, none of whose outputs is a graph output, by initializers that take over the outputs' names."""
     graph = node.graph

@@ -101,7 +101,8 @@ def placed_routings(block: Block) -> list[RoutingProposal]:
 
 
 def _placed_routing(block: Block, places: ir.Value) -> RoutingProposal:
-    """As many experts as a token has places at, alone or among others; whether that is enough shows in the check."""
+    """Routing to as many experts as a token has places at, alone or among others; whether these are enough shows in the
+    check."""
     routing = RoutingProposal(RouteSpec(block.E, "relu", "all", threshold=0.0), places=places)
     logits = sample_logits(block.E)
     k = max(int((routing.run(block, part)[1] >= 0).sum(axis=1).max()) for part in (logits[:1], logits))

@@ -260,7 +260,7 @@ class _Matrices:
             raise NotUnderstoodError("only some of its experts have biases")
 
     def with_rows_of(self, other: _Matrices, layout: GateLayout) -> _Matrices:
-        """The rows of both, these first but for interleaved ones."""
+        """The rows of both, these first unless they are interleaved."""
 
         def joined(first: Array, two: Array) -> Array:
             if layout != "interleaved":

@@ -249,7 +249,7 @@ class _GroupedProduct:
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any
     ) -> Iterator[tuple[Any, Multiplication, Weights, WeightTile]]:
-        """For every format: the condition that the expert has it, its multiplication, its arrays, and the tile."""
+        """Yield for every format the condition that the expert has it, the multiplication, the arrays and the tile."""
         problem = self._problem
         for index, product in enumerate(problem.multiplications):
             crossover = T.cast(operands["crossover"][0], "int64") if product.tiles_used else None

@@ -92,7 +92,7 @@ class StoredFormat:
 
     @property
     def name(self) -> str:
-        """As shown to people, e.g. ``int4 (groups of 32, float16 scales)``."""
+        """Name for people, such as ``int4 (groups of 32, float16 scales)``."""
         if self.is_float:
             return self.element
         groups = f"groups of {self.group}" if self.group else "per column"

@@ -193,7 +193,7 @@ differ in ``along`` alone."""
 def _scatter_in_order(
     lowering: Lowering, data: relax.Expr, rows: relax.Expr, updates: relax.Expr, reduction: str
 ) -> relax.Var:
-    """In one loop over the updates."""
+    """Scatter in one loop over the updates."""
     dtype = str(data.ty.dtype)
     flat = lowering.reshape(rows, [updates.ty.shape[0]])
     kernel = serial_kernels.scatter_rows(dtype, reduction)

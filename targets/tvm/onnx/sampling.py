@@ -154,7 +154,7 @@ def _weights(place: tirx.Expr, mode: str) -> list[tuple[tirx.Expr, tirx.Expr]]:
 
 
 def _index(place: tirx.Expr) -> tirx.Expr:
-    """As an integer; far outside and NaN are just outside."""
+    """Convert a position to an integer; far outside and NaN become just outside."""
     far = tirx.const(1 << 30, place.ty.dtype)
     return tirx.Select(tirx.abs(place) < far, place, -far).astype("int64")
 

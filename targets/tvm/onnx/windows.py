@@ -16,7 +16,7 @@ from moec.targets.tvm.sizes.symbolic import Sizes
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """For each spatial axis: the window's size, stride and dilation, the padding on both sides, and the number of
+    """Windows by spatial axis: the window's size, stride and dilation, the padding on both sides, and the number of
     windows. Window ``o`` sees the positions ``o * stride - before + k * dilation``."""
 
     kernel: list[int]

@@ -23,6 +23,7 @@ from moec.targets.gpu.kernels.attention_operands import FEW_QUERIES
 from moec.targets.gpu.kernels.dense_problem import dense_problem
 
 from ...frontend.gguf import tiny_models
+from ...runtime.test_batch import finish
 from ...runtime.tiny_decoder import VOCABULARY, tiny_decoder, tiny_hybrid
 from .test_held_states import CAPTURING, TEXT
 
@@ -47,13 +48,6 @@ def on_cpu() -> moec.CompiledModel:
 
 def tokens(count: int, seed: int = 0, vocabulary: int = 5) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocabulary, count)
-
-
-def finish(batch: moec.Batch) -> dict[int, np.ndarray]:
-    results: dict[int, np.ndarray] = {}
-    while any(batch.waiting(number) for number in batch.sequences):
-        results |= batch.step()
-    return results
 
 
 def check(batches: list[moec.Batch], tolerance: float = 1e-4) -> dict[int, np.ndarray]:

@@ -158,7 +158,7 @@ def _one_page(past: Any, state: HeldState, growth: int, device: Device, convert:
     shape[state.axis] += growth
     new = np.zeros if state.at_places else np.empty
     if state.store:
-        pages = new((1, *state.stored(shape)), dtype)
+        pages = device.new((1, *state.stored(shape)), dtype, zeros=state.at_places)
         convert(state.store, [0, device.place(past), device.place(pages)])
         return pages
     if isinstance(past, OnDevice) and past.dtype != dtype:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from moec.common.kernel_sizes import LARGEST
+from moec.common.specs import ROW_SCALE_BYTES
 from moec.common.work import SizedWork
 from moec.targets.base import SizeRange
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
@@ -27,6 +28,7 @@ from moec.targets.gpu.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.gpu.lowering.launch_conditions import launch_if
 from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in
 from moec.targets.tvm.kernels.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lowering.context import LoweringContext
 from moec.targets.tvm.lowering.nodes import record_of
@@ -79,7 +81,7 @@ def _work(launch: AttentionLaunch) -> SizedWork:
     problem, queries = launch.problem, "S"
     if problem.sequences:
         return _work_of_sequences(launch)
-    keys = "(pages * page)" if problem.paged else "P"
+    keys = f"(pages * {_keys_of_page(problem, 'page')})" if problem.paged else "P"
     few = f"min({queries}, {keys})"
     seen = f"{queries} * {keys}"
     moved = {}
@@ -101,7 +103,8 @@ def _work(launch: AttentionLaunch) -> SizedWork:
 def _work_of_sequences(launch: AttentionLaunch) -> SizedWork:
     """The most work of sequences with a number of queries and keys in all: sizes tell neither those of each one nor
     which of both kernels computes it."""
-    problem, keys = launch.problem, "M * page"
+    problem = launch.problem
+    keys = f"M * {_keys_of_page(problem, 'page')}"
     keys = f"min({keys}, S + {problem.window})" if problem.window else keys
     moved = {"key": f"N * G * {keys} * {problem.head_size}", "value": f"N * G * {keys} * {problem.value_size}"}
     if launch.queries.most is not None:
@@ -145,9 +148,19 @@ def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
     batch, heads, queries, _ = query.ty.shape
     sizes = key.ty.shape
     if problem.sequences:
-        most = operands[TABLE].ty.shape[1] * sizes[3]
+        most = operands[TABLE].ty.shape[1] * _keys_of_page(problem, sizes[3])
         return parts_of_sequences(keys_divided(problem, most, tirx.IntImm("int64", FEW_QUERIES)))
-    keys = keys_divided(problem, sizes[0] * sizes[3] if problem.paged else sizes[2], queries)
+    there = sizes[0] * _keys_of_page(problem, sizes[3]) if problem.paged else sizes[2]
+    keys = keys_divided(problem, there, queries)
     rows = rows_together(problem, launch.dtype)
     tiles = (queries * problem.heads_per_group + (rows - 1)) // rows
     return parts_for(batch * (heads // problem.heads_per_group) * tiles * slices_of(problem), keys)
+
+
+def _keys_of_page(problem: AttentionProblem, page: Any) -> Any:
+    """The number of keys of a page, from its size, which is in bytes where they are in int8. ``page``: an expression,
+    or its C."""
+    if problem.paged != INT8_ROWS:
+        return page
+    row = problem.head_size + ROW_SCALE_BYTES
+    return f"({page} / {row})" if isinstance(page, str) else rows_in(page, problem.head_size)

@@ -56,8 +56,11 @@ class CudaTarget:
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
         from moec.targets.gpu.kernels.append import APPEND
+        from moec.targets.gpu.kernels.append_rows import PAGE_ROWS, UNPAGE_ROWS
         from moec.targets.gpu.lowering.sampling import export_sampler
         from moec.targets.tvm.heavy.append import holding
+        from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
+        from moec.targets.tvm.kernels.kernel import STORAGE_TYPES
         from moec.targets.tvm.program import compile_program
 
         recorder = LaunchRecorder()
@@ -67,7 +70,15 @@ class CudaTarget:
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             heavy = converters(self.architecture)
-            state_calls = holding(self.architecture, APPEND, has_places=True, lengths_in_memory=True, batches=True)
+            state_calls = holding(
+                self.architecture,
+                APPEND,
+                (PAGE_ROWS, UNPAGE_ROWS),
+                (*STORAGE_TYPES, INT8_ROWS),
+                has_places=True,
+                lengths_in_memory=True,
+                batches=True,
+            )
             program = compile_program(model, heavy, target, self.name, (), backend, state_calls, sampler=export_sampler)
         for kernel in program.kernels:
             if kernel.launches:

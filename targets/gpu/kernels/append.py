@@ -14,7 +14,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.gpu.kernels.append_rows import append_rows, why_not_rows
 from moec.targets.gpu.kernels.launch import BESIDE, EARLY_ATTRIBUTES, TAKES, blocks_for, indices_of
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
@@ -35,9 +37,13 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
     If places are given by entry, the kernel is ``(places[S], new[1, ..., S, *after], pages[pages, 1, ..., page,
     *after])``, and entry i becomes entry ``places[i]`` of all pages one after the other.
 
+    Float32 rows that are stored in int8 have a kernel of their own, :mod:`.append_rows`.
+
     Entries that would lie before 0, from ``length`` on or behind the last page are skipped: no number in memory makes
     the kernel write outside of the pages.
     """
+    if problem.stored == INT8_ROWS:
+        return append_rows(problem)
     before, after = (_sizes(sizes, name) for sizes, name in ((problem.before, "b"), (problem.after, "a")))
     pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
     together = _TOGETHER if problem.after and (problem.after[-1] or 1) % _TOGETHER == 0 else 1
@@ -118,5 +124,7 @@ APPEND = Kernel(
     "pages[start[0] + i] = new[i], in place",
     append,
     how=lambda problem, _: f"what is there stays where it lies; {problem.stored} in memory",
-    why_not=lambda problem, _: why_not_stored(problem.new, problem.stored),
+    why_not=lambda problem, _: (
+        why_not_rows(problem) if problem.stored == INT8_ROWS else why_not_stored(problem.new, problem.stored)
+    ),
 )

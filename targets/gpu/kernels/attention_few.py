@@ -19,6 +19,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.common.specs import ROW_SCALE_BYTES
 from moec.targets.gpu.kernels.attention_join import part_length
 from moec.targets.gpu.kernels.attention_operands import (
     FEW_QUERIES,
@@ -36,6 +37,7 @@ from moec.targets.gpu.kernels.attention_signatures import kernel_of_parts
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
 from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
 
 THREADS = 128
 _LEAST_LANES = 8
@@ -44,8 +46,8 @@ _MOST_ROWS, _ROW_NUMBERS = 8, 128
 _MOST_KEYS, _KEY_BYTES, _SCORES = 4, 128, 16
 """Limits of the keys that a team reads at once, of the bytes of these keys and their values in a lane's registers, and
 of the scores of all rows there. More keys at once mean fewer waits for memory."""
-_LOAD_BYTES = 16
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LOAD_BYTES, _INT8_TOGETHER = 16, 4
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, INT8_ROWS: 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +82,8 @@ class _WorkPartition:
 
     def _together(self, size: int, row: int) -> int:
         """Numbers that a lane reads at once: 16 bytes if both ``size`` and the ``row`` that they are a part of are
-        multiples of that, otherwise one number."""
-        most = _LOAD_BYTES // _BYTES[self.stored]
+        multiples of that, otherwise one number. Of int8 they are 4."""
+        most = _INT8_TOGETHER if self.stored == INT8_ROWS else _LOAD_BYTES // _BYTES[self.stored]
         return most if size % most == 0 and row % most == 0 else 1
 
     @property
@@ -157,6 +159,12 @@ class _BlockRows:
     def operands(self) -> AttentionOperands:
         return self.rows.operands
 
+    @property
+    def rows_are_aligned(self) -> Any:
+        """Whether a lane's numbers can be read at once. Scales lie between the rows of int8 of two heads; a session's
+        pages have 256 rows, and the page of a plain run as many as there are."""
+        return self.work.stored != INT8_ROWS or self.operands.page % (_INT8_TOGETHER // ROW_SCALE_BYTES) == 0
+
     def part(self, step: Any, first: Any = 0) -> Any:
         """The index of the group of numbers that this lane reads in a step; ``first``: that of the first lane and
         step."""
@@ -194,27 +202,40 @@ def _load(block, share, source, size, place, is_there, first_part, numbers, at):
         for v in T.unroll(together):
             numbers[at, step * together + v] = T.cast(T.float32(0), numbers.dtype)
         if T.And(is_there, part * together < size):
-            for v in T.vectorized(together):
-                numbers[at, step * together + v] = source[place(part * together + v)]
+            if block.rows_are_aligned:
+                for v in T.vectorized(together):
+                    numbers[at, step * together + v] = source[place(part * together + v)]
+            else:
+                for v in T.unroll(together):
+                    numbers[at, step * together + v] = source[place(part * together + v)]
 
 
 @T.inline
-def _load_keys(block, first, keys, values):
-    """Load the keys of a step and their values. All loads are issued before the first result is used."""
+def _load_keys(block, first, keys, values, scales):
+    """Load the keys of a step, their values, and ``scales`` [2, keys] of both where they are in int8. All loads are
+    issued before the first result is used."""
     operands, rows, work = T.meta_var(block.operands), T.meta_var(block.rows), T.meta_var(block.work)
     first_part: T.let = rows.slice * (operands.slice_columns // work.of_values.together)
     page: T.let = operands.page_of(rows.batch, first)
     inside: T.let = operands.inside_page(first)
     for k in T.unroll(work.keys_together):
         number: T.let = k * work.teams + block.team
-        place = T.meta_var(lambda column: operands.place(rows.batch, rows.group, page, inside + number, column))
+        own = T.meta_var((rows.batch, rows.group, page, inside + number))
         problem, is_there = T.meta_var(operands.problem), T.meta_var(first + number < block.end)
-        _load(block, work.of_keys, operands.key, problem.head_size, place, is_there, 0, keys, k)
-        _load(block, work.of_values, operands.value, problem.value_size, place, is_there, first_part, values, k)
+        of_keys = T.meta_var(lambda column: operands.place(*own, column, problem.head_size))
+        of_values = T.meta_var(lambda column: operands.place(*own, column, problem.value_row))
+        _load(block, work.of_keys, operands.key, problem.head_size, of_keys, is_there, 0, keys, k)
+        _load(block, work.of_values, operands.value, problem.value_size, of_values, is_there, first_part, values, k)
+        if problem.paged == INT8_ROWS:
+            scales[0, k] = T.float32(0)
+            scales[1, k] = T.float32(0)
+            if is_there:
+                scales[0, k] = operands.scale(operands.key, *own, problem.head_size)
+                scales[1, k] = operands.scale(operands.value, *own, problem.value_row)
 
 
 @T.inline
-def _score_keys(block, first, state, keys, scores):
+def _score_keys(block, first, state, keys, scales, scores):
     """Compute the scores of a step; the lanes of a team add up their parts of the products. All lanes of a warp take
     part, even if their team has no more keys; the scores of missing keys are minus infinity."""
     rows, work = T.meta_var(block.rows), T.meta_var(block.work)
@@ -226,6 +247,8 @@ def _score_keys(block, first, state, keys, scores):
             for i in T.unroll(work.of_keys.count):
                 scores[r, k] = scores[r, k] + state.queries[r, i] * T.cast(keys[k, i], "float32")
             scores[r, k] = reduce_lanes(scores[r, k], "sum", work.lanes)
+            if block.operands.problem.paged == INT8_ROWS:
+                scores[r, k] = scores[r, k] * scales[0, k]
             if rows.sees(r, key, frontier):
                 scores[r, k] = block.operands.score(scores[r, k], rows.batch, rows.head(r), rows.query(r), key)
             else:
@@ -233,7 +256,7 @@ def _score_keys(block, first, state, keys, scores):
 
 
 @T.inline
-def _weigh(block, state, values, scores):
+def _weigh(block, state, values, scales, scores):
     """Add the weights and weighted values of a step, after rescaling the sums so far to the new largest score."""
     work = T.meta_var(block.work)
     for r in T.unroll(work.rows):
@@ -247,8 +270,9 @@ def _weigh(block, state, values, scores):
         for k in T.unroll(work.keys_together):
             weight: T.let = T.exp(scores[r, k] - state.largest[r])
             state.totals[r] = state.totals[r] + weight
+            scaled = T.meta_var(weight * scales[1, k] if block.operands.problem.paged == INT8_ROWS else weight)
             for i in T.unroll(work.of_values.count):
-                state.sums[r, i] = state.sums[r, i] + weight * T.cast(values[k, i], "float32")
+                state.sums[r, i] = state.sums[r, i] + scaled * T.cast(values[k, i], "float32")
 
 
 @T.inline
@@ -323,6 +347,11 @@ def _store(block, shared):
                     parts.statistics[(*own, 1)] = total[0]
 
 
+def _scales(work: _WorkPartition) -> Any:
+    """Registers [2, keys] for the scales of keys and values in int8; None for other types."""
+    return T.alloc_local((2, work.keys_together), "float32") if work.stored == INT8_ROWS else None
+
+
 @T.inline
 def _attend(block, shared):
     work = T.meta_var(block.work)
@@ -333,13 +362,14 @@ def _attend(block, shared):
     keys = T.alloc_local((work.keys_together, work.of_keys.count), work.stored)
     values = T.alloc_local((work.keys_together, work.of_values.count), work.stored)
     scores = T.alloc_local((work.rows, work.keys_together), "float32")
+    scales = T.meta_var(_scales(work))
     state = T.meta_var(_FewQueriesState(queries, largest, totals, sums))
     _start(block, state)
     for step in T.serial(T.ceildiv(T.max(block.end - block.first, 0), work.step_keys)):
         first: T.let = block.first + step * work.step_keys
-        _load_keys(block, first, keys, values)
-        _score_keys(block, first, state, keys, scores)
-        _weigh(block, state, values, scores)
+        _load_keys(block, first, keys, values, scales)
+        _score_keys(block, first, state, keys, scales, scores)
+        _weigh(block, state, values, scales, scores)
     _share(block, state, shared)
     _store(block, shared)
 

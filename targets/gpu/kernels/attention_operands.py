@@ -21,6 +21,7 @@ from tvm.script import tirx as T
 
 from moec.targets.base import SizeRange
 from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, scale_at, scale_from
 from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, why_not_stored
 from moec.targets.tvm.lowering.context import LoweringContext
 
@@ -138,12 +139,22 @@ class AttentionOperands:
         least 0."""
         return T.max(self.page if self.problem.paged else self.used_keys(batch), 1) - 1
 
-    def place(self, batch: Any, group: Any, page: Any, inside: Any, column: Any) -> tuple[Any, ...]:
-        """The indices of a number in the tensors of keys and values."""
+    def place(self, batch: Any, group: Any, page: Any, inside: Any, column: Any, row: int = 0) -> tuple[Any, ...]:
+        """The indices of a number in the tensors of keys and values. ``row``: the numbers of a row, where these are in
+        int8."""
         entry = T.int64(0) if self.problem.sequences else T.cast(batch, "int64")
         if not self.problem.paged:
             return entry, group, inside, column
-        return T.cast(page, "int64"), entry, group, inside, column
+        own = T.cast(page, "int64"), entry, group
+        return (*own, inside * row + column) if self.problem.paged == INT8_ROWS else (*own, inside, column)
+
+    def scale(self, tensor: Any, batch: Any, group: Any, page: Any, inside: Any, row: int) -> Any:
+        """The scale of a row of int8 of keys or values; 1 for other types."""
+        if self.problem.paged != INT8_ROWS:
+            return T.float32(1)
+        first = scale_at(tensor.shape[-1], row, inside)
+        low, high = (tensor[self.place(batch, group, page, 0, first + byte, row)] for byte in (0, 1))
+        return scale_from(low, high)
 
     def result_place(self, batch: Any, head: Any, query: Any, column: Any) -> tuple[Any, ...]:
         """The indices of a number in the result."""

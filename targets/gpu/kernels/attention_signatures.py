@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 from moec.targets.gpu.kernels.attention_operands import AttentionOperands, KeyParts
 from moec.targets.gpu.kernels.launch import ATTRIBUTES
 from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in
 
 
 def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
@@ -23,7 +24,8 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
 
     Paged keys and values are [pages, B, G, page, D] of the type in which they are stored. A page holds a multiple of
     :data:`KEYS_TOGETHER` keys unless it is the only one. The mask then has at least as many keys as are in use. Values
-    that are columns of keys have rows of D numbers, and both tensors are the same.
+    that are columns of keys have rows of D numbers, and both tensors are the same. Pages of int8 rows are [pages, B, G,
+    bytes] (:mod:`moec.targets.tvm.kernels.int8_rows`).
 
     For a batch of sequences the kernel is ``(query[1, H, S, D], key[pages, 1, G, page, D], value[pages, 1, G, page,
     Dv], lengths[N], spans[N, 2], table[N, M], sinks[H], result[1, H, S, Dv])``. Queries of no span, and those of
@@ -128,7 +130,11 @@ def _binding(problem, dtype, body):
     B, G, S, P, pages, page, L, N, M = sizes.values()
     entries = 1 if problem.sequences else B
     keys_shape: tuple[Any, ...] = (pages, entries, G, page) if problem.paged else (B, G, P)
-    count, stored = (pages * page, problem.paged) if problem.paged else (P, dtype)
+    rows, key_shape, value_shape = page, (*keys_shape, D), (*keys_shape, problem.value_row)
+    if problem.paged == INT8_ROWS:  # both have as many rows; a page of values has another number of bytes
+        rows, values = rows_in(page, D), tirx.Var("value_page", "int32")
+        key_shape, value_shape = keys_shape, (*keys_shape[:-1], page if problem.value_row == D else values)
+    count, stored = (pages * rows, problem.paged) if problem.paged else (P, dtype)
     mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
     if problem.mask:
         own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
@@ -139,15 +145,15 @@ def _binding(problem, dtype, body):
     @T.inline
     def bind_operands(handles, parts, batches, keys, mask, lengths_shape, spans, table):
         query_handle, key_handle, value_handle, lengths_handle, sinks_handle, result_handle = T.meta_var(handles)
-        key = T.match_buffer(key_handle, (*keys_shape, D), stored)
+        key = T.match_buffer(key_handle, key_shape, stored)
         query = T.match_buffer(query_handle, (entries, G * ratio, S, D), dtype)
-        value = T.match_buffer(value_handle, (*keys_shape, problem.value_row), stored)
+        value = T.match_buffer(value_handle, value_shape, stored)
         sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
         result = T.match_buffer(result_handle, result_shape, dtype)
         lengths = T.match_buffer(lengths_handle, lengths_shape, "int64")
         body(
             AttentionOperands(
-                problem, query, key, value, mask, lengths, sinks, result, batches, G, S, keys, page, parts, spans, table
+                problem, query, key, value, mask, lengths, sinks, result, batches, G, S, keys, rows, parts, spans, table
             )
         )
 
@@ -160,6 +166,6 @@ def _binding(problem, dtype, body):
     def bind_sequences(handles, parts, spans_handle, table_handle):
         spans = T.match_buffer(spans_handle, (N, 2), "int64")
         table = T.match_buffer(table_handle, (N, M), "int64")
-        bind_operands(handles, parts, N, M * page, None, (N,), spans, table)
+        bind_operands(handles, parts, N, M * rows, None, (N,), spans, table)
 
     return bind_sequences if problem.sequences else bind, (B, G)

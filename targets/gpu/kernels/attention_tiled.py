@@ -110,9 +110,11 @@ def _load_tiles(tile, shared, first_key, first_input):
                     "float32",
                 )
             if first_key + line < operands.used_keys(rows.batch):
+                place = T.meta_var((rows.batch, rows.group, page, inside + line))
+                size = T.meta_var(operands.problem.head_size)
                 shared.keys[depth, line] = T.cast(
-                    operands.key[operands.place(rows.batch, rows.group, page, inside + line, k)], "float32"
-                )
+                    operands.key[operands.place(*place, k, size)], "float32"
+                ) * operands.scale(operands.key, *place, size)
 
 
 @T.inline
@@ -129,10 +131,11 @@ def _load_values(tile, shared, first_key):
         if place < columns * DEPTH:
             shared.values[line, column] = T.float32(0)
             if T.And(first_key + line < operands.used_keys(rows.batch), rows.has_column(column)):
+                own = T.meta_var((rows.batch, rows.group, page, inside + line))
+                size = T.meta_var(operands.problem.value_row)
                 shared.values[line, column] = T.cast(
-                    operands.value[operands.place(rows.batch, rows.group, page, inside + line, rows.column(column))],
-                    "float32",
-                )
+                    operands.value[operands.place(*own, rows.column(column), size)], "float32"
+                ) * operands.scale(operands.value, *own, size)
 
 
 @T.inline

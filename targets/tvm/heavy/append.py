@@ -31,7 +31,7 @@ def holding(
     ``kernel`` writes to a state: it takes (start, new, pages), or (length, starts, new, pages) if it ``has_places``.
     The first is a number, or a tensor int64[1] with ``lengths_in_memory``.
     ``conversions`` take (start, state, pages) and (pages, state), for states that are given and returned in another
-    type than the one of ``types`` in which they are stored."""
+    type than the one of ``types`` in which they are stored; the runtime converts types that they do not."""
 
     def append(
         lowering: LoweringContext,
@@ -59,6 +59,8 @@ def holding(
     def both(lowering: LoweringContext, node: ir.Node, problem: AppendProblem) -> tuple[str, str]:
         assert conversions is not None, "only asked for where there are any"
         store, restore = conversions
+        if store.why_not(problem, machine) is not None:
+            return "", ""
         return export(lowering, node, problem, store), export(lowering, node, problem, restore)
 
     converts = None if conversions is None else both

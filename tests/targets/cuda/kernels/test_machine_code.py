@@ -22,6 +22,7 @@ from moec.targets.cuda.kernels.wgmma_tile import HEIGHTS
 from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.gpu.kernels import dispatch, dispatch_many, expert_choice, route
 from moec.targets.gpu.kernels.activation import experts_epilogue
+from moec.targets.gpu.kernels.append import append
 from moec.targets.gpu.kernels.attention_few import attention_few
 from moec.targets.gpu.kernels.attention_join import attention_join
 from moec.targets.gpu.kernels.attention_tiled import attention_tiled
@@ -42,6 +43,7 @@ from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.heavy.experts import CombineProblem
 from moec.targets.tvm.heavy.linear_attention import LinearAttentionProblem
 from moec.targets.tvm.heavy.route import RouteProblem
+from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 from .kernel_runner import source_of
 from .machine_code import main_loop
@@ -156,6 +158,9 @@ KERNELS = {
     "wgmma, attention with sinks": lambda: attention_wgmma(_SINKS, "bfloat16"),
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "attention of sequences, few": lambda: attention_few(_SEQUENCES, "bfloat16"),
+    "attention of few queries, int8": lambda: attention_few(dataclasses.replace(_SEQUENCES, paged="int8"), "float32"),
+    "attention in tiles, int8": lambda: attention_tiled(dataclasses.replace(_SEQUENCES, paged="int8"), "float32"),
+    "rows of int8": lambda: append(AppendProblem((1, 8), (128,), "float32", "int8", "int64", by_entry=True)),
     "attention of sequences, joined": lambda: attention_join(_SEQUENCES, "bfloat16"),
     "attention of sequences in tiles": lambda: attention_tiled(
         dataclasses.replace(_SEQUENCES, paged="float32"), "float32"

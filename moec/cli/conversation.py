@@ -17,8 +17,7 @@ _HELP = "/reset forgets the conversation, /system TEXT sets the system message; 
 
 
 _OF_PROMPTS = {"batch": 1, "drafts": None, "draft_model": None}
-"""Options of ``moec generate`` that a conversation refuses, with the values that ask for nothing. It heeds the others.
-"""
+"""Options of ``moec generate`` that a conversation refuses, with their defaults."""
 
 
 class _StopError(Exception):

@@ -1,4 +1,4 @@
-"""Guards: conditions on the named sizes of a model's inputs, outside of which its program computes something else.
+"""Guards: conditions on the named sizes of a model's inputs that its program relies on.
 
 A guard is text, such as ``seq <= 16``, ``seq % 8 == 0`` or ``2*past < max(seq, 4)``: comparisons of integers, joined by
 ``and`` and ``or``, made of names, numbers, ``+ - * // %``, ``min`` and ``max``. It comes from untrusted files, so it is

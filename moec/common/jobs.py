@@ -326,8 +326,8 @@ class _LocalWorkers:
 
 
 class _Worker:
-    """A process that runs one job at a time. It is started anew, not forked, because a fork of a process with threads
-    may hang. It has no semaphores, of which Python would speak if this process were killed."""
+    """A process that runs one job at a time. It is spawned, not forked, because a fork of a process with threads may
+    hang. It has no semaphores, because Python would warn of them if this process were killed."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")

@@ -3,8 +3,8 @@ the field, its actual and its expected value.
 
 A field is ``bool``, ``int``, ``float`` (whole numbers are some, too), ``str``, ``Any``, ``list[T]``, ``tuple[T, ...]``,
 ``dict[str, T]``, a ``Literal`` of texts, a dataclass, a TypedDict, or a union such as ``T | None``. ``Annotated`` with
-a :class:`FieldRule` adds a condition. A dataclass has no fields except its own, of which those with a default may be
-missing. A TypedDict stays a dict, and may have other fields.
+a :class:`FieldRule` adds a condition. A dataclass allows no other fields, and
+fields with a default may be missing. A TypedDict stays a dict, and allows other fields.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class HeldState:
 
     @property
     def has_room(self) -> bool:
-        """Whether the state has a constant size, of which the model itself knows the part in use."""
+        """Whether the state has a constant size, and the model itself knows which part is in use."""
         return self.growth == "0"
 
     def stored(self, shape: Sequence[int]) -> tuple[int, ...]:

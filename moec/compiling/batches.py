@@ -1,14 +1,13 @@
 """The model of a batch: the graph that computes tokens of several sequences of different lengths in one run.
 
 Sequences of a batch (:mod:`moec.ir.batches`) lie one after the other along the axis of tokens. So every node has to
-treat each token alone, except attention, which reads the cache of one sequence for each of its tokens. That is proved
-node by node with the rules of operators for sequences (:mod:`moec.ir.sequence_rules`), with tokens in the place of
-sequences; a node for which it is not proved is refused by its name.
+compute each token independently, except attention, which reads the cache of one sequence for each of its tokens. The
+rules of operators for sequences (:mod:`moec.ir.sequence_rules`), applied to tokens, prove this node by node; an error
+names a node without proof.
 
-1. There is one batch entry. No token is padding, so a mask of tokens that count becomes ones, and masks of attention
-   are read again: what is left of them is the causal order, with or without a window.
-2. A value that numbers the tokens from the length of the past on becomes an input, for each token has a past of its
-   own.
+1. There is one batch entry. No token is padding, so masks of counting tokens become ones, and only the causal order
+   remains of masks of attention, with or without a window.
+2. A value that numbers the tokens from the length of the past on becomes an input, because each token has its own past.
 3. States that each run replaces have an entry for each sequence (:mod:`moec.compiling.batch_states`).
 4. The outputs are the logits and the states.
 """
@@ -44,16 +43,16 @@ from moec.targets.base import Made, Program, Target
 
 _MASK = 3
 _NO_PAST = "moec_past"
-"""Size of the past of a model of which no state has an entry for each token."""
+"""Name for the size of the past, for a model without a state that has an entry for each token."""
 _CLEANING = (
     "infer-shapes,fold-shapes,raise-masks,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 )
 
 
 def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
-    """Make the model of a batch of a language model after all passes. The model itself stays as it is.
+    """Make the model of a batch from a language model after all passes, which stays unchanged.
 
-    Raises UnsupportedError, naming what stands against it, for a model whose sequences cannot be batched.
+    Raises UnsupportedError, with the reason, for a model whose sequences cannot be batched.
     """
     copy = model.clone()
     batch = _BatchGraph.of(copy, interface)

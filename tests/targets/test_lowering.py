@@ -9,7 +9,6 @@ import pytest
 
 from moec import targets
 from moec.common.errors import InputError, MoecError, UnsupportedError
-from moec.targets.tvm.lowering.context import HEAVY_OPERATORS
 from moec.targets.tvm.lowering.lowering import Lowering
 from moec.targets.tvm.onnx.converters import all_converters
 
@@ -200,9 +199,9 @@ def test_sizes_in_a_matrix_are_refused():
         lowered(text)
 
 
-def test_every_target_converts_all_heavy_operators():
+def test_a_gpu_converts_all_heavy_operators_of_a_cpu():
     from moec.targets.cpu.hardware.machine import Machine
     from moec.targets.cpu.target import converters as on_cpu
     from moec.targets.cuda.target import converters as on_cuda
 
-    assert on_cpu(Machine.for_name("avx2")).keys() == HEAVY_OPERATORS <= on_cuda("sm_80").keys()
+    assert on_cpu(Machine.for_name("avx2")).keys() <= on_cuda("sm_80").keys()

@@ -33,33 +33,6 @@ if TYPE_CHECKING:
     from moec.targets.tvm.lowering.paged_tensors import BatchTensors, PagedTensor, Places
     from moec.targets.tvm.sizes.symbolic import Sizes, StaticValue
 
-HEAVY_OPERATORS = frozenset(
-    {
-        "MatMul",
-        "Gemm",
-        "Einsum",
-        "Conv",
-        "Attention",
-        "LinearAttention",
-        "Softmax",
-        "LayerNormalization",
-        "RMSNormalization",
-        "moec.Route",
-        "moec.Experts",
-        "moec.Dispatch",
-        "moec.GroupedMatMul",
-        "moec.Combine",
-        "moec.Linear",
-        "moec.MoE",
-        "moec.Expect",
-        "moec.Absent",
-        "moec.SendRows",
-        "moec.ReceiveRows",
-        "moec.ReturnRows",
-    }
-)
-"""Operators that a target has to provide: operator types, with ``domain.`` in front outside the default domain."""
-
 
 class LoweringContext(Protocol):
     """The function being built, as converters see it: queries about values, and emission of weights and kernels."""
@@ -253,5 +226,5 @@ class LoweringContext(Protocol):
 
 
 HeavyConverter = Callable[[LoweringContext, ir.Node], Any]
-"""``(lowering, node) -> relax.Expr`` or a sequence of them, one per output of the node. A target gives one for each of
-:data:`HEAVY_OPERATORS`, by name."""
+"""``(lowering, node) -> relax.Expr`` or a sequence of them, one per output of the node. Targets give them by the names
+of heavy operators, with ``domain.`` in front outside the default domain."""

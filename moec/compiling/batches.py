@@ -23,6 +23,7 @@ import sympy
 
 from moec.common.errors import InputError, UnsupportedError
 from moec.common.specs import POSITIONS, State
+from moec.compiling.batch_latents import absorb_latents
 from moec.compiling.batch_proof import BatchProof, refusal
 from moec.compiling.batch_states import separate_states
 from moec.compiling.model_inputs import ModelInputs
@@ -55,7 +56,7 @@ def batched_model(model: ir.Model, interface: Interface) -> ir.Model:
     Raises UnsupportedError, with the reason, for a model whose sequences cannot be batched.
     """
     copy = model.clone()
-    batch = _BatchGraph.of(copy, interface)
+    batch = _BatchGraph.of(copy, absorb_latents(copy, interface))
     batch.fix_sizes()
     batch.see_all_tokens()
     batch.move_sinks()

@@ -19,7 +19,6 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.common.specs import ROW_SCALE_BYTES
 from moec.targets.gpu.kernels.attention_join import part_length
 from moec.targets.gpu.kernels.attention_operands import (
     FEW_QUERIES,
@@ -82,7 +81,7 @@ class _WorkPartition:
 
     def _together(self, size: int, row: int) -> int:
         """Numbers that a lane reads at once: 16 bytes if both ``size`` and the ``row`` that they are a part of are
-        multiples of that, otherwise one number. Of int8 they are 4."""
+        multiples of that, otherwise one number. Of int8 they are 4 neighbours, one after the other."""
         most = _INT8_TOGETHER if self.stored == INT8_ROWS else _LOAD_BYTES // _BYTES[self.stored]
         return most if size % most == 0 and row % most == 0 else 1
 
@@ -160,10 +159,10 @@ class _BlockRows:
         return self.rows.operands
 
     @property
-    def rows_are_aligned(self) -> Any:
-        """Whether a lane's numbers can be read at once. Scales lie between the rows of int8 of two heads; a session's
-        pages have 256 rows, and the page of a plain run as many as there are."""
-        return self.work.stored != INT8_ROWS or self.operands.page % (_INT8_TOGETHER // ROW_SCALE_BYTES) == 0
+    def reads_vectors(self) -> bool:
+        """Whether a lane's numbers are read at once. Of int8 they are not: scales lie between the rows of two heads, so
+        the compiler cannot tell that rows are aligned, and those of a plain run may not be."""
+        return self.work.stored != INT8_ROWS
 
     def part(self, step: Any, first: Any = 0) -> Any:
         """The index of the group of numbers that this lane reads in a step; ``first``: that of the first lane and
@@ -202,7 +201,7 @@ def _load(block, share, source, size, place, is_there, first_part, numbers, at):
         for v in T.unroll(together):
             numbers[at, step * together + v] = T.cast(T.float32(0), numbers.dtype)
         if T.And(is_there, part * together < size):
-            if block.rows_are_aligned:
+            if block.reads_vectors:
                 for v in T.vectorized(together):
                     numbers[at, step * together + v] = source[place(part * together + v)]
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,14 @@ from moec.serving.metrics import Metrics
 from moec.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    import asyncio
+
     import starlette.applications
 
 Heard = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Context in which the function that it gets is called when the server shall stop."""
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Reasons for which a connection cannot be accepted now; asyncio tries again after a second."""
 _UNREAD_SECONDS = 30
 """Seconds for which a client may read nothing of what is sent to it; then its connection ends."""
 
@@ -96,6 +101,7 @@ def _run(
         scheduler.stop()
 
     async def answer() -> None:
+        asyncio.get_running_loop().set_exception_handler(_HeardOnce())
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         while not (server.started or serving.done()):
             await asyncio.sleep(0.01)
@@ -105,6 +111,24 @@ def _run(
 
     with told_to_stop(stop):
         asyncio.run(answer())
+
+
+class _HeardOnce:
+    """Handler of errors that the event loop meets where no request waits for them. asyncio logs a traceback for each of
+    the 2,048 connections that it tries to accept, each second, while the process has no file for them: that is said
+    once."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _NO_ROOM):
+            loop.default_exception_handler(context)
+        elif not self._is_said:
+            self._is_said = True
+            reason = f"{error.strerror}; clients wait until others have gone (ulimit -n sets the most)"
+            print(f"note: connections cannot be accepted: {reason}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3Next": {**_EXPERTS, **_LINEAR},
     "Lfm2Moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "GraniteMoeHybrid": _MAMBA,
+    "Bamba": {key: size for key, size in _MAMBA.items() if key != "layer_types"} | {"attn_layer_indices": [1]},
+    "NemotronH": {
+        **_MAMBA,
+        "layer_types": ["mamba", "attention"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Replacements for parts of transformers' models that torch.export cannot trace."""
+"""Replacements for parts of transformers' models that torch.export cannot trace, or that forget the cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from moec.frontend.pytorch import batched_experts, block_attention, dynamic_sizes, recurrences
+from moec.frontend.pytorch import batched_experts, block_attention, dynamic_sizes, positions, recurrences
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 """Functions by their names in the file that defines a model."""
 _METHODS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("BambaModel", "forward"): positions.behind_the_cache,
     ("DbrxExperts", "forward"): batched_experts.dbrx,
     ("LongcatFlashExperts", "forward"): batched_experts.longcat,
     ("Step3p7Experts", "forward"): batched_experts.step,

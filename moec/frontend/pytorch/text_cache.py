@@ -68,7 +68,7 @@ def cache_inputs(module: torch.nn.Module, inputs: TextInputs) -> CacheInputs:
         raise NoCacheError(f"{name}: a cache is for text decoders of transformers; compile it without")
     longer = {name: value[:, :1].expand(-1, _LENGTH, *value.shape[2:]) for name, value in inputs.example.items()}
     with _attributes_kept(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        cache = getattr(_run(module, longer), _name_of_cache(module.forward))
+        cache = getattr(_run(module, longer), name_of_cache(module.forward))
         form = CacheForm.of(cache, name)
         tensors = {kept: (tuple(read.shape), read.dtype) for kept in form.kept for read in (kept.read(cache),)}
     dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**inputs.example}, {**inputs.dynamic_shapes}
@@ -123,13 +123,13 @@ def with_cache(module: torch.nn.Module, form: CacheForm) -> Iterator[None]:
             vars(module)["forward"] = own
 
 
-def _name_of_cache(forward: Callable[..., Any]) -> str:
+def name_of_cache(forward: Callable[..., Any]) -> str:
     """Name of the argument and the result in this version of transformers: ``past_key_values`` in earlier ones."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[str, Any]]:
-    name = _name_of_cache(forward)
+    name = name_of_cache(forward)
 
     further = [PREVIOUS_HIDDEN] if PREVIOUS_HIDDEN in inspect.signature(forward).parameters else []
 

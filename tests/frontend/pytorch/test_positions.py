@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moec.frontend.pytorch.exportable import exportable
-from moec.frontend.pytorch.text_cache import _name_of_cache
+from moec.frontend.pytorch.text_cache import name_of_cache
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 transformers = pytest.importorskip(
@@ -33,7 +33,7 @@ def bamba() -> Any:
 
 def in_parts(module: Any, ids: Any, **second: Any) -> Any:
     """Logits of the tokens behind the first ones, with the cache of these."""
-    name = _name_of_cache(module.forward)
+    name = name_of_cache(module.forward)
     with torch.no_grad(), exportable(module):
         cache = getattr(module(ids[:, :FIRST], use_cache=True), name)
         return module(ids[:, FIRST:], use_cache=True, **{name: cache}, **second).logits

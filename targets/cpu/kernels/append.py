@@ -134,13 +134,7 @@ def _pages(problem: AppendProblem, before: Sequence[int | str], after: Sequence[
 def _numbers(problem: AppendProblem, pages: Sequence[Any]) -> Any:
     """Indices of the growing axis that fit in a page."""
     page = pages[len(problem.before) + 1]
-    return rows_in(page, _row(problem)) if problem.stored == INT8_ROWS else page
-
-
-def _row(problem: AppendProblem) -> int:
-    (size,) = problem.after
-    assert size is not None, "rows of int8 have a fixed size"
-    return size
+    return rows_in(page, problem.row) if problem.stored == INT8_ROWS else page
 
 
 def _each_part(
@@ -200,11 +194,7 @@ def _copy(source: Any, at: list[Any], target: Any, to: list[Any], sizes: Sequenc
 
 
 def _why_not(problem: AppendProblem) -> str | None:
-    if problem.stored != INT8_ROWS:
-        return why_not_stored(problem.new, problem.stored)
-    if problem.new != "float32" or len(problem.after) != 1 or problem.after[0] is None:
-        return f"{problem.new} with {len(problem.after)} axes in int8; the kernel rounds float32 rows of a fixed size"
-    return None
+    return problem.why_not_rows if problem.stored == INT8_ROWS else why_not_stored(problem.new, problem.stored)
 
 
 def _round_row(state: Any, at: list[Any], pages: Any, place: list[Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.gpu.kernels.append_rows import append_rows, why_not_rows
+from moec.targets.gpu.kernels.append_places import placed
+from moec.targets.gpu.kernels.append_rows import append_rows
 from moec.targets.gpu.kernels.launch import BESIDE, EARLY_ATTRIBUTES, TAKES, blocks_for, indices_of
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
 from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
@@ -67,39 +68,7 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
                 for v in T.vectorized(together):
                     held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
 
-    if problem.by_entry:
-
-        @T.prim_func
-        def kernel(places_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
-            T.func_attr(EARLY_ATTRIBUTES)
-            places = T.match_buffer(places_handle, (S,), problem.starts)
-            write(
-                new_handle,
-                pages_handle,
-                lambda at: (T.cast(places[at[rank]], "int64") - T.cast(at[rank], "int64"), lambda number: number >= 0),
-            )
-
-    elif problem.starts:
-
-        @T.prim_func
-        def kernel(length_handle: T.handle, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
-            T.func_attr(EARLY_ATTRIBUTES)
-            length = T.match_buffer(length_handle, (1,), "int64")
-            starts = T.match_buffer(starts_handle, before[:1], problem.starts)
-            write(
-                new_handle,
-                pages_handle,
-                lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length[0])),
-            )
-
-    else:
-
-        @T.prim_func
-        def kernel(start_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
-            T.func_attr(EARLY_ATTRIBUTES)
-            start = T.match_buffer(start_handle, (1,), "int64")
-            write(new_handle, pages_handle, lambda at: (start[0], lambda number: number >= 0))
-
+    kernel = placed(problem, before, S, EARLY_ATTRIBUTES, write)
     # An element that is computed in 16 bits is rounded once more where it is stored in another type of 16 bits.
     is_rounded = problem.new != "float32" and problem.new != problem.stored
     kernel = kernel.with_attr(BESIDE, True)
@@ -125,6 +94,6 @@ APPEND = Kernel(
     append,
     how=lambda problem, _: f"what is there stays where it lies; {problem.stored} in memory",
     why_not=lambda problem, _: (
-        why_not_rows(problem) if problem.stored == INT8_ROWS else why_not_stored(problem.new, problem.stored)
+        problem.why_not_rows if problem.stored == INT8_ROWS else why_not_stored(problem.new, problem.stored)
     ),
 )

@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.gpu.kernels.append_places import placed
 from moec.targets.gpu.kernels.instructions import reduce_lanes
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, WARP, blocks_for, indices_of
 from moec.targets.tvm.kernels.int8_rows import (
@@ -30,13 +31,6 @@ from moec.targets.tvm.lowering.paged_tensors import AppendProblem
 
 _WARPS = 4
 """Warps of a block of threads."""
-
-
-def row_of(problem: AppendProblem) -> int:
-    """Numbers of a row."""
-    (size,) = problem.after
-    assert size is not None, "rows of int8 have a fixed size"
-    return size
 
 
 @T.inline
@@ -76,7 +70,7 @@ def _widen_row(row, state, at, pages, first, inside, lane):
 def _each_row(problem: AppendProblem, convert: Any) -> tuple[Any, Any]:
     """A macro that gives each row of a state [*before, S, row] to a warp, with its place in pages [pages, *before,
     page], and the sizes ``before`` and S."""
-    row, rank = row_of(problem), len(problem.before)
+    row, rank = problem.row, len(problem.before)
     before = [tirx.Var(f"b{axis}", "int32") if size is None else size for axis, size in enumerate(problem.before)]
     number_of_pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
 
@@ -93,53 +87,20 @@ def _each_row(problem: AppendProblem, convert: Any) -> tuple[Any, Any]:
         rows: T.let = T.cast(rows_in(page, row), "int64")
         if index < count:
             at = T.meta_var(indices_of(index, [*before, S], 1))
-            start, end = T.meta_var(place_of(at))
+            start, is_there = T.meta_var(place_of(at))
             number: T.let = start + at[rank]
-            if T.And(T.And(number >= 0, number < end), number < rows * number_of_pages):
+            if T.And(is_there(number), number < rows * number_of_pages):
                 first = T.meta_var((number // rows, *at[:rank]))
                 convert(row, state, at, pages, first, number % rows, lane)
 
     return each, (before, S)
 
 
-_NO_END = (1 << 63) - 1
-
-
 @functools.cache
 def append_rows(problem: AppendProblem) -> tirx.PrimFunc:
     """The kernel of :func:`moec.targets.gpu.kernels.append.append` for float32 rows that are stored in int8."""
     each, (before, S) = _each_row(problem, _round_row)
-    rank = len(problem.before)
-
-    if problem.by_entry:
-
-        @T.prim_func
-        def kernel(places_handle: T.handle, new: T.handle, pages: T.handle):
-            T.func_attr(ATTRIBUTES)
-            places = T.match_buffer(places_handle, (S,), problem.starts)
-            place_of = T.meta_var(
-                lambda at: (T.cast(places[at[rank]], "int64") - T.cast(at[rank], "int64"), T.int64(_NO_END))
-            )
-            each(new, pages, place_of)
-
-    elif problem.starts:
-
-        @T.prim_func
-        def kernel(length_handle: T.handle, starts_handle: T.handle, new: T.handle, pages: T.handle):
-            T.func_attr(ATTRIBUTES)
-            length = T.match_buffer(length_handle, (1,), "int64")
-            starts = T.match_buffer(starts_handle, before[:1], problem.starts)
-            each(new, pages, lambda at: (T.cast(starts[at[0]], "int64"), length[0]))
-
-    else:
-
-        @T.prim_func
-        def kernel(start_handle: T.handle, new: T.handle, pages: T.handle):
-            T.func_attr(ATTRIBUTES)
-            start = T.match_buffer(start_handle, (1,), "int64")
-            each(new, pages, lambda at: (start[0], T.int64(_NO_END)))
-
-    return kernel
+    return placed(problem, before, S, ATTRIBUTES, each)
 
 
 @functools.cache
@@ -150,7 +111,7 @@ def page_rows(problem: AppendProblem) -> tirx.PrimFunc:
     @T.prim_func
     def kernel(start: T.int64, state: T.handle, pages: T.handle):
         T.func_attr(ATTRIBUTES)
-        each(state, pages, lambda at: (start, T.int64(_NO_END)))
+        each(state, pages, lambda at: (start, lambda number: number >= 0))
 
     return kernel
 
@@ -163,16 +124,13 @@ def unpage_rows(problem: AppendProblem) -> tirx.PrimFunc:
     @T.prim_func
     def kernel(pages: T.handle, state: T.handle):
         T.func_attr(ATTRIBUTES)
-        each(state, pages, lambda at: (T.int64(0), T.int64(_NO_END)))
+        each(state, pages, lambda at: (T.int64(0), lambda number: number >= 0))
 
     return kernel
 
 
-def why_not_rows(problem: AppendProblem) -> str | None:
-    """The reason why no kernel here can write to a state, or None."""
-    if problem.stored != INT8_ROWS or problem.new != "float32" or len(problem.after) != 1 or problem.after[0] is None:
-        return f"{problem.new} with {len(problem.after)} axes in {problem.stored}; expected float32 rows in int8"
-    return None
+def _why_not(problem: AppendProblem) -> str | None:
+    return problem.why_not_rows if problem.stored == INT8_ROWS else f"{problem.stored} in memory; expected int8"
 
 
 PAGE_ROWS = Kernel(
@@ -180,12 +138,12 @@ PAGE_ROWS = Kernel(
     "pages[i] = state[i], for a run that is given it",
     page_rows,
     how=lambda problem, _: f"a warp rounds a row; {problem.stored} in memory",
-    why_not=lambda problem, _: why_not_rows(problem),
+    why_not=lambda problem, _: _why_not(problem),
 )
 UNPAGE_ROWS = Kernel(
     "unpage_rows",
     "state[i] = pages[i], for a run that returns it",
     unpage_rows,
     how=lambda problem, _: f"{problem.stored} in memory becomes {problem.new}",
-    why_not=lambda problem, _: why_not_rows(problem),
+    why_not=lambda problem, _: _why_not(problem),
 )

@@ -19,12 +19,12 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.gpu.kernels.attention_few_work import THREADS, WorkPartition
 from moec.targets.gpu.kernels.attention_join import part_length
 from moec.targets.gpu.kernels.attention_operands import (
     FEW_QUERIES,
     KEYS_TOGETHER,
     LOWEST,
-    VALUE_COLUMNS,
     AttentionLaunch,
     AttentionOperands,
     attention_kernel_of,
@@ -34,111 +34,14 @@ from moec.targets.gpu.kernels.attention_operands import (
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.gpu.kernels.attention_signatures import kernel_of_parts
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
-from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
+from moec.targets.gpu.kernels.launch import BEGINS_EARLY, one_block_is_enough
 from moec.targets.tvm.heavy.attention import AttentionProblem
 from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
-
-THREADS = 128
-_LEAST_LANES = 8
-_MOST_ROWS, _ROW_NUMBERS = 8, 128
-"""Limits of the rows of a block of threads, and of the numbers of queries and sums of a row in a lane's registers."""
-_MOST_KEYS, _KEY_BYTES, _SCORES = 4, 128, 16
-"""Limits of the keys that a team reads at once, of the bytes of these keys and their values in a lane's registers, and
-of the scores of all rows there. More keys at once mean fewer waits for memory."""
-_LOAD_BYTES, _INT8_TOGETHER = 16, 4
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, INT8_ROWS: 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    """One lane's share of ``size`` numbers that ``lanes`` lanes read: ``together`` neighbouring numbers in each of
-    ``steps`` steps."""
-
-    size: int
-    together: int
-    lanes: int
-
-    @property
-    def steps(self) -> int:
-        return -(-self.size // (self.lanes * self.together))
-
-    @property
-    def count(self) -> int:
-        """Numbers of a lane, including padding."""
-        return self.steps * self.together
-
-
-@dataclasses.dataclass(frozen=True)
-class _WorkPartition:
-    """The partition of a problem's work among lanes, teams and blocks. ``stored``: the type of keys and values."""
-
-    problem: AttentionProblem
-    stored: str
-
-    @property
-    def _columns(self) -> int:
-        return min(self.problem.value_size, VALUE_COLUMNS)
-
-    def _together(self, size: int, row: int) -> int:
-        """Numbers that a lane reads at once: 16 bytes if both ``size`` and the ``row`` that they are a part of are
-        multiples of that, otherwise one number. Of int8 they are 4 neighbours, one after the other."""
-        most = _INT8_TOGETHER if self.stored == INT8_ROWS else _LOAD_BYTES // _BYTES[self.stored]
-        return most if size % most == 0 and row % most == 0 else 1
-
-    @property
-    def lanes(self) -> int:
-        """Lanes of a team: enough to read a row of keys or values at once, rounded up to a power of two; 8 to 32."""
-        parts = max(share.size // share.together for share in self._shares(1))
-        return min(max(_power_of_two(parts), _LEAST_LANES), WARP)
-
-    def _shares(self, lanes: int) -> tuple[_Share, _Share]:
-        head, values = self.problem.head_size, self.problem.value_row
-        return (
-            _Share(head, self._together(head, head), lanes),
-            _Share(self._columns, self._together(self._columns, values), lanes),
-        )
-
-    @property
-    def of_keys(self) -> _Share:
-        return self._shares(self.lanes)[0]
-
-    @property
-    def of_values(self) -> _Share:
-        return self._shares(self.lanes)[1]
-
-    @property
-    def teams(self) -> int:
-        return THREADS // self.lanes
-
-    @property
-    def rows(self) -> int:
-        """Rows of a block of threads: the heads of a group, divided into tiles of equal size that fit into
-        registers."""
-        ratio, numbers = self.problem.heads_per_group, self.of_keys.count + self.of_values.count
-        most = max(1, min(_MOST_ROWS, _ROW_NUMBERS // numbers))
-        return -(-ratio // -(-ratio // most))
-
-    @property
-    def keys_together(self) -> int:
-        """Keys that a team reads at once, a power of two."""
-        bytes_read = (self.of_keys.count + self.of_values.count) * _BYTES[self.stored]
-        most = max(1, min(_MOST_KEYS, _KEY_BYTES // bytes_read, _SCORES // self.rows))
-        return _power_of_two(most + 1) // 2
-
-    @property
-    def step_keys(self) -> int:
-        """Keys that all teams read at once. It divides :data:`KEYS_TOGETHER`, so these keys lie in one page."""
-        return self.teams * self.keys_together
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not below ``number``."""
-    return 1 << (number - 1).bit_length()
 
 
 def rows_together(problem: AttentionProblem, dtype: str) -> int:
     """The number of rows of a block of threads, which share the keys that it reads. ``dtype``: of the queries."""
-    return _WorkPartition(problem, problem.paged or dtype).rows
+    return WorkPartition(problem, problem.paged or dtype).rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +49,7 @@ class _BlockRows:
     """The rows and the keys [first, end) of a block of threads, and the team and lane of this thread."""
 
     rows: RowTile
-    work: _WorkPartition
+    work: WorkPartition
     dtype: str
     first: Any
     end: Any
@@ -346,7 +249,7 @@ def _store(block, shared):
                     parts.statistics[(*own, 1)] = total[0]
 
 
-def _scales(work: _WorkPartition) -> Any:
+def _scales(work: WorkPartition) -> Any:
     """Registers [2, keys] for the scales of keys and values in int8; None for other types."""
     return T.alloc_local((2, work.keys_together), "float32") if work.stored == INT8_ROWS else None
 
@@ -380,7 +283,7 @@ def _before_windows(rows: RowTile, multiple: int) -> Any:
 
 def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_signatures.kernel_of_parts`."""
-    work = _WorkPartition(problem, problem.paged or dtype)
+    work = WorkPartition(problem, problem.paged or dtype)
 
     @T.inline
     def body(operands):

@@ -31,6 +31,20 @@ class AppendProblem:
     starts: str = ""
     by_entry: bool = False
 
+    @property
+    def row(self) -> int:
+        """Numbers of a row that is stored in int8."""
+        (size,) = self.after
+        assert size is not None, "rows of int8 have a fixed size"
+        return size
+
+    @property
+    def why_not_rows(self) -> str | None:
+        """The reason why what is written cannot be rounded to rows of int8; None if it can."""
+        if self.new != "float32" or len(self.after) != 1 or self.after[0] is None:
+            return f"{self.new} with {len(self.after)} axes in int8; the kernel rounds float32 rows of a fixed size"
+        return None
+
 
 class Places(NamedTuple):
     """Places to write at in a state: ``starts``, integers [first axis], has one for each entry of the first axis.
